@@ -1,0 +1,1 @@
+"""Benchmarks: each file measures one op or engine against what a user would otherwise have."""

@@ -1,0 +1,86 @@
+"""Side-by-side timing in one process, and what machine it ran on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call: median, and the quartiles as the spread."""
+
+    median: float
+    lower: float
+    upper: float
+    samples: int
+
+    def as_dict(self) -> dict:
+        return {name: round(value, 5) for name, value in asdict(self).items()}
+
+
+def interleave(
+    variants: dict[str, Callable[[], object]], seconds: float, min_sample: float = 0.002
+) -> dict[str, Timing]:
+    """Times CPU calls in turn, one sample of each a round, so that drift of the machine meets all alike.
+
+    A sample is as many calls as take ``min_sample`` seconds; rounds go on for ``seconds``, at least ten.
+    """
+    calls = {}
+    for name, call in variants.items():
+        for _ in range(3):
+            call()
+        calls[name] = max(1, round(min_sample / _seconds(call, 3)))
+    samples = {name: [] for name in variants}
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(next(iter(samples.values()))) < 10:
+        for name, call in variants.items():
+            samples[name].append(_seconds(call, calls[name]) * 1e3)
+    return {name: _timing(values) for name, values in samples.items()}
+
+
+def _seconds(call: Callable[[], object], times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
+
+
+def _timing(values: list[float]) -> Timing:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, lower, upper, len(values))
+
+
+def machine() -> dict:
+    """Processor, threads, versions, commit: what a figure needs beside it."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

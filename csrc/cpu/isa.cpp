@@ -1,0 +1,42 @@
+#include "isa.h"
+
+#include <c10/util/Exception.h>
+
+namespace oekd {
+
+const std::vector<Isa>& available_isas() {
+  static const std::vector<Isa> isas = [] {
+    std::vector<Isa> found;
+#ifdef OEKD_HAVE_X86_COPIES
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      found.push_back({"avx512", avx512::ensemble_kd_rows, avx512::ensemble_kd_scratch_bytes});
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+      found.push_back({"avx2", avx2::ensemble_kd_rows, avx2::ensemble_kd_scratch_bytes});
+    }
+#endif
+    found.push_back({"baseline", baseline::ensemble_kd_rows, baseline::ensemble_kd_scratch_bytes});
+    return found;
+  }();
+  return isas;
+}
+
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const Isa& isa : available_isas()) names.emplace_back(isa.name);
+  return names;
+}
+
+const Isa& choose_isa(std::string_view name) {
+  if (name == "auto") return available_isas().front();
+  for (const Isa& isa : available_isas()) {
+    if (name == isa.name) return isa;
+  }
+  std::string names;
+  for (const Isa& isa : available_isas()) names.append(", ").append(isa.name);
+  TORCH_CHECK_VALUE(false, "isa: expected one of auto", names, " on this processor, got ", name);
+}
+
+}  // namespace oekd

@@ -1,0 +1,26 @@
+// Which copy of the kernels to run on this processor.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ensemble_kd.h"
+
+namespace oekd {
+
+struct Isa {
+  const char* name;
+  KDRows rows;
+  int64_t (*scratch_bytes)(const KDProblem&);
+};
+
+// The copies that were built and that this processor can run, widest first.
+const std::vector<Isa>& available_isas();
+
+// "auto" is the widest; an unknown or unavailable name is a ValueError.
+const Isa& choose_isa(std::string_view name);
+
+std::vector<std::string> isa_names();
+
+}  // namespace oekd

@@ -1,0 +1,50 @@
+"""The losses as modules, for trainers that want one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from torch import Tensor, nn
+
+from oekd_fast.ops import ensemble_kd_loss, feature_kd_loss
+from oekd_fast.options import KDOptions
+
+
+class EnsembleKDLoss(nn.Module):
+    """:func:`oekd_fast.ensemble_kd_loss` with its options fixed: the drop-in.
+
+    Args:
+        **options: fields of :class:`oekd_fast.options.KDOptions`, and ``backend``.
+    """
+
+    def __init__(self, *, backend: str = "auto", **options) -> None:
+        super().__init__()
+        self.options = KDOptions(**options)
+        self.backend = backend
+
+    def forward(self, logits: Sequence[Tensor] | Tensor, target: Tensor | None) -> Tensor:
+        """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B]."""
+        return ensemble_kd_loss(logits, target, backend=self.backend, **asdict(self.options)).loss
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
+
+
+class FeatureKDLoss(nn.Module):
+    """:func:`oekd_fast.feature_kd_loss` over a family's features and adapters."""
+
+    def forward(self, features: Sequence[Sequence[Tensor]], adapters: Sequence[Sequence[nn.Conv2d]]) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            features: S x blocks maps, the pseudo teacher's first, as in ``EnsembleOutput.features``.
+            adapters: blocks x (S - 1) 1x1 convolutions with bias, as ``StudentEnsemble.adapters``.
+        """
+        teacher, *students = features
+        return feature_kd_loss(
+            list(zip(*students, strict=True)) if students else [()] * len(teacher),
+            teacher,
+            [[adapter.weight for adapter in block] for block in adapters],
+            [[adapter.bias for adapter in block] for block in adapters],
+        )

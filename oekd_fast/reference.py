@@ -1,0 +1,123 @@
+"""The losses in plain PyTorch: definition, oracle, and fallback on any device.
+
+Notation (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449): S students give logits z_j of B rows and
+C classes; the ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper. Arguments are checked in ``ops``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oekd_fast.options import KDOptions
+
+
+class EnsembleKDOutput(NamedTuple):
+    """Loss and statistics of S students; everything stays on the logits' device.
+
+    Statistics are detached. ``loss``, ``ce``, ``kd`` and ``ensemble_ce`` are fp32 (fp64 for fp64 logits) and
+    follow ``reduction``. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
+    """
+
+    loss: Tensor  # scalar, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd)
+    ce: Tensor  # [S] cross-entropy of each student
+    kd: Tensor  # [S] T^2 KL(ensemble || student) at temperature T
+    ensemble_ce: Tensor  # scalar, cross-entropy of the ensemble
+    correct: Tensor  # int64 [S + 1] rows whose first largest logit is the target: students, then ensemble
+
+
+def ensemble_kd(
+    logits: Sequence[Tensor],
+    target: Tensor | None,
+    options: KDOptions,
+    ensemble_weights: Tensor | None = None,
+) -> EnsembleKDOutput:
+    """Cross-entropy and ensemble distillation of all students; see :func:`oekd_fast.ensemble_kd_loss`.
+
+    A label outside [0, C) is never used as an index: its row makes the loss NaN.
+    """
+    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    temperature = options.temperature
+    z = [student.to(dtype) for student in logits]
+    rows, classes = z[0].shape
+
+    counted = valid = None
+    number = torch.full((), float(rows), dtype=dtype, device=z[0].device)
+    if target is not None:
+        counted = target != options.ignore_index
+        valid = (target >= 0) & (target < classes)
+        number = counted.sum().to(dtype)
+        # What an ignored row holds, NaN included, must reach neither the loss nor the gradient.
+        z = [student.where(counted[:, None], 0.0) for student in z]
+
+    ensemble = _mix(z, ensemble_weights)
+    teacher = ensemble.detach() if options.detach_ensemble else ensemble
+    teacher_log_probs = F.log_softmax(teacher / temperature, dim=1)
+    teacher_probs = teacher_log_probs.exp()
+
+    def reduce(per_row: Tensor) -> Tensor:
+        if counted is not None:
+            per_row = per_row.where(counted, 0.0)
+        total = per_row.sum()
+        return total / number.clamp(min=1.0) if options.reduction == "mean" else total
+
+    def cross_entropy(log_probs: Tensor) -> Tensor:
+        index = target.clamp(0, classes - 1)
+        loss = -log_probs.gather(1, index[:, None]).squeeze(1)
+        if options.label_smoothing > 0.0:
+            smooth = -log_probs.mean(dim=1)
+            loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing * smooth
+        return reduce(loss.where(valid, float("nan")))
+
+    def divergence(student: Tensor) -> Tensor:
+        student_log_probs = F.log_softmax(student / temperature, dim=1)
+        # Where the teacher gives nothing, -inf - -inf must not be formed: 0 * (log 0 - log q) is 0.
+        gap = (teacher_log_probs - student_log_probs).where(teacher_probs > 0, 0.0)
+        kl = (teacher_probs * gap).sum(dim=1)
+        # Rounding can give -1e-9; KL >= 0, and the gradient must not notice the clamp.
+        kl = kl + (kl.clamp(min=0.0) - kl).detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return reduce(kl) * temperature**2
+
+    def count_correct(scores: Tensor) -> Tensor:
+        return ((scores.argmax(dim=1) == target) & counted).sum()
+
+    kd = torch.stack([divergence(student) for student in z])
+    loss = options.kd_weight * kd.sum()
+    if target is None:
+        ce, ensemble_ce = torch.zeros_like(kd), torch.zeros_like(loss)
+        correct = torch.zeros(len(z) + 1, dtype=torch.int64, device=kd.device)
+    else:
+        ce = torch.stack([cross_entropy(F.log_softmax(student, dim=1)) for student in z])
+        ensemble_ce = cross_entropy(F.log_softmax(ensemble.detach(), dim=1))
+        correct = torch.stack([count_correct(scores) for scores in (*z, ensemble)])
+        loss = loss + options.ce_weight * ce.sum()
+    return EnsembleKDOutput(loss, ce.detach(), kd.detach(), ensemble_ce.detach(), correct)
+
+
+def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return torch.stack(tuple(z)).mean(dim=0)
+    terms = []
+    for weight, student in zip(weights.to(z[0].dtype), z, strict=True):
+        # A student of weight 0 has no say, even where its logit is -inf: 0 * -inf would be NaN.
+        terms.append(weight * student.where((weight != 0) | student.isfinite(), 0.0))
+    return torch.stack(terms).sum(dim=0)
+
+
+def feature_kd(
+    student_maps: Sequence[Tensor], teacher_map: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """Sum over students of the mean squared error of the adapted map to the pseudo teacher's detached map.
+
+    See :func:`oekd_fast.feature_kd_loss`.
+    """
+    teacher = teacher_map.detach()
+    losses = [
+        F.mse_loss(F.conv2d(student, weight.view(*weight.shape[:2], 1, 1), bias), teacher)
+        for student, weight, bias in zip(student_maps, weights, biases, strict=True)
+    ]
+    return torch.stack(losses).sum() if losses else teacher.new_zeros((), dtype=torch.float32)

@@ -1,0 +1,76 @@
+"""Build of the native extension; everything else is in pyproject.toml.
+
+OEKD_FAST_NATIVE=0 asks for an install without it (pure PyTorch); nothing else leaves it out.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from setuptools import setup
+
+KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+# The same kernel source, once for each instruction set; the widest that the processor has is chosen at run time.
+X86_COPIES = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mf16c",
+        "-mprefer-vector-width=512",
+    ],
+}
+IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def fail(why: str) -> None:
+    sys.exit(f"oekd_fast: {why}; OEKD_FAST_NATIVE=0 installs the pure-PyTorch loss instead.")
+
+
+def native() -> dict:
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
+    except ImportError:
+        fail(
+            "building needs the torch that will run it: install torch >= 2.10 first, then "
+            "`pip install --no-build-isolation .`"
+        )
+    try:
+        subprocess.run([get_cxx_compiler(), "--version"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        fail(f"no C++ compiler (looked for {get_cxx_compiler()!r}; set CXX to name another)")
+
+    class BuildNative(BuildExtension):
+        """Compiles the kernel copies, each with its own flags, then the extension around them."""
+
+        def build_extension(self, ext):
+            copies = {"baseline": [], **(X86_COPIES if IS_X86_64 else {})}
+            os.makedirs(self.build_temp, exist_ok=True)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                ext.extra_objects += pool.map(self.compile_copy, copies.keys(), copies.values())
+            super().build_extension(ext)
+
+        def compile_copy(self, name, flags):
+            # An absolute path, since torch's ninja links from another folder.
+            output = os.path.abspath(os.path.join(self.build_temp, f"ensemble_kd_{name}.o"))
+            source = f"csrc/cpu/ensemble_kd_{name}.cpp"
+            command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, "-c", source, "-o", output]
+            print(" ".join(command), flush=True)
+            subprocess.run(command, check=True)
+            return output
+
+    extension = CppExtension(
+        "oekd_fast._native",
+        ["csrc/module.cpp", "csrc/cpu/ensemble_kd_cpu.cpp", "csrc/cpu/isa.cpp"],
+        define_macros=[("OEKD_HAVE_X86_COPIES", None)] if IS_X86_64 else [],
+        extra_compile_args=["-O2", "-fvisibility=hidden"],
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
+
+
+setup(**({} if os.environ.get("OEKD_FAST_NATIVE") == "0" else native()))
