@@ -1,0 +1,155 @@
+"""A family of students on one shared base (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449).
+
+Students are counted from 0. Student 0 is the full network, the pseudo teacher; student j keeps its
+depth and (N - j) / N of its channels.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from oekd_fast.models import Architecture, get_architecture
+
+
+class EnsembleOutput(NamedTuple):
+    """What the ensemble computes for one batch; S is the number of students.
+
+    logits: S tensors [B, C].
+    features: for each student, one map [B, C_b, H_b, W_b] for each block.
+    """
+
+    logits: tuple[Tensor, ...]
+    features: tuple[tuple[Tensor, ...], ...]
+
+
+class Student(nn.Module):
+    """One student alone: the base and its branch; images [B, C_in, H, W] -> logits [B, C]."""
+
+    def __init__(self, base: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.branch = branch
+        # The parts may belong to an ensemble that is being evaluated.
+        self.training = base.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits, _ = self.branch(self.base(images))
+        return logits
+
+
+class StudentEnsemble(nn.Module):
+    """A shared base, a branch for each student, and adapters from narrow maps to the teacher's.
+
+    `forward` takes float images [B, in_channels, H, W] and returns an `EnsembleOutput` in the order
+    of `members`. Attributes: `architecture`, `num_students`, `num_classes`, `in_channels`, `members`,
+    `base`, `branches` (one a member) and `adapters`: `adapters[b][i - 1]` is the 1x1 convolution from
+    the map of `members[i]` after block b to the map of student 0. `adapters` is empty unless
+    student 0 and at least one other are members.
+
+    Args:
+        architecture: what to build.
+        num_students: N, which sets the widths of all students.
+        num_classes: C, the number of logits.
+        in_channels: channels of the images.
+        members: the students to build, as ascending indices in 0..N-1; None means all N. A family of
+            one trains that student alone.
+
+    Raises:
+        ValueError: a number is below 1, or `members` is empty, out of range or not ascending.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        num_students: int = 5,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        members: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive("num_students", num_students)
+        _check_positive("num_classes", num_classes)
+        _check_positive("in_channels", in_channels)
+        self.architecture = architecture
+        self.num_students = num_students
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.members = _checked_members(members, num_students)
+
+        self.base = architecture.build_base(in_channels)
+        self.branches = nn.ModuleList(architecture.build_branch(j, num_students, num_classes) for j in self.members)
+        self.adapters = _build_adapters(architecture, num_students, self.members)
+
+    def forward(self, images: Tensor) -> EnsembleOutput:
+        shared = self.base(images)
+        logits, features = zip(*(branch(shared) for branch in self.branches), strict=True)
+        return EnsembleOutput(logits, features)
+
+    def student(self, j: int) -> Student:
+        """Return student `j` (its index in 0..N-1, not its place in `members`) as a plain module.
+
+        It shares its parts with the ensemble, their train or eval mode included; `copy.deepcopy` makes
+        it independent.
+
+        Raises:
+            ValueError: `j` is not among `members`.
+        """
+        if j not in self.members:
+            raise ValueError(f"j: expected one of the members {self.members}, got {j}")
+        return Student(self.base, self.branches[self.members.index(j)])
+
+    def parameter_counts(self) -> list[int]:
+        """Return the parameters of each member alone, base and branch, in the order of `members`."""
+        return [sum(p.numel() for p in self.student(j).parameters()) for j in self.members]
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the parameters of the base and of all branches."""
+        return chain(self.base.parameters(), self.branches.parameters())
+
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the parameters of the adapters, which only training needs."""
+        return self.adapters.parameters()
+
+
+def build_ensemble(
+    model: str,
+    num_students: int = 5,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    members: tuple[int, ...] | None = None,
+) -> StudentEnsemble:
+    """Build the family of the architecture called `model`; see `StudentEnsemble` for the rest.
+
+    Raises:
+        ValueError: `model` is unknown, or an argument is out of range.
+    """
+    return StudentEnsemble(get_architecture(model), num_students, num_classes, in_channels, members)
+
+
+def _build_adapters(architecture: Architecture, num_students: int, members: tuple[int, ...]) -> nn.ModuleList:
+    if members[0] != 0 or len(members) == 1:
+        return nn.ModuleList()
+    teacher, *others = (architecture.map_channels(j, num_students) for j in members)
+    return nn.ModuleList(
+        nn.ModuleList(nn.Conv2d(channels, target, kernel_size=1) for channels in narrow)
+        for target, *narrow in zip(teacher, *others, strict=True)
+    )
+
+
+def _checked_members(members: tuple[int, ...] | None, num_students: int) -> tuple[int, ...]:
+    if members is None:
+        return tuple(range(num_students))
+    members = tuple(members)
+    if not members or members != tuple(sorted(set(members) & set(range(num_students)))):
+        raise ValueError(
+            f"members: expected distinct student indices in 0..{num_students - 1}, ascending and at least "
+            f"one, got {members}"
+        )
+    return members
+
+
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")

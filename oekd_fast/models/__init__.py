@@ -1,0 +1,7 @@
+"""Networks that can be trained as a family: their scaling rules, and a registry of names."""
+
+from oekd_fast.models.architecture import Architecture
+from oekd_fast.models.registry import architecture_names, get_architecture
+from oekd_fast.models.scaling import compression_ratio, scaled_channels
+
+__all__ = ["Architecture", "architecture_names", "compression_ratio", "get_architecture", "scaled_channels"]

@@ -1,0 +1,103 @@
+"""CIFAR ResNets of 6n + 2 layers (He et al. 2016, section 4.2), scaled as in the paper (arXiv 2011.07449)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from oekd_fast.models.scaling import scaled_channels
+
+_BASE_CHANNELS = 16
+_STAGE_CHANNELS = (16, 32, 64)
+_STAGE_STRIDES = (1, 2, 2)
+
+
+@dataclass(frozen=True)
+class CifarResNet:
+    """A CIFAR ResNet with `blocks_per_stage` basic blocks in each of its three stages."""
+
+    name: str
+    blocks_per_stage: int
+
+    def build_base(self, in_channels: int) -> nn.Module:
+        """Build the stem: [B, in_channels, H, W] -> [B, 16, H, W], the same for every student."""
+        base = nn.Sequential(
+            nn.Conv2d(in_channels, _BASE_CHANNELS, 3, padding=1, bias=False),
+            nn.BatchNorm2d(_BASE_CHANNELS),
+            nn.ReLU(inplace=True),
+        )
+        return base.apply(_initialise)
+
+    def build_branch(self, j: int, n: int, num_classes: int) -> nn.Module:
+        """Build the three stages and the classifier of student `j` of `n`."""
+        return _Branch(self.map_channels(j, n), self.blocks_per_stage, num_classes).apply(_initialise)
+
+    def map_channels(self, j: int, n: int) -> tuple[int, ...]:
+        """Return the widths of the three stages of student `j` of `n`."""
+        return tuple(scaled_channels(channels, j, n) for channels in _STAGE_CHANNELS)
+
+
+ARCHITECTURES = tuple(CifarResNet(f"resnet{6 * blocks + 2}", blocks_per_stage=blocks) for blocks in (3, 5, 7, 9, 18))
+
+
+class _Branch(nn.Module):
+    def __init__(self, widths: tuple[int, ...], blocks_per_stage: int, num_classes: int) -> None:
+        super().__init__()
+        inputs = (_BASE_CHANNELS, *widths[:-1])
+        self.stages = nn.ModuleList(
+            _stage(in_width, width, blocks_per_stage, stride)
+            for in_width, width, stride in zip(inputs, widths, _STAGE_STRIDES, strict=True)
+        )
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return self.classifier(x.mean(dim=(2, 3))), tuple(maps)
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        same = stride == 1 and in_width == width
+        self.shortcut = nn.Identity() if same else _Projection(in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu_(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return torch.relu_(out + self.shortcut(x))
+
+
+class _Projection(nn.Module):
+    """1x1 convolution of the given stride, and BatchNorm."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(in_width, width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Strided by hand: oneDNN's weight gradient of a strided 1x1 convolution of few channels in channels_last
+        # writes past its workspace (uxlfoundation/oneDNN issue 6035): wrong results, hangs, crashes.
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return self.norm(self.conv(x))
+
+
+def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (_BasicBlock(width, width, stride=1) for _ in range(blocks - 1))
+    return nn.Sequential(_BasicBlock(in_width, width, stride), *rest)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,29 @@
+"""The architectures that can be asked for by name."""
+
+from difflib import get_close_matches
+
+from oekd_fast.models import cifar_resnet
+from oekd_fast.models.architecture import Architecture
+
+_ALL: list[Architecture] = [
+    *cifar_resnet.ARCHITECTURES,
+]
+_ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
+
+
+def architecture_names() -> tuple[str, ...]:
+    """Return the names of all architectures, in the order of registration."""
+    return tuple(_ARCHITECTURES)
+
+
+def get_architecture(name: str) -> Architecture:
+    """Return the architecture called `name`.
+
+    Raises:
+        ValueError: there is none; the message names the nearest names and all of them.
+    """
+    if name in _ARCHITECTURES:
+        return _ARCHITECTURES[name]
+    near = get_close_matches(name, _ARCHITECTURES)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"model: {name!r} is unknown; {hint}expected one of {', '.join(_ARCHITECTURES)}")

@@ -1,0 +1,30 @@
+"""How the channels of student j of n are scaled (paper, section 3; students are counted from 0)."""
+
+
+def compression_ratio(j: int, n: int) -> float:
+    """Return the share of channels that student `j` of `n` keeps: (n - j) / n, in (0, 1].
+
+    Raises:
+        ValueError: `n` is below 1, or `j` is outside 0..n-1.
+    """
+    _check_student(j, n)
+    return (n - j) / n
+
+
+def scaled_channels(channels: int, j: int, n: int) -> int:
+    """Return int(channels * (n - j) / n), computed without rounding error, and at least 1.
+
+    Raises:
+        ValueError: `channels` or `n` is below 1, or `j` is outside 0..n-1.
+    """
+    _check_student(j, n)
+    if channels < 1:
+        raise ValueError(f"channels: expected an integer >= 1, got {channels}")
+    return max(1, channels * (n - j) // n)
+
+
+def _check_student(j: int, n: int) -> None:
+    if n < 1:
+        raise ValueError(f"n: expected a number of students >= 1, got {n}")
+    if not 0 <= j < n:
+        raise ValueError(f"j: expected a student index in 0..{n - 1}, got {j}")
