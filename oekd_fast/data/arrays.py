@@ -1,0 +1,51 @@
+"""Plain arrays: `<split>.images.npy` beside `<split>.labels.npy`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits, numbered_classes, split_roles
+from oekd_fast.data.dataset import DataError, Split
+
+
+def has_arrays(root: Path) -> bool:
+    return (root / "train.images.npy").is_file()
+
+
+def read_arrays(root: Path) -> RawSplits:
+    """Read images (uint8, N x H x W x C with 1 to 4 channels, or N x H x W) and labels (any integer, N)."""
+    names = [name for name in SPLIT_NAMES if (root / f"{name}.images.npy").is_file()]
+    splits = {role: _read_split(root, name) for role, name in split_roles(names).items()}
+    return RawSplits(splits, numbered_classes(splits["train"].labels, str(root / "train.labels.npy")))
+
+
+def _read_split(root: Path, name: str) -> Split:
+    images_path, labels_path = root / f"{name}.images.npy", root / f"{name}.labels.npy"
+    images, labels = _load(images_path), _load(labels_path)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[-1] <= 4:
+        raise DataError(
+            f"{images_path} must be uint8, N x H x W x C with 1 to 4 channels or N x H x W, got {_describe(images)}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise DataError(f"{labels_path} must be integers in one dimension, got {_describe(labels)}")
+    if len(images) != len(labels):
+        raise DataError(f"{images_path} has {len(images)} images but {labels_path.name} {len(labels)} labels")
+    # The one copy, straight from the mapped file into the layout of the trainer.
+    planes = np.array(images.transpose(0, 3, 1, 2), order="C")
+    return Split(torch.from_numpy(planes), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {' x '.join(str(size) for size in array.shape)}"

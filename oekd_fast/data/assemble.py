@@ -1,0 +1,116 @@
+"""From what a source read to an `ImageDataset`: checks that all sources share, and missing splits."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from oekd_fast.data.dataset import Augmentation, DataError, ImageDataset, Split, stratified_split
+
+VALIDATION_NAMES = ("validation", "valid", "val")
+SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
+
+# Fixed, so that a test split made here stays the same whatever the seed of the run.
+TEST_FRACTION = 0.2
+TEST_SEED = 0
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """What a source found: class names, and splits by role: "train" and maybe "validation" and "test"."""
+
+    splits: Mapping[str, Split]
+    classes: tuple[str, ...]
+
+
+def split_roles(names: Collection[str]) -> dict[str, str]:
+    """Role -> name among the split names at hand; a validation split without a test split is the test."""
+    validation = next((name for name in VALIDATION_NAMES if name in names), None)
+    roles = {"train": "train" if "train" in names else None, "validation": validation, "test": "test"}
+    if "test" not in names:
+        roles |= {"validation": None, "test": validation}
+    return {role: name for role, name in roles.items() if name}
+
+
+def numbered_classes(labels: Tensor, source: str) -> tuple[str, ...]:
+    """Names "0", "1", ... for training labels (int64 [N]) without names; they must leave no number out."""
+    present = labels.unique().tolist()
+    if present and present[0] < 0:
+        raise DataError(f"{source}: labels must count from 0, got {present[0]}")
+    for expected, label in enumerate(present):
+        if label != expected:
+            raise DataError(f"{source}: labels must count from 0 without gaps, got none of {expected} but {label}")
+    return tuple(str(label) for label in present)
+
+
+def check_same_classes(train: Collection[str], other: Collection[str], split: str) -> None:
+    """Raise unless the classes of `split` are those of train, in the same order."""
+    if list(train) == list(other):
+        return
+    only_train = [name for name in train if name not in other]
+    only_other = [name for name in other if name not in train]
+    if only_train or only_other:
+        detail = f"only in train: {only_train}, only in {split}: {only_other}"
+    else:
+        detail = "the same names in another order"
+    raise DataError(f"the classes of {split} differ from those of train ({detail})")
+
+
+def assemble(
+    name: str, raw: RawSplits, augmentation: Augmentation | None, validation_fraction: float, seed: int
+) -> ImageDataset:
+    """Check `raw`, cut the splits that it lacks from its training split, and choose the augmentation."""
+    if len(raw.classes) < 2:
+        raise DataError(f"{name}: two classes or more are needed, got {list(raw.classes)}")
+    channels = max(split.images.shape[1] for split in raw.splits.values())
+    splits = {role: _grey_to(channels, split) for role, split in raw.splits.items()}
+    for role, split in splits.items():
+        _check(f"{name}, {role}", split, splits["train"], len(raw.classes))
+    if "test" not in splits:
+        splits["train"], splits["test"] = _hold_out(name, "test", splits["train"], TEST_FRACTION, TEST_SEED)
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = _hold_out(
+            name, "validation", splits["train"], validation_fraction, seed
+        )
+    return ImageDataset(
+        name=name,
+        **splits,
+        classes=raw.classes,
+        augmentation=augmentation or _default_augmentation(splits["train"]),
+    )
+
+
+def _grey_to(channels: int, split: Split) -> Split:
+    """Repeat a grey split over the channels where another split has colour."""
+    if split.images.shape[1] != 1 or channels == 1:
+        return split
+    return Split(split.images.repeat(1, channels, 1, 1), split.labels)
+
+
+def _check(where: str, split: Split, train: Split, num_classes: int) -> None:
+    if len(split) == 0:
+        raise DataError(f"{where}: no image")
+    if split.images.shape[1:] != train.images.shape[1:]:
+        raise DataError(
+            f"{where}: images must have the shape of the training images, C x H x W "
+            f"{_shape(train.images)}, got {_shape(split.images)}"
+        )
+    low, high = (int(label) for label in split.labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise DataError(f"{where}: labels must be in [0, {num_classes}), got {low if low < 0 else high}")
+
+
+def _hold_out(name: str, role: str, train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    keep, held = stratified_split(train.labels, fraction, seed)
+    if len(held) == 0:
+        raise DataError(f"{name}: {fraction} of {len(train)} training images leaves none for {role}")
+    return train.select(keep), train.select(held)
+
+
+def _default_augmentation(train: Split) -> Augmentation:
+    """For unknown data: a small shift, no mirroring, which silently changes the label of digits or signs."""
+    return Augmentation(pad=max(1, train.images.shape[2] // 8), flip=False)
+
+
+def _shape(images: Tensor) -> str:
+    return "x".join(str(size) for size in images.shape[1:])

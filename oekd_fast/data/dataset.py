@@ -1,0 +1,140 @@
+"""What a loaded data set is, and the split that holds a share of every class out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# One grey level: a channel that varies less than its own quantisation is constant.
+MIN_STD = 1 / 255
+
+
+class DataError(ValueError):
+    """Data that is missing, malformed or inconsistent; the message says which and what was expected."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (uint8 [N, C, H, W]) and their class indices (int64 [N])."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise DataError(f"images must be uint8 [N, C, H, W], got {_describe(self.images)}")
+        if self.labels.dtype != torch.int64 or self.labels.dim() != 1:
+            raise DataError(f"labels must be int64 [N], got {_describe(self.labels)}")
+        if len(self.images) != len(self.labels):
+            raise DataError(f"images and labels differ in length: {len(self.images)} and {len(self.labels)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "Split":
+        """Copy of the rows in `indices` (int64 [M])."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Zero-pad by `pad` pixels, crop at random to the original size, mirror half of the images if `flip`."""
+
+    pad: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise ValueError(f"pad must be 0 or more pixels, got {self.pad}")
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Three splits of equally shaped square images, class names, and the augmentation that suits them."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    augmentation: Augmentation
+
+    def __post_init__(self) -> None:
+        height, width = self.train.images.shape[2:]
+        if height != width:
+            raise DataError(f"{self.name}: images must be square, got {height}x{width}: resize or pad them")
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height, which is the width too, in pixels."""
+        return self.train.images.shape[2]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of the training split, pixels scaled to [0, 1].
+
+        A standard deviation is at least 1/255, so dividing by it is safe on a constant channel.
+        """
+        means, stds = [], []
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        for channel in self.train.images.unbind(1):
+            # A histogram is exact and needs no floating-point copy of the split.
+            counts = torch.bincount(channel.flatten(), minlength=256).double()
+            weights = counts / counts.sum()
+            mean = weights @ levels
+            means.append(mean.item())
+            stds.append(max((weights @ (levels - mean).square()).sqrt().item(), MIN_STD))
+        return tuple(means), tuple(stds)
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices so that every class gives the same share to the held-out part.
+
+    Args:
+        labels: int64 [N], class indices of 0 or more.
+        fraction: share to hold out, in (0, 1).
+        seed: 0 or more; the same seed gives the same split, whatever the global random state.
+
+    Returns:
+        `(keep, held_out)`, ascending int64 indices. `held_out` has round(fraction * N) entries, fewer only
+        where every class would otherwise not keep one image.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    values = labels.numpy()
+    total = len(values)
+    sizes = np.bincount(values)
+    held_sizes = _held_out_sizes(sizes, fraction)
+
+    # RandomState over MT19937: a stream that NumPy keeps the same in every version.
+    shuffled = np.random.RandomState(np.random.MT19937(seed)).permutation(total)
+    by_class = shuffled[np.argsort(values[shuffled], kind="stable")]
+    rank = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    held = np.zeros(total, dtype=bool)
+    held[by_class] = rank < np.repeat(held_sizes, sizes)
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
+
+
+def _held_out_sizes(sizes: np.ndarray, fraction: float) -> np.ndarray:
+    """Largest-remainder rounding of fraction * sizes that leaves one image in every class."""
+    limits = np.maximum(sizes - 1, 0)
+    quotas = fraction * sizes
+    held = np.minimum(np.floor(quotas).astype(np.int64), limits)
+    target = min(round(fraction * int(sizes.sum())), int(limits.sum()))
+    while held.sum() < target:
+        held[np.argmax(np.where(held < limits, quotas - held, -np.inf))] += 1
+    return held
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

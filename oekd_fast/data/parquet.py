@@ -1,0 +1,65 @@
+"""Parquet files `<split>-*.parquet` with encoded images, as data-set hubs keep them."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits
+from oekd_fast.data.dataset import DataError
+from oekd_fast.data.optional import require
+from oekd_fast.data.table import BATCH_ROWS, Table, read_tables
+
+
+def has_parquet(root: Path) -> bool:
+    return bool(_shards(root, "train"))
+
+
+def read_parquet(root: Path, image_column: str | None = None, label_column: str | None = None) -> RawSplits:
+    """Read `<split>-*.parquet` or `<split>.parquet`; a column that is None is found by its type.
+
+    Reads with pyarrow alone, which is quicker to import than `datasets` and writes no cache.
+    """
+    shards = {name: _shards(root, name) for name in SPLIT_NAMES}
+    tables = {
+        name: Table(f"{root} ({name})", _features(files[0]), partial(_batches, files))
+        for name, files in shards.items()
+        if files
+    }
+    return read_tables(tables, image_column, label_column)
+
+
+def _shards(root: Path, name: str) -> list[Path]:
+    return sorted([*root.glob(f"{name}.parquet"), *root.glob(f"{name}-*.parquet")])
+
+
+def _open(path: Path) -> Any:
+    parquet = require("pyarrow.parquet")
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _features(shard: Path) -> dict[str, Any]:
+    """Features in their plain form: from the schema's metadata, otherwise guessed from the Arrow types."""
+    with _open(shard) as file:
+        schema = file.schema_arrow
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    known = metadata.get("info", {}).get("features") or {}
+    return {field.name: known.get(field.name) or _guess(field.type) for field in schema}
+
+
+def _guess(arrow_type: Any) -> dict[str, Any]:
+    types = require("pyarrow").types
+    holds_bytes = types.is_struct(arrow_type) and arrow_type.get_field_index("bytes") >= 0
+    if holds_bytes or types.is_binary(arrow_type) or types.is_large_binary(arrow_type):
+        return {"_type": "Image"}
+    return {"_type": "Value", "dtype": str(arrow_type)}
+
+
+def _batches(shards: list[Path], column: str) -> Iterator[Any]:
+    for shard in shards:
+        with _open(shard) as file:
+            yield from file.iter_batches(batch_size=BATCH_ROWS, columns=[column])

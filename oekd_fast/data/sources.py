@@ -1,0 +1,112 @@
+"""From the name of a data set to the data set."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from oekd_fast.data.arrays import has_arrays, read_arrays
+from oekd_fast.data.assemble import RawSplits, assemble
+from oekd_fast.data.dataset import Augmentation, DataError, ImageDataset
+from oekd_fast.data.digits import read_digits
+from oekd_fast.data.hub import read_hub
+from oekd_fast.data.image_folder import read_image_folder
+from oekd_fast.data.parquet import has_parquet, read_parquet
+from oekd_fast.data.registry import KNOWN, KnownDataset
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+LAYOUTS = (
+    "train.images.npy and train.labels.npy, train-*.parquet, or train/<class>/*.png (and the same for test), "
+    "or <class>/*.png"
+)
+
+
+def load_dataset(
+    name: str, *, data_dir: str | Path | None = None, validation_fraction: float = 0.1, seed: int = 0
+) -> ImageDataset:
+    """Load a data set into memory.
+
+    `name` is, in this order:
+
+    1. "digits": scikit-learn's 8x8 scans, part of that package.
+    2. A known name ("cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "tiny_imagenet",
+       "tiny_imagenet25"): with `data_dir`, the files in `data_dir/<name>` in any layout of 3, or parquet
+       files in `data_dir` itself; without, from the Hugging Face hub. A folder that has a known name is
+       reached as "./<name>".
+    3. A folder with arrays (`train.images.npy`: uint8, N x H x W x C or N x H x W, and `train.labels.npy`),
+       parquet files (`train-*.parquet`), or images in `train/<class>/` or just `<class>/`. `test` and
+       `validation` (or `valid`, `val`) are named like `train`.
+    4. "owner/name": a data set of the Hugging Face hub.
+
+    A validation split without a test split is used as the test. A test split that is missing is a stratified
+    fifth of the training images, always the same; a validation split that is missing is a stratified
+    `validation_fraction` of the rest, chosen by `seed`.
+
+    Args:
+        name: see above.
+        data_dir: folder with the files of a known name; not used by digits, an error with 3 and 4.
+        validation_fraction: in (0, 1).
+        seed: of the validation split, 0 or more.
+
+    Raises:
+        DataError: an argument is out of range, or the data is missing, malformed or inconsistent.
+    """
+    if not 0 < validation_fraction < 1:
+        raise DataError(f"validation_fraction must be above 0 and below 1, got {validation_fraction}")
+    if seed < 0:
+        raise DataError(f"seed must be 0 or more, got {seed}")
+    raw, augmentation = _read(name, None if data_dir is None else Path(data_dir).expanduser())
+    return assemble(name, raw, augmentation, validation_fraction, seed)
+
+
+def _read(name: str, data_dir: Path | None) -> tuple[RawSplits, Augmentation | None]:
+    """The data and, for known names, its augmentation."""
+    if name == "digits":
+        return read_digits(), Augmentation(pad=1, flip=False)
+    if name in KNOWN:
+        return _read_known(name, KNOWN[name], data_dir), KNOWN[name].augmentation
+    folder = Path(name).expanduser()
+    is_folder, is_hub_id = folder.is_dir(), HUB_ID.fullmatch(name) is not None
+    if not is_folder and not is_hub_id:
+        near = get_close_matches(name, ["digits", *KNOWN], n=3) or ["digits", *KNOWN]
+        raise DataError(
+            f"unknown dataset {name!r}: the nearest known names are {', '.join(near)}; "
+            "the path of an existing folder and a hub name (owner/name) are accepted too"
+        )
+    if data_dir is not None:
+        raise DataError(f"data_dir goes with a known name ({', '.join(KNOWN)}), got {name!r} with {data_dir}")
+    return (_read_folder(folder) if is_folder else read_hub(name)), None
+
+
+def _read_known(name: str, known: KnownDataset, data_dir: Path | None) -> RawSplits:
+    columns = {"image_column": known.image_column, "label_column": known.label_column}
+    if data_dir is None:
+        if known.hub_id is None:
+            raise DataError(f"{name!r} is on no hub: pass data_dir, whose folder {name} holds {LAYOUTS}")
+        return read_hub(known.hub_id, known.config, **columns)
+    if (data_dir / name).is_dir():
+        return _read_folder(data_dir / name, **columns)
+    if has_parquet(data_dir):
+        return read_parquet(data_dir, **columns)
+    raise DataError(_how_to_get(name, known, data_dir))
+
+
+def _read_folder(root: Path, image_column: str | None = None, label_column: str | None = None) -> RawSplits:
+    if has_arrays(root):
+        return read_arrays(root)
+    if has_parquet(root):
+        return read_parquet(root, image_column, label_column)
+    if not any(path.is_dir() for path in root.iterdir()):
+        raise DataError(f"{root} holds no data: expected {LAYOUTS}")
+    return read_image_folder(root)
+
+
+def _how_to_get(name: str, known: KnownDataset, data_dir: Path) -> str:
+    looked = f"data_dir {data_dir} must have a folder {name!r} or train-*.parquet, and has neither"
+    if known.hub_id is None:
+        return f"{looked}. The folder may hold {LAYOUTS}"
+    source = ", ".join(repr(part) for part in (known.hub_id, known.config) if part)
+    return (
+        f"{looked}. Leave data_dir out to use the hub, or make the folder where there is a network: "
+        f"for split, rows in datasets.load_dataset({source}).items(): "
+        f"rows.to_parquet(f'{data_dir / name}/{{split}}.parquet')"
+    )
