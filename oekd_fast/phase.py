@@ -1,0 +1,255 @@
+"""One phase of a run: a family (or a student alone, as its baseline) trained from start to end, resumably."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from oekd_fast.checkpoint import (
+    capture_random_state,
+    load_latest_checkpoint,
+    restore_random_state,
+    save_checkpoint,
+)
+from oekd_fast.config import TrainConfig
+from oekd_fast.data import Augmentation, DataError, DeviceBatches, ImageDataset
+from oekd_fast.engine import Engine
+from oekd_fast.ensemble import StudentEnsemble, build_ensemble
+from oekd_fast.interrupt import Interrupted, StopRequest
+from oekd_fast.metrics import EpochMetrics
+from oekd_fast.progress import PhaseProgress
+from oekd_fast.run_folder import RunFolder, check_same_training
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite; the message says since which step."""
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """The three splits on the device, and what a step does to their images."""
+
+    train: DeviceBatches
+    validation: DeviceBatches
+    test: DeviceBatches
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    augmentation: Augmentation
+    num_classes: int
+    in_channels: int
+
+    @classmethod
+    def of(cls, dataset: ImageDataset, config: TrainConfig, device: torch.device) -> DeviceData:
+        default = dataset.augmentation
+        augmentation = Augmentation(
+            pad=default.pad if config.pad is None else config.pad,
+            flip=default.flip if config.flip is None else config.flip,
+        )
+        return cls(
+            *(DeviceBatches(split, device) for split in (dataset.train, dataset.validation, dataset.test)),
+            normalisation=dataset.normalisation(),
+            augmentation=augmentation if config.augment else Augmentation(pad=0, flip=False),
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+        )
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """A finished phase. `ensemble` holds the weights of the selected epoch."""
+
+    ensemble: StudentEnsemble
+    selected_epoch: int
+    history: list[dict[str, Any]]
+    test: EpochMetrics
+    last_test: EpochMetrics
+    seconds: float
+    images_per_second: float
+
+
+class Phase:
+    """Trains `members` of the family; a family of one is a baseline.
+
+    The epoch is chosen by the mean validation accuracy of the students, then by their cross-entropy; the test split
+    is looked at once, when everything is decided.
+
+    Raises:
+        TrainingDiverged: a loss that is not finite; the last checkpoint from before it stays.
+        Interrupted: SIGINT or SIGTERM; a checkpoint was written after the step at hand.
+        RunFolderError: the checkpoint belongs to another config.
+        DataError: the training split does not fill one batch of two images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        members: tuple[int, ...],
+        config: TrainConfig,
+        data: DeviceData,
+        folder: RunFolder,
+        device: torch.device,
+    ) -> None:
+        self.name, self._config, self._data, self._folder, self._device = name, config, data, folder, device
+        self._batch_size = min(config.batch_size, len(data.train))
+        if self._batch_size < 2:
+            raise DataError(f"batch_size: training needs batches of at least 2 images, got {self._batch_size}")
+        self._batches = data.train.num_batches(self._batch_size, drop_last=True)
+
+        # Every phase starts from the same seed: a baseline sees the batches that the family saw.
+        torch.manual_seed(config.seed)
+        ensemble = build_ensemble(config.model, config.num_students, data.num_classes, data.in_channels, members)
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.engine = Engine(
+            config,
+            ensemble.to(device, memory_format=memory_format),
+            config.family_loss() if len(members) > 1 else config.baseline_loss(),
+            device=device,
+            normalisation=data.normalisation,
+            augmentation=data.augmentation,
+            steps_per_epoch=self._batches,
+        )
+        self._order_generator = torch.Generator().manual_seed(config.seed)
+        self._generators = {
+            "order": self._order_generator,
+            "augmentation": self.engine.augmentation_generator,
+        }
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._epoch = self._batch = 0
+        self._seconds = self._epoch_seconds = 0.0
+        self._best: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self._restore()
+
+    @property
+    def steps_done(self) -> int:
+        return self._epoch * self._batches + self._batch
+
+    def run(self, stop: StopRequest, console: Console) -> PhaseResult:
+        config = self._config
+        with PhaseProgress(
+            console, self.name, config.epochs, self._batches, self.steps_done, config.progress
+        ) as progress:
+            while self._epoch < config.epochs:
+                self._train_epoch(stop, progress)
+                self._finish_epoch(progress)
+                if stop.signal_number is not None and self._epoch < config.epochs:
+                    self._stop(stop.signal_number)
+        return self._result()
+
+    def _train_epoch(self, stop: StopRequest, progress: PhaseProgress) -> None:
+        engine, size = self.engine, self._batch_size
+        if self._batch == 0:
+            self._order = self._data.train.order(self._order_generator)
+            self._epoch_seconds = 0.0
+            engine.metrics.reset()
+        order = self._order.to(self._device)
+        start = time.perf_counter() - self._epoch_seconds
+        while self._batch < self._batches:
+            first = self._batch * size
+            rate = self._learning_rate
+            engine.train_step(*self._data.train.batch(order[first : first + size]))
+            self._batch += 1
+            progress.step(size, rate)
+            if stop.signal_number is not None and self._batch < self._batches:
+                self._epoch_seconds = time.perf_counter() - start
+                self._check_finite(engine.metrics.read())
+                self._stop(stop.signal_number)
+        self._check_finite(metrics := engine.metrics.read())
+        self._epoch_seconds = time.perf_counter() - start
+        self._train_metrics = metrics
+
+    def _finish_epoch(self, progress: PhaseProgress) -> None:
+        rate = self._learning_rate
+        validation = self.engine.evaluate(self._data.validation)
+        self._seconds += self._epoch_seconds
+        self._epoch, self._batch = self._epoch + 1, 0
+        line = {
+            "phase": self.name,
+            "epoch": self._epoch,
+            "step": self.steps_done,
+            "learning_rate": rate,
+            "train": self._train_metrics.as_dict(),
+            "validation": validation.as_dict(),
+            "seconds": round(self._epoch_seconds, 3),
+            "images_per_second": round(self._train_metrics.images / self._epoch_seconds, 1),
+        }
+        self.history.append(line)
+        score = [sum(validation.accuracy) / len(validation.accuracy), -sum(validation.ce)]
+        if not self._best or score > self._best["score"]:
+            model = copy.deepcopy(self.engine.ensemble.state_dict())
+            self._best = {"epoch": self._epoch, "score": score, "model": model}
+        if self._epoch % self._config.checkpoint_every == 0 or self._epoch == self._config.epochs:
+            self._save()
+        self._folder.add_metrics(line)
+        progress.epoch(line)
+
+    @property
+    def _learning_rate(self) -> float:
+        return self.engine.optimizer.param_groups[0]["lr"]
+
+    def _check_finite(self, metrics: EpochMetrics) -> None:
+        if metrics.first_bad_step is None:
+            return
+        step = self._epoch * self._batches + metrics.first_bad_step
+        raise TrainingDiverged(
+            f"{self.name}: the loss is not finite since step {step} (epoch {self._epoch + 1}); nothing was saved after "
+            f"it, the last good checkpoint stays in {self._folder.checkpoints(self.name)}. A lower learning_rate "
+            f"(now {self._config.peak_rate:g}) or a longer warmup_epochs may help"
+        )
+
+    def _stop(self, signal_number: int) -> None:
+        path = self._save()
+        raise Interrupted(
+            f"{self.name}: stopped after step {self.steps_done} and saved {path}; --resume continues",
+            signal_number,
+        )
+
+    def _save(self):
+        state = {
+            "config": self._config.training_fields(),
+            "engine": self.engine.state_dict(),
+            "random": capture_random_state(self._generators),
+            "order": self._order,
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "seconds": self._seconds,
+            "epoch_seconds": self._epoch_seconds,
+            "best": self._best,
+            "history": self.history,
+        }
+        return save_checkpoint(self._folder.checkpoints(self.name), state, self.steps_done)
+
+    def _restore(self) -> None:
+        folder = self._folder.checkpoints(self.name)
+        loaded = load_latest_checkpoint(folder, self._device)
+        if loaded is None:
+            return
+        state = loaded.state
+        check_same_training(state["config"], self._config, str(loaded.path))
+        self.engine.load_state_dict(state["engine"])
+        restore_random_state(state["random"], self._generators)
+        self._order = state["order"].cpu()
+        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
+        self._best, self.history = state["best"], state["history"]
+
+    def _result(self) -> PhaseResult:
+        ensemble = self.engine.ensemble
+        last_test = test = self.engine.evaluate(self._data.test)
+        if self._best["epoch"] != self._epoch:
+            ensemble.load_state_dict(self._best["model"])
+            test = self.engine.evaluate(self._data.test)
+        images = len(self.history) * self._batches * self._batch_size
+        return PhaseResult(
+            ensemble=ensemble.eval(),
+            selected_epoch=self._best["epoch"],
+            history=self.history,
+            test=test,
+            last_test=last_test,
+            seconds=self._seconds,
+            images_per_second=images / self._seconds,
+        )

@@ -1,0 +1,74 @@
+"""What a run shows while it trains: a bar on a terminal, a line every so many epochs elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINES = 8  # of one phase where there is no terminal
+
+
+class PhaseProgress:
+    """One phase of a run; `step` costs no look at the device.
+
+    Args:
+        console: where to show.
+        phase: its name.
+        epochs, steps_per_epoch: its length.
+        done: steps done before, by the run that this one continues.
+        enabled: False shows nothing.
+    """
+
+    def __init__(
+        self, console: Console, phase: str, epochs: int, steps_per_epoch: int, done: int, enabled: bool
+    ) -> None:
+        self._console, self._phase, self._epochs = console, phase, epochs
+        self._enabled = enabled
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}  {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+        )
+        total = epochs * steps_per_epoch
+        epoch = min(epochs, done // steps_per_epoch + 1)
+        self._task = self._bar.add_task(phase, total=total, completed=done, epoch=epoch, epochs=epochs, figures="")
+        self._rate, self._loss = 0.0, ""
+        self._images, self._shown = 0, time.perf_counter()
+
+    def __enter__(self) -> PhaseProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def step(self, images: int, learning_rate: float) -> None:
+        """One step done; the figures are renewed a few times a second."""
+        self._images += images
+        elapsed = time.perf_counter() - self._shown
+        if elapsed > 0.25:
+            self._rate = self._images / elapsed
+            self._images, self._shown = 0, time.perf_counter()
+        figures = f"{self._loss}rate {learning_rate:.4g}  {self._rate:.0f} images/s"
+        self._bar.update(self._task, advance=1, figures=figures)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """An epoch done; `line` is what metrics.jsonl gets."""
+        self._loss = f"loss {line['train']['loss']:.3f}  "
+        epoch = line["epoch"]
+        self._bar.update(self._task, epoch=min(epoch + 1, self._epochs))
+        every = -(-self._epochs // _LINES)
+        if self._enabled and not self._console.is_terminal and (epoch % every == 0 or epoch == self._epochs):
+            accuracies = " ".join(f"{value:.2f}" for value in line["validation"]["accuracy"])
+            self._console.print(
+                f"{self._phase}: epoch {epoch}/{self._epochs}  {self._loss}validation % {accuracies}  "
+                f"{line['images_per_second']:.0f} images/s"
+            )
+        self._images, self._shown = 0, time.perf_counter()  # evaluation and saving are not training

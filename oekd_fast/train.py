@@ -1,0 +1,117 @@
+"""Train a family of students: ``python -m oekd_fast.train --help``, or ``train(TrainConfig(...))`` from Python."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from oekd_fast.checkpoint import CheckpointError
+from oekd_fast.config import TrainConfig
+from oekd_fast.data import DataError, ImageDataset, load_dataset
+from oekd_fast.interrupt import Interrupted, StopRequest
+from oekd_fast.models import get_architecture
+from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
+from oekd_fast.report import draw_report, summarise, summary_table
+from oekd_fast.run_folder import RunFolder, RunFolderError
+from oekd_fast.students import Normalisation, StudentMetadata, save_student
+
+
+def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+    """Train the family that `config` describes, and with `config.baseline` each student alone.
+
+    Returns:
+        What summary.json holds; the run folder is `config.run_folder`.
+
+    Raises:
+        DataError, RunFolderError, CheckpointError, TrainingDiverged, Interrupted, ValueError: see those classes.
+    """
+    console = console or Console()
+    start = time.perf_counter()
+    get_architecture(config.model)
+    device = choose_device(config.device)
+    with StopRequest() as stop:
+        dataset = load_dataset(
+            config.dataset,
+            data_dir=config.data_dir,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+        )
+        folder = RunFolder(config)
+        data = DeviceData.of(dataset, config, device)
+
+        names = {"ensemble": tuple(range(config.num_students))}
+        if config.baseline:
+            names |= {f"baseline_{j + 1}": (j,) for j in range(config.num_students)}
+        results: dict[str, PhaseResult] = {}
+        folder.write_metrics([])
+        for name, members in names.items():
+            phase = Phase(name, members, config, data, folder, device)
+            folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
+            results[name] = phase.run(stop, console)
+            if stop.signal_number is not None and name != list(names)[-1]:
+                raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
+
+        summary = summarise(config, results, device, seconds=time.perf_counter() - start)
+        _save_students(folder, config, dataset, data, results["ensemble"])
+        folder.write_summary(summary)
+        draw_report(folder.report_file, config, summary, results)
+    return summary
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is a device.
+
+    Raises:
+        ValueError: unknown, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def _save_students(
+    folder: RunFolder, config: TrainConfig, dataset: ImageDataset, data: DeviceData, result: PhaseResult
+) -> None:
+    folder.students.mkdir(exist_ok=True)
+    for j in range(config.num_students):
+        metadata = StudentMetadata.of(
+            result.ensemble,
+            j,
+            image_size=dataset.image_size,
+            classes=dataset.classes,
+            normalisation=Normalisation(*data.normalisation),
+            accuracy=result.test.accuracy[j],
+        )
+        save_student(result.ensemble.student(j), folder.students / f"student_{j + 1}", metadata)
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    import tyro
+
+    console = Console()
+    try:
+        config = tyro.cli(TrainConfig, prog="python -m oekd_fast.train")
+        summary = train(config, console)
+    except Interrupted as stopped:
+        console.print(str(stopped), soft_wrap=True, markup=False)
+        return 128 + stopped.signal_number
+    except (DataError, RunFolderError, CheckpointError, TrainingDiverged, ValueError) as error:
+        Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
+        return 1
+    console.print(summary_table(summary))
+    console.print(f"Run folder: {config.run_folder}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
