@@ -8,7 +8,8 @@ NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 .PHONY: train test bench lint clean $(VENV)
 
 train: $(READY)
-	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --baseline --output-dir $(RUN)
+	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --epochs 30 --schedule cosine \
+		--baseline --output-dir $(RUN)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest

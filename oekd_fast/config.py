@@ -59,7 +59,7 @@ class TrainConfig:
     """Peak rate; default 0.1 for sgd, 0.001 for adam."""
     momentum: float = 0.9
     """Of sgd."""
-    weight_decay: float = 5e-4
+    weight_decay: float = 1e-4
     """Of all parameters."""
     adapter_rate: float = 0.5
     """The adapters' learning rate as a multiple of the networks'."""

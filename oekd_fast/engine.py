@@ -15,7 +15,7 @@ from oekd_fast.ensemble import StudentEnsemble
 from oekd_fast.losses import FeatureKDLoss
 from oekd_fast.metrics import EpochMetrics, RunningMetrics
 from oekd_fast.ops import ensemble_kd_loss, ensemble_kd_value_and_grad
-from oekd_fast.optim import build_optimizer, build_schedule
+from oekd_fast.optim import RateSchedule, build_optimizer
 from oekd_fast.options import KDOptions
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,7 +50,7 @@ class Engine:
         self.ensemble = ensemble
         self.device = device
         self.optimizer = build_optimizer(config, ensemble)
-        self.schedule = build_schedule(config, self.optimizer, steps_per_epoch)
+        self.schedule = RateSchedule(config, self.optimizer, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.metrics = RunningMetrics(len(ensemble.members), device)
         self.augmentation_generator = torch.Generator(device).manual_seed(config.seed)

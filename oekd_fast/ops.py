@@ -7,12 +7,10 @@ CUDA: kernels/). The reference needs no op: it is plain PyTorch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from oekd_fast import reference
 from oekd_fast.options import KDOptions
@@ -37,6 +35,20 @@ _library.define(
     f'ensemble_kd_value_and_grad_out({_OPTIONS}, *, Tensor? grad_scale=None, Tensor(a!)[] out, str isa="auto")'
     f" -> ({_STATISTICS})"
 )
+
+
+def _why_missing(backend: str) -> str | None:
+    """Import a compiled backend, which registers its implementations; why that fails, or None."""
+    module = {"native": "_native", "triton": "kernels.ensemble_kd"}[backend]
+    how = {"native": "install with a C++ compiler and without OEKD_FAST_NATIVE=0", "triton": "pip install triton"}
+    try:
+        import_module(f"oekd_fast.{module}")
+    except ImportError as error:
+        return f"{error}; {how[backend]}"
+    return None
+
+
+_MISSING = {backend: _why_missing(backend) for backend in ("native", "triton")}
 
 
 def _fake_statistics(logits, *args, **kwargs):
@@ -102,7 +114,7 @@ def ensemble_kd_loss(
     if _choose(backend, students, options) == "reference":
         _check_labels(target, students[0], options.ignore_index)
         return reference.ensemble_kd(students, target, options, ensemble_weights)
-    arguments = (target, ensemble_weights, *_op_options(options))
+    arguments = _op_arguments(target, ensemble_weights, options)
     if torch.is_grad_enabled() and any(z.requires_grad for z in students):
         stacked = isinstance(logits, Tensor)
         return EnsembleKDOutput(*_EnsembleKD.apply(stacked, arguments, *((logits,) if stacked else students)))
@@ -136,15 +148,18 @@ def ensemble_kd_value_and_grad(
     """
     options = KDOptions(temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction)
     students = _check(logits, target, ensemble_weights, options)
-    if grad_scale is not None and grad_scale.numel() != 1:
-        raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
+    if grad_scale is not None:
+        _check_tensor("grad_scale", grad_scale, students[0].device)
+        if grad_scale.numel() != 1:
+            raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
     buffers = None if out is None else _check_out(out, students)
 
     if _choose(backend, students, options) == "reference":
         _check_labels(target, students[0], options.ignore_index)
         return _reference_value_and_grad(students, target, options, ensemble_weights, grad_scale, buffers)
-    arguments = (target, ensemble_weights, *_op_options(options))
+    arguments = _op_arguments(target, ensemble_weights, options)
     students = [z.detach() for z in students]
+    grad_scale = None if grad_scale is None else grad_scale.detach()
     if buffers is None:
         *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(students, *arguments, grad_scale=grad_scale)
         return EnsembleKDOutput(*statistics), tuple(grads)
@@ -187,47 +202,77 @@ def feature_kd_loss(
 
 
 class _EnsembleKD(torch.autograd.Function):
-    """The gradients are made with the loss, in one pass, and scaled by what comes from above."""
+    """Loss first, gradients when the upstream one is known: rounded once, whatever the loss is multiplied by.
+
+    On a CPU in eager mode they are made with the loss, in one pass, since the upstream gradient is nearly always 1.
+    """
 
     @staticmethod
     def forward(ctx, stacked, arguments, *tensors):
+        ctx.arguments, ctx.stacked = arguments, stacked
         students = tensors[0].unbind(0) if stacked else tensors
-        if stacked:
-            grads = (torch.empty_like(tensors[0]),)
-            statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
-                students, *arguments, out=grads[0].unbind(0)
-            )
+        if torch.compiler.is_compiling() or not students[0].is_cpu:
+            grads: tuple[Tensor, ...] = ()
+            statistics = torch.ops.oekd_fast.ensemble_kd_value(students, *arguments)
         else:
-            *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(students, *arguments)
-        ctx.save_for_backward(*grads)
+            statistics, grads = _value_and_grad_like(tensors, stacked, arguments, None)
+        ctx.save_for_backward(*tensors, *grads)
         ctx.mark_non_differentiable(*statistics[1:])
         ctx.set_materialize_grads(False)
         return tuple(statistics)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream, *unused):
-        grads = ctx.saved_tensors
+        count = len(ctx.needs_input_grad) - 2
+        tensors, grads = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if upstream is None:
-            return None, None, *(None for _ in grads)
-        # Reading a CPU scalar is free, and the usual upstream gradient is 1: no pass over the gradients.
-        if torch.compiler.is_compiling() or not upstream.is_cpu or upstream.item() != 1.0:
-            grads = torch._foreach_mul(grads, upstream)
+            return None, None, *(None for _ in tensors)
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            raise RuntimeError(
+                "ensemble_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
+                "backend='reference' is differentiable twice"
+            )
+        if not grads or upstream.item() != 1.0:
+            tensors = [z.detach() for z in tensors]
+            _, grads = _value_and_grad_like(tensors, ctx.stacked, ctx.arguments, upstream)
         return None, None, *grads
 
 
-def _op_options(options: KDOptions) -> tuple:
+def _value_and_grad_like(tensors, stacked: bool, arguments: tuple, grad_scale: Tensor | None):
+    """Statistics, and gradients in the form of `tensors`: S of [B, C], or one [S, B, C]."""
+    if stacked:
+        grads = torch.empty_like(tensors[0])
+        statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
+            tensors[0].unbind(0), *arguments, grad_scale=grad_scale, out=grads.unbind(0)
+        )
+        return statistics, (grads,)
+    *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(tensors, *arguments, grad_scale=grad_scale)
+    return statistics, grads
+
+
+def _op_arguments(target: Tensor | None, ensemble_weights: Tensor | None, options: KDOptions) -> tuple:
+    """What the ops take after the logits."""
     return (
-        options.temperature, options.ce_weight, options.kd_weight, options.label_smoothing, options.ignore_index,
+        target,
+        None if ensemble_weights is None else ensemble_weights.detach(),
+        float(options.temperature),
+        float(options.ce_weight),
+        float(options.kd_weight),
+        float(options.label_smoothing),
+        options.ignore_index,
         options.reduction == "mean",
-    )  # fmt: skip
+    )
 
 
 def _reference_value_and_grad(students, target, options, ensemble_weights, grad_scale, buffers):
-    with torch.enable_grad():
-        leaves = [z.detach().requires_grad_() for z in students]
-        output = reference.ensemble_kd(leaves, target, options, ensemble_weights)
-        upstream = None if grad_scale is None else grad_scale.detach().reshape(()).to(output.loss.dtype)
+    # Tensors made in inference mode cannot take part in autograd, their copies can.
+    def outside(tensor):
+        return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [outside(z).detach().requires_grad_() for z in students]
+        output = reference.ensemble_kd(leaves, outside(target), options, outside(ensemble_weights))
+        upstream = None if grad_scale is None else outside(grad_scale).detach().reshape(()).to(output.loss.dtype)
         grads = torch.autograd.grad(output.loss, leaves, upstream)
     if buffers is not None:
         for buffer, grad in zip(buffers, grads, strict=True):
@@ -243,8 +288,10 @@ def _check(logits, target, ensemble_weights, options: KDOptions) -> list[Tensor]
                 f"logits: expected S tensors [B, C] or one [S, B, C], got one of shape {list(logits.shape)}"
             )
         students = list(logits.unbind(0))
-    else:
+    elif isinstance(logits, Sequence):
         students = list(logits)
+    else:
+        raise TypeError(f"logits: expected a sequence of tensors or one tensor, got {type(logits).__name__}")
     if not students:
         raise ValueError("logits: expected at least one student, got none")
     first = students[0]
@@ -265,8 +312,7 @@ def _check(logits, target, ensemble_weights, options: KDOptions) -> list[Tensor]
         raise ValueError("logits: expected at least one class, got C = 0")
     _check_target(target, rows, first.device, options)
     if ensemble_weights is not None:
-        if not isinstance(ensemble_weights, Tensor):
-            raise TypeError(f"ensemble_weights: expected a tensor, got {type(ensemble_weights).__name__}")
+        _check_tensor("ensemble_weights", ensemble_weights, first.device)
         if ensemble_weights.shape != (len(students),):
             expected, came = [len(students)], list(ensemble_weights.shape)
             raise ValueError(f"ensemble_weights: expected shape {expected}, one a student, got {came}")
@@ -282,14 +328,18 @@ def _check_target(target, rows: int, device: torch.device, options: KDOptions) -
                 f"target: expected int64 [B] (None only if ce_weight is 0), got None with ce_weight {options.ce_weight}"
             )
         return
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target: expected an int64 tensor, got {type(target).__name__}")
+    _check_tensor("target", target, device)
     if target.dtype != torch.int64:
         raise TypeError(f"target: expected dtype torch.int64, got {target.dtype}")
     if target.shape != (rows,):
         raise ValueError(f"target: expected shape [{rows}], one label a row of the logits, got {list(target.shape)}")
-    if target.device != device:
-        raise ValueError(f"target: expected device {device} as the logits, got {target.device}")
+
+
+def _check_tensor(name: str, value: object, device: torch.device, like: str = "the logits") -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device} as {like}, got {value.device}")
 
 
 def _check_labels(target: Tensor | None, logits: Tensor, ignore_index: int) -> None:
@@ -312,11 +362,16 @@ def _check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[T
     if len(buffers) != len(students):
         raise ValueError(f"out: expected {len(students)} buffers, one a student, got {len(buffers)}")
     for j, (buffer, z) in enumerate(zip(buffers, students, strict=True)):
-        for what in ("shape", "dtype", "device"):
+        _check_tensor(f"out[{j}]", buffer, z.device, like=f"logits[{j}]")
+        for what in ("shape", "dtype"):
             expected, came = getattr(z, what), getattr(buffer, what)
             if expected != came:
                 kind = TypeError if what == "dtype" else ValueError
                 raise kind(f"out[{j}]: expected {what} {expected} as logits[{j}], got {came}")
+        if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
+            raise ValueError(
+                f"out[{j}]: expected a place of its own for every element, got strides {list(buffer.stride())}"
+            )
     return buffers
 
 
@@ -345,11 +400,11 @@ def _choose(backend: str, students: list[Tensor], options: KDOptions) -> str:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
     compiled = {"cpu": "native", "cuda": "triton"}.get(students[0].device.type)
     if backend == "auto":
-        covered = compiled and not _uncovered(students[0].dtype, options) and not _missing(compiled)
+        covered = compiled and not _uncovered(students[0].dtype, options) and not _MISSING[compiled]
         return compiled if covered else "reference"
     if backend == "reference":
         return backend
-    if why := _missing(backend):
+    if why := _MISSING[backend]:
         raise RuntimeError(f"backend {backend!r} is not there: {why}")
     if backend != compiled:
         raise ValueError(
@@ -366,19 +421,4 @@ def _uncovered(dtype: torch.dtype, options: KDOptions) -> str | None:
         return f"expected float32, bfloat16 or float16 logits, got {dtype}"
     if not options.detach_ensemble:
         return "expected detach_ensemble=True, got False"
-    return None
-
-
-@cache
-def _missing(backend: str) -> str | None:
-    """Why a compiled backend cannot be used, or None; importing it registers its implementations."""
-    module = {"native": "_native", "triton": "kernels.ensemble_kd"}[backend]
-    try:
-        import_module(f".{module}", __package__)
-    except ImportError as error:
-        how = {
-            "native": "install with a C++ compiler and without OEKD_FAST_NATIVE=0",
-            "triton": "pip install triton",
-        }
-        return f"{error}; {how[backend]}"
     return None

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from oekd_fast.config import TrainConfig
 from oekd_fast.ensemble import StudentEnsemble
@@ -21,15 +20,41 @@ def build_optimizer(config: TrainConfig, ensemble: StudentEnsemble) -> Optimizer
         groups.append({"params": adapters, "lr": config.peak_rate * config.adapter_rate})
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=True)
-    nesterov = config.momentum > 0
     return torch.optim.SGD(
-        groups, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay, fused=True
+        groups,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        # Fused SGD leaves its momentum uninitialised when loss scaling skips the first step (seen in torch 2.13).
+        fused=config.precision != "fp16",
     )
 
 
-def build_schedule(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
-    """A rate for every step; its state is the number of steps done."""
-    return LambdaLR(optimizer, partial(rate_factor, config, steps_per_epoch))
+class RateSchedule:
+    """Sets every group's learning rate before each step; its state is the number of steps done.
+
+    Unlike torch's schedulers it does not mind a step that loss scaling skipped.
+    """
+
+    def __init__(self, config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> None:
+        self._factor = partial(rate_factor, config, steps_per_epoch)
+        self._optimizer = optimizer  # not its groups: loading a state replaces them
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._set(0)
+
+    def step(self) -> None:
+        self._set(self._steps + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._set(state["steps"])
+
+    def _set(self, steps: int) -> None:
+        self._steps = steps
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * self._factor(steps)
 
 
 def rate_factor(config: TrainConfig, steps_per_epoch: int, step: int) -> float:

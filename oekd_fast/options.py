@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 REDUCTIONS = ("mean", "sum")
 
@@ -15,6 +16,7 @@ class KDOptions:
     Defaults are the paper's (section 4: alpha = 0.7, gamma = 0.15, T = 2).
 
     Raises:
+        TypeError: a field that must be a number is none.
         ValueError: temperature not finite or <= 0, a weight not finite, label_smoothing outside [0, 1],
             reduction unknown.
     """
@@ -28,6 +30,9 @@ class KDOptions:
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "ce_weight", "kd_weight", "label_smoothing"):
+            if not isinstance(getattr(self, name), Real):
+                raise TypeError(f"{name}: expected a number, got {type(getattr(self, name)).__name__}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature: expected a finite number > 0, got {self.temperature!r}")
         if not math.isfinite(self.ce_weight):

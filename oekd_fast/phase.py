@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -100,6 +103,8 @@ class Phase:
         self._batches = data.train.num_batches(self._batch_size, drop_last=True)
 
         # Every phase starts from the same seed: a baseline sees the batches that the family saw.
+        random.seed(config.seed)
+        np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         ensemble = build_ensemble(config.model, config.num_students, data.num_classes, data.in_channels, members)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -122,7 +127,8 @@ class Phase:
         self._seconds = self._epoch_seconds = 0.0
         self._best: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
-        self._restore()
+        if config.resume:
+            self._restore()
 
     @property
     def steps_done(self) -> int:
@@ -134,13 +140,13 @@ class Phase:
             console, self.name, config.epochs, self._batches, self.steps_done, config.progress
         ) as progress:
             while self._epoch < config.epochs:
-                self._train_epoch(stop, progress)
-                self._finish_epoch(progress)
+                metrics = self._train_epoch(stop, progress)
+                self._finish_epoch(metrics, progress)
                 if stop.signal_number is not None and self._epoch < config.epochs:
                     self._stop(stop.signal_number)
         return self._result()
 
-    def _train_epoch(self, stop: StopRequest, progress: PhaseProgress) -> None:
+    def _train_epoch(self, stop: StopRequest, progress: PhaseProgress) -> EpochMetrics:
         engine, size = self.engine, self._batch_size
         if self._batch == 0:
             self._order = self._data.train.order(self._order_generator)
@@ -158,11 +164,12 @@ class Phase:
                 self._epoch_seconds = time.perf_counter() - start
                 self._check_finite(engine.metrics.read())
                 self._stop(stop.signal_number)
-        self._check_finite(metrics := engine.metrics.read())
+        metrics = engine.metrics.read()
         self._epoch_seconds = time.perf_counter() - start
-        self._train_metrics = metrics
+        self._check_finite(metrics)
+        return metrics
 
-    def _finish_epoch(self, progress: PhaseProgress) -> None:
+    def _finish_epoch(self, metrics: EpochMetrics, progress: PhaseProgress) -> None:
         rate = self._learning_rate
         validation = self.engine.evaluate(self._data.validation)
         self._seconds += self._epoch_seconds
@@ -172,10 +179,10 @@ class Phase:
             "epoch": self._epoch,
             "step": self.steps_done,
             "learning_rate": rate,
-            "train": self._train_metrics.as_dict(),
+            "train": metrics.as_dict(),
             "validation": validation.as_dict(),
             "seconds": round(self._epoch_seconds, 3),
-            "images_per_second": round(self._train_metrics.images / self._epoch_seconds, 1),
+            "images_per_second": round(metrics.images / self._epoch_seconds, 1),
         }
         self.history.append(line)
         score = [sum(validation.accuracy) / len(validation.accuracy), -sum(validation.ce)]
@@ -208,7 +215,7 @@ class Phase:
             signal_number,
         )
 
-    def _save(self):
+    def _save(self) -> Path:
         state = {
             "config": self._config.training_fields(),
             "engine": self.engine.state_dict(),

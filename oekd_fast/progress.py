@@ -69,6 +69,7 @@ class PhaseProgress:
             accuracies = " ".join(f"{value:.2f}" for value in line["validation"]["accuracy"])
             self._console.print(
                 f"{self._phase}: epoch {epoch}/{self._epochs}  {self._loss}validation % {accuracies}  "
-                f"{line['images_per_second']:.0f} images/s"
+                f"{line['images_per_second']:.0f} images/s",
+                soft_wrap=True,
             )
         self._images, self._shown = 0, time.perf_counter()  # evaluation and saving are not training

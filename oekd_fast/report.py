@@ -31,18 +31,18 @@ def summarise(
     students = []
     for j, parameters in enumerate(counts):
         alone = results.get(f"baseline_{j + 1}")
-        accuracy = family.test.accuracy[j]
-        baseline = alone.test.accuracy[0] if alone else None
+        accuracy = round(family.test.accuracy[j], 4)
+        baseline = round(alone.test.accuracy[0], 4) if alone else None
         students.append(
             {
                 "index": j + 1,
                 "parameters": parameters,
-                "relative_size": 100.0 * parameters / counts[0],
+                "relative_size": round(100.0 * parameters / counts[0], 4),
                 "accuracy": accuracy,
                 "baseline_accuracy": baseline,
-                "relative_gain": 100.0 * (accuracy - baseline) / baseline if baseline else None,
-                "last_epoch_accuracy": family.last_test.accuracy[j],
-                "last_epoch_baseline_accuracy": alone.last_test.accuracy[0] if alone else None,
+                "relative_gain": round(100.0 * (accuracy - baseline) / baseline, 4) if baseline else None,
+                "last_epoch_accuracy": round(family.last_test.accuracy[j], 4),
+                "last_epoch_baseline_accuracy": round(alone.last_test.accuracy[0], 4) if alone else None,
             }
         )
     return {
@@ -51,8 +51,8 @@ def summarise(
         "epochs": config.epochs,
         "selected_epoch": family.selected_epoch,
         "students": students,
-        "ensemble_accuracy": family.test.ensemble_accuracy,
-        "last_epoch_ensemble_accuracy": family.last_test.ensemble_accuracy,
+        "ensemble_accuracy": round(family.test.ensemble_accuracy, 4),
+        "last_epoch_ensemble_accuracy": round(family.last_test.ensemble_accuracy, 4),
         "test_images": family.test.images,
         "images_per_second": round(family.images_per_second, 1),
         "seconds": round(seconds, 1),

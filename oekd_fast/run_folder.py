@@ -15,7 +15,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """Claims a folder for a run, or takes up the run that it holds.
+    """A folder that may take a run, or that holds the one to resume; nothing is written before `claim`.
 
     Raises:
         RunFolderError: the folder holds a run and `config.resume` is False, or the run was trained with another
@@ -24,10 +24,13 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = config.run_folder
+        holds_run = any(path.exists() for path in (self.config_file, self.metrics_file, self.path / "checkpoints"))
+        if holds_run and not config.resume:
+            raise RunFolderError(
+                f"output_dir: {self.path} already holds a run; --resume continues it, another folder starts afresh"
+            )
         if self.config_file.exists():
-            self._check_resumable(config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.config_file, config.as_dict())
+            check_same_training(self._read_config(), config, str(self.config_file))
 
     @property
     def config_file(self) -> Path:
@@ -52,6 +55,11 @@ class RunFolder:
     def checkpoints(self, phase: str) -> Path:
         return self.path / "checkpoints" / phase
 
+    def claim(self, config: TrainConfig) -> None:
+        """Make the folder this run's."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_json(self.config_file, config.as_dict())
+
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl: what a killed run wrote after its last checkpoint goes."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -64,16 +72,11 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write_json(self.summary_file, summary)
 
-    def _check_resumable(self, config: TrainConfig) -> None:
-        if not config.resume:
-            raise RunFolderError(
-                f"output_dir: {self.path} already holds a run; --resume continues it, another folder starts afresh"
-            )
+    def _read_config(self) -> dict[str, Any]:
         try:
-            before = json.loads(self.config_file.read_bytes())
+            return json.loads(self.config_file.read_bytes())
         except ValueError as error:
             raise RunFolderError(f"output_dir: {self.config_file} is damaged ({error})") from error
-        check_same_training(before, config, str(self.config_file))
 
 
 def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:

@@ -7,7 +7,11 @@ import time
 from typing import Any
 
 import torch
-from rich.console import Console
+
+try:
+    from rich.console import Console
+except ImportError as error:
+    raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
 from oekd_fast.checkpoint import CheckpointError
 from oekd_fast.config import TrainConfig
@@ -33,6 +37,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     start = time.perf_counter()
     get_architecture(config.model)
     device = choose_device(config.device)
+    folder = RunFolder(config)
     with StopRequest() as stop:
         dataset = load_dataset(
             config.dataset,
@@ -40,16 +45,15 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             validation_fraction=config.validation_fraction,
             seed=config.seed,
         )
-        folder = RunFolder(config)
         data = DeviceData.of(dataset, config, device)
 
         names = {"ensemble": tuple(range(config.num_students))}
         if config.baseline:
             names |= {f"baseline_{j + 1}": (j,) for j in range(config.num_students)}
         results: dict[str, PhaseResult] = {}
-        folder.write_metrics([])
         for name, members in names.items():
             phase = Phase(name, members, config, data, folder, device)
+            folder.claim(config)
             folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
             results[name] = phase.run(stop, console)
             if stop.signal_number is not None and name != list(names)[-1]:
@@ -63,7 +67,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is a device.
+    """The device called `name`; "auto" is CUDA where there is a device.
 
     Raises:
         ValueError: unknown, or not on this machine.
@@ -105,7 +109,7 @@ def main() -> int:
     except Interrupted as stopped:
         console.print(str(stopped), soft_wrap=True, markup=False)
         return 128 + stopped.signal_number
-    except (DataError, RunFolderError, CheckpointError, TrainingDiverged, ValueError) as error:
+    except (DataError, RunFolderError, CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
         return 1
     console.print(summary_table(summary))

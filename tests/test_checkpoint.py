@@ -177,9 +177,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, reas
 @pytest.mark.filterwarnings("ignore:skipped a damaged checkpoint")
 def test_only_damaged_checkpoints_are_an_error(tmp_path, damage, reason):
     damage(save_checkpoint(tmp_path, state_of(2), step=2))
-    with pytest.raises(
-        CheckpointError, match=rf"every checkpoint is damaged: .*step-0000000002\.pt: .*{reason}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"every checkpoint is damaged: .*step-0000000002\.pt: .*{reason}"):
         load_latest_checkpoint(tmp_path)
 
 
@@ -299,9 +297,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, funct
         return real(*args)
 
     monkeypatch.setattr(checkpoint.os, function, full)
-    with pytest.raises(
-        CheckpointError, match=r"No space left on device; the last good .*step-0000000001\.pt$"
-    ):
+    with pytest.raises(CheckpointError, match=r"No space left on device; the last good .*step-0000000001\.pt$"):
         save_checkpoint(tmp_path, state_of(2), step=2)
     assert names(tmp_path) == ["step-0000000001.pt", "step-0000000001.pt.sha256"]
 

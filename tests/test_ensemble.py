@@ -53,17 +53,13 @@ def test_adapters_map_every_student_to_the_pseudo_teacher(ensemble, images):
         assert len(adapters) == 4
         for j in range(1, 5):
             adapter = adapters[j - 1]
-            assert (
-                isinstance(adapter, nn.Conv2d) and adapter.kernel_size == (1, 1) and adapter.bias is not None
-            )
+            assert isinstance(adapter, nn.Conv2d) and adapter.kernel_size == (1, 1) and adapter.bias is not None
             assert adapter(features[j][b]).shape == features[0][b].shape
 
 
 def test_adapters_exist_before_the_first_forward(ensemble):
     in_state = {name for name in ensemble.state_dict() if name.startswith("adapters.")}
-    assert in_state == {
-        f"adapters.{b}.{i}.{p}" for b in range(3) for i in range(4) for p in ("weight", "bias")
-    }
+    assert in_state == {f"adapters.{b}.{i}.{p}" for b in range(3) for i in range(4) for p in ("weight", "bias")}
     assert in_state <= {name for name, _ in ensemble.named_parameters()}
 
 

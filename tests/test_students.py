@@ -127,9 +127,7 @@ def test_channels_last_weights_are_stored(tmp_path, ensemble, images):
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_a_missing_file_is_named(saved, suffix):
     saved.with_suffix(suffix).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"path: a student needs .*student_4\{suffix}, which is missing"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"path: a student needs .*student_4\{suffix}, which is missing"):
         load_student(saved)
 
 

@@ -22,7 +22,7 @@ struct KDProblem {
   const Matrix* grads;           // [students], or null: statistics only
   const int64_t* target;         // [rows], or null: no cross-entropy; every label counted lies in [0, classes)
   int64_t ignore_index;
-  const float* ensemble_weights;  // [students]
+  const float* ensemble_weights;  // [students], or null: the mean
   double temperature;
   double ce_weight, kd_weight;
   double label_smoothing;

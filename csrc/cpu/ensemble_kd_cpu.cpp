@@ -117,6 +117,10 @@ Statistics compute(at::TensorList logits, const OptionalTensor& target, const Op
   if (grads) {
     TORCH_CHECK_VALUE(grads->size() == logits.size(), "out: expected ", s, " tensors, got ", grads->size());
     grad_matrices = matrices("out", *grads, first);
+    for (const Tensor& t : *grads) {
+      TORCH_CHECK_VALUE((t.stride(0) != 0 || t.size(0) < 2) && (t.stride(1) != 0 || t.size(1) < 2),
+                        "out: expected a place of its own for every element, got strides ", t.strides());
+    }
   }
 
   Tensor labels;
@@ -130,12 +134,13 @@ Statistics compute(at::TensorList logits, const OptionalTensor& target, const Op
   }
   const double per_row = settings.mean ? 1.0 / static_cast<double>(std::max<int64_t>(counted, 1)) : 1.0;
 
-  std::vector<float> weights(s, 1.0f / static_cast<float>(s));
+  Tensor weights;
   if (ensemble_weights) {
-    TORCH_CHECK_VALUE(ensemble_weights->dim() == 1 && ensemble_weights->size(0) == s, "ensemble_weights: expected [", s,
-                      "], got ", ensemble_weights->sizes());
-    const Tensor w = ensemble_weights->to(at::kCPU, at::kFloat).contiguous();
-    std::copy_n(w.const_data_ptr<float>(), s, weights.begin());
+    TORCH_CHECK_VALUE(ensemble_weights->dim() == 1 && ensemble_weights->size(0) == s &&
+                          ensemble_weights->device().is_cpu(),
+                      "ensemble_weights: expected [", s, "] on the CPU, got ", ensemble_weights->sizes(), " on ",
+                      ensemble_weights->device());
+    weights = ensemble_weights->to(at::kFloat).contiguous();
   }
 
   KDProblem problem{};
@@ -147,7 +152,7 @@ Statistics compute(at::TensorList logits, const OptionalTensor& target, const Op
   problem.grads = grads ? grad_matrices.data() : nullptr;
   problem.target = target ? labels.const_data_ptr<int64_t>() : nullptr;
   problem.ignore_index = settings.ignore_index;
-  problem.ensemble_weights = weights.data();
+  problem.ensemble_weights = ensemble_weights ? weights.const_data_ptr<float>() : nullptr;
   problem.temperature = settings.temperature;
   problem.ce_weight = settings.ce_weight;
   problem.kd_weight = settings.kd_weight;
@@ -157,7 +162,8 @@ Statistics compute(at::TensorList logits, const OptionalTensor& target, const Op
 
   std::vector<double> sums(2 * s + 1);
   std::vector<int64_t> counts(s + 1);
-  if (rows > 0) run(problem, choose_isa(isa), sums, counts);
+  const Isa& chosen = choose_isa(isa);
+  if (rows > 0) run(problem, chosen, sums, counts);
 
   const auto floats = at::TensorOptions().dtype(at::kFloat);
   Tensor loss = at::empty({}, floats), ce = at::empty({s}, floats), kd = at::empty({s}, floats);

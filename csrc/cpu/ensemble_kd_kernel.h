@@ -18,7 +18,9 @@
 namespace oekd::OEKD_ISA {
 namespace {
 
-constexpr int64_t TILE = 1024;                    // columns: S = 5 students and the ensemble take 28 KB
+// Columns of a tile: five students and the ensemble take 28 KB. Narrow lanes get fewer, since a lane's fp32 sum loses
+// accuracy with its length.
+constexpr int64_t TILE = LANES < 8 ? 512 : 1024;
 constexpr int64_t KEEP_BYTES = int64_t{4} << 20;  // exponentials kept between the sweeps, a thread
 constexpr int64_t LINE = 64;
 
@@ -100,9 +102,14 @@ float take_logits(const T* z, int64_t n, float w, float* dst, float* mixed) {
   return max_across(m);
 }
 
-float max_of(const float* z, int64_t width) {
+// z *= scale; returns the maximum.
+float scale_and_max(float* z, int64_t width, float scale) {
   vf m = splat(-INFINITY);
-  for (int64_t c = 0; c < width; c += LANES) m = max(load<vf>(z + c), m);
+  for (int64_t c = 0; c < width; c += LANES) {
+    const vf v = load<vf>(z + c) * scale;
+    store(z + c, v);
+    m = max(v, m);
+  }
   return max_across(m);
 }
 
@@ -275,13 +282,14 @@ class Rows {
     for (int64_t c = 0; c < padded; c += LANES) store(mixed + c, vf{});
     for (int64_t j = 0; j < p.students; ++j) {
       const T* z = logits(j, row_, tile * l.width, n);
-      const float w = p.ensemble_weights[j];
+      const float w = p.ensemble_weights ? p.ensemble_weights[j] : 1.0f;
       float* dst = slot(tile, 1 + j);
       // A student of weight 0 has no say, even where its logit is -inf.
       sums[1 + j].max = w == 0 ? take_logits<false>(z, n, w, dst, mixed) : take_logits<true>(z, n, w, dst, mixed);
     }
     for (int64_t c = n; c < padded; ++c) mixed[c] = -INFINITY;
-    sums[0].max = max_of(mixed, padded);
+    // The plain mean is scaled once, at the end: equal sums must stay equal.
+    sums[0].max = scale_and_max(mixed, padded, p.ensemble_weights ? 1.0f : 1.0f / static_cast<float>(p.students));
   }
 
   // Notes the target's logit, and whether it is the first largest so far; z is the tile before it is overwritten.
@@ -372,7 +380,8 @@ class Rows {
     if (!(p.label_smoothing > 0)) return cross_entropy(row_sums[0], false);
     RowSums ensemble = row_sums[0];
     for (int64_t j = 0; j < p.students; ++j) {
-      if (p.ensemble_weights[j] != 0) ensemble.logits += p.ensemble_weights[j] * row_sums[1 + j].logits;
+      const double w = p.ensemble_weights ? p.ensemble_weights[j] : 1.0 / static_cast<double>(p.students);
+      if (w != 0) ensemble.logits += w * row_sums[1 + j].logits;
     }
     return cross_entropy(ensemble, true);
   }

@@ -68,9 +68,8 @@ inline vf exp_nonpositive(vf x) {
   q = q * r + 0x1.5558f2p-5f;
   q = q * r + 0x1.555492p-3f;
   q = q * r + 0x1.fffffcp-2f;
-  q = q * r + 1.0f;
-  q = q * r + 1.0f;
-  const vf scaled = bits<vf>(bits<vi>(q) + (bits<vi>(shifted) << 23));
+  const vf p = (q * (r * r) + r) + 1.0f;  // in this order, rounding stays below one unit without fused operations too
+  const vf scaled = bits<vf>(bits<vi>(p) + (bits<vi>(shifted) << 23));
   return x < splat(LOWEST) ? vf{} : scaled;
 }
 

@@ -29,15 +29,11 @@ def crop_one(image: torch.Tensor, pad: int, top: int, left: int, mirror: bool) -
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("pad", [0, 1, 4])
-@pytest.mark.parametrize(
-    "shape", [(5, 3, 6, 6), (4, 1, 5, 7), (1, 2, 3, 1), (0, 3, 4, 4)]
-)  # square, not, thin
+@pytest.mark.parametrize("shape", [(5, 3, 6, 6), (4, 1, 5, 7), (1, 2, 3, 1), (0, 3, 4, 4)])  # square, not, thin
 def test_equals_the_loop_over_images(shape, pad, flip):
     images, augmentation = pictures(*shape), Augmentation(pad, flip)
     top, left, mirror = draw(shape[0], augmentation, torch.Generator().manual_seed(1))
-    expected = [
-        crop_one(image, pad, int(top[i]), int(left[i]), bool(mirror[i])) for i, image in enumerate(images)
-    ]
+    expected = [crop_one(image, pad, int(top[i]), int(left[i]), bool(mirror[i])) for i, image in enumerate(images)]
     got = pad_crop_flip(images, augmentation, torch.Generator().manual_seed(1))
     assert got.dtype == torch.uint8 and got.shape == images.shape
     assert torch.equal(got, torch.stack(expected) if expected else images)

@@ -36,9 +36,7 @@ def test_batch_takes_rows_in_the_order_asked(batches):
 
 def test_an_epoch_resumed_from_its_order_sees_the_rest(batches):
     order = batches.order(torch.Generator().manual_seed(0))
-    parts = [
-        batches.batch(order[i * 4 : (i + 1) * 4])[1] for i in range(batches.num_batches(4, drop_last=False))
-    ]
+    parts = [batches.batch(order[i * 4 : (i + 1) * 4])[1] for i in range(batches.num_batches(4, drop_last=False))]
     assert torch.equal(torch.cat(parts), order * 10)
 
 

@@ -385,9 +385,7 @@ def test_sizes_that_differ_between_splits(tmp_path, colour):
     fails(tmp_path, "test: images must have the shape of the training images", "3x6x6, got 3x5x6")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: b"no image", lambda data: data[: len(data) // 2], lambda data: b""]
-)
+@pytest.mark.parametrize("damage", [lambda data: b"no image", lambda data: data[: len(data) // 2], lambda data: b""])
 def test_damaged_image_is_named(tmp_path, colour, damage):
     write_folder(tmp_path, *colour)
     path = tmp_path / "cat" / "025.png"

@@ -45,9 +45,7 @@ def test_depth_is_in_the_name():
         architecture = get_architecture(f"resnet{depth}")
         modules = [*architecture.build_base(3).modules(), *architecture.build_branch(0, 5, 10).modules()]
         layers = [
-            m
-            for m in modules
-            if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+            m for m in modules if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
         ]
         assert len(layers) == depth
 

@@ -9,9 +9,7 @@ def test_every_name_gives_its_architecture():
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"model: 'resnet-110' is unknown; did you mean resnet110.*one of resnet20, "
-    ):
+    with pytest.raises(ValueError, match=r"model: 'resnet-110' is unknown; did you mean resnet110.*one of resnet20, "):
         get_architecture("resnet-110")
 
 

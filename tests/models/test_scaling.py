@@ -28,9 +28,7 @@ def test_scaled_channels_never_vanish():
     assert scaled_channels(3, 9, 10) == 1
 
 
-@pytest.mark.parametrize(
-    ("j", "n", "message"), [(0, 0, "n: .*>= 1, got 0"), (5, 5, "0..4, got 5"), (-1, 5, "got -1")]
-)
+@pytest.mark.parametrize(("j", "n", "message"), [(0, 0, "n: .*>= 1, got 0"), (5, 5, "0..4, got 5"), (-1, 5, "got -1")])
 def test_wrong_students_are_named(j, n, message):
     with pytest.raises(ValueError, match=message):
         compression_ratio(j, n)

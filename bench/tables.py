@@ -1,0 +1,118 @@
+"""README's tables, made from the files in bench/results.
+
+python -m bench.tables          # rewrite README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def render(text: str) -> str:
+    """`text` with what stands between each pair of table markers made anew."""
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md: expected the markers of table {name!r}, found none")
+        text = pattern.sub(lambda m, table=table: m[1] + table() + m[2], text)
+    return text
+
+
+def family(file: str) -> Callable[[], str]:
+    """A training run: each student against its baseline."""
+
+    def table() -> str:
+        result = _load(file)
+        summary = result["summary"]
+        rows = [
+            (
+                s["index"],
+                f"{s['parameters']:,}",
+                f"{s['relative_size']:.1f}",
+                _percent(s["baseline_accuracy"]),
+                _percent(s["accuracy"]),
+                "-" if s["relative_gain"] is None else f"{s['relative_gain']:+.2f}",
+            )
+            for s in summary["students"]
+        ]
+        seconds = sum(phase["seconds"] for phase in summary["phases"].values())
+        caption = (
+            f"Ensemble {summary['ensemble_accuracy']:.2f} %. {summary['epochs']} epoch"
+            f"{'s' if summary['epochs'] > 1 else ''}, seed {result['config'].get('seed', 0)}, test accuracy on "
+            f"{summary['test_images']:,} images at the epoch chosen on held-out ones. "
+            f"{seconds:.0f} s of training, the family at {summary['images_per_second']:.0f} images/s; "
+            f"{_where(result['machine'])}."
+        )
+        heading = ("student", "parameters", "size %", "alone %", "in the family %", "gain %")
+        return _markdown(heading, rows) + f"\n{caption}\n"
+
+    return table
+
+
+def losses(file: str) -> Callable[[], str]:
+    """The loss and its gradients against PyTorch."""
+
+    def table() -> str:
+        result = _load(file)
+        rows = []
+        for r in result["results"]:
+            ms = {
+                name: f"{t['median']:.3g} [{t['lower']:.3g}, {t['upper']:.3g}]" for name, t in r["milliseconds"].items()
+            }
+            rows.append(
+                (
+                    f"{r['rows']} x {r['classes']}",
+                    r["dtype"],
+                    ms["eager"],
+                    ms["compiled"],
+                    ms["value_and_grad"],
+                    ms["differentiable"],
+                    f"{r['speedup_over_eager']:.1f}x / {r['speedup_over_compiled']:.1f}x",
+                )
+            )
+        heading = ("B x C", "dtype", "eager", "torch.compile", "value and grad", "with .backward()", "eager / compile")
+        return _markdown(heading, rows) + f"\nMilliseconds, median [quartiles]; {_where(result['machine'])}.\n"
+
+    return table
+
+
+TABLES = {
+    "digits": family("digits_resnet20_cpu.json"),
+    "cifar100": family("cifar100_resnet20_cpu.json"),
+    "loss": losses("ensemble_kd_cpu.json"),
+}
+
+
+def _load(file: str) -> dict:
+    return json.loads((RESULTS / file).read_bytes())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _where(machine: dict) -> str:
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, {machine['cpu_capability']}, torch {machine['torch']}, "
+        f"commit {machine['commit']}"
+    )
+
+
+def _markdown(heading: Iterable[str], rows: Iterable[Iterable]) -> str:
+    lines = [heading, ["---:"] * len(tuple(heading)), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()

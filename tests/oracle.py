@@ -1,0 +1,222 @@
+"""Ground truth for the losses: explicit fp64 formulas in numpy, and the naive PyTorch expression to beat.
+
+Shares no code with the package. Accuracy is judged without hand-made tolerances: an error against fp64 may not
+exceed the error of naive fp32 PyTorch on the same input by more than ``EPSILON``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-7  # half the distance from 1 to the next fp32 number, and a little
+FP64_ROUNDING = 1e-12
+
+
+class Truth(NamedTuple):
+    loss: float
+    ce: np.ndarray  # [S]
+    kd: np.ndarray  # [S]
+    ensemble_ce: float
+    correct: list[int]  # [S + 1]
+    grads: np.ndarray  # [S, B, C], of upstream * loss
+    kd_terms: float = 0.0  # sum over students of T^2 times the cross-entropy of t and q, which kd is part of
+
+
+def ensemble_kd(
+    logits: Sequence[Tensor],
+    target: Tensor | None = None,
+    *,
+    temperature: float = 2.0,
+    ce_weight: float = 0.7,
+    kd_weight: float = 0.15,
+    ensemble_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    upstream: float = 1.0,
+) -> Truth:
+    """Row by row, student by student::
+
+    dL/dz_j = upstream / B * [ce_weight (p_j - y) + kd_weight T (p_j^T - t)],    y one-hot, or smoothed
+    """
+    z = np.stack([student.detach().double().numpy() for student in logits])
+    students, rows, classes = z.shape
+    labels = [None] * rows if target is None else target.tolist()
+    counted = [row for row in range(rows) if target is None or labels[row] != ignore_index]
+    weights = [1 / students] * students if ensemble_weights is None else ensemble_weights.detach().double().tolist()
+    scale = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
+
+    ce, kd, ensemble_ce, correct = np.zeros(students), np.zeros(students), 0.0, [0] * (students + 1)
+    grads, kd_terms = np.zeros_like(z), 0.0
+    with np.errstate(divide="ignore"):
+        for row in counted:
+            if ensemble_weights is None:
+                mixed = z[:, row].sum(axis=0) / students  # exact for small integers, so that ties stay ties
+            else:
+                mixed = sum(w * z[j, row] for j, w in enumerate(weights) if w != 0)
+            log_t = _log_softmax(mixed / temperature)
+            t = np.exp(log_t)
+            y = labels[row]
+            for j in range(students):
+                log_q = _log_softmax(z[j, row] / temperature)
+                given = t > 0
+                kd[j] += temperature**2 * np.sum(t[given] * (log_t[given] - log_q[given]))
+                kd_terms += temperature**2 * np.sum(t[given] * -log_q[given])
+                grads[j, row] = kd_weight * temperature * (np.exp(log_q) - t)
+                if y is None:
+                    continue
+                log_p = _log_softmax(z[j, row])
+                ce[j] += _cross_entropy(log_p, y, label_smoothing)
+                grads[j, row] += ce_weight * (np.exp(log_p) - label_smoothing / classes)
+                grads[j, row, y] -= ce_weight * (1 - label_smoothing)
+                correct[j] += _first_largest(z[j, row]) == y
+            if y is not None:
+                ensemble_ce += _cross_entropy(_log_softmax(mixed), y, label_smoothing)
+                correct[students] += _first_largest(mixed) == y
+    ce, kd, ensemble_ce = ce * scale, kd * scale, ensemble_ce * scale
+    loss = kd_weight * kd.sum() + (0.0 if target is None else ce_weight * ce.sum())
+    return Truth(float(loss), ce, kd, float(ensemble_ce), correct, grads * scale * upstream, kd_terms * scale)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    shifted = x - x.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def _cross_entropy(log_p: np.ndarray, label: int, smoothing: float) -> float:
+    even = -log_p.mean() if smoothing else 0.0
+    return -(1 - smoothing) * log_p[label] + smoothing * even
+
+
+def _first_largest(x: np.ndarray) -> int:
+    return int(np.flatnonzero(x == x.max())[0])
+
+
+def naive(
+    logits: Sequence[Tensor],
+    target: Tensor | None = None,
+    *,
+    temperature: float = 2.0,
+    ce_weight: float = 0.7,
+    kd_weight: float = 0.15,
+    ensemble_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    upstream: float = 1.0,
+    order: int = 0,
+) -> Truth:
+    """The loss as one would write it in fp32, with what autograd gives; compare with ``ensemble_kd``.
+
+    ``order``: seed of an order of students, rows and classes (0: as given), which changes only the rounding.
+    0 * -inf makes the plain expression NaN, so -inf becomes -1e5: e^-10000 is 0 as well.
+    """
+    leaves = [z.detach().float().clamp(min=-1e5).requires_grad_() for z in logits]
+    counted = torch.ones(len(leaves[0]), dtype=torch.bool) if target is None else target != ignore_index
+    rows, classes, students = counted.nonzero()[:, 0], torch.arange(leaves[0].shape[1]), torch.arange(len(leaves))
+    if order:
+        generator = torch.Generator().manual_seed(order)
+        rows, classes, students = (x[torch.randperm(len(x), generator=generator)] for x in (rows, classes, students))
+    z = [leaves[j][rows][:, classes] for j in students]
+    labels = None if target is None else classes.argsort()[target[rows]]
+    stack = torch.stack(z)
+    mixed = stack.mean(0)
+    if ensemble_weights is not None:
+        mixed = (ensemble_weights.float()[students, None, None] * stack).sum(0)
+    mixed = mixed.detach()
+    teacher = F.softmax(mixed / temperature, dim=1)
+    over = {"mean": "batchmean", "sum": "sum"}[reduction]
+
+    def cross_entropy(scores: Tensor) -> Tensor:
+        if labels is None:
+            return torch.zeros(())
+        return F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction=reduction)
+
+    ce = torch.stack([cross_entropy(student) for student in z])
+    kd = torch.stack([F.kl_div(F.log_softmax(student / temperature, dim=1), teacher, reduction=over) for student in z])
+    kd = temperature**2 * kd
+    loss = ce_weight * ce.sum() + kd_weight * kd.sum()
+    grads = torch.autograd.grad(upstream * loss, leaves)
+    ce, kd = (x.detach()[students.argsort()].double().numpy() for x in (ce, kd))
+    grads = torch.stack(grads).double().numpy()
+    return Truth(loss.item(), ce, kd, cross_entropy(mixed).item(), [], grads)
+
+
+def error(came, truth) -> float:
+    """Norm-wise, relative; 0 where both are 0."""
+    came, truth = np.asarray(came, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    distance = np.linalg.norm(came - truth)
+    return float(distance / np.linalg.norm(truth)) if distance else 0.0
+
+
+def stack(grads: Sequence[Tensor]) -> np.ndarray:
+    """Gradients [S, B, C] in fp64."""
+    return np.stack([grad.detach().double().numpy() for grad in grads])
+
+
+def half_ulp(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Largest error of rounding ``values`` to a 16-bit dtype."""
+    info = torch.finfo(dtype)
+    _, exponent = np.frexp(np.maximum(np.abs(values), info.smallest_normal))
+    return np.ldexp(0.25 * info.eps, exponent)
+
+
+def beyond_rounding(came: np.ndarray, truth: np.ndarray, dtype: torch.dtype, roundings: int = 1) -> float:
+    """Norm-wise error beyond what rounding the result to ``dtype`` explains; fp32: the whole error."""
+    if dtype == torch.float32:
+        return error(came, truth)
+    excess = np.maximum(np.abs(came - truth) - roundings * half_ulp(truth, dtype), 0.0)
+    return float(np.linalg.norm(excess) / np.linalg.norm(truth)) if excess.any() else 0.0
+
+
+class Expected:
+    """What a call must give, worked out once for all implementations."""
+
+    STATISTICS = ("loss", "ce", "kd", "ensemble_ce")
+
+    def __init__(self, logits: Sequence[Tensor], target: Tensor | None = None, *, orders: int = 8, **options) -> None:
+        self.dtype, self.students = logits[0].dtype, len(logits)
+        self.truth = ensemble_kd(logits, target, **options)
+        if self.dtype == torch.float64:
+            self.allowed = dict.fromkeys((*self.STATISTICS, "grads"), FP64_ROUNDING)
+            return
+        # One scalar's rounding may be 0 by luck: naive PyTorch is judged by the worst of a few orders.
+        self.allowed = dict.fromkeys((*self.STATISTICS, "grads"), EPSILON)
+        for order in range(orders):
+            plain = naive(logits, target, order=order, **options)
+            for name in self.STATISTICS:
+                self.allowed[name] = max(self.allowed[name], self.error(name, getattr(plain, name)) + EPSILON)
+            self.allowed["grads"] = max(self.allowed["grads"], error(plain.grads, self.truth.grads) + EPSILON)
+
+    def error(self, name: str, came) -> float:
+        truth = getattr(self.truth, name)
+        if name == "kd":  # a cross-entropy less an entropy: judged by the size of what it is a difference of
+            return float(np.linalg.norm(np.asarray(came, dtype=np.float64) - truth) / self.truth.kd_terms)
+        return error(came, truth)
+
+    def check(self, output, grads=None, *, roundings: int = 1) -> None:
+        """Every statistic and every gradient, by the criterion of this module's docstring; fp64 by its rounding."""
+        for name in self.STATISTICS:
+            came, allowed = self.error(name, getattr(output, name).detach().numpy()), self.allowed[name]
+            assert came <= allowed, f"{name}: error {came:.3g}, allowed {allowed:.3g}"
+        assert output.correct.tolist() == self.truth.correct
+        if grads is not None:
+            self.check_grads(grads, roundings=roundings)
+
+    def check_grads(self, grads: Sequence[Tensor], *, roundings: int = 1) -> None:
+        assert [grad.dtype for grad in grads] == [self.dtype] * self.students
+        if self.dtype in (torch.float32, torch.float64):
+            came = error(stack(grads), self.truth.grads)
+        else:
+            came = beyond_rounding(stack(grads), self.truth.grads, self.dtype, roundings)
+        assert came <= self.allowed["grads"], f"gradients: error {came:.3g}, allowed {self.allowed['grads']:.3g}"
+
+
+def check(output, grads, logits, target=None, *, roundings: int = 1, **options) -> None:
+    Expected(logits, target, **options).check(output, grads, roundings=roundings)

@@ -1,0 +1,288 @@
+"""What the losses refuse: each message names the argument, what was expected and what came."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
+
+from .conftest import IMPLEMENTATIONS, ISAS, batch, op_arguments
+
+needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
+LOGITS, TARGET = batch(students=2, rows=3, classes=4)
+Z, Y = LOGITS[0], TARGET
+
+# name: (arguments changed, kind, message)
+BAD = {
+    "no students": ({"logits": []}, ValueError, "logits: expected at least one student, got none"),
+    "no students, stacked": (
+        {"logits": torch.zeros(0, 3, 4)},
+        ValueError,
+        "logits: expected at least one student, got none",
+    ),
+    "no classes": ({"logits": [Z[:, :0]] * 2}, ValueError, "logits: expected at least one class, got C = 0"),
+    "one matrix": (
+        {"logits": Z},
+        ValueError,
+        "logits: expected S tensors [B, C] or one [S, B, C], got one of shape [3, 4]",
+    ),
+    "three dimensions": ({"logits": [Z[None]]}, ValueError, "logits[0]: expected shape [B, C], got [1, 3, 4]"),
+    "shapes differ": (
+        {"logits": [Z, Z[:, :3]]},
+        ValueError,
+        "logits[1]: expected shape [B, C] = [3, 4] as logits[0], got [3, 3]",
+    ),
+    "dtypes differ": (
+        {"logits": [Z, Z.bfloat16()]},
+        TypeError,
+        "logits[1]: expected dtype torch.float32 as logits[0], got torch.bfloat16",
+    ),
+    "devices differ": (
+        {"logits": [Z, Z.to("meta")]},
+        ValueError,
+        "logits[1]: expected device cpu as logits[0], got meta",
+    ),
+    "no tensor": ({"logits": [Z, [1.0]]}, TypeError, "logits[1]: expected a tensor, got list"),
+    "no sequence": ({"logits": None}, TypeError, "logits: expected"),
+    "integers": (
+        {"logits": [Z.long()]},
+        TypeError,
+        "logits: expected float32, float16, bfloat16 or float64, got torch.int64",
+    ),
+    "complex": (
+        {"logits": [Z.to(torch.complex64)]},
+        TypeError,
+        "logits: expected float32, float16, bfloat16 or float64, got torch.complex64",
+    ),
+    "target of other dtype": (
+        {"target": Y.int()},
+        TypeError,
+        "target: expected dtype torch.int64, got torch.int32",
+    ),
+    "target of other length": (
+        {"target": Y[:2]},
+        ValueError,
+        "target: expected shape [3], one label a row of the logits, got [2]",
+    ),
+    "target of probabilities": ({"target": Z}, TypeError, "target: expected dtype torch.int64, got torch.float32"),
+    "target a column": (
+        {"target": Y[:, None]},
+        ValueError,
+        "target: expected shape [3], one label a row of the logits, got [3, 1]",
+    ),
+    "target a list": ({"target": [0, 1, 2]}, TypeError, "target: expected a tensor, got list"),
+    "target elsewhere": (
+        {"target": Y.to("meta")},
+        ValueError,
+        "target: expected device cpu as the logits, got meta",
+    ),
+    "no target": (
+        {"target": None},
+        ValueError,
+        "target: expected int64 [B] (None only if ce_weight is 0), got None with ce_weight 0.7",
+    ),
+    "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: expected a finite number > 0, got 0.0"),
+    "temperature -1": ({"temperature": -1}, ValueError, "temperature: expected a finite number > 0, got -1"),
+    "temperature nan": ({"temperature": math.nan}, ValueError, "temperature: expected a finite number > 0, got nan"),
+    "temperature inf": ({"temperature": math.inf}, ValueError, "temperature: expected a finite number > 0, got inf"),
+    "temperature text": ({"temperature": "2"}, TypeError, "temperature: expected"),
+    "ce_weight nan": ({"ce_weight": math.nan}, ValueError, "ce_weight: expected a finite number, got nan"),
+    "kd_weight inf": ({"kd_weight": math.inf}, ValueError, "kd_weight: expected a finite number, got inf"),
+    "smoothing 1.5": ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected a number in [0, 1], got 1.5"),
+    "smoothing nan": (
+        {"label_smoothing": math.nan},
+        ValueError,
+        "label_smoothing: expected a number in [0, 1], got nan",
+    ),
+    "reduction none": (
+        {"reduction": "none"},
+        ValueError,
+        "reduction: expected one of ('mean', 'sum'), got 'none'",
+    ),
+    "weights of other length": (
+        {"ensemble_weights": torch.ones(3)},
+        ValueError,
+        "ensemble_weights: expected shape [2], one a student, got [3]",
+    ),
+    "weights a matrix": (
+        {"ensemble_weights": torch.ones(1, 2)},
+        ValueError,
+        "ensemble_weights: expected shape [2], one a student, got [1, 2]",
+    ),
+    "weights a list": ({"ensemble_weights": [0.5, 0.5]}, TypeError, "ensemble_weights: expected a tensor, got list"),
+    "weights of integers": (
+        {"ensemble_weights": torch.ones(2, dtype=torch.int64)},
+        TypeError,
+        "ensemble_weights: expected a floating dtype, got torch.int64",
+    ),
+    "weights elsewhere": ({"ensemble_weights": torch.ones(2, device="meta")}, ValueError, "ensemble_weights: expected"),
+}
+BAD_VALUE_AND_GRAD = {
+    "grad_scale of two": (
+        {"grad_scale": torch.ones(2)},
+        ValueError,
+        "grad_scale: expected a tensor of one element, got shape [2]",
+    ),
+    "grad_scale a number": ({"grad_scale": 2.0}, TypeError, "grad_scale: expected"),
+    "grad_scale elsewhere": ({"grad_scale": torch.ones((), device="meta")}, ValueError, "grad_scale: expected"),
+    "one buffer": ({"out": [Z]}, ValueError, "out: expected 2 buffers, one a student, got 1"),
+    "buffer of other shape": (
+        {"out": [Z.clone(), Z[:2].clone()]},
+        ValueError,
+        "out[1]: expected shape torch.Size([3, 4]) as logits[1], got torch.Size([2, 4])",
+    ),
+    "buffer of other dtype": (
+        {"out": [Z.half(), Z.clone()]},
+        TypeError,
+        "out[0]: expected dtype torch.float32 as logits[0], got torch.float16",
+    ),
+    "buffer elsewhere": (
+        {"out": [Z.to("meta"), Z.clone()]},
+        ValueError,
+        "out[0]: expected device cpu as logits[0], got meta",
+    ),
+    "buffers no tensors": ({"out": [Z.clone(), None]}, TypeError, "out[1]: expected"),
+    "buffer whose rows are one": (
+        {"out": [torch.zeros(1, 4).expand(3, 4), Z.clone()]},
+        (ValueError, RuntimeError),
+        "out[0]: expected",
+    ),
+}
+
+
+def refuse(function, changed, kind, message, **more):
+    arguments = {"logits": LOGITS, "target": TARGET} | changed | more
+    with pytest.raises(kind, match=re.escape(message)):
+        function(arguments.pop("logits"), arguments.pop("target"), **arguments)
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("function", [ensemble_kd_loss, ensemble_kd_value_and_grad])
+def test_arguments(function, name, backend):
+    refuse(function, *BAD[name], backend=backend)
+
+
+@pytest.mark.parametrize("name", BAD_VALUE_AND_GRAD)
+def test_arguments_of_value_and_grad(name, backend):
+    refuse(ensemble_kd_value_and_grad, *BAD_VALUE_AND_GRAD[name], backend=backend)
+
+
+# -- labels
+
+
+@pytest.mark.parametrize("label", [4, -1, -99, 2**40, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_a_label_outside_the_classes_is_found_before_anything_is_written(value_and_grad, label, rows):
+    logits, target = batch(students=2, rows=rows, classes=4)
+    target[-1] = label
+    out = [torch.full_like(z, math.nan) for z in logits]
+    message = f"target: expected labels in [0, 4) or ignore_index -100, got {label} at row {rows - 1}"
+    for buffers in (None, out):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            value_and_grad(logits, target, out=buffers)
+    assert all(buffer.isnan().all() for buffer in out)
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_outside_the_classes_in_the_differentiable_form(backend, label):
+    logits = [z.clone().requires_grad_() for z in LOGITS]
+    message = f"target: expected labels in [0, 4) or ignore_index -100, got {label} at row 1"
+    for z in (logits, [x.detach() for x in logits], torch.stack(LOGITS).requires_grad_()):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ensemble_kd_loss(z, torch.tensor([0, label, 3]), backend=backend)
+
+
+def test_minus_one_is_fine_as_the_ignore_index(value_and_grad):
+    target = torch.tensor([0, -1, 3])
+    output, grads = value_and_grad(LOGITS, target, ignore_index=-1)
+    assert output.loss.isfinite() and not any(grad[1].any() for grad in grads)
+    with pytest.raises(ValueError, match=re.escape("or ignore_index -1, got -100 at row 1")):
+        value_and_grad(LOGITS, torch.tensor([0, -100, 3]), ignore_index=-1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_label_outside_the_classes_in_the_value_op(isa):
+    with pytest.raises(ValueError, match=re.escape("target: expected labels in [0, 4)")):
+        torch.ops.oekd_fast.ensemble_kd_value(LOGITS, *op_arguments(torch.tensor([0, 4, 3])), isa=isa)
+
+
+# -- backends
+
+
+def test_unknown_backend():
+    expected = "backend: expected one of ('auto', 'reference', 'native', 'triton'), got 'cuda'"
+    refuse(ensemble_kd_loss, {"backend": "cuda"}, ValueError, expected)
+    refuse(ensemble_kd_value_and_grad, {"backend": None}, ValueError, "got None")
+
+
+@needs_native
+def test_native_says_what_it_does_not_cover():
+    doubles = [z.double() for z in LOGITS]
+    message = "backend 'native': expected float32, bfloat16 or float16 logits, got torch.float64"
+    refuse(ensemble_kd_loss, {"logits": doubles, "backend": "native"}, ValueError, message)
+    message = "backend 'native': expected detach_ensemble=True, got False; backend='reference' does this"
+    refuse(ensemble_kd_loss, {"detach_ensemble": False, "backend": "native"}, ValueError, message)
+    elsewhere = {"logits": [z.to("meta") for z in LOGITS], "target": TARGET.to("meta"), "backend": "native"}
+    refuse(ensemble_kd_loss, elsewhere, ValueError, "backend 'native': expected logits on the CPU, got meta")
+
+
+def test_triton_on_the_cpu_says_why_not():
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        ensemble_kd_loss(LOGITS, TARGET, backend="triton")
+    text = str(caught.value)
+    assert "backend 'triton'" in text
+    assert "pip install triton" in text or "expected logits on CUDA, got cpu" in text
+
+
+def test_another_device_has_the_reference():
+    output = ensemble_kd_loss([z.to("meta") for z in LOGITS], TARGET.to("meta"))
+    assert output.loss.device.type == "meta" and [tuple(t.shape) for t in output] == [(), (2,), (2,), (), (3,)]
+
+
+# -- the ops, called directly: they defend themselves
+
+
+def op_value_and_grad(logits=LOGITS, target=TARGET, *, out=None, grad_scale=None, **options):
+    if out is None:
+        op = torch.ops.oekd_fast.ensemble_kd_value_and_grad
+        return op(logits, *op_arguments(target, **options), grad_scale=grad_scale)
+    op = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out
+    return op(logits, *op_arguments(target, **options), grad_scale=grad_scale, out=out)
+
+
+BAD_OP = {
+    "no students": ({"logits": []}, "logits"),
+    "no classes": ({"logits": [Z[:, :0]]}, "logits"),
+    "one dimension": ({"logits": [Z[0]]}, "logits"),
+    "shapes differ": ({"logits": [Z, Z[:2]]}, "logits"),
+    "dtypes differ": ({"logits": [Z, Z.half()]}, "logits"),
+    "doubles": ({"logits": [Z.double()]}, "logits"),
+    "target of other length": ({"target": Y[:2]}, "target"),
+    "target of other dtype": ({"target": Y.int()}, "target"),
+    "weights of other length": ({"ensemble_weights": torch.ones(3)}, "ensemble_weights"),
+    "temperature 0": ({"temperature": 0.0}, "temperature"),
+    "temperature nan": ({"temperature": math.nan}, "temperature"),
+    "one buffer": ({"out": [Z.clone()]}, "out"),
+    "buffer of other shape": ({"out": [Z.clone(), Z[:2].clone()]}, "out"),
+    "buffer of other dtype": ({"out": [Z.clone(), Z.half()]}, "out"),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", BAD_OP)
+def test_ops_defend_themselves(name):
+    changed, argument = BAD_OP[name]
+    with pytest.raises((ValueError, TypeError), match=f"{argument}: (expected|the native backend takes)"):
+        op_value_and_grad(**changed)
+
+
+@needs_native
+def test_ops_refuse_a_grad_scale_of_two():
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        op_value_and_grad(grad_scale=torch.ones(2))
+
+
+def test_every_implementation_is_tested_here():
+    assert len(IMPLEMENTATIONS) == 1 + (1 + len(ISAS) if ISAS else 0)

@@ -1,0 +1,155 @@
+"""One training step against the paper's loss written out, in every precision."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from oekd_fast.config import TrainConfig
+from oekd_fast.data import Augmentation, DeviceBatches, Split
+from oekd_fast.engine import Engine
+from oekd_fast.ensemble import build_ensemble
+
+NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+CPU = torch.device("cpu")
+
+
+def make_engine(config=None, members=None, augmentation=None):
+    config = config or TrainConfig(num_students=3, warmup_epochs=0)
+    torch.manual_seed(0)
+    ensemble = build_ensemble("resnet20", config.num_students, 10, 3, members)
+    if config.channels_last:
+        ensemble = ensemble.to(memory_format=torch.channels_last)
+    return Engine(
+        config,
+        ensemble,
+        config.family_loss() if len(ensemble.members) > 1 else config.baseline_loss(),
+        device=CPU,
+        normalisation=NORMALISATION,
+        augmentation=augmentation or Augmentation(pad=0, flip=False),
+        steps_per_epoch=10,
+    )
+
+
+def make_batch(rows=8):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (rows, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(10, (rows,), generator=generator)
+
+
+def scale(images):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    return (images / 255 - mean) / std
+
+
+def papers_loss(ensemble, images, labels, config):
+    """Alpha CE + beta MSE + gamma T^2 KL, term by term."""
+    output = ensemble(scale(images))
+    t = config.temperature
+    teacher = F.softmax(torch.stack(output.logits).mean(0).detach() / t, dim=1)
+    loss = 0.0
+    for logits in output.logits:
+        kl = F.kl_div(F.log_softmax(logits / t, dim=1), teacher, reduction="batchmean")
+        loss = loss + config.ce_weight * F.cross_entropy(logits, labels) + config.kd_weight * t * t * kl
+    for block, adapters in enumerate(ensemble.adapters):
+        for j, adapter in enumerate(adapters, start=1):
+            target = output.features[0][block].detach()
+            loss = loss + config.feature_weight * F.mse_loss(adapter(output.features[j][block]), target)
+    return loss
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradients_are_those_of_the_papers_loss(channels_last):
+    config = TrainConfig(num_students=3, warmup_epochs=0, channels_last=channels_last)
+    engine, (images, labels) = make_engine(config), make_batch()
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    loss = papers_loss(twin, images.double(), labels, config)
+    loss.backward()
+    engine.train_step(images, labels)
+    assert engine.metrics.read().loss == pytest.approx(loss.item(), rel=1e-5)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        error = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+        assert error < 1e-4, name
+
+
+def test_a_baseline_is_plain_cross_entropy():
+    config = TrainConfig(num_students=3, warmup_epochs=0)
+    engine, (images, labels) = make_engine(config, members=(1,)), make_batch()
+    twin = copy.deepcopy(engine.ensemble).train()
+    loss = F.cross_entropy(twin(scale(images)).logits[0], labels)
+    engine.train_step(images, labels)
+    read = engine.metrics.read()
+    assert read.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert read.kd == pytest.approx([0.0], abs=1e-6) and read.feature == 0.0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains_like_fp32(precision):
+    images, labels = make_batch(32)
+    losses = {}
+    for name in ("fp32", precision):
+        engine = make_engine(TrainConfig(num_students=2, warmup_epochs=0, learning_rate=0.02, precision=name))
+        losses[name] = []
+        for _ in range(8):
+            engine.metrics.reset()
+            engine.train_step(images, labels)
+            losses[name].append(engine.metrics.read().loss)
+        assert all(p.dtype == torch.float32 for p in engine.ensemble.parameters())
+    assert losses[precision][0] == pytest.approx(losses["fp32"][0], rel=0.02)
+    assert losses[precision][-1] < 0.7 * losses[precision][0]
+
+
+def test_fp16_scales_the_loss_and_skips_a_step_that_overflows():
+    engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, precision="fp16")), make_batch()
+    before = copy.deepcopy(engine.ensemble.state_dict())
+    engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**40})
+    engine.train_step(images, labels)
+    assert engine.scaler.get_scale() == 2.0**39
+    for name, parameter in engine.ensemble.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
+    engine, (images, labels) = make_engine(), make_batch(13)
+    engine.train_step(*make_batch())
+    before = copy.deepcopy(engine.ensemble.state_dict())
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    for name, value in engine.ensemble.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(scale(images)).logits
+    assert read.images == 13
+    assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+def test_no_step_reads_a_value_back(monkeypatch):
+    engine, (images, labels) = make_engine(augmentation=Augmentation(pad=1, flip=True)), make_batch()
+    engine.train_step(images, labels)
+
+    def refuse(self, *args):
+        raise AssertionError("a value was read in the step")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    engine.train_step(images, labels)
+
+
+def test_state_continues_bit_for_bit():
+    def run(engine, steps):
+        for _ in range(steps):
+            engine.train_step(*make_batch(16))
+
+    augmentation = Augmentation(pad=1, flip=True)
+    straight = make_engine(augmentation=augmentation)
+    run(straight, 4)
+    first = make_engine(augmentation=augmentation)
+    run(first, 2)
+    second = make_engine(augmentation=augmentation)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.augmentation_generator.set_state(first.augmentation_generator.get_state())
+    run(second, 2)
+    for name, value in straight.ensemble.state_dict().items():
+        assert torch.equal(value, second.ensemble.state_dict()[name]), name
+    assert torch.equal(straight.metrics.sums, second.metrics.sums)

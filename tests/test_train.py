@@ -1,0 +1,339 @@
+"""Whole runs: results, exact resume, faults, messages. Data: small arrays that a network can learn."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from oekd_fast import load_student
+from oekd_fast.checkpoint import load_latest_checkpoint
+from oekd_fast.config import TrainConfig
+from oekd_fast.data import load_dataset
+from oekd_fast.engine import Engine
+from oekd_fast.interrupt import Interrupted
+from oekd_fast.phase import TrainingDiverged
+from oekd_fast.run_folder import RunFolderError
+from oekd_fast.train import train
+
+QUIET = Console(quiet=True)
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory) -> Path:
+    """Three classes told apart by their brightest channel; 8x8."""
+    folder = tmp_path_factory.mktemp("arrays")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 90), ("test", 30)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 90
+        np.save(folder / f"{split}.images.npy", images)
+        np.save(folder / f"{split}.labels.npy", labels)
+    return folder
+
+
+@pytest.fixture
+def config(arrays, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        dataset=str(arrays),
+        num_students=2,
+        epochs=3,
+        batch_size=20,
+        validation_fraction=0.2,
+        output_dir=tmp_path / "run",
+        warmup_epochs=0.5,
+        learning_rate=0.05,
+        progress=False,
+    )
+
+
+def metrics_without_times(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def results_without_times(folder: Path) -> dict:
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["phases"] = {name: phase["selected_epoch"] for name, phase in summary["phases"].items()}
+    return {key: value for key, value in summary.items() if key not in TIMES}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer, random state, metrics and results, bit for bit."""
+    assert metrics_without_times(one) == metrics_without_times(other)
+    assert results_without_times(one) == results_without_times(other)
+    for phase in sorted(p.name for p in (one / "checkpoints").iterdir()):
+        states = [load_latest_checkpoint(folder / "checkpoints" / phase).state for folder in (one, other)]
+        assert_equal_except_times(*states, where=phase)
+    for file in sorted((one / "students").iterdir()):
+        assert file.read_bytes() == (other / "students" / file.name).read_bytes(), file.name
+
+
+def assert_equal_except_times(one, other, where):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            if key not in (*TIMES, "epoch_seconds"):
+                assert_equal_except_times(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal_except_times(*pair, where=f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+def at_step(monkeypatch, step, action):
+    """Do `action` right before training step `step` (from 1, over all phases)."""
+    train_step, done = Engine.train_step, [0]
+
+    def patched(self, *batch):
+        done[0] += 1
+        if done[0] == step:
+            action()
+        return train_step(self, *batch)
+
+    monkeypatch.setattr(Engine, "train_step", patched)
+
+
+def test_a_run_leaves_everything_that_was_promised(config):
+    config = replace(config, baseline=True)
+    summary = train(config, QUIET)
+    folder = config.output_dir
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "report.png", "checkpoints", "students",
+    }  # fmt: skip
+    assert json.loads((folder / "config.json").read_text()) == config.as_dict()
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+    phases = ["ensemble", "baseline_1", "baseline_2"]
+    lines = metrics_without_times(folder)
+    assert [(line["phase"], line["epoch"]) for line in lines] == [(p, e) for p in phases for e in (1, 2, 3)]
+    assert lines[0]["step"] == 3 and len(lines[0]["train"]["ce"]) == 2 and lines[0]["train"]["feature"] > 0
+
+    first, second = summary["students"]
+    assert (first["index"], second["index"]) == (1, 2)
+    assert first["relative_size"] == 100.0 and second["parameters"] < first["parameters"]
+    for student in (first, second):
+        gain = 100 * (student["accuracy"] - student["baseline_accuracy"]) / student["baseline_accuracy"]
+        assert student["relative_gain"] == pytest.approx(gain, abs=1e-4)
+    assert summary["ensemble_accuracy"] > 50 and summary["images_per_second"] > 0 and summary["seconds"] > 0
+    with Image.open(folder / "report.png") as picture:
+        assert picture.width > 1000
+
+    test = load_dataset(config.dataset).test
+    for j, student in enumerate(summary["students"], start=1):
+        loaded = load_student(folder / "students" / f"student_{j}.safetensors")
+        with torch.no_grad():
+            right = (loaded(loaded.preprocess(test.images)).argmax(1) == test.labels).double().mean().item()
+        assert 100 * right == pytest.approx(student["accuracy"], abs=1e-4)
+
+
+def test_without_baseline_the_gains_are_null(config):
+    summary = train(replace(config, epochs=1), QUIET)
+    assert [s["baseline_accuracy"] for s in summary["students"]] == [None, None]
+    assert [s["relative_gain"] for s in summary["students"]] == [None, None]
+
+
+def test_the_same_seed_gives_the_same_run(config, tmp_path):
+    train(config, QUIET)
+    train(replace(config, output_dir=tmp_path / "again"), QUIET)
+    assert_same_run(config.output_dir, tmp_path / "again")
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 11, 18])
+def test_stopped_and_resumed_is_the_same_run(config, tmp_path, monkeypatch, step):
+    """In the middle of an epoch, at its end, and in a baseline (steps 10 to 18 and on)."""
+    config = replace(config, baseline=True)
+    train(config, QUIET)
+    again = replace(config, output_dir=tmp_path / "again")
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="--resume continues") as stopped:
+            train(again, QUIET)
+        assert stopped.value.signal_number == signal.SIGTERM
+    train(replace(again, resume=True), QUIET)
+    assert_same_run(config.output_dir, again.output_dir)
+
+
+def test_killed_and_resumed_is_the_same_run(config, tmp_path):
+    train(config, QUIET)
+    again = replace(config, output_dir=tmp_path / "again")
+    script = (
+        "import os, signal, sys\n"
+        "from oekd_fast.engine import Engine\n"
+        "import oekd_fast.train as t\n"
+        "step, done = Engine.train_step, []\n"
+        "def patched(self, *batch):\n"
+        "    done.append(1)\n"
+        "    if len(done) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *batch)\n"
+        "Engine.train_step = patched\n"
+        "sys.exit(t.main())\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, *command_line(again)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(metrics_without_times(again.output_dir)) == 2
+    train(replace(again, resume=True), QUIET)
+    assert_same_run(config.output_dir, again.output_dir)
+
+
+def test_resume_survives_a_damaged_latest_checkpoint(config, tmp_path, monkeypatch):
+    train(config, QUIET)
+    again = replace(config, output_dir=tmp_path / "again")
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(again, QUIET)
+    latest = load_latest_checkpoint(again.output_dir / "checkpoints" / "ensemble").path
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1
+    latest.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"skipped a damaged checkpoint, {latest}"):
+        train(replace(again, resume=True), QUIET)
+    assert_same_run(config.output_dir, again.output_dir)
+
+
+def test_resuming_a_finished_run_changes_nothing(config):
+    train(config, QUIET)
+    before = metrics_without_times(config.output_dir), results_without_times(config.output_dir)
+    train(replace(config, resume=True), QUIET)
+    assert (metrics_without_times(config.output_dir), results_without_times(config.output_dir)) == before
+
+
+def test_baselines_can_be_added_to_a_finished_run(config):
+    train(config, QUIET)
+    summary = train(replace(config, resume=True, baseline=True), QUIET)
+    assert all(student["baseline_accuracy"] is not None for student in summary["students"])
+
+
+def test_resume_starts_where_there_is_nothing(config):
+    train(replace(config, resume=True, epochs=1), QUIET)
+    assert (config.output_dir / "summary.json").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(config):
+    train(replace(config, epochs=1), QUIET)
+    before = (config.output_dir / "summary.json").read_bytes()
+    with pytest.raises(RunFolderError, match=r"output_dir: .*run already holds a run; --resume continues it"):
+        train(replace(config, seed=1), QUIET)
+    assert (config.output_dir / "summary.json").read_bytes() == before
+
+
+def test_a_resumed_config_must_match(config):
+    train(replace(config, epochs=1), QUIET)
+    before = (config.output_dir / "config.json").read_bytes()
+    changed = replace(config, epochs=1, resume=True, temperature=3.0, seed=1)
+    with pytest.raises(RunFolderError, match="seed: expected 0, got 1; temperature: expected 2.0, got 3.0"):
+        train(changed, QUIET)
+    assert (config.output_dir / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_config_is_refused(config):
+    train(replace(config, epochs=1), QUIET)
+    (config.output_dir / "config.json").unlink()
+    before = (config.output_dir / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunFolderError, match=r"does not match .*step-0000000003.pt; epochs: expected 1, got 3"):
+        train(replace(config, resume=True), QUIET)
+    assert not (config.output_dir / "config.json").exists()
+    assert (config.output_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(config, monkeypatch):
+    def poison():
+        with torch.no_grad():
+            engines[0].ensemble.base[0].weight.fill_(float("nan"))
+
+    engines = []
+    initialise = Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *a, **k: (engines.append(self), initialise(self, *a, **k))[1])
+    at_step(monkeypatch, 5, poison)
+    with pytest.raises(TrainingDiverged, match=r"ensemble: the loss is not finite since step 5 \(epoch 2\)"):
+        train(config, QUIET)
+    kept = load_latest_checkpoint(config.output_dir / "checkpoints" / "ensemble")
+    assert kept.step == 3
+    assert all(torch.isfinite(value).all() for value in kept.state["engine"]["model"].values())
+
+
+def test_one_image_is_no_batch(config):
+    with pytest.raises(ValueError, match="batch_size: training needs batches of at least 2 images, got 1"):
+        train(replace(config, batch_size=1), QUIET)
+    assert not config.output_dir.exists()
+
+
+def test_an_unknown_device_is_named(config):
+    with pytest.raises(ValueError, match="device: 'cuda:99' cannot be used here"):
+        train(replace(config, device="cuda:99"), QUIET)
+
+
+def command_line(config: TrainConfig) -> list[str]:
+    arguments = []
+    for name, value in config.as_dict().items():
+        if value == TrainConfig().as_dict()[name]:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        arguments += [
+            f"--no-{flag[2:]}" if value is False else flag,
+            *([] if isinstance(value, bool) else [str(value)]),
+        ]
+    return arguments
+
+
+def run_command(*arguments, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "oekd_fast.train", *map(str, arguments)],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+
+
+def test_command_line_prints_the_table_and_the_folder(arrays, tmp_path):
+    done = run_command("--dataset", arrays, "--epochs", 1, "--num-students", 2, "--output-dir", "out", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("student", "parameters", "size %", "baseline %", "ensemble-trained %", "gain %", "Run folder: out"):
+        assert text in done.stdout
+    assert (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "resnet21"], "error: model: 'resnet21' is unknown; did you mean resnet32 or resnet20"),
+        (["--dataset", "cifar1000"], "cifar100"),
+        (["--temperature", "-1"], "temperature: expected a finite number > 0, got -1.0"),
+    ],
+)
+def test_command_line_errors_are_one_clear_line(arguments, message, tmp_path):
+    failed = run_command(*arguments, folder=tmp_path)
+    assert failed.returncode != 0
+    assert message in failed.stderr and "Traceback" not in failed.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ctrl_c_on_the_command_line_saves_and_says_so(arrays, tmp_path):
+    command = [sys.executable, "-m", "oekd_fast.train", "--dataset", str(arrays), "--epochs", "1000",
+               "--num-students", "2", "--output-dir", "out", "--batch-size", "20"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "--resume continues" in output and "Traceback" not in errors
+    assert load_latest_checkpoint(tmp_path / "out" / "checkpoints" / "ensemble") is not None
