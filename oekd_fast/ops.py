@@ -209,32 +209,33 @@ class _EnsembleKD(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, stacked, arguments, *tensors):
-        ctx.arguments, ctx.stacked = arguments, stacked
-        students = tensors[0].unbind(0) if stacked else tensors
-        if torch.compiler.is_compiling() or not students[0].is_cpu:
-            grads: tuple[Tensor, ...] = ()
+        ctx.stacked, ctx.arguments, ctx.grads = stacked, arguments, None
+        if torch.compiler.is_compiling() or not tensors[0].is_cpu:
+            students = tensors[0].unbind(0) if stacked else tensors
             statistics = torch.ops.oekd_fast.ensemble_kd_value(students, *arguments)
         else:
-            statistics, grads = _value_and_grad_like(tensors, stacked, arguments, None)
-        ctx.save_for_backward(*tensors, *grads)
+            statistics, ctx.grads = _value_and_grad_like(tensors, stacked, arguments, None)
+        ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*statistics[1:])
         ctx.set_materialize_grads(False)
         return tuple(statistics)
 
     @staticmethod
     def backward(ctx, upstream, *unused):
-        count = len(ctx.needs_input_grad) - 2
-        tensors, grads = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if upstream is None:
-            return None, None, *(None for _ in tensors)
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            raise RuntimeError(
-                "ensemble_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
-                "backend='reference' is differentiable twice"
-            )
-        if not grads or upstream.item() != 1.0:
-            tensors = [z.detach() for z in tensors]
-            _, grads = _value_and_grad_like(tensors, ctx.stacked, ctx.arguments, upstream)
+            return None, None, *(None for _ in ctx.saved_tensors)
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "ensemble_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
+                    "backend='reference' is differentiable twice"
+                )
+            if ctx.grads is not None and upstream.item() == 1.0:
+                # Handed over, not shared, so that autograd keeps them without a copy; a second backward makes new ones.
+                grads, ctx.grads = ctx.grads, None
+                return None, None, *grads
+        tensors = [z.detach() for z in ctx.saved_tensors]
+        _, grads = _value_and_grad_like(tensors, ctx.stacked, ctx.arguments, upstream)
         return None, None, *grads
 
 

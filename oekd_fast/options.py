@@ -31,8 +31,9 @@ class KDOptions:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "ce_weight", "kd_weight", "label_smoothing"):
-            if not isinstance(getattr(self, name), Real):
-                raise TypeError(f"{name}: expected a number, got {type(getattr(self, name)).__name__}")
+            value = getattr(self, name)
+            if type(value) is not float and not isinstance(value, Real):  # the first test is the fast one
+                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature: expected a finite number > 0, got {self.temperature!r}")
         if not math.isfinite(self.ce_weight):
