@@ -8,7 +8,7 @@ NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 .PHONY: train test bench lint clean $(VENV)
 
 train: $(READY)
-	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --epochs 30 --schedule cosine \
+	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --epochs 26 --schedule cosine --learning-rate 0.2 \
 		--baseline --output-dir $(RUN)
 
 test: $(READY)

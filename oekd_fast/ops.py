@@ -6,6 +6,7 @@ CUDA: kernels/). The reference needs no op: it is plain PyTorch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -39,12 +40,20 @@ _library.define(
 
 def _why_missing(backend: str) -> str | None:
     """Import a compiled backend, which registers its implementations; why that fails, or None."""
-    module = {"native": "_native", "triton": "kernels.ensemble_kd"}[backend]
-    how = {"native": "install with a C++ compiler and without OEKD_FAST_NATIVE=0", "triton": "pip install triton"}
+    module, how = {
+        "native": ("_native", "install with a C++ compiler and without OEKD_FAST_NATIVE=0"),
+        "triton": ("kernels.ensemble_kd", "this version has no Triton kernel"),
+    }[backend]
     try:
         import_module(f"oekd_fast.{module}")
+    except ModuleNotFoundError as error:
+        return f"{error}; {how}"
     except ImportError as error:
-        return f"{error}; {how[backend]}"
+        # Installed, but built for another torch: going on slowly must not pass unnoticed.
+        warnings.warn(
+            f"the {backend} backend does not load and will not be used: {error}; build it again", stacklevel=2
+        )
+        return str(error)
     return None
 
 

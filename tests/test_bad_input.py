@@ -233,7 +233,7 @@ def test_triton_on_the_cpu_says_why_not():
         ensemble_kd_loss(LOGITS, TARGET, backend="triton")
     text = str(caught.value)
     assert "backend 'triton'" in text
-    assert "pip install triton" in text or "expected logits on CUDA, got cpu" in text
+    assert "this version has no Triton kernel" in text
 
 
 def test_another_device_has_the_reference():

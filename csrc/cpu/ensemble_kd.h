@@ -36,7 +36,7 @@ struct KDProblem {
 using KDRows = void (*)(const KDProblem& problem, int64_t row_begin, int64_t row_end, void* scratch, double* sums,
                         int64_t* correct);
 
-// One namespace per instruction set; those that the build left out are not declared by OEKD_HAVE_*.
+// One namespace per instruction set; avx2 and avx512 are linked in where OEKD_HAVE_X86_COPIES is defined.
 namespace baseline {
 void ensemble_kd_rows(const KDProblem&, int64_t, int64_t, void*, double*, int64_t*);
 int64_t ensemble_kd_scratch_bytes(const KDProblem&);
