@@ -102,11 +102,11 @@ float take_logits(const T* z, int64_t n, float w, float* dst, float* mixed) {
   return max_across(m);
 }
 
-// z *= scale; returns the maximum.
-float scale_and_max(float* z, int64_t width, float scale) {
+// z /= divisor; returns the maximum.
+float divide_and_max(float* z, int64_t width, float divisor) {
   vf m = splat(-INFINITY);
   for (int64_t c = 0; c < width; c += LANES) {
-    const vf v = load<vf>(z + c) * scale;
+    const vf v = load<vf>(z + c) / divisor;
     store(z + c, v);
     m = max(v, m);
   }
@@ -288,8 +288,8 @@ class Rows {
       sums[1 + j].max = w == 0 ? take_logits<false>(z, n, w, dst, mixed) : take_logits<true>(z, n, w, dst, mixed);
     }
     for (int64_t c = n; c < padded; ++c) mixed[c] = -INFINITY;
-    // The plain mean is scaled once, at the end: equal sums must stay equal.
-    sums[0].max = scale_and_max(mixed, padded, p.ensemble_weights ? 1.0f : 1.0f / static_cast<float>(p.students));
+    // The plain mean is a sum and one division, as in PyTorch: equal sums stay equal, and it is rounded once.
+    sums[0].max = divide_and_max(mixed, padded, p.ensemble_weights ? 1.0f : static_cast<float>(p.students));
   }
 
   // Notes the target's logit, and whether it is the first largest so far; z is the tile before it is overwritten.
