@@ -1,1 +1,1 @@
-"""Triton kernels, installed as ``oekd_fast.kernels``: one op a file, loaded by ``oekd_fast.ops`` at first use."""
+"""Triton kernels, installed as ``oekd_fast.kernels``: one op a file, loaded by ``oekd_fast.ops`` where it is there."""

@@ -43,10 +43,9 @@ struct TileSums {
   double at_t;     // sum e^((z - max)/T)
   double at_1;     // sum e^(z - max)
   double cross;    // students: sum e^((zE - maxE)/T) ((zE - maxE) - (z - max))
-  double logits;   // students: sum z, for label smoothing
 };
 
-// A row's sums, and what its gradient is made of.
+// A row's sums, and what its gradient is made of; `logits` is the sum of z, for label smoothing.
 struct RowSums {
   float max, at_target;
   bool correct;
