@@ -4,9 +4,10 @@ import torch
 from oekd_fast.data import Augmentation, normalise, pad_crop_flip
 from oekd_fast.data.augment import crop, draw
 
+ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+    pytest.param("cuda", marks=ON_GPU),
 ]
 
 
@@ -110,6 +111,7 @@ def test_normalise(device, memory_format):
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=255 * 2**-22)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_no_synchronisation_with_the_host():
     images = pictures(8, 3, 8, 8).cuda()
