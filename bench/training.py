@@ -10,20 +10,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oekd_fast.config import TrainConfig
-
 from .measure import machine
 
 
 def record(run: Path) -> dict[str, Any]:
-    """Config (where it differs from the defaults), summary and every epoch of the run in `run`."""
+    """Config, summary and every epoch of the run in `run`."""
     config = json.loads((run / "config.json").read_bytes())
-    defaults = TrainConfig().as_dict()
-    skip = ("data_dir", "output_dir", "resume", "progress")
+    where = ("data_dir", "output_dir", "resume", "progress")
     return {
         "what": f"training {config['model']} x {config['num_students']} on {config['dataset']}",
         "machine": machine(),
-        "config": {key: value for key, value in config.items() if key not in skip and value != defaults[key]},
+        "config": {key: value for key, value in config.items() if key not in where},
         "summary": json.loads((run / "summary.json").read_bytes()),
         "epochs": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
     }
