@@ -23,8 +23,9 @@ EVALUATION_BATCH = 512
 
 
 class Engine:
-    """A family, its optimizer and schedule, and the step that trains it; nothing in the step waits for the device.
+    """A family, its optimizer and schedule, and the step that trains it.
 
+    Nothing in the step waits for the device, but for fp16 with SGD: torch's scaler looks there whether to skip it.
     A family of one student is a baseline: no ensemble, no adapters, plain cross-entropy.
 
     Args:

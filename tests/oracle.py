@@ -167,11 +167,11 @@ def half_ulp(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return np.ldexp(0.25 * info.eps, exponent)
 
 
-def beyond_rounding(came: np.ndarray, truth: np.ndarray, dtype: torch.dtype, roundings: int = 1) -> float:
+def beyond_rounding(came: np.ndarray, truth: np.ndarray, dtype: torch.dtype) -> float:
     """Norm-wise error beyond what rounding the result to ``dtype`` explains; fp32: the whole error."""
     if dtype == torch.float32:
         return error(came, truth)
-    excess = np.maximum(np.abs(came - truth) - roundings * half_ulp(truth, dtype), 0.0)
+    excess = np.maximum(np.abs(came - truth) - half_ulp(truth, dtype), 0.0)
     return float(np.linalg.norm(excess) / np.linalg.norm(truth)) if excess.any() else 0.0
 
 
@@ -200,23 +200,23 @@ class Expected:
             return float(np.linalg.norm(np.asarray(came, dtype=np.float64) - truth) / self.truth.kd_terms)
         return error(came, truth)
 
-    def check(self, output, grads=None, *, roundings: int = 1) -> None:
+    def check(self, output, grads=None) -> None:
         """Every statistic and every gradient, by the criterion of this module's docstring; fp64 by its rounding."""
         for name in self.STATISTICS:
             came, allowed = self.error(name, getattr(output, name).detach().numpy()), self.allowed[name]
             assert came <= allowed, f"{name}: error {came:.3g}, allowed {allowed:.3g}"
         assert output.correct.tolist() == self.truth.correct
         if grads is not None:
-            self.check_grads(grads, roundings=roundings)
+            self.check_grads(grads)
 
-    def check_grads(self, grads: Sequence[Tensor], *, roundings: int = 1) -> None:
+    def check_grads(self, grads: Sequence[Tensor]) -> None:
         assert [grad.dtype for grad in grads] == [self.dtype] * self.students
         if self.dtype in (torch.float32, torch.float64):
             came = error(stack(grads), self.truth.grads)
         else:
-            came = beyond_rounding(stack(grads), self.truth.grads, self.dtype, roundings)
+            came = beyond_rounding(stack(grads), self.truth.grads, self.dtype)
         assert came <= self.allowed["grads"], f"gradients: error {came:.3g}, allowed {self.allowed['grads']:.3g}"
 
 
-def check(output, grads, logits, target=None, *, roundings: int = 1, **options) -> None:
-    Expected(logits, target, **options).check(output, grads, roundings=roundings)
+def check(output, grads, logits, target=None, **options) -> None:
+    Expected(logits, target, **options).check(output, grads)
