@@ -180,13 +180,13 @@ class Expected:
 
     STATISTICS = ("loss", "ce", "kd", "ensemble_ce")
 
-    def __init__(self, logits: Sequence[Tensor], target: Tensor | None = None, *, orders: int = 8, **options) -> None:
+    def __init__(self, logits: Sequence[Tensor], target: Tensor | None = None, *, orders: int = 1, **options) -> None:
         self.dtype, self.students = logits[0].dtype, len(logits)
         self.truth = ensemble_kd(logits, target, **options)
         if self.dtype == torch.float64:
             self.allowed = dict.fromkeys((*self.STATISTICS, "grads"), FP64_ROUNDING)
             return
-        # One scalar's rounding may be 0 by luck: naive PyTorch is judged by the worst of a few orders.
+        # More than one order judges naive PyTorch by its worst: one scalar's rounding may be 0 by luck.
         self.allowed = dict.fromkeys((*self.STATISTICS, "grads"), EPSILON)
         for order in range(orders):
             plain = naive(logits, target, order=order, **options)

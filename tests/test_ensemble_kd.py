@@ -151,10 +151,14 @@ def case(name, dtype=torch.float32):
     return [z.to(dtype) for z in logits], target, *(options or ({},))
 
 
+# Two cases where naive PyTorch is exact by luck and plain PyTorch in another order, the reference, is not.
+LUCKY = (("-inf, another student each row", torch.float16), ("labels smoothed away", torch.float16))
+
+
 @cache
 def expected(name, dtype):
     logits, target, options = case(name, dtype)
-    return oracle.Expected(logits, target, orders=8 if name in CASES else 3, **options)
+    return oracle.Expected(logits, target, orders=8 if (name, dtype) in LUCKY else 1, **options)
 
 
 @pytest.mark.parametrize("name", CASES)
