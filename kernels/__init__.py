@@ -1,1 +1,1 @@
-"""Triton kernels, installed as ``oekd_fast.kernels``: one op a file, loaded by ``oekd_fast.ops`` where it is there."""
+"""Triton kernels, installed as ``oekd_fast.kernels``; loaded by ``oekd_fast.dispatch`` at their first launch."""

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
-from oekd_fast.ops import ensemble_kd_loss, feature_kd_loss
+from oekd_fast.feature_ops import feature_kd_loss
+from oekd_fast.ops import ensemble_kd_loss
 from oekd_fast.options import KDOptions
 
 
@@ -15,17 +16,18 @@ class EnsembleKDLoss(nn.Module):
     """:func:`oekd_fast.ensemble_kd_loss` with its options fixed: the drop-in.
 
     Args:
-        **options: fields of :class:`oekd_fast.options.KDOptions`, and ``backend``.
+        **options: fields of :class:`oekd_fast.options.KDOptions`, ``backend`` and ``validate``.
     """
 
-    def __init__(self, *, backend: str = "auto", **options) -> None:
+    def __init__(self, *, backend: str = "auto", validate: bool = False, **options) -> None:
         super().__init__()
         self.options = KDOptions(**options)
-        self.backend = backend
+        self.backend, self.validate = backend, validate
 
     def forward(self, logits: Sequence[Tensor] | Tensor, target: Tensor | None) -> Tensor:
         """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B]."""
-        return ensemble_kd_loss(logits, target, backend=self.backend, **asdict(self.options)).loss
+        options = asdict(self.options)
+        return ensemble_kd_loss(logits, target, backend=self.backend, validate=self.validate, **options).loss
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
@@ -33,6 +35,10 @@ class EnsembleKDLoss(nn.Module):
 
 class FeatureKDLoss(nn.Module):
     """:func:`oekd_fast.feature_kd_loss` over a family's features and adapters."""
+
+    def __init__(self, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = backend
 
     def forward(self, features: Sequence[Sequence[Tensor]], adapters: Sequence[Sequence[nn.Conv2d]]) -> Tensor:
         """Scalar loss.
@@ -47,4 +53,5 @@ class FeatureKDLoss(nn.Module):
             teacher,
             [[adapter.weight for adapter in block] for block in adapters],
             [[adapter.bias for adapter in block] for block in adapters],
+            backend=self.backend,
         )

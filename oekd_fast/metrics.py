@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,12 @@ class EpochMetrics:
     accuracy: list[float]
     ensemble_accuracy: float
     first_bad_step: int | None  # counted from 1 within what was summed; None: every loss was finite
+
+    @property
+    def labels_out_of_range(self) -> bool:
+        """Whether a label was no class: on a GPU its row makes every cross-entropy NaN, and nothing else."""
+        others = (*self.kd, self.feature)
+        return all(math.isnan(ce) for ce in (*self.ce, self.ensemble_ce)) and all(map(math.isfinite, others))
 
     def as_dict(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("images", "first_bad_step")}

@@ -202,10 +202,14 @@ class Phase:
         if metrics.first_bad_step is None:
             return
         step = self._epoch * self._batches + metrics.first_bad_step
+        if metrics.labels_out_of_range:
+            advice = f"The labels are to blame: expected classes 0 to {self._data.num_classes - 1}"
+        else:
+            rate = self._config.peak_rate
+            advice = f"A lower learning_rate (now {rate:g}) or a longer warmup_epochs may help"
         raise TrainingDiverged(
             f"{self.name}: the loss is not finite since step {step} (epoch {self._epoch + 1}); nothing was saved after "
-            f"it, the last good checkpoint stays in {self._folder.checkpoints(self.name)}. A lower learning_rate "
-            f"(now {self._config.peak_rate:g}) or a longer warmup_epochs may help"
+            f"it, the last good checkpoint stays in {self._folder.checkpoints(self.name)}. {advice}"
         )
 
     def _stop(self, signal_number: int) -> None:

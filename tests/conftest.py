@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor
+
+if not torch.cuda.is_available():
+    # Triton decides when a kernel is made, that is before the first import of oekd_fast.kernels.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad
 
@@ -16,7 +22,15 @@ try:
 except ImportError:
     ISAS = ()
 
-BACKENDS = ("reference", "native") if ISAS else ("reference",)
+TRITON = find_spec("triton") is not None
+if TRITON and "TRITON_INTERPRET" in os.environ:
+    from . import interpreter
+
+    interpreter.install()
+
+INTERPRETED = TRITON and not torch.cuda.is_available()
+# Those that take CPU tensors.
+BACKENDS = ("reference", *(("native",) if ISAS else ()), *(("triton",) if INTERPRETED else ()))
 OP_DEFAULTS = {
     "temperature": 2.0,
     "ce_weight": 0.7,
@@ -27,10 +41,14 @@ OP_DEFAULTS = {
 
 
 def op_arguments(
-    target: Tensor | None = None, ensemble_weights: Tensor | None = None, reduction: str = "mean", **options
+    target: Tensor | None = None,
+    ensemble_weights: Tensor | None = None,
+    reduction: str = "mean",
+    detach_ensemble: bool = True,
+    **options,
 ) -> tuple:
     """Positional arguments of the ops after the logits, from the keywords of the public functions."""
-    return target, ensemble_weights, *{**OP_DEFAULTS, **options}.values(), reduction == "mean"
+    return target, ensemble_weights, *{**OP_DEFAULTS, **options}.values(), reduction == "mean", detach_ensemble
 
 
 def _isa(isa: str) -> Callable:
@@ -56,8 +74,48 @@ def _backend(backend: str) -> Callable:
     return value_and_grad
 
 
+def _triton() -> Callable:
+    """backend="triton": interpreted on the CPU, or on a GPU with everything copied there, in its strides, and back."""
+    if not torch.cuda.is_available():
+        return _backend("triton")
+
+    def there(value):
+        if isinstance(value, Tensor):
+            storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+            return storage.cuda().as_strided(value.shape, value.stride(), value.storage_offset())
+        return [there(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def value_and_grad(logits, target, *, out=None, **options):
+        buffers = there(out)
+        output, grads = ensemble_kd_value_and_grad(
+            there(logits), there(target), backend="triton", out=buffers, **{k: there(v) for k, v in options.items()}
+        )
+        output = EnsembleKDOutput(*(t.cpu() for t in output))
+        if out is None:
+            return output, tuple(grad.cpu() for grad in grads)
+        for buffer, written in zip(out, buffers, strict=True):
+            buffer.copy_(written)
+        return output, tuple(out)
+
+    return value_and_grad
+
+
 # Each takes the arguments of ensemble_kd_value_and_grad. The ops do not take one stacked tensor.
-IMPLEMENTATIONS = {name: _backend(name) for name in BACKENDS} | {f"native-{isa}": _isa(isa) for isa in ISAS}
+IMPLEMENTATIONS = {name: _backend(name) for name in BACKENDS if name != "triton"} | {
+    f"native-{isa}": _isa(isa) for isa in ISAS
+}
+if TRITON:
+    IMPLEMENTATIONS["triton"] = _triton()
+
+
+def rows_of(value_and_grad: Callable, rows: int, classes: int = 1) -> int:
+    """As many rows as a test can wait for: the interpreter takes 10 ms a row, and long rows a second."""
+    return max(2, min(rows, 24, 40000 // classes)) if value_and_grad is IMPLEMENTATIONS.get("triton") else rows
+
+
+def order_depends_on_layout(value_and_grad: Callable) -> bool:
+    """Whether how elements fall to threads, and so the order of sums, depends on strides and alignment."""
+    return value_and_grad is IMPLEMENTATIONS.get("triton")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -45,7 +45,7 @@ def ensemble_kd(
 
     dL/dz_j = upstream / B * [ce_weight (p_j - y) + kd_weight T (p_j^T - t)],    y one-hot, or smoothed
     """
-    z = np.stack([student.detach().double().numpy() for student in logits])
+    z = stack(logits)
     students, rows, classes = z.shape
     labels = [None] * rows if target is None else target.tolist()
     counted = [row for row in range(rows) if target is None or labels[row] != ignore_index]
@@ -118,24 +118,28 @@ def naive(
     0 * -inf makes the plain expression NaN, so -inf becomes -1e5: e^-10000 is 0 as well.
     """
     leaves = [z.detach().float().clamp(min=-1e5).requires_grad_() for z in logits]
-    counted = torch.ones(len(leaves[0]), dtype=torch.bool) if target is None else target != ignore_index
-    rows, classes, students = counted.nonzero()[:, 0], torch.arange(leaves[0].shape[1]), torch.arange(len(leaves))
+    device = leaves[0].device
+    counted = torch.ones(len(leaves[0]), dtype=torch.bool, device=device) if target is None else target != ignore_index
+    rows, students = counted.nonzero()[:, 0], torch.arange(len(leaves), device=device)
+    classes = torch.arange(leaves[0].shape[1], device=device)
     if order:
         generator = torch.Generator().manual_seed(order)
-        rows, classes, students = (x[torch.randperm(len(x), generator=generator)] for x in (rows, classes, students))
+        rows, classes, students = (
+            x[torch.randperm(len(x), generator=generator).to(device)] for x in (rows, classes, students)
+        )
     z = [leaves[j][rows][:, classes] for j in students]
     labels = None if target is None else classes.argsort()[target[rows]]
-    stack = torch.stack(z)
-    mixed = stack.mean(0)
+    together = torch.stack(z)
+    mixed = together.mean(0)
     if ensemble_weights is not None:
-        mixed = (ensemble_weights.float()[students, None, None] * stack).sum(0)
+        mixed = (ensemble_weights.float()[students, None, None] * together).sum(0)
     mixed = mixed.detach()
     teacher = F.softmax(mixed / temperature, dim=1)
     over = {"mean": "batchmean", "sum": "sum"}[reduction]
 
     def cross_entropy(scores: Tensor) -> Tensor:
         if labels is None:
-            return torch.zeros(())
+            return torch.zeros((), device=device)
         return F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction=reduction)
 
     ce = torch.stack([cross_entropy(student) for student in z])
@@ -143,9 +147,8 @@ def naive(
     kd = temperature**2 * kd
     loss = ce_weight * ce.sum() + kd_weight * kd.sum()
     grads = torch.autograd.grad(upstream * loss, leaves)
-    ce, kd = (x.detach()[students.argsort()].double().numpy() for x in (ce, kd))
-    grads = torch.stack(grads).double().numpy()
-    return Truth(loss.item(), ce, kd, cross_entropy(mixed).item(), [], grads)
+    ce, kd = (x.detach()[students.argsort()].double().cpu().numpy() for x in (ce, kd))
+    return Truth(loss.item(), ce, kd, cross_entropy(mixed).item(), [], stack(grads))
 
 
 def error(came, truth) -> float:
@@ -156,8 +159,8 @@ def error(came, truth) -> float:
 
 
 def stack(grads: Sequence[Tensor]) -> np.ndarray:
-    """Gradients [S, B, C] in fp64."""
-    return np.stack([grad.detach().double().numpy() for grad in grads])
+    """Gradients, or logits, [S, B, C] in fp64."""
+    return np.stack([grad.detach().double().cpu().numpy() for grad in grads])
 
 
 def half_ulp(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -203,7 +206,7 @@ class Expected:
     def check(self, output, grads=None) -> None:
         """Every statistic and every gradient, by the criterion of this module's docstring; fp64 by its rounding."""
         for name in self.STATISTICS:
-            came, allowed = self.error(name, getattr(output, name).detach().numpy()), self.allowed[name]
+            came, allowed = self.error(name, getattr(output, name).detach().cpu().numpy()), self.allowed[name]
             assert came <= allowed, f"{name}: error {came:.3g}, allowed {allowed:.3g}"
         assert output.correct.tolist() == self.truth.correct
         if grads is not None:

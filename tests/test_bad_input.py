@@ -1,14 +1,18 @@
 """What the losses refuse: each message names the argument, what was expected and what came."""
 
 import math
+import os
 import re
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from .conftest import IMPLEMENTATIONS, ISAS, batch, op_arguments
+from .conftest import IMPLEMENTATIONS, INTERPRETED, ISAS, TRITON, batch, op_arguments
 
 needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
 LOGITS, TARGET = batch(students=2, rows=3, classes=4)
@@ -228,12 +232,40 @@ def test_native_says_what_it_does_not_cover():
     refuse(ensemble_kd_loss, elsewhere, ValueError, "backend 'native': expected logits on the CPU, got meta")
 
 
-def test_triton_on_the_cpu_says_why_not():
-    with pytest.raises((RuntimeError, ValueError)) as caught:
-        ensemble_kd_loss(LOGITS, TARGET, backend="triton")
-    text = str(caught.value)
-    assert "backend 'triton'" in text
-    assert "this version has no Triton kernel" in text
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_triton_on_the_cpu_says_what_to_do():
+    code = """
+    import torch
+    from oekd_fast import ensemble_kd_loss
+    try:
+        ensemble_kd_loss([torch.ones(3, 4)], torch.tensor([0, 1, 2]), backend="triton")
+    except ValueError as error:
+        print(error)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout.strip() == (
+        "backend 'triton': expected logits on CUDA (or on the CPU with TRITON_INTERPRET=1 set before the first use, "
+        "for tests: slow), got cpu"
+    ), done.stderr
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="Triton is not installed, or not interpreted")
+def test_triton_says_what_it_does_not_cover():
+    message = "backend 'triton': expected float32, bfloat16 or float16 logits, got torch.float64"
+    refuse(ensemble_kd_loss, {"logits": [z.double() for z in LOGITS], "backend": "triton"}, ValueError, message)
+    message = "backend 'triton': expected at most 62 students, got 63; backend='reference' does this"
+    refuse(ensemble_kd_loss, {"logits": [Z] * 63, "backend": "triton"}, ValueError, message)
+    elsewhere = {"logits": [z.to("meta") for z in LOGITS], "target": TARGET.to("meta"), "backend": "triton"}
+    refuse(ensemble_kd_loss, elsewhere, ValueError, "got meta")
+
+
+def test_validate_finds_labels_in_every_backend(backend):
+    for function in (ensemble_kd_loss, ensemble_kd_value_and_grad):
+        with pytest.raises(ValueError, match=r"target: expected labels in \[0, 4\) .* got 7 at row 1"):
+            function(LOGITS, torch.tensor([0, 7, -100]), backend=backend, validate=True)
+        function(LOGITS, torch.tensor([0, 3, -100]), backend=backend, validate=True)
 
 
 def test_another_device_has_the_reference():
@@ -285,4 +317,4 @@ def test_ops_refuse_a_grad_scale_of_two():
 
 
 def test_every_implementation_is_tested_here():
-    assert len(IMPLEMENTATIONS) == 1 + (1 + len(ISAS) if ISAS else 0)
+    assert len(IMPLEMENTATIONS) == 1 + (1 + len(ISAS) if ISAS else 0) + TRITON

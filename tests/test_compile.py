@@ -25,6 +25,12 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.fixture(params=[name for name in BACKENDS if name != "triton"])
+def backend(request) -> str:
+    """Triton's interpreter is called past the dispatcher, which a graph goes through; on a GPU see test_*_gpu.py."""
+    return request.param
+
+
 def compiled(function, compiler="aot_eager"):
     """aot_eager traces and partitions as inductor does, without seconds of C++ compilation."""
     return torch.compile(function, fullgraph=True, backend=compiler, dynamic=False)

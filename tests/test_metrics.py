@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from oekd_fast import ensemble_kd_loss
+from oekd_fast import ensemble_kd_loss, reference
 from oekd_fast.metrics import RunningMetrics
+from oekd_fast.options import KDOptions
 
 
 def outputs(sizes, students=3, classes=7):
@@ -41,3 +42,18 @@ def test_the_first_bad_step_is_kept():
     assert metrics.read().first_bad_step == 3
     metrics.reset()
     assert metrics.read().images == 0 and metrics.read().first_bad_step is None
+
+
+@pytest.mark.parametrize("label, blamed", [(7, True), (-5, True), (6, False)])
+def test_a_label_that_is_no_class_is_told_from_a_loss_that_diverged(label, blamed):
+    # What a GPU gives, where nobody waits to look at the labels: the reference as it is, past the checks.
+    rows, logits, target, _ = next(outputs([4]))
+    target[2] = label
+    metrics = RunningMetrics(3, torch.device("cpu"))
+    output = reference.ensemble_kd(list(logits), target, KDOptions())
+    metrics.update(output, rows, None, output.loss)
+    assert metrics.read().labels_out_of_range == blamed
+    metrics.reset()
+    output = reference.ensemble_kd([z * float("nan") for z in logits], target, KDOptions())
+    metrics.update(output, rows, None, output.loss)
+    assert metrics.read().first_bad_step == 1 and not metrics.read().labels_out_of_range

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from oekd_fast import load_student
+from oekd_fast import load_student, reference
 from oekd_fast.checkpoint import load_latest_checkpoint
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import load_dataset
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
+from oekd_fast.options import KDOptions
 from oekd_fast.phase import TrainingDiverged
 from oekd_fast.run_folder import RunFolderError
 from oekd_fast.train import train
@@ -265,6 +266,21 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(config, mo
     kept = load_latest_checkpoint(config.output_dir / "checkpoints" / "ensemble")
     assert kept.step == 3
     assert all(torch.isfinite(value).all() for value in kept.state["engine"]["model"].values())
+
+
+def test_a_label_out_of_range_is_reported_where_the_metrics_are_read(config, monkeypatch):
+    # As on a GPU, where nobody waits to look at a label: the cross-entropies of its batch are NaN.
+    def poison():
+        logits = [torch.zeros(2, 10) for _ in range(config.num_students)]
+        output = reference.ensemble_kd(logits, torch.tensor([0, 99]), KDOptions())
+        engines[0].metrics.update(output, 2, None, output.loss)
+
+    engines = []
+    initialise = Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *a, **k: (engines.append(self), initialise(self, *a, **k))[1])
+    at_step(monkeypatch, 5, poison)
+    with pytest.raises(TrainingDiverged, match="The labels are to blame: expected classes 0 to 2"):
+        train(config, QUIET)
 
 
 def test_one_image_is_no_batch(config):

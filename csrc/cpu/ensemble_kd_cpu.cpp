@@ -181,19 +181,25 @@ Statistics compute(at::TensorList logits, const OptionalTensor& target, const Op
   return {loss, ce, kd, ensemble_ce, correct};
 }
 
+void check_detached(bool detach_ensemble) {
+  TORCH_CHECK_VALUE(detach_ensemble, "detach_ensemble: expected true of the CPU kernel, got false");
+}
+
 }  // namespace
 
+// The value does not depend on whether gradients flow through the ensemble.
 Statistics ensemble_kd_value(at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights,
                              double temperature, double ce_weight, double kd_weight, double label_smoothing,
-                             int64_t ignore_index, bool mean, std::string_view isa) {
+                             int64_t ignore_index, bool mean, bool /*detach_ensemble*/, std::string_view isa) {
   return compute(logits, target, ensemble_weights,
                  {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, {}, nullptr, isa);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> ensemble_kd_value_and_grad(
     at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights, double temperature,
-    double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
+    double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean, bool detach_ensemble,
     const OptionalTensor& grad_scale, std::string_view isa) {
+  check_detached(detach_ensemble);
   std::vector<Tensor> grads;
   for (const Tensor& z : logits) grads.push_back(at::empty_like(z));
   const at::TensorList out(grads);
@@ -206,7 +212,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> ensemble
 Statistics ensemble_kd_value_and_grad_out(at::TensorList logits, const OptionalTensor& target,
                                           const OptionalTensor& ensemble_weights, double temperature, double ce_weight,
                                           double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
-                                          const OptionalTensor& grad_scale, at::TensorList out, std::string_view isa) {
+                                          bool detach_ensemble, const OptionalTensor& grad_scale, at::TensorList out, std::string_view isa) {
+  check_detached(detach_ensemble);
   return compute(logits, target, ensemble_weights,
                  {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, grad_scale, &out, isa);
 }

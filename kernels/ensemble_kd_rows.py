@@ -1,0 +1,296 @@
+"""What the kernels of the ensemble distillation loss share.
+
+Notation, a row: z_j logits of student j, zE = sum_j w_j z_j; m the maximum of z; d = z - m; e = exp(d / T);
+s = sum e; s1 = sum exp(d); t = eE / sE, the ensemble's softmax at temperature T.
+
+    CE_j = log s1_j - d_j[y]        KL_j = cross_j / (sE T) + log (s_j / sE),   cross_j = sum_c eE (dE - d_j)
+    dL/dz_j = scale * [ce_weight (exp(d_j) / s1_j - y) + kd_weight T (e_j / s_j - t)]  (+ w_j dL/dzE)
+
+Where T is a small integer POWER, exp(d) = e^POWER needs no exponential of its own (POWER 0: any other T).
+
+A row's statistics are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (d[y], whether the
+label is the first maximum, unused, unused). They stay in device memory for a backward pass; logarithms are taken of
+many rows at a time, since in the pass over the logits every thread of a row would take the same ones.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+MAXIMUM = tl.constexpr((0, 0))
+SUM = tl.constexpr((0, 1))
+SUM_1 = tl.constexpr((0, 2))
+CROSS = tl.constexpr((0, 3))
+AT_LABEL = tl.constexpr((1, 0))
+RIGHT = tl.constexpr((1, 1))
+QUADS = tl.constexpr(2)
+SUMS = tl.constexpr(3)  # tables of a program's sums: CE, KL (and the number of rows that count), right
+
+
+@triton.jit
+def places(r, c, row_stride, class_stride, VEC: tl.constexpr, UNIT: tl.constexpr):
+    """Offsets [R, C] of classes c [1, C] in rows r [R]; the factor VEC shows that rows are aligned."""
+    if UNIT:
+        at = (r * (row_stride * VEC))[:, None] + c
+    else:
+        at = (r * (row_stride * VEC))[:, None] + c.to(tl.int64) * class_stride
+    return at
+
+
+@triton.jit
+def stack(values, fill, WIDTH: tl.constexpr):
+    """A tuple of [R, N] as one [R, N, WIDTH]: what is reduced together shares its barriers."""
+    R: tl.constexpr = values[0].shape[0]
+    N: tl.constexpr = values[0].shape[1]
+    parts = values
+    for _ in tl.static_range(WIDTH - len(values)):
+        parts = parts + (tl.full([R, N], fill, values[0].dtype),)
+    for level in tl.static_range(8):
+        if (2 << level) <= WIDTH:
+            joined = ()
+            for i in tl.static_range(WIDTH >> (level + 1)):
+                joined = joined + (tl.join(parts[i], parts[i + (WIDTH >> (level + 1))]).reshape(R, N, 2 << level),)
+            parts = joined
+    return parts[0]
+
+
+@triton.jit
+def unstack(table, WIDTH: tl.constexpr):
+    """[R, WIDTH] as a tuple of WIDTH [R]."""
+    R: tl.constexpr = table.shape[0]
+    parts = (table,)
+    for level in tl.static_range(8):
+        if (2 << level) <= WIDTH:
+            evens = ()
+            odds = ()
+            for i in tl.static_range(1 << level):
+                even, odd = tl.split(parts[i].reshape(R, WIDTH >> (level + 1), 2))
+                evens = evens + (even,)
+                odds = odds + (odd,)
+            parts = evens + odds
+    columns = ()
+    for i in tl.static_range(WIDTH):
+        columns = columns + (parts[i].reshape(R),)
+    return columns
+
+
+@triton.jit
+def max_together(a, b):
+    """Maxima over axis 1 of two [R, N, WIDTH]: one pass through shared memory instead of two."""
+    return tl.split(tl.max(tl.join(a, b), 1))
+
+
+@triton.jit
+def sum_together(a, b, c, d):
+    """Sums over axis 1 of four [R, N, WIDTH]."""
+    first, second = tl.split(tl.sum(tl.join(tl.join(a, b), tl.join(c, d)), 1))
+    a, b = tl.split(first)
+    c, d = tl.split(second)
+    return a, b, c, d
+
+
+@triton.jit
+def by_thread(x, THREADS: tl.constexpr, RUN: tl.constexpr):
+    """[R, C] as [R, runs, THREADS, RUN]: of a row, thread t holds runs of RUN neighbouring classes, at [:, :, t, :]."""
+    return x.reshape(x.shape[0], x.shape[1] // (THREADS * RUN), THREADS, RUN)
+
+
+@triton.jit
+def thread_sum(x, THREADS: tl.constexpr, RUN: tl.constexpr):
+    """[R, THREADS]: what each thread sums by itself."""
+    return tl.sum(tl.sum(by_thread(x, THREADS, RUN), 3), 1)
+
+
+@triton.jit
+def thread_max(x, THREADS: tl.constexpr, RUN: tl.constexpr):
+    """[R, THREADS]: the largest that each thread holds."""
+    return tl.max(tl.max(by_thread(x, THREADS, RUN), 3), 1)
+
+
+@triton.jit
+def power(e, POWER: tl.constexpr):
+    """e^POWER for POWER 1..4."""
+    tl.static_assert(1 <= POWER and POWER <= 4)
+    if POWER == 1:
+        powered = e
+    elif POWER == 2:
+        powered = e * e
+    elif POWER == 3:
+        powered = e * e * e
+    else:
+        powered = (e * e) * (e * e)
+    return powered
+
+
+@triton.jit
+def exp_at_1(e, d, POWER: tl.constexpr):
+    """exp(d) from e = exp(d / T)."""
+    if POWER == 0:
+        powered = tl.exp2(d * LOG2_E)
+    else:
+        powered = power(e, POWER)
+    return powered
+
+
+@triton.jit
+def mixture(z, weights, weights_stride, mask):
+    """zE of a tuple of S tiles; -inf where masked. A student of weight 0 has no say, whatever it holds."""
+    if weights is None:
+        mixed = z[0]
+        for j in tl.static_range(1, len(z)):
+            mixed += z[j]
+        mixed *= 1.0 / len(z)
+    else:
+        mixed = tl.zeros_like(z[0])
+        for j in tl.static_range(len(z)):
+            w = tl.load(weights + j * weights_stride).to(tl.float32)
+            mixed += w * tl.where(w == 0, 0.0, z[j])
+        mixed = tl.where(mask, mixed, -float("inf"))
+    return mixed
+
+
+@triton.jit
+def logits_at(
+    logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC: tl.constexpr, WIDTH: tl.constexpr
+):
+    """z_j[y] and zE[y] of rows r as a table [R, WIDTH]; NaN where the label is no class."""
+    z_y = ()
+    for j in tl.static_range(len(logits)):
+        at = logits[j] + (r * (logits_row[j] * VEC) + label * logits_class[j])
+        z_y = z_y + (tl.where(valid, tl.load(at, mask=valid, other=0.0).to(tl.float32), float("nan"))[:, None],)
+    z_y = z_y + (mixture(z_y, weights, weights_stride, valid[:, None]),)
+    return stack(z_y, 0.0, WIDTH).reshape(r.shape[0], WIDTH)
+
+
+@triton.jit
+def counted_rows(target, target_stride, rows, ignore_index, CHUNK: tl.constexpr):
+    """How many rows are not ignored; every program counts them for itself."""
+    if target is None:
+        number = rows.to(tl.float32)
+    else:
+        counts = tl.zeros([CHUNK], tl.int32)
+        for first in range(0, rows, CHUNK):
+            r = first + tl.arange(0, CHUNK)
+            labels = tl.load(target + r.to(tl.int64) * target_stride, mask=r < rows, other=ignore_index)
+            counts += (labels != ignore_index).to(tl.int32)
+        number = tl.sum(counts, 0).to(tl.float32)
+    return number
+
+
+@triton.jit
+def common_gradient(mixed_e, per_t, c, label, per_label, per_class):
+    """What every student's gradient [R, C] is less: kd_weight T t and ce_weight y, scaled."""
+    common = mixed_e * per_t[:, None]
+    if label is not None:
+        common += tl.where(c == label[:, None], per_label[:, None], 0.0)
+    if per_class is not None:
+        common += per_class[:, None]
+    return common
+
+
+@triton.jit
+def student_gradient(e, d, at_t, at_1, common, POWER: tl.constexpr):
+    """e at_t + exp(d) at_1 - common; d only for POWER 0."""
+    if POWER == 0:
+        grad = e * at_t[:, None] + (tl.exp2(d * LOG2_E) * at_1[:, None] - common)
+    elif POWER == 1:
+        grad = e * (at_t + at_1)[:, None] - common
+    else:
+        grad = e * (power(e, POWER - 1) * at_1[:, None] + at_t[:, None]) - common
+    return grad
+
+
+@triton.jit
+def ensemble_gradient(mixed_e, gaps, per_t, mean_gap, temperature):
+    """dL/dzE [R, C] = kd_weight T t sum_j (log t - log q_j - KL_j), scaled; gaps = sum_j (dE - d_j)."""
+    return mixed_e * per_t[:, None] * tl.where(mixed_e > 0, (gaps - mean_gap[:, None]) / temperature, 0.0)
+
+
+@triton.jit
+def place(FIELD: tl.constexpr, column, WIDTH: tl.constexpr):
+    """Of a field of a student's, within a row's statistics."""
+    return FIELD[0] * (4 * WIDTH) + column * 4 + FIELD[1]
+
+
+@triton.jit
+def store_quads(statistics, r, inside, QUAD: tl.constexpr, a, b, c, d, WIDTH: tl.constexpr):
+    """Four neighbouring fields [R, WIDTH] of rows r, in one store."""
+    quads = tl.join(tl.join(a, c), tl.join(b, d)).reshape(r.shape[0], 4 * WIDTH)
+    at = statistics + (r * (QUADS * 4 * WIDTH) + QUAD * (4 * WIDTH))[:, None] + tl.arange(0, 4 * WIDTH)[None, :]
+    tl.store(at, quads, mask=inside[:, None])
+
+
+@triton.jit
+def load_field(statistics, r, inside, FIELD: tl.constexpr, WIDTH: tl.constexpr):
+    """[R, WIDTH] of rows r, which another program of this launch may have stored; 1 outside."""
+    at = statistics + (r * (QUADS * 4 * WIDTH))[:, None] + place(FIELD, tl.arange(0, WIDTH), WIDTH)[None, :]
+    return tl.load(at, mask=inside[:, None], other=1.0, cache_modifier=".cg")
+
+
+@triton.jit
+def add_rows(
+    sums, row_statistics, r, counts, has_target, temperature,
+    STUDENTS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Add what rows r lose, and whether they are right, to `sums`: three [R, WIDTH]."""
+    ce, kl, right = sums
+    column = tl.arange(0, WIDTH)[None, :]
+    s = load_field(row_statistics, r, counts, SUM, WIDTH)
+    cross = load_field(row_statistics, r, counts, CROSS, WIDTH)
+    mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 1)[:, None]
+    row = cross / (mixed_s * temperature) + tl.log(s / mixed_s)
+    row = tl.maximum(row, 0.0, propagate_nan=tl.PropagateNan.ALL)  # rounding may not make it negative
+    kl += tl.where(counts[:, None], tl.where(column == STUDENTS, 1.0, row), 0.0)
+    if has_target:
+        s1 = load_field(row_statistics, r, counts, SUM_1, WIDTH)
+        at_label = load_field(row_statistics, r, counts, AT_LABEL, WIDTH)
+        ce += tl.where(counts[:, None], tl.log(s1) - at_label, 0.0)
+        right += tl.where(counts[:, None], load_field(row_statistics, r, counts, RIGHT, WIDTH), 0.0)
+    return ce, kl, right
+
+
+@triton.jit
+def last_to_arrive(counter, programs):
+    """Whether this program is the last of `programs`; then it sees what all of them stored before."""
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter, 1, sem="acq_rel")
+    tl.debug_barrier()
+    return arrived == programs - 1
+
+
+@triton.jit
+def write_statistics(
+    partials, programs, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
+    STUDENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr,
+):  # fmt: skip
+    """Sum `partials` [programs, SUMS, WIDTH], in a fixed order and in fp64, and write what the loss returns."""
+    column = tl.arange(0, WIDTH)
+    ce_sum = tl.zeros([CHUNK, WIDTH], tl.float64)
+    kl_sum = tl.zeros([CHUNK, WIDTH], tl.float64)
+    right_sum = tl.zeros([CHUNK, WIDTH], tl.float64)
+    for first in range(0, programs, CHUNK):
+        program = first + tl.arange(0, CHUNK)[:, None]
+        at = partials + program * (SUMS * WIDTH) + column[None, :]
+        # Written by other programs of this launch: not from the first-level cache.
+        ce_sum += tl.load(at, mask=program < programs, other=0.0, cache_modifier=".cg")
+        kl_sum += tl.load(at + WIDTH, mask=program < programs, other=0.0, cache_modifier=".cg")
+        right_sum += tl.load(at + 2 * WIDTH, mask=program < programs, other=0.0, cache_modifier=".cg")
+    ce_value = tl.sum(ce_sum, 0)
+    kd_value = tl.sum(kl_sum, 0)
+    number = tl.sum(tl.where(column == STUDENTS, kd_value, 0.0), 0)
+    kd_value *= temperature * temperature
+    if MEAN:
+        ce_value /= tl.maximum(number, 1.0)
+        kd_value /= tl.maximum(number, 1.0)
+    is_student = column < STUDENTS
+    total = tl.sum(tl.where(is_student, ce_weight * ce_value, 0.0), 0)
+    total += tl.sum(tl.where(is_student, kd_weight * kd_value, 0.0), 0)
+    tl.store(loss, total.to(tl.float32))
+    tl.store(ce + column, ce_value.to(tl.float32), mask=is_student)
+    tl.store(kd + column, kd_value.to(tl.float32), mask=is_student)
+    tl.store(ensemble_ce + 0 * column, ce_value.to(tl.float32), mask=column == STUDENTS)
+    tl.store(correct + column, tl.sum(right_sum, 0).to(tl.int64), mask=column <= STUDENTS)
+    if counted is not None:
+        tl.store(counted, number.to(tl.float32))

@@ -1,0 +1,156 @@
+"""The ops of the compiled backends, and which backend takes a call.
+
+Compiled backends register implementations of the ops below with ``torch.library`` for their device (CPU: csrc/;
+CUDA: kernels/). The reference needs no op: it is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from oekd_fast.options import KDOptions
+
+BACKENDS = ("auto", "reference", "native", "triton")
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_TRITON_STUDENTS = 62  # one bit each of an integer, and the ensemble's; beyond 16, registers spill
+
+# Statistics are (loss, ce [S], kd [S], ensemble_ce, correct int64 [S + 1]); gradients look like the logits.
+# isa: "auto", or an instruction set of the CPU kernel, so that each can be tested and compared.
+_OPTIONS = (
+    "Tensor[] logits, Tensor? target, Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, "
+    "float label_smoothing, int ignore_index, bool mean, bool detach_ensemble"
+)
+_STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"
+_library = torch.library.Library("oekd_fast", "DEF")
+_library.define(f'ensemble_kd_value({_OPTIONS}, *, str isa="auto") -> ({_STATISTICS})')
+_library.define(
+    f'ensemble_kd_value_and_grad({_OPTIONS}, *, Tensor? grad_scale=None, str isa="auto") -> ({_STATISTICS}, Tensor[])'
+)
+_library.define(
+    f'ensemble_kd_value_and_grad_out({_OPTIONS}, *, Tensor? grad_scale=None, Tensor(a!)[] out, str isa="auto")'
+    f" -> ({_STATISTICS})"
+)
+# The differentiable form on CUDA: statistics of the rows forward, gradients from them backward; last, dL/dw [S] or [0].
+_library.define(f"ensemble_kd_value_and_rows({_OPTIONS}) -> ({_STATISTICS}, Tensor row_statistics, Tensor counted)")
+_library.define(
+    f"ensemble_kd_grad_out({_OPTIONS}, *, Tensor row_statistics, Tensor counted, Tensor grad_scale, bool weights_grad, "
+    "Tensor(a!)[] out) -> Tensor"
+)
+TRITON_OPS = (
+    "ensemble_kd_value",
+    "ensemble_kd_value_and_grad",
+    "ensemble_kd_value_and_grad_out",
+    "ensemble_kd_value_and_rows",
+    "ensemble_kd_grad_out",
+)
+
+
+def _why_no_native() -> str | None:
+    """Load the extension, which registers its implementations; why that fails, or None."""
+    try:
+        import_module("oekd_fast._native")
+    except ModuleNotFoundError as error:
+        return f"{error}; install with a C++ compiler and without OEKD_FAST_NATIVE=0"
+    except ImportError as error:
+        # Installed, but built for another torch: going on slowly must not pass unnoticed.
+        warnings.warn(f"the native backend does not load and will not be used: {error}; build it again", stacklevel=2)
+        return str(error)
+    return None
+
+
+def _why_no_triton() -> str | None:
+    """Triton is looked for here and loaded at its first launch: it takes a second."""
+    return None if find_spec("triton") else "No module named 'triton'; install triton >= 3.6 (Linux)"
+
+
+def triton_kernels():
+    """The module with an implementation of each op, under the op's name."""
+    return import_module("oekd_fast.kernels.ensemble_kd")
+
+
+def _register_triton(op: str) -> None:
+    _library.impl(op, lambda *args, **kwargs: getattr(triton_kernels(), op)(*args, **kwargs), "CUDA")
+
+
+for _op in TRITON_OPS:
+    _register_triton(_op)
+
+
+_MISSING = {"native": _why_no_native(), "triton": _why_no_triton()}
+
+
+def _fake_statistics(logits, *args, **kwargs):
+    first, students = logits[0], len(logits)
+
+    def new(*shape, dtype=torch.float32):
+        return first.new_empty(shape, dtype=dtype)
+
+    return new(), new(students), new(students), new(), new(students + 1, dtype=torch.int64)
+
+
+def _fake_statistics_and_grads(logits, *args, **kwargs):
+    return *_fake_statistics(logits), [torch.empty_like(z) for z in logits]
+
+
+def _fake_statistics_and_rows(logits, *args, **kwargs):
+    first, width = logits[0], 1 << len(logits).bit_length()
+    rows = first.new_empty((first.shape[0], 2, width, 4), dtype=torch.float32)
+    return *_fake_statistics(logits), rows, first.new_empty((), dtype=torch.float32)
+
+
+def _fake_weights_grad(logits, *args, weights_grad, **kwargs):
+    return logits[0].new_empty((len(logits) if weights_grad else 0,), dtype=torch.float32)
+
+
+for _op, _fake in {
+    "ensemble_kd_value": _fake_statistics,
+    "ensemble_kd_value_and_grad": _fake_statistics_and_grads,
+    "ensemble_kd_value_and_grad_out": _fake_statistics,
+    "ensemble_kd_value_and_rows": _fake_statistics_and_rows,
+    "ensemble_kd_grad_out": _fake_weights_grad,
+}.items():
+    torch.library.register_fake(f"oekd_fast::{_op}", _fake, lib=_library)
+
+
+def choose_backend(backend: str, students: list[Tensor], options: KDOptions) -> str:
+    """The backend that takes a call: a name other than "auto".
+
+    Raises:
+        ValueError, RuntimeError: the backend asked for does not cover the call, or is not there.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
+    if backend == "reference":
+        return backend
+    device = students[0].device.type
+    compiled = {"cpu": "native", "cuda": "triton"}.get(device)
+    if backend == "auto":
+        covered = compiled and not _uncovered(compiled, students, options) and not _MISSING[compiled]
+        return compiled if covered else "reference"
+    if why := _MISSING[backend]:
+        raise RuntimeError(f"backend {backend!r} is not there: {why}")
+    interpreted = backend == "triton" and device == "cpu" and triton_kernels().INTERPRETED
+    if backend != compiled and not interpreted:
+        on = {
+            "native": "the CPU",
+            "triton": "CUDA (or on the CPU with TRITON_INTERPRET=1 set before the first use, for tests: slow)",
+        }[backend]
+        raise ValueError(f"backend {backend!r}: expected logits on {on}, got {students[0].device}")
+    if why := _uncovered(backend, students, options):
+        raise ValueError(f"backend {backend!r}: {why}; backend='reference' does this")
+    return backend
+
+
+def _uncovered(backend: str, students: list[Tensor], options: KDOptions) -> str | None:
+    if students[0].dtype not in COMPILED_DTYPES:
+        return f"expected float32, bfloat16 or float16 logits, got {students[0].dtype}"
+    if backend == "native" and not options.detach_ensemble:
+        return "expected detach_ensemble=True, got False"
+    if backend == "triton" and len(students) > MAX_TRITON_STUDENTS:
+        return f"expected at most {MAX_TRITON_STUDENTS} students, got {len(students)}"
+    return None
