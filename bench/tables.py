@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from . import gpu_report
+from .roofline import ITEMSIZES, SIZES
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -92,10 +95,76 @@ def losses(file: str) -> Callable[[], str]:
     return table
 
 
+NOT_YET = "not yet measured"
+
+
+def losses_on_a_gpu(pattern: str) -> Callable[[], str]:
+    """The loss and its gradients on a GPU, from a run of bench.gpu_suite, if there is one."""
+
+    def table() -> str:
+        files = sorted(RESULTS.glob(pattern))
+        report = json.loads(files[0].read_bytes()) if files else {}
+        measured = {
+            (r["rows"], r["classes"], r["dtype"]): r
+            for r in report.get("sections", {}).get("loss", {}).get("results", {}).values()
+        }
+        rows = [
+            (f"{b} x {c}", dtype, *_gpu_cells(measured.get((b, c, dtype)), report))
+            for dtype in ITEMSIZES
+            for b, c in SIZES
+        ]
+        heading = ("B x C", "dtype", *GPU_COLUMNS)
+        caption = "None of this has been measured on a GPU yet."
+        if report:
+            where, bandwidth = report["environment"], gpu_report.copy_bandwidth(report)
+            copied = f"{bandwidth / 1e9:,.0f} GB/s" if bandwidth else NOT_YET
+            versions = ", ".join(f"{name} {where.get(name)}" for name in ("gpu", "torch", "triton", "cuda", "commit"))
+            caption = f"Milliseconds of device time, median; {versions}. A device copy in the same run: {copied}."
+        return _markdown(heading, rows) + f"\n{caption}\n"
+
+    return table
+
+
+GPU_COLUMNS = (
+    "eager",
+    "torch.compile",
+    "value and grad",
+    "with .backward()",
+    "value and grad, GB/s",
+    "of a copy's",
+    "value and grad faster",
+    "with .backward() faster",
+)
+
+
+def _gpu_cells(result: dict | None, report: dict) -> list[str]:
+    if result is None:
+        return [NOT_YET] * len(GPU_COLUMNS)
+    derived = gpu_report.derive(result, gpu_report.copy_bandwidth(report), report["environment"].get("gpu", ""))
+
+    def milliseconds(name: str) -> str:
+        return f"{result['device_ms'][name]['median']:.3g}" if name in result["device_ms"] else NOT_YET
+
+    def faster(name: str) -> str:
+        factors = derived.get(name, {}).get("faster_than", {})
+        return " / ".join(f"{factors[t]:.1f}x" if t in factors else "-" for t in ("eager", "compiled"))
+
+    ours = derived.get("value_and_grad", {})
+    speed, share = ours.get("gigabytes_per_second"), ours.get("share_of_copy")
+    return [
+        *map(milliseconds, ("eager", "compiled", "value_and_grad", "differentiable")),
+        NOT_YET if speed is None else f"{speed:,.0f}",
+        NOT_YET if share is None else f"{100 * share:.0f} %",
+        faster("value_and_grad"),
+        faster("differentiable"),
+    ]
+
+
 TABLES = {
     "digits": family("digits_resnet20_cpu.json"),
     "cifar100": family("cifar100_resnet20_cpu.json"),
     "loss": losses("ensemble_kd_cpu.json"),
+    "gpu_loss": losses_on_a_gpu("gpu_suite_*.json"),
 }
 
 
