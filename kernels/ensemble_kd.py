@@ -1,6 +1,7 @@
 """The ensemble distillation loss of S students on the GPU: launchers, and implementations of the ops.
 
-One launch a call, whatever the regime (tiling.py). Arguments are checked in ``oekd_fast.ops``.
+One launch a call, whatever the regime (tiling.py); two of PyTorch's before it where a mean is over so many rows that
+the programs would take long to count them. Arguments are checked in ``oekd_fast.ops``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor
 from .counters import zeroed
 from .ensemble_kd_grad import gradients
 from .ensemble_kd_resident import resident
-from .ensemble_kd_rows import QUADS, SUMS
+from .ensemble_kd_rows import QUADS
 from .ensemble_kd_streamed import ARRIVED, streamed
 from .launch import Launch, interpreted
-from .tiling import VECTOR_BYTES, WARP, Plan, plan_ensemble_kd, plan_gradients, power_of_2
+from .tiling import MOST_ROWS_COUNTED, VECTOR_BYTES, WARP, Plan, plan_ensemble_kd, plan_gradients, power_of_2
 
 INTERPRETED = interpreted(resident)
 
@@ -127,13 +128,19 @@ def loss_launch(
         plan = plan_ensemble_kd(students, classes, problem.logits[0].element_size())
     result = Loss.empty(problem)
     arguments = problem.kernel_arguments(grads, grad_scale) | vars(result)
+    threads = WARP * plan.warps
     arguments |= {
         "BLOCK": plan.block,
         "THREADS": plan.threads,
         "RUN": plan.run(arguments["VEC"]),
-        "LABELS": 8 * WARP * plan.warps,
+        "number": None,
+        "LABELS": plan.labels(rows),
+        "SUM_ROWS": max(1, 8 * threads // arguments["WIDTH"]),
+        "ENTRIES": max(1, 16 * threads // arguments["WIDTH"]),
     }
-    options = {"num_warps": plan.warps}
+    if grads and problem.mean and problem.target is not None and rows > MOST_ROWS_COUNTED:
+        arguments["number"] = (problem.target != problem.ignore_index).sum()
+    options = {"num_warps": plan.warps} | ({"maxnreg": plan.registers} if plan.registers else {})
     at_once = multiprocessors(problem.device) * plan.programs_per_sm
     if plan.regime == "streamed":
         chunks = -(-classes // (plan.tiles * plan.block))
@@ -141,7 +148,7 @@ def loss_launch(
         programs = max(1, min(at_once, rows * chunks * passes))
         arguments |= {
             "chunk_statistics": problem.new(rows, chunks, QUADS.value, arguments["WIDTH"], 4),
-            "partials": problem.new(programs, SUMS.value, arguments["WIDTH"]),
+            "partials": problem.new(programs, 4 * arguments["WIDTH"]),
             "counters": zeroed(ARRIVED.value + rows, problem.device),
             # A row's gradients come up when all programs together have taken about as many tickets as they are.
             "lag": programs // (passes * chunks) + 1,
@@ -150,7 +157,7 @@ def loss_launch(
         return result, Launch(streamed, programs, arguments, options)
     programs = max(1, min(at_once, -(-rows // plan.rows)))
     arguments |= {
-        "partials": problem.new(programs, SUMS.value, arguments["WIDTH"]),
+        "partials": problem.new(programs, 4 * arguments["WIDTH"]),
         "done": zeroed(1, problem.device),
         "ROWS": plan.rows,
     }

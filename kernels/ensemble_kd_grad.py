@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arrival import last_to_arrive
 from .ensemble_kd_rows import (
     CROSS,
     LOG2_E,
@@ -17,7 +18,6 @@ from .ensemble_kd_rows import (
     SUM_1,
     common_gradient,
     ensemble_gradient,
-    last_to_arrive,
     mixture,
     place,
     places,
@@ -166,4 +166,3 @@ def gradients(
                     at = partials + program * S + j
                     total += tl.load(at, mask=program < tl.num_programs(0), other=0.0, cache_modifier=".cg")
                 tl.store(weights_grad + j, tl.sum(total, 0).to(tl.float32))
-            tl.store(done, 0)

@@ -9,21 +9,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arrival import last_to_arrive
 from .ensemble_kd_grad import student_weight, upstream_scale
 from .ensemble_kd_rows import (
     LOG2_E,
-    SUMS,
     add_rows,
     common_gradient,
     counted_rows,
     ensemble_gradient,
     exp_at_1,
-    last_to_arrive,
     logits_at,
     mixture,
     places,
     stack,
     store_quads,
+    store_sums,
     student_gradient,
     sum_together,
     thread_max,
@@ -40,14 +40,16 @@ def resident(
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element, or None for 1
+    number,  # one element, the rows that count where they are too many to count here; or None
     loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
     counted,  # fp32 [], the rows that count, for a backward pass; or None
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
-    partials,  # fp32 [programs, SUMS, WIDTH]
+    partials,  # fp32 [programs, 4 WIDTH]
     done,  # int32 [1], 0 before and after
     rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
-    THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, POWER: tl.constexpr,
+    THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
+    ENTRIES: tl.constexpr, POWER: tl.constexpr,
     SMOOTH: tl.constexpr,
     MEAN: tl.constexpr,
     DETACH: tl.constexpr,
@@ -59,8 +61,8 @@ def resident(
     tiles = tl.cdiv(rows, ROWS)
     scale = 1.0
     if GRADS:
-        number = counted_rows(target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
-        scale = upstream_scale(grad_scale, number, MEAN)
+        total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
+        scale = upstream_scale(grad_scale, total, MEAN)
 
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         r = tile * ROWS + tl.arange(0, ROWS)
@@ -150,7 +152,6 @@ def resident(
 
     # This program's rows once more, many at a time.
     tl.debug_barrier()
-    SUM_ROWS: tl.constexpr = LABELS // WIDTH
     sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
     mine = tl.cdiv(tiles - tl.program_id(0), tl.num_programs(0)) * ROWS
     for first in range(0, mine, SUM_ROWS):
@@ -160,12 +161,9 @@ def resident(
         if target is not None:
             counts &= tl.load(target + r.to(tl.int64) * target_stride, mask=counts, other=ignore_index) != ignore_index
         sums = add_rows(sums, row_statistics, r.to(tl.int64), counts, target is not None, temperature, S, WIDTH)
-    at = partials + tl.program_id(0) * (SUMS * WIDTH) + tl.arange(0, WIDTH)
-    for i in tl.static_range(SUMS):
-        tl.store(at + i * WIDTH, tl.sum(sums[i], 0))
+    store_sums(partials, sums, WIDTH)
     if last_to_arrive(done, tl.num_programs(0)):
         write_statistics(
-            partials, tl.num_programs(0), loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight,
-            kd_weight, S, WIDTH, SUM_ROWS, MEAN,
+            partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight, S, WIDTH,
+            ENTRIES, MEAN,
         )  # fmt: skip
-        tl.store(done, 0)

@@ -26,7 +26,7 @@ CROSS = tl.constexpr((0, 3))
 AT_LABEL = tl.constexpr((1, 0))
 RIGHT = tl.constexpr((1, 1))
 QUADS = tl.constexpr(2)
-SUMS = tl.constexpr(3)  # tables of a program's sums: CE, KL (and the number of rows that count), right
+SUMS = tl.constexpr(3)  # a program's sums [WIDTH]: CE, KL (the ensemble's: rows that count), right; a fourth is unused
 
 
 @triton.jit
@@ -165,18 +165,20 @@ def logits_at(
 
 
 @triton.jit
-def counted_rows(target, target_stride, rows, ignore_index, CHUNK: tl.constexpr):
-    """How many rows are not ignored; every program counts them for itself."""
-    if target is None:
-        number = rows.to(tl.float32)
+def counted_rows(number, target, target_stride, rows, ignore_index, LABELS: tl.constexpr):
+    """How many rows are not ignored: `number` where it was counted before, else every program counts for itself."""
+    if number is not None:
+        total = tl.load(number).to(tl.float32)
+    elif target is None:
+        total = rows.to(tl.float32)
     else:
-        counts = tl.zeros([CHUNK], tl.int32)
-        for first in range(0, rows, CHUNK):
-            r = first + tl.arange(0, CHUNK)
+        counts = tl.zeros([LABELS], tl.int32)
+        for first in range(0, rows, LABELS):
+            r = first + tl.arange(0, LABELS)
             labels = tl.load(target + r.to(tl.int64) * target_stride, mask=r < rows, other=ignore_index)
             counts += (labels != ignore_index).to(tl.int32)
-        number = tl.sum(counts, 0).to(tl.float32)
-    return number
+        total = tl.sum(counts, 0).to(tl.float32)
+    return total
 
 
 @triton.jit
@@ -252,45 +254,42 @@ def add_rows(
 
 
 @triton.jit
-def last_to_arrive(counter, programs):
-    """Whether this program is the last of `programs`; then it sees what all of them stored before."""
-    tl.debug_barrier()
-    arrived = tl.atomic_add(counter, 1, sem="acq_rel")
-    tl.debug_barrier()
-    return arrived == programs - 1
+def store_sums(partials, sums, WIDTH: tl.constexpr):
+    """This program's `sums`, three [R, WIDTH], summed over R, into its row of `partials` [programs, 4 WIDTH]."""
+    at = partials + tl.program_id(0) * (4 * WIDTH) + tl.arange(0, WIDTH)
+    for i in tl.static_range(SUMS):
+        tl.store(at + i * WIDTH, tl.sum(sums[i], 0))
+    tl.store(at + SUMS * WIDTH, tl.zeros([WIDTH], tl.float32))
 
 
 @triton.jit
 def write_statistics(
-    partials, programs, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
+    partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
     STUDENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr,
 ):  # fmt: skip
-    """Sum `partials` [programs, SUMS, WIDTH], in a fixed order and in fp64, and write what the loss returns."""
-    column = tl.arange(0, WIDTH)
-    ce_sum = tl.zeros([CHUNK, WIDTH], tl.float64)
-    kl_sum = tl.zeros([CHUNK, WIDTH], tl.float64)
-    right_sum = tl.zeros([CHUNK, WIDTH], tl.float64)
-    for first in range(0, programs, CHUNK):
+    """Sum `partials` [programs, 4 WIDTH], in a fixed order, and write what the loss returns."""
+    column = tl.arange(0, 4 * WIDTH)
+    total = tl.zeros([4 * WIDTH], tl.float64)
+    # All of a chunk's loads are under way before the first is waited for: this program is alone, and latency is all.
+    for first in range(0, tl.num_programs(0), CHUNK):
         program = first + tl.arange(0, CHUNK)[:, None]
-        at = partials + program * (SUMS * WIDTH) + column[None, :]
+        at = partials + program * (4 * WIDTH) + column[None, :]
         # Written by other programs of this launch: not from the first-level cache.
-        ce_sum += tl.load(at, mask=program < programs, other=0.0, cache_modifier=".cg")
-        kl_sum += tl.load(at + WIDTH, mask=program < programs, other=0.0, cache_modifier=".cg")
-        right_sum += tl.load(at + 2 * WIDTH, mask=program < programs, other=0.0, cache_modifier=".cg")
-    ce_value = tl.sum(ce_sum, 0)
-    kd_value = tl.sum(kl_sum, 0)
-    number = tl.sum(tl.where(column == STUDENTS, kd_value, 0.0), 0)
-    kd_value *= temperature * temperature
+        part = tl.load(at, mask=program < tl.num_programs(0), other=0.0, cache_modifier=".cg")
+        total += tl.sum(part, 0).to(tl.float64)
+    kind, student = column // WIDTH, column % WIDTH
+    number = tl.sum(tl.where(column == WIDTH + STUDENTS, total, 0.0), 0)
+    value = total * tl.where(kind == 1, temperature * temperature, 1.0)
     if MEAN:
-        ce_value /= tl.maximum(number, 1.0)
-        kd_value /= tl.maximum(number, 1.0)
-    is_student = column < STUDENTS
-    total = tl.sum(tl.where(is_student, ce_weight * ce_value, 0.0), 0)
-    total += tl.sum(tl.where(is_student, kd_weight * kd_value, 0.0), 0)
-    tl.store(loss, total.to(tl.float32))
-    tl.store(ce + column, ce_value.to(tl.float32), mask=is_student)
-    tl.store(kd + column, kd_value.to(tl.float32), mask=is_student)
-    tl.store(ensemble_ce + 0 * column, ce_value.to(tl.float32), mask=column == STUDENTS)
-    tl.store(correct + column, tl.sum(right_sum, 0).to(tl.int64), mask=column <= STUDENTS)
+        value /= tl.maximum(number, 1.0)
+    cross_entropy = (kind == 0) & (student < STUDENTS)
+    divergence = (kind == 1) & (student < STUDENTS)
+    weighted = tl.sum(tl.where(cross_entropy, ce_weight * value, 0.0), 0)
+    weighted += tl.sum(tl.where(divergence, kd_weight * value, 0.0), 0)
+    tl.store(loss, weighted.to(tl.float32))
+    tl.store(ce + student, value.to(tl.float32), mask=cross_entropy)
+    tl.store(kd + student, value.to(tl.float32), mask=divergence)
+    tl.store(ensemble_ce + 0 * column, value.to(tl.float32), mask=column == STUDENTS)
+    tl.store(correct + student, total.to(tl.int64), mask=(kind == 2) & (student <= STUDENTS))
     if counted is not None:
         tl.store(counted, number.to(tl.float32))

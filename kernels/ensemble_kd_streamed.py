@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arrival import last_to_arrive
 from .ensemble_kd_grad import upstream_scale, write_gradients
 from .ensemble_kd_rows import (
     AT_LABEL,
@@ -21,20 +22,18 @@ from .ensemble_kd_rows import (
     RIGHT,
     SUM,
     SUM_1,
-    SUMS,
     add_rows,
     by_thread,
     counted_rows,
     exp_at_1,
-    last_to_arrive,
     logits_at,
     max_together,
     mixture,
     place,
     places,
-    power,
     stack,
     store_quads,
+    store_sums,
     sum_together,
     thread_max,
     thread_sum,
@@ -47,17 +46,7 @@ EVEN = RIGHT
 LOWEST = tl.constexpr(-1e38)  # below every logit that matters; finite, so that differences are numbers
 TICKETS = tl.constexpr(0)
 DONE = tl.constexpr(1)
-ARRIVED = tl.constexpr(2)  # one counter a row: its chunks that are done, and one more once the row's tables are there
-
-
-@triton.jit
-def rescaled_at_1(difference, scale, POWER: tl.constexpr):
-    """exp(difference) from scale = exp(difference / T)."""
-    if POWER == 0:
-        rescaled = tl.exp2(difference * LOG2_E)
-    else:
-        rescaled = power(scale, POWER)
-    return rescaled
+ARRIVED = tl.constexpr(2)  # one counter a row: its chunks that are done; CHUNKS + 1 once the row's statistics are there
 
 
 @triton.jit
@@ -116,7 +105,7 @@ def statistics_of_chunk(
                 d = by_thread(z[j], THREADS, RUN) - new_m[j][:, None, :, None]
                 e = tl.exp2(d * k)
             new_s = new_s + (s[j] * scale[j] + tl.sum(tl.sum(e, 3), 1),)
-            moved = s1[j] * rescaled_at_1(m[j] - new_m[j], scale[j], POWER)
+            moved = s1[j] * exp_at_1(scale[j], m[j] - new_m[j], POWER)
             new_s1 = new_s1 + (moved + tl.sum(tl.sum(exp_at_1(e, d, POWER), 3), 1),)
             shift = (m[S] - new_m[S]) - (m[j] - new_m[j])
             moved = tl.where(scale[S] > 0, scale[S] * (cross[j] + s[S] * shift), 0.0)
@@ -143,7 +132,7 @@ def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWE
     mixed_scale = tl.sum(tl.where(column == STUDENTS, scale, 0.0), 2)[:, :, None]
     mixed_moved = tl.sum(tl.where(column == STUDENTS, moved, 0.0), 2)[:, :, None]
     cross = tl.where(mixed_scale > 0, mixed_scale * (cross + mixed_s * (mixed_moved - moved)), 0.0)  # 0 * inf
-    s1 = s1 * rescaled_at_1(moved, scale, POWER)
+    s1 = s1 * exp_at_1(scale, moved, POWER)
     s, s1, cross, even = sum_together(s * scale, s1, cross, even)
     return whole, s, s1, cross, early, even
 
@@ -156,6 +145,13 @@ def load_chunks(chunk_statistics, r, FIELD: tl.constexpr, other, CHUNKS: tl.cons
     at = chunk_statistics + ((r * CHUNKS)[:, None, None] + chunk) * (QUADS * 4 * WIDTH)
     at += place(FIELD, tl.arange(0, WIDTH), WIDTH)[None, None, :]
     return tl.load(at, mask=chunk < CHUNKS, other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def some_missing(arrived, inside, CHUNKS: tl.constexpr):
+    """Whether the statistics of some rows, of which `arrived` points at the counters [R], are not there yet."""
+    there = tl.load(arrived, mask=inside, other=CHUNKS + 1, volatile=True)
+    return tl.min(there, 0) <= CHUNKS
 
 
 @triton.jit
@@ -182,15 +178,17 @@ def streamed(
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element, or None for 1
+    number,  # one element, the rows that count where they are too many to count here; or None
     loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
     counted,  # fp32 [], the rows that count, for a backward pass; or None
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     chunk_statistics,  # fp32 [rows, CHUNKS, QUADS, WIDTH, 4]
-    partials,  # fp32 [programs, SUMS, WIDTH]
+    partials,  # fp32 [programs, 4 WIDTH]
     counters,  # int32 [2 + rows], 0 before and after
     rows, lag, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
-    THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, POWER: tl.constexpr,
+    THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
+    ENTRIES: tl.constexpr, POWER: tl.constexpr,
     SMOOTH: tl.constexpr,
     MEAN: tl.constexpr,
     DETACH: tl.constexpr,
@@ -200,14 +198,14 @@ def streamed(
     CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
     scale = 1.0
     if GRADS:
-        number = counted_rows(target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
-        scale = upstream_scale(grad_scale, number, MEAN)
+        total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
+        scale = upstream_scale(grad_scale, total, MEAN)
     # In turn the chunks' statistics of a row and the chunks' gradients of the row LAG before it.
     turns = rows
     if GRADS:
         turns = rows + lag
     PASSES: tl.constexpr = 2 if GRADS else 1
-    ticket = tl.atomic_add(counters + TICKETS, 1)
+    ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
     while ticket < turns * (PASSES * CHUNKS):
         row = ticket // (PASSES * CHUNKS)
         within = ticket % (PASSES * CHUNKS)
@@ -262,37 +260,30 @@ def streamed(
                         logits_row, logits_class, weights, weights_stride, label_smoothing, CLASSES, VEC, WIDTH, SMOOTH,
                     )  # fmt: skip
                     tl.debug_barrier()
-                    tl.atomic_add(arrived, 1, sem="release")
-        ticket = tl.atomic_add(counters + TICKETS, 1)
+                    tl.atomic_add(arrived, CHUNKS + 1, sem="release")
+        ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
 
     # A share of the rows: all tickets are taken, so each row is there or in the hands of a program that runs.
-    SUM_ROWS: tl.constexpr = LABELS // WIDTH
     sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
     mine = tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))
     for first in range(0, mine, SUM_ROWS):
         i = first + tl.arange(0, SUM_ROWS)
         r = tl.program_id(0) + i * tl.num_programs(0)
         inside = i < mine
-        while (
-            tl.min(
-                tl.where(inside, tl.load(counters + ARRIVED + r, mask=inside, other=0, volatile=True), CHUNKS + 1), 0
-            )
-            <= CHUNKS
-        ):
+        while some_missing(counters + ARRIVED + r, inside, CHUNKS):
             pass
-        tl.atomic_add(counters + DONE, 0, sem="acquire")
+        # Nothing is added: a fence between what was seen just now and the rows' statistics.
+        tl.atomic_add(counters + DONE, 0, sem="acq_rel")
         tl.debug_barrier()
         counts = inside
         if target is not None:
             counts &= tl.load(target + r.to(tl.int64) * target_stride, mask=counts, other=ignore_index) != ignore_index
         sums = add_rows(sums, row_statistics, r.to(tl.int64), counts, target is not None, temperature, S, WIDTH)
-    at = partials + tl.program_id(0) * (SUMS * WIDTH) + tl.arange(0, WIDTH)
-    for i in tl.static_range(SUMS):
-        tl.store(at + i * WIDTH, tl.sum(sums[i], 0))
+    store_sums(partials, sums, WIDTH)
     if last_to_arrive(counters + DONE, tl.num_programs(0)):
         write_statistics(
-            partials, tl.num_programs(0), loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight,
-            kd_weight, S, WIDTH, SUM_ROWS, MEAN,
+            partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight, S, WIDTH,
+            ENTRIES, MEAN,
         )  # fmt: skip
         for start in range(0, rows + ARRIVED, LABELS):
             counter = start + tl.arange(0, LABELS)

@@ -101,17 +101,6 @@ def gradient_scale(grad_scale, factor):
 
 
 @triton.jit
-def last_to_arrive(counter, programs):
-    """Whether this program is the last of `programs`; then it sees all they stored, and the counter is 0 again."""
-    tl.debug_barrier()
-    last = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
-    tl.debug_barrier()
-    if last:
-        tl.store(counter, 0)
-    return last
-
-
-@triton.jit
 def write_loss(loss, previous, squares, count, factor, BLOCK: tl.constexpr):
     """loss = previous + sum of `squares` [count] / (rows C0), in a fixed order."""
     i = tl.arange(0, BLOCK)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arrival import last_to_arrive
 from .feature_kd_common import (
     difference,
     gradient_scale,
-    last_to_arrive,
     load_map,
     load_weight,
     store_map,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .feature_kd_common import difference, last_to_arrive, write_loss
+from .arrival import last_to_arrive
+from .feature_kd_common import difference, write_loss
 
 
 @triton.jit(do_not_specialize=["tiles"])

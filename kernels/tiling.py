@@ -15,15 +15,17 @@ from dataclasses import dataclass
 
 WARP = 32
 VECTOR_BYTES = 16
-# fp32 values of all students' and the ensemble's tiles that a thread holds at a time. The fewer threads share a row, the
-# fewer instructions meet at its end: 16-bit logits are bound by instructions. Wider ones are not: they take half as many,
-# for more warps on a multiprocessor.
+# fp32 values of all students' and the ensemble's tiles that a thread holds at a time. The fewer threads share a row,
+# the fewer instructions meet at its end: 16-bit logits are bound by instructions. Wider ones are not: they take half as
+# many, for more warps on a multiprocessor.
 VALUES_A_THREAD = 96
 # The same of a program: five students' 4096 classes. Beyond, registers spill.
 VALUES_A_PROGRAM = 24 << 10
 # Logits of a streamed chunk, all students': two passes' worth of all programs' chunks stay in the second-level cache,
 # and the sums that a chunk ends with are few against it.
 CHUNK_BYTES = 80 << 10
+# Every program counts the rows of a mean for itself, before its first gradient. Beyond, that outlasts a launch.
+MOST_ROWS_COUNTED = 16384
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,17 @@ class Plan:
     tiles: int  # tiles of a program's piece of a row, one after the other
     warps: int
     programs_per_sm: int
+    registers: int | None = None  # a thread's, at most; None leaves it to the compiler
 
     @property
     def threads(self) -> int:
         """Threads that share a row of a tile."""
         return min(self.block, WARP * self.warps // self.rows)
+
+    def labels(self, rows: int) -> int:
+        """Labels that a program counts at a time: for large batches as many as registers hold, to wait but once."""
+        few = 8 * WARP * self.warps
+        return few if rows <= few else max(few, min(4096, (32 if self.warps == 1 else 64) * WARP * self.warps))
 
     def run(self, vec: int) -> int:
         """Neighbouring classes that lie in one thread, if it reads `vec` elements at a time."""
@@ -65,7 +73,8 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int) -> Plan:
         return Plan("rows", 4 * WARP // block, block, 1, 1, 16)
     if block * (students + 1) <= VALUES_A_PROGRAM:
         warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize))))
-        return Plan("resident", 1, block, 1, warps, max(1, 16 // warps))
+        # As many programs as registers allow: about 190 a thread, or 120 where it holds half as many values.
+        return Plan("resident", 1, block, 1, warps, max(1, (10 if itemsize <= 2 else 16) // warps))
     return streamed_plan(students, itemsize)
 
 
@@ -75,7 +84,9 @@ def streamed_plan(students: int, itemsize: int) -> Plan:
     warps = 4
     block = WARP * warps * vector
     tiles = max(1, CHUNK_BYTES // (students * itemsize * block))
-    return Plan("streamed", 1, block, tiles, warps, 3 if itemsize > 2 else 2)  # by its registers
+    if itemsize > 2 and students <= 5:
+        return Plan("streamed", 1, block, tiles, warps, 3, registers=168)
+    return Plan("streamed", 1, block, tiles, warps, 2)
 
 
 def plan_gradients(students: int, classes: int, itemsize: int) -> Plan:

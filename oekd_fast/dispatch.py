@@ -153,4 +153,6 @@ def _uncovered(backend: str, students: list[Tensor], options: KDOptions) -> str 
         return "expected detach_ensemble=True, got False"
     if backend == "triton" and len(students) > MAX_TRITON_STUDENTS:
         return f"expected at most {MAX_TRITON_STUDENTS} students, got {len(students)}"
+    if backend == "triton" and len(students[0]) >= 1 << 24:
+        return f"expected fewer than 2^24 rows, whose fp32 counts are exact, got {len(students[0])}"
     return None

@@ -224,6 +224,16 @@ def test_the_same_again_to_the_last_bit(name):
 
 
 @pytest.mark.parametrize("name", PLANS)
+def test_rows_too_many_to_count_in_every_program(name, monkeypatch):
+    logits, target = case()
+    expected, expected_grads = run(problem(logits, target), PLANS[name])
+    monkeypatch.setattr(ensemble_kd, "MOST_ROWS_COUNTED", 2)
+    result, grads = run(problem(logits, target), PLANS[name])
+    assert all(torch.equal(a, b) for a, b in zip(result.statistics, expected.statistics, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
+@pytest.mark.parametrize("name", PLANS)
 def test_without_a_target(name):
     logits, _ = case()
     result, grads = run(problem(logits, None, ce_weight=0.0), PLANS[name])
