@@ -41,13 +41,6 @@ _library.define(
     f"ensemble_kd_grad_out({_OPTIONS}, *, Tensor row_statistics, Tensor counted, Tensor grad_scale, bool weights_grad, "
     "Tensor(a!)[] out) -> Tensor"
 )
-TRITON_OPS = (
-    "ensemble_kd_value",
-    "ensemble_kd_value_and_grad",
-    "ensemble_kd_value_and_grad_out",
-    "ensemble_kd_value_and_rows",
-    "ensemble_kd_grad_out",
-)
 
 
 def _why_no_native() -> str | None:
@@ -73,12 +66,15 @@ def triton_kernels():
     return import_module("oekd_fast.kernels.ensemble_kd")
 
 
-def _register_triton(op: str) -> None:
-    _library.impl(op, lambda *args, **kwargs: getattr(triton_kernels(), op)(*args, **kwargs), "CUDA")
+def _register_triton(op: str, *devices: str) -> None:
+    for device in devices:
+        _library.impl(op, lambda *args, **kwargs: getattr(triton_kernels(), op)(*args, **kwargs), device)
 
 
-for _op in TRITON_OPS:
-    _register_triton(_op)
+for _op in ("ensemble_kd_value", "ensemble_kd_value_and_grad", "ensemble_kd_value_and_grad_out"):
+    _register_triton(_op, "CUDA")  # the CPU's are native
+for _op in ("ensemble_kd_value_and_rows", "ensemble_kd_grad_out"):
+    _register_triton(_op, "CUDA", "CPU")  # interpreted there
 
 
 _MISSING = {"native": _why_no_native(), "triton": _why_no_triton()}

@@ -73,7 +73,7 @@ def ensemble_kd_loss(
     if chosen == "native":
         return EnsembleKDOutput(*_EnsembleKD.apply(stacked, arguments, *tensors))
     weights = ensemble_weights if through else None
-    return EnsembleKDOutput(*_EnsembleKDFromRows.apply(ops, stacked, arguments, weights, *tensors))
+    return EnsembleKDOutput(*_EnsembleKDFromRows.apply(stacked, arguments, weights, *tensors))
 
 
 def ensemble_kd_value_and_grad(
@@ -164,10 +164,10 @@ class _EnsembleKDFromRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, ops, stacked, arguments, weights, *tensors):
+    def forward(ctx, stacked, arguments, weights, *tensors):
         students = tensors[0].unbind(0) if stacked else tensors
-        *statistics, row_statistics, counted = ops.ensemble_kd_value_and_rows(students, *arguments)
-        ctx.ops, ctx.stacked, ctx.arguments = ops, stacked, arguments
+        *statistics, row_statistics, counted = torch.ops.oekd_fast.ensemble_kd_value_and_rows(students, *arguments)
+        ctx.stacked, ctx.arguments = stacked, arguments
         ctx.weights_dtype = None if weights is None else weights.dtype
         ctx.save_for_backward(row_statistics, counted, *tensors)
         ctx.mark_non_differentiable(*statistics[1:])
@@ -178,11 +178,11 @@ class _EnsembleKDFromRows(torch.autograd.Function):
     def backward(ctx, upstream, *unused):
         row_statistics, counted, *tensors = ctx.saved_tensors
         if upstream is None:
-            return None, None, None, None, *(None for _ in tensors)
+            return None, None, None, *(None for _ in tensors)
         _check_first_order()
         tensors = [z.detach() for z in tensors]
         grads = [torch.empty_like(z) for z in tensors]
-        weights_grad = ctx.ops.ensemble_kd_grad_out(
+        weights_grad = torch.ops.oekd_fast.ensemble_kd_grad_out(
             tensors[0].unbind(0) if ctx.stacked else tensors,
             *ctx.arguments,
             row_statistics=row_statistics,
@@ -191,7 +191,7 @@ class _EnsembleKDFromRows(torch.autograd.Function):
             weights_grad=ctx.weights_dtype is not None,
             out=grads[0].unbind(0) if ctx.stacked else grads,
         )
-        return None, None, None, weights_grad.to(ctx.weights_dtype) if ctx.weights_dtype else None, *grads
+        return None, None, weights_grad.to(ctx.weights_dtype) if ctx.weights_dtype else None, *grads
 
 
 def _check_first_order() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from oekd_fast import EnsembleKDOutput, ensemble_kd_loss, ensemble_kd_value_and_grad
+from oekd_fast import EnsembleKDOutput, ensemble_kd_loss, ensemble_kd_value_and_grad, ops
 
 from . import oracle
 from .conftest import INTERPRETED, TRITON, batch
@@ -267,3 +267,48 @@ def test_the_papers_sizes_fall_where_they_should():
     assert plan_ensemble_kd(5, 10, 2).regime == plan_ensemble_kd(5, 100, 4).regime == "rows"
     assert {plan_ensemble_kd(5, c, size).regime for c in (200, 1000, 4096) for size in (2, 4)} == {"resident"}
     assert {plan_ensemble_kd(5, c, size).regime for c in (32000, 128256) for size in (2, 4)} == {"streamed"}
+
+
+# -- the ops of the differentiable form
+
+
+def test_the_differentiable_form_is_one_graph(monkeypatch):
+    # As on CUDA, where the backend is chosen without a look at the kernels, and the ops are the dispatcher's.
+    monkeypatch.setattr(ops, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(ops, "_ops_of", lambda *_: torch.ops.oekd_fast)
+    logits, target = case()
+    weights = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
+
+    def step(z, w):
+        loss = ensemble_kd_loss(z, target, ensemble_weights=w, detach_ensemble=False, temperature=3.0).loss
+        return 1.5 * loss
+
+    def run_step(function, stacked):
+        z = torch.stack(logits).requires_grad_() if stacked else [z.clone().requires_grad_() for z in logits]
+        loss = function(z, weights)
+        return loss.detach(), *torch.autograd.grad(loss, [*([z] if stacked else z), weights])
+
+    for stacked in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=False)
+        for came, expected in zip(run_step(compiled, stacked), run_step(step, stacked), strict=True):
+            assert torch.equal(came, expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("weights_grad", [False, True])
+def test_ops_keep_to_their_schemas(weights_grad):
+    logits, target = case()
+    arguments = (logits, target, torch.tensor([0.2, 0.5, 0.3]), *(2.0, 0.7, 0.15, 0.0, -100, True, not weights_grad))
+    value = torch.ops.oekd_fast.ensemble_kd_value_and_rows
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(value.default, arguments, test_utils=checks)
+    *_, row_statistics, counted = value(*arguments)
+    keywords = {
+        "row_statistics": row_statistics,
+        "counted": counted,
+        "grad_scale": torch.tensor(1.0),
+        "weights_grad": weights_grad,
+        "out": [torch.zeros_like(z) for z in logits],
+    }
+    torch.library.opcheck(torch.ops.oekd_fast.ensemble_kd_grad_out.default, arguments, keywords, test_utils=checks)
