@@ -20,6 +20,7 @@ from torch import Tensor
 
 from oekd_fast import feature_kd_loss, feature_kd_value_and_grad
 
+from . import gpu_timing
 from .measure import Timing, machine
 
 # Channels of the pseudo teacher and the students, and the side of the maps: CIFAR-ResNet, DenseNet-BC-12, ResNet-18.
@@ -74,20 +75,6 @@ def variants(
     }
 
 
-def in_graph(call: Callable[[], object]) -> Callable[[], None]:
-    """The call captured once, without what the host takes to launch it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(CALLS_BEFORE):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 def time_on_gpu(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Milliseconds of each call, with a cold L2."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
@@ -115,7 +102,7 @@ def measure(block: str, batch: int, dtype: torch.dtype, channels_last: bool, rou
     widths, side = block.split("@")
     channels = [int(width) for width in widths.split("x")]
     calls = variants(channels, int(side), batch, dtype, channels_last)
-    graphs = {name: in_graph(call) for name, call in calls.items()}
+    graphs = {name: gpu_timing.captured(call, 1) for name, call in calls.items()}
     size = dtype.itemsize * batch * int(side) ** 2 * (channels[0] + 2 * sum(channels[1:]))
     timings, captured = time_on_gpu(calls, rounds), time_on_gpu(graphs, rounds)
     return {

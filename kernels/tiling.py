@@ -21,8 +21,8 @@ VECTOR_BYTES = 16
 VALUES_A_THREAD = 96
 # The same of a program: five students' 4096 classes. Beyond, registers spill.
 VALUES_A_PROGRAM = 24 << 10
-# Logits of a streamed chunk, all students': two passes' worth of all programs' chunks stay in the second-level cache,
-# and the sums that a chunk ends with are few against it.
+# Logits of a streamed chunk, all students': small enough that what all programs have between the two passes should fit
+# the second-level cache, large enough that the sums at a chunk's end are few against it.
 CHUNK_BYTES = 80 << 10
 # Every program counts the rows of a mean for itself, before its first gradient. Beyond, that outlasts a launch.
 MOST_ROWS_COUNTED = 16384

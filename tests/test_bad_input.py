@@ -257,6 +257,8 @@ def test_triton_says_what_it_does_not_cover():
     refuse(ensemble_kd_loss, {"logits": [z.double() for z in LOGITS], "backend": "triton"}, ValueError, message)
     message = "backend 'triton': expected at most 62 students, got 63; backend='reference' does this"
     refuse(ensemble_kd_loss, {"logits": [Z] * 63, "backend": "triton"}, ValueError, message)
+    many = {"logits": [Z[:1].expand(1 << 24, 4)] * 2, "target": TARGET[:1].expand(1 << 24), "backend": "triton"}
+    refuse(ensemble_kd_loss, many, ValueError, "backend 'triton': expected fewer than 2^24 rows")
     elsewhere = {"logits": [z.to("meta") for z in LOGITS], "target": TARGET.to("meta"), "backend": "triton"}
     refuse(ensemble_kd_loss, elsewhere, ValueError, "got meta")
 
