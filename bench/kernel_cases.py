@@ -14,8 +14,9 @@ STUDENTS = 5
 DTYPES = (torch.bfloat16, torch.float32)
 # (B, C): few classes, odd rows, rows that fit the registers, rows that do not.
 SIZES = ((128, 10), (128, 100), (128, 1271), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
-# At 2 a power saves the exponentials at temperature 1; 2.5 takes both.
-TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000))}
+DEVICE_VALUE_SIZES = ((128, 10), (128, 100), (1024, 1000), (8192, 32000))
+# At 2 a power saves the exponentials at temperature 1; 2.5 takes both, and so does one that only the device knows.
+TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.
 BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 12), 8))
 
@@ -46,7 +47,7 @@ def cases() -> list[Case]:
 def ensemble_kd_cases() -> list[Case]:
     return [
         Case(
-            f"ensemble_kd {form} {rows}x{classes} {str(dtype).removeprefix('torch.')} T={temperature:g}",
+            f"ensemble_kd {form} {rows}x{classes} {str(dtype).removeprefix('torch.')} {_at(temperature)}",
             partial(build, rows, classes, dtype, temperature),
             ensemble_kd_demand,
         )
@@ -55,6 +56,10 @@ def ensemble_kd_cases() -> list[Case]:
         for dtype in DTYPES
         for rows, classes in sizes
     ]
+
+
+def _at(temperature: float | None) -> str:
+    return "device values" if temperature is None else f"T={temperature:g}"
 
 
 def feature_kd_cases() -> list[Case]:
@@ -95,13 +100,14 @@ def ensemble_kd_demand(launch: Launch) -> Demand:
     )
 
 
-def _problem(rows: int, classes: int, dtype: torch.dtype, temperature: float):
-    """The loss of meta tensors, and buffers for its gradients."""
+def _problem(rows: int, classes: int, dtype: torch.dtype, temperature: float | None):
+    """The loss of meta tensors, and buffers for its gradients. No temperature: values in a tensor."""
     from oekd_fast.kernels.ensemble_kd import Problem
 
     logits, grads = (torch.empty(STUDENTS, rows, classes, dtype=dtype, device="meta").unbind() for _ in range(2))
     target = torch.empty(rows, dtype=torch.int64, device="meta")
-    return Problem(logits, target, None, temperature, 0.7, 0.15, 0.0, -100, True, True), grads
+    values = torch.empty(3, device="meta") if temperature is None else None
+    return Problem(logits, target, None, temperature or 0.0, 0.7, 0.15, 0.0, -100, True, True, values), grads
 
 
 def _value_and_grad(*size) -> tuple[Launch, ...]:

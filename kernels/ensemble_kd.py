@@ -40,6 +40,7 @@ class Problem:
     ignore_index: int
     mean: bool
     detach_ensemble: bool
+    values: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,6 +50,11 @@ class Problem:
     @property
     def device(self) -> torch.device:
         return self.logits[0].device
+
+    @property
+    def power(self) -> int:
+        """The temperature where it is a small integer; 0 for any other, and for one that only the device knows."""
+        return int(self.temperature) if self.values is None and self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
 
     def kernel_arguments(self, grads: Sequence[Tensor], grad_scale: Tensor | None) -> dict[str, Any]:
         """By the names that the kernels share."""
@@ -68,6 +74,7 @@ class Problem:
             "weights": self.ensemble_weights,
             "weights_stride": 0 if self.ensemble_weights is None else self.ensemble_weights.stride(0),
             "grad_scale": grad_scale,
+            "values": self.values,
             "rows": rows,
             "temperature": self.temperature,
             "ce_weight": self.ce_weight,
@@ -78,7 +85,7 @@ class Problem:
             "VEC": vec,
             "UNIT": unit,
             "WIDTH": power_of_2(students + 1),
-            "POWER": int(self.temperature) if self.temperature in (1.0, 2.0, 3.0, 4.0) else 0,
+            "POWER": self.power,
             "SMOOTH": self.label_smoothing > 0.0,
             "MEAN": self.mean,
             "DETACH": self.detach_ensemble,

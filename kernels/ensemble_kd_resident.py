@@ -18,6 +18,7 @@ from .ensemble_kd_rows import (
     counted_rows,
     ensemble_gradient,
     exp_at_1,
+    in_force,
     logits_at,
     mixture,
     places,
@@ -40,6 +41,7 @@ def resident(
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element, or None for 1
+    values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
     number,  # one element, the rows that count where they are too many to count here; or None
     loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
     counted,  # fp32 [], the rows that count, for a backward pass; or None
@@ -53,7 +55,8 @@ def resident(
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
-    k = LOG2_E / temperature
+    # Values of the device are read again wherever they are needed: kept, they would take registers that are not there.
+    k = LOG2_E / in_force(values, temperature, ce_weight, kd_weight)[0]
     c = tl.arange(0, BLOCK)[None, :]
     tiles = tl.cdiv(rows, ROWS)
     scale = 1.0
@@ -121,6 +124,7 @@ def resident(
             store_quads(row_statistics, r, inside, 1, at_label, right, right, right, WIDTH)
 
         if GRADS:
+            temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
             s = unstack(s, WIDTH)
             s1 = unstack(s1, WIDTH)
             per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
@@ -147,6 +151,7 @@ def resident(
                 at = places(r, c, grads_row[j], grads_class[j], VEC, UNIT)
                 tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
 
+    temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
     # This program's rows once more, many at a time.
     tl.debug_barrier()
     sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3

@@ -6,7 +6,8 @@ s = sum e; s1 = sum exp(d); t = eE / sE, the ensemble's softmax at temperature T
     CE_j = log s1_j - d_j[y]        KL_j = cross_j / (sE T) + log (s_j / sE),   cross_j = sum_c eE (dE - d_j)
     dL/dz_j = scale * [ce_weight (exp(d_j) / s1_j - y) + kd_weight T (e_j / s_j - t)]  (+ w_j dL/dzE)
 
-Where T is a small integer POWER, exp(d) = e^POWER needs no exponential of its own (POWER 0: any other T).
+Where T is a small integer POWER, exp(d) = e^POWER needs no exponential of its own. POWER 0: any T, which may be one
+that only the device knows.
 
 A row's statistics are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (d[y], whether the
 label is the first maximum, unused, unused). They stay in device memory for a backward pass; logarithms are taken of
@@ -162,6 +163,16 @@ def logits_at(
         z_y = z_y + (tl.where(valid, tl.load(at, mask=valid, other=0.0).to(tl.float32), float("nan"))[:, None],)
     z_y = z_y + (mixture(z_y, weights, weights_stride, valid[:, None]),)
     return stack(z_y, 0.0, WIDTH).reshape(r.shape[0], WIDTH)
+
+
+@triton.jit
+def in_force(values, temperature, ce_weight, kd_weight):
+    """Temperature, ce_weight and kd_weight: the device's fp32 [3] where there is one, else the launch's."""
+    if values is not None:
+        temperature = tl.load(values)
+        ce_weight = tl.load(values + 1)
+        kd_weight = tl.load(values + 2)
+    return temperature, ce_weight, kd_weight
 
 
 @triton.jit

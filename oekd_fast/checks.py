@@ -1,6 +1,6 @@
 """What the losses refuse: errors name the argument, what was expected and what came.
 
-None waits for a device, but ``check_labels`` where it is asked to.
+None waits for a device, but ``check_labels`` and ``check_values`` where they are asked to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oekd_fast.options import KDOptions
+from oekd_fast.options import DEVICE_VALUES, KDOptions, check_value
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -44,6 +44,9 @@ def check_logits(logits, target, ensemble_weights, options: KDOptions) -> list[T
     rows, classes = first.shape
     if classes == 0:
         raise ValueError("logits: expected at least one class, got C = 0")
+    for name in DEVICE_VALUES:
+        if isinstance(value := getattr(options, name), Tensor):
+            check_tensor(name, value, first.device)
     _check_target(target, rows, first.device, options)
     if ensemble_weights is not None:
         check_tensor("ensemble_weights", ensemble_weights, first.device)
@@ -57,9 +60,12 @@ def check_logits(logits, target, ensemble_weights, options: KDOptions) -> list[T
 
 def _check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
     if target is None:
-        if options.ce_weight != 0:
+        # What a tensor holds is not known here, and may change.
+        in_tensor = isinstance(options.ce_weight, Tensor)
+        if in_tensor or options.ce_weight != 0:
+            came = "a tensor as ce_weight" if in_tensor else f"ce_weight {options.ce_weight}"
             raise ValueError(
-                f"target: expected int64 [B] (None only if ce_weight is 0), got None with ce_weight {options.ce_weight}"
+                f"target: expected int64 [B] (None only if ce_weight is the number 0), got None with {came}"
             )
         return
     check_tensor("target", target, device)
@@ -91,6 +97,17 @@ def check_labels(target: Tensor | None, logits: Tensor, ignore_index: int, backe
             f"target: expected labels in [0, {classes}) or ignore_index {ignore_index}, "
             f"got {int(target[row])} at row {row}"
         )
+
+
+def check_values(options: KDOptions, backend: str, validate: bool) -> None:
+    """What tensors in the options hold; on a GPU only where asked for, since the host would wait for it."""
+    if torch.compiler.is_compiling():
+        return
+    for name in DEVICE_VALUES:
+        value = getattr(options, name)
+        # The native kernel looks for itself.
+        if isinstance(value, Tensor) and (validate or (value.is_cpu and backend != "native")):
+            check_value(name, value.item())
 
 
 def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Tensor]:

@@ -20,10 +20,11 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TRITON_STUDENTS = 62  # one bit each of an integer, and the ensemble's; beyond 16, registers spill
 
 # Statistics are (loss, ce [S], kd [S], ensemble_ce, correct int64 [S + 1]); gradients look like the logits.
+# values: fp32 [3] on the logits' device, read in place of temperature, ce_weight and kd_weight.
 # isa: "auto", or an instruction set of the CPU kernel, so that each can be tested and compared.
 _OPTIONS = (
     "Tensor[] logits, Tensor? target, Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, "
-    "float label_smoothing, int ignore_index, bool mean, bool detach_ensemble"
+    "float label_smoothing, int ignore_index, bool mean, bool detach_ensemble, Tensor? values=None"
 )
 _STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"
 _library = torch.library.Library("oekd_fast", "DEF")

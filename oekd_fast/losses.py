@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from torch import Tensor, nn
 
@@ -16,7 +15,8 @@ class EnsembleKDLoss(nn.Module):
     """:func:`oekd_fast.ensemble_kd_loss` with its options fixed: the drop-in.
 
     Args:
-        **options: fields of :class:`oekd_fast.options.KDOptions`, ``backend`` and ``validate``.
+        **options: fields of :class:`oekd_fast.options.KDOptions`, ``backend`` and ``validate``. A tensor among them is
+            held as it is: neither saved nor moved with the module.
     """
 
     def __init__(self, *, backend: str = "auto", validate: bool = False, **options) -> None:
@@ -26,11 +26,11 @@ class EnsembleKDLoss(nn.Module):
 
     def forward(self, logits: Sequence[Tensor] | Tensor, target: Tensor | None) -> Tensor:
         """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B]."""
-        options = asdict(self.options)
+        options = vars(self.options)
         return ensemble_kd_loss(logits, target, backend=self.backend, validate=self.validate, **options).loss
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in asdict(self.options).items())
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
 
 
 class FeatureKDLoss(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast import reference
-from oekd_fast.checks import check_labels, check_logits, check_out, check_tensor
+from oekd_fast.checks import check_labels, check_logits, check_out, check_tensor, check_values
 from oekd_fast.dispatch import choose_backend, triton_kernels
 from oekd_fast.options import KDOptions
 from oekd_fast.reference import EnsembleKDOutput
@@ -18,9 +18,9 @@ def ensemble_kd_loss(
     logits: Sequence[Tensor] | Tensor,
     target: Tensor | None,
     *,
-    temperature: float = 2.0,
-    ce_weight: float = 0.7,
-    kd_weight: float = 0.15,
+    temperature: float | Tensor = 2.0,
+    ce_weight: float | Tensor = 0.7,
+    kd_weight: float | Tensor = 0.15,
     ensemble_weights: Tensor | None = None,
     detach_ensemble: bool = True,
     label_smoothing: float = 0.0,
@@ -38,7 +38,9 @@ def ensemble_kd_loss(
         logits: S tensors [B, C], or one [S, B, C]; fp32, fp16, bf16 (fp64: reference backend only); any strides.
         target: int64 [B], class index in [0, C); rows equal to ``ignore_index`` count for nothing. None only if
             ``ce_weight == 0``: the distillation term alone.
-        temperature: T > 0. The distillation term carries T^2.
+        temperature: T > 0. The distillation term carries T^2. It and the two weights are numbers, or tensors of one
+            element and any floating dtype on the logits' device: read there at each call and each replay of a graph,
+            as float32 (float64 for float64 logits), never differentiated. Backward uses what the loss has read.
         ensemble_weights: [S], or None for 1/S each.
         detach_ensemble: True, as in the paper: no gradient flows through the ensemble. False: gradients for the logits
             through zE, and for ``ensemble_weights``; on the CPU by the reference.
@@ -46,7 +48,8 @@ def ensemble_kd_loss(
         reduction: "mean" over the rows that are not ignored, or "sum".
         backend: "auto" takes the compiled kernel of the logits' device where it is there and covers the call, else
             the reference; "reference", "native" (CPU) and "triton" (CUDA) insist.
-        validate: look at the labels before anything else, on any device: a GPU is waited for.
+        validate: look at the labels, and at temperature and weights in tensors, before anything else, on any device:
+            a GPU is waited for.
 
     Returns:
         EnsembleKDOutput: ``loss`` is differentiable (once), the statistics are detached; nothing leaves the device.
@@ -55,16 +58,19 @@ def ensemble_kd_loss(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came. Labels out of range are found
             at once on the CPU, and with ``validate``; else, on other devices, their rows make the loss and ``ce`` NaN
-            (``kd`` stays finite) and are never used as an index.
+            (``kd`` stays finite) and are never used as an index. So it is with a temperature or weight in a tensor:
+            where it is not looked at, one that is not finite makes the loss NaN or infinite, a temperature of 0 makes
+            ``kd`` and the loss NaN, and a negative one gives numbers that mean nothing.
         RuntimeError: the backend asked for is not there.
     """
     options = KDOptions(temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction)
     students = check_logits(logits, target, ensemble_weights, options)
     chosen = choose_backend(backend, students, options)
+    check_values(options, chosen, validate)
     check_labels(target, students[0], options.ignore_index, chosen, validate)
     if chosen == "reference":
         return reference.ensemble_kd(students, target, options, ensemble_weights)
-    ops, arguments = _ops_of(chosen, students), _op_arguments(target, ensemble_weights, options)
+    ops, arguments = _ops_of(chosen, students), _op_arguments(students[0].device, target, ensemble_weights, options)
     stacked = isinstance(logits, Tensor)
     tensors = (logits,) if stacked else students
     through = not options.detach_ensemble and ensemble_weights is not None and ensemble_weights.requires_grad
@@ -80,9 +86,9 @@ def ensemble_kd_value_and_grad(
     logits: Sequence[Tensor] | Tensor,
     target: Tensor | None,
     *,
-    temperature: float = 2.0,
-    ce_weight: float = 0.7,
-    kd_weight: float = 0.15,
+    temperature: float | Tensor = 2.0,
+    ce_weight: float | Tensor = 0.7,
+    kd_weight: float | Tensor = 0.15,
     ensemble_weights: Tensor | None = None,
     detach_ensemble: bool = True,
     label_smoothing: float = 0.0,
@@ -111,10 +117,11 @@ def ensemble_kd_value_and_grad(
     buffers = None if out is None else check_out(out, students)
 
     chosen = choose_backend(backend, students, options)
+    check_values(options, chosen, validate)
     check_labels(target, students[0], options.ignore_index, chosen, validate)
     if chosen == "reference":
         return _reference_value_and_grad(students, target, options, ensemble_weights, grad_scale, buffers)
-    ops, arguments = _ops_of(chosen, students), _op_arguments(target, ensemble_weights, options)
+    ops, arguments = _ops_of(chosen, students), _op_arguments(students[0].device, target, ensemble_weights, options)
     students = [z.detach() for z in students]
     grad_scale = None if grad_scale is None else grad_scale.detach()
     if buffers is None:
@@ -219,18 +226,35 @@ def _value_and_grad_like(tensors, stacked: bool, arguments: tuple, grad_scale: T
     return statistics, grads
 
 
-def _op_arguments(target: Tensor | None, ensemble_weights: Tensor | None, options: KDOptions) -> tuple:
+def _op_arguments(
+    device: torch.device, target: Tensor | None, ensemble_weights: Tensor | None, options: KDOptions
+) -> tuple:
     """What the ops take after the logits."""
+    numbers = (options.temperature, options.ce_weight, options.kd_weight)
+    values = None
+    if any(isinstance(number, Tensor) for number in numbers):
+        values, numbers = _stacked(numbers, device), (0.0, 0.0, 0.0)  # not read beside `values`
     return (
         target,
         None if ensemble_weights is None else ensemble_weights.detach(),
-        float(options.temperature),
-        float(options.ce_weight),
-        float(options.kd_weight),
+        *map(float, numbers),
         float(options.label_smoothing),
         options.ignore_index,
         options.reduction == "mean",
         options.detach_ensemble,
+        values,
+    )
+
+
+def _stacked(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """fp32 [n], made on the device: no host waits. A copy, so that backward sees what the loss saw."""
+    return torch.stack(
+        [
+            number.detach().reshape(()).float()
+            if isinstance(number, Tensor)
+            else torch.full((), float(number), dtype=torch.float32, device=device)
+            for number in numbers
+        ]
     )
 
 

@@ -41,7 +41,9 @@ def ensemble_kd(
     A label outside [0, C) is never used as an index: its row makes the loss NaN.
     """
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    temperature = options.temperature
+    temperature, ce_weight, kd_weight = (
+        _taken(value, dtype) for value in (options.temperature, options.ce_weight, options.kd_weight)
+    )
     z = [student.to(dtype) for student in logits]
     rows, classes = z[0].shape
 
@@ -86,7 +88,7 @@ def ensemble_kd(
         return ((scores.argmax(dim=1) == target) & counted).sum()
 
     kd = torch.stack([divergence(student) for student in z])
-    loss = options.kd_weight * kd.sum()
+    loss = kd_weight * kd.sum()
     if target is None:
         ce, ensemble_ce = torch.zeros_like(kd), torch.zeros_like(loss)
         correct = torch.zeros(len(z) + 1, dtype=torch.int64, device=kd.device)
@@ -94,8 +96,13 @@ def ensemble_kd(
         ce = torch.stack([cross_entropy(F.log_softmax(student, dim=1)) for student in z])
         ensemble_ce = cross_entropy(F.log_softmax(ensemble.detach(), dim=1))
         correct = torch.stack([count_correct(scores) for scores in (*z, ensemble)])
-        loss = loss + options.ce_weight * ce.sum()
+        loss = loss + ce_weight * ce.sum()
     return EnsembleKDOutput(loss, ce.detach(), kd.detach(), ensemble_ce.detach(), correct)
+
+
+def _taken(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A copy of a tensor's value, so that backward sees what the loss saw, whatever the tensor holds by then."""
+    return value.detach().to(dtype, copy=True).reshape(()) if isinstance(value, Tensor) else value
 
 
 def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:

@@ -85,7 +85,12 @@ BAD = {
     "no target": (
         {"target": None},
         ValueError,
-        "target: expected int64 [B] (None only if ce_weight is 0), got None with ce_weight 0.7",
+        "target: expected int64 [B] (None only if ce_weight is the number 0), got None with ce_weight 0.7",
+    ),
+    "no target, ce_weight in a tensor": (
+        {"target": None, "ce_weight": torch.tensor(0.0)},
+        ValueError,
+        "target: expected int64 [B] (None only if ce_weight is the number 0), got None with a tensor as ce_weight",
     ),
     "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: expected a finite number > 0, got 0.0"),
     "temperature -1": ({"temperature": -1}, ValueError, "temperature: expected a finite number > 0, got -1"),
@@ -94,6 +99,56 @@ BAD = {
     "temperature text": ({"temperature": "2"}, TypeError, "temperature: expected"),
     "ce_weight nan": ({"ce_weight": math.nan}, ValueError, "ce_weight: expected a finite number, got nan"),
     "kd_weight inf": ({"kd_weight": math.inf}, ValueError, "kd_weight: expected a finite number, got inf"),
+    "temperatures": (
+        {"temperature": torch.ones(2)},
+        ValueError,
+        "temperature: expected a number or a tensor of one element, got shape [2]",
+    ),
+    "temperature an empty tensor": (
+        {"temperature": torch.ones(0)},
+        ValueError,
+        "temperature: expected a number or a tensor of one element, got shape [0]",
+    ),
+    "temperature of integers": (
+        {"temperature": torch.tensor(2)},
+        TypeError,
+        "temperature: expected a floating dtype, got torch.int64",
+    ),
+    "ce_weight elsewhere": (
+        {"ce_weight": torch.ones((), device="meta")},
+        ValueError,
+        "ce_weight: expected device cpu as the logits, got meta",
+    ),
+    "kd_weight a list": (
+        {"kd_weight": [0.5]},
+        TypeError,
+        "kd_weight: expected a number or a tensor of one element, got",
+    ),
+    "temperature 0 in a tensor": (
+        {"temperature": torch.tensor(0.0)},
+        ValueError,
+        "temperature: expected a finite number > 0, got 0",
+    ),
+    "temperature nan in a tensor": (
+        {"temperature": torch.tensor(math.nan)},
+        ValueError,
+        "temperature: expected a finite number > 0, got nan",
+    ),
+    "ce_weight inf in a tensor": (
+        {"ce_weight": torch.tensor(math.inf)},
+        ValueError,
+        "ce_weight: expected a finite number, got inf",
+    ),
+    "kd_weight nan in a tensor": (
+        {"kd_weight": torch.tensor(math.nan)},
+        ValueError,
+        "kd_weight: expected a finite number, got nan",
+    ),
+    "smoothing in a tensor": (
+        {"label_smoothing": torch.tensor(0.1)},
+        TypeError,
+        "label_smoothing: expected a number, got Tensor",
+    ),
     "smoothing 1.5": ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected a number in [0, 1], got 1.5"),
     "smoothing nan": (
         {"label_smoothing": math.nan},
@@ -270,6 +325,13 @@ def test_validate_finds_labels_in_every_backend(backend):
         function(LOGITS, torch.tensor([0, 3, -100]), backend=backend, validate=True)
 
 
+def test_validate_finds_values_in_every_backend(backend):
+    for function in (ensemble_kd_loss, ensemble_kd_value_and_grad):
+        with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got -1.0"):
+            function(LOGITS, TARGET, temperature=torch.tensor(-1.0), backend=backend, validate=True)
+        function(LOGITS, TARGET, temperature=torch.tensor(1.0), backend=backend, validate=True)
+
+
 def test_another_device_has_the_reference():
     output = ensemble_kd_loss([z.to("meta") for z in LOGITS], TARGET.to("meta"))
     assert output.loss.device.type == "meta" and [tuple(t.shape) for t in output] == [(), (2,), (2,), (), (3,)]
@@ -278,12 +340,11 @@ def test_another_device_has_the_reference():
 # -- the ops, called directly: they defend themselves
 
 
-def op_value_and_grad(logits=LOGITS, target=TARGET, *, out=None, grad_scale=None, **options):
+def op_value_and_grad(logits=LOGITS, target=TARGET, *, values=None, out=None, grad_scale=None, **options):
+    arguments = (*op_arguments(target, **options), values)
     if out is None:
-        op = torch.ops.oekd_fast.ensemble_kd_value_and_grad
-        return op(logits, *op_arguments(target, **options), grad_scale=grad_scale)
-    op = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out
-    return op(logits, *op_arguments(target, **options), grad_scale=grad_scale, out=out)
+        return torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, *arguments, grad_scale=grad_scale)
+    return torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(logits, *arguments, grad_scale=grad_scale, out=out)
 
 
 BAD_OP = {
@@ -298,6 +359,11 @@ BAD_OP = {
     "weights of other length": ({"ensemble_weights": torch.ones(3)}, "ensemble_weights"),
     "temperature 0": ({"temperature": 0.0}, "temperature"),
     "temperature nan": ({"temperature": math.nan}, "temperature"),
+    "ce_weight nan": ({"ce_weight": math.nan}, "ce_weight"),
+    "two values": ({"values": torch.ones(2)}, "values"),
+    "values in a matrix": ({"values": torch.ones(1, 3)}, "values"),
+    "values of doubles": ({"values": torch.ones(3).double()}, "values"),
+    "a value below 0": ({"values": torch.tensor([-1.0, 0.7, 0.15])}, "temperature"),
     "one buffer": ({"out": [Z.clone()]}, "out"),
     "buffer of other shape": ({"out": [Z.clone(), Z[:2].clone()]}, "out"),
     "buffer of other dtype": ({"out": [Z.clone(), Z.half()]}, "out"),

@@ -92,17 +92,19 @@ def test_value_without_gradients(backend):
 
 
 @needs_native
-def test_value_and_grad_with_and_without_buffers():
+@pytest.mark.parametrize("temperature", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
+def test_value_and_grad_with_and_without_buffers(temperature):
     logits, target = batch(students=3)
-    expected, expected_grads = ensemble_kd_value_and_grad(logits, target, backend="native")
+    options = {"temperature": temperature, "backend": "native"}
+    expected, expected_grads = ensemble_kd_value_and_grad(logits, target, **options)
 
     @compiled
     def function(z, y):
-        return ensemble_kd_value_and_grad(z, y, backend="native")
+        return ensemble_kd_value_and_grad(z, y, **options)
 
     @compiled
     def into(z, y, out):
-        return ensemble_kd_value_and_grad(z, y, out=out, backend="native")[0]
+        return ensemble_kd_value_and_grad(z, y, out=out, **options)[0]
 
     output, grads = function(logits, target)
     same((*output, *grads), (*expected, *expected_grads), "native")
@@ -136,21 +138,44 @@ def test_new_values_do_not_recompile(backend):
             oracle.Expected(logits, target).check_grads([z.grad for z in leaves])
 
 
+@pytest.mark.parametrize("names", [("temperature",), ("temperature", "ce_weight", "kd_weight")], ids="+".join)
+def test_new_values_in_tensors_do_not_recompile(backend, names):
+    values = {name: torch.tensor(0.5) for name in names}
+
+    def function(z, y, values):
+        output = ensemble_kd_loss(z, y, backend=backend, **values)
+        return 1.5 * output.loss, output
+
+    traced = compiled(function)
+    logits, target = batch(students=3)
+    traced(requiring_grad(logits), target, values)[0].backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for number in (2.0, 2.5):
+            for value in values.values():
+                value.fill_(number)
+            eager, by_compiler = requiring_grad(logits), requiring_grad(logits)
+            for leaves, call in ((eager, function), (by_compiler, traced)):
+                call(leaves, target, values)[0].backward()
+            same(traced(by_compiler, target, values)[1], function(eager, target, values)[1], backend)
+            same([z.grad for z in by_compiler], [z.grad for z in eager], backend)
+
+
 class Heads(nn.Module):
-    def __init__(self, backend):
+    def __init__(self, backend, temperature=3.0):
         super().__init__()
         self.base = nn.Linear(6, 8)
         self.heads = nn.ModuleList(nn.Linear(8, 10) for _ in range(3))
-        self.loss = EnsembleKDLoss(temperature=3.0, label_smoothing=0.1, backend=backend)
+        self.loss = EnsembleKDLoss(temperature=temperature, label_smoothing=0.1, backend=backend)
 
     def forward(self, x, y):
         x = F.relu(self.base(x))
         return self.loss([head(x) for head in self.heads], y)
 
 
-def test_module_within_a_model(backend):
+@pytest.mark.parametrize("temperature", [3.0, torch.tensor(3.0)], ids=["number", "tensor"])
+def test_module_within_a_model(backend, temperature):
     torch.manual_seed(0)
-    model, x, y = Heads(backend), torch.randn(12, 6), torch.randint(10, (12,))
+    model, x, y = Heads(backend, temperature), torch.randn(12, 6), torch.randint(10, (12,))
     model(x, y).backward()
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -169,6 +194,15 @@ def test_labels_are_checked_in_a_compiled_graph():
     target[2] = 4
     with pytest.raises(ValueError, match=r"target: expected labels in \[0, 4\) or ignore_index -100, got 4 at row 2"):
         function(requiring_grad(logits), target)
+
+
+@needs_native
+def test_values_in_tensors_are_checked_in_a_compiled_graph():
+    function = compiled(lambda z, y, t: ensemble_kd_loss(z, y, temperature=t, backend="native").loss)
+    logits, target = batch(students=2, classes=4)
+    function(requiring_grad(logits), target, torch.tensor(2.0))
+    with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got -2"):
+        function(requiring_grad(logits), target, torch.tensor(-2.0))
 
 
 def test_labels_make_the_loss_nan_in_a_compiled_graph_of_the_reference():

@@ -92,6 +92,37 @@ def test_options(size, options):
 
 
 @SIZES
+@FORMS
+def test_values_in_tensors_are_the_numbers_they_hold(size, form):
+    logits, target = problem(*size)
+    numbers = {"temperature": 2.5, "ce_weight": 0.25, "kd_weight": 0.5}  # no power of an exponential, exact in fp32
+    expected = form(logits, target, **numbers)
+    tensors = {name: scalar(number) for name, number in numbers.items()}
+    same(form(logits, target, **tensors), expected)
+    same(form(logits, target, **numbers | {"temperature": tensors["temperature"]}), expected)
+
+
+@SIZES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_small_integer_in_a_tensor_is_as_exact_as_naive_pytorch(size, dtype):
+    logits, target = problem(min(size[0], 7), size[1], dtype)
+    output, grads = ensemble_kd_value_and_grad(logits, target, temperature=scalar(2.0), backend="triton")
+    oracle.Expected(logits, target).check(output, grads)
+
+
+@SIZES
+def test_a_value_that_cannot_be_makes_the_loss_nan_and_is_found_where_asked(size):
+    logits, target = problem(*size)
+    output, _ = ensemble_kd_value_and_grad(logits, target, temperature=scalar(0.0), backend="triton")
+    assert output.loss.isnan() and output.kd.isnan().all() and output.ce.isfinite().all()
+    for form in (value_and_grad, by_autograd):
+        with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got 0.0"):
+            form(logits, target, temperature=scalar(0.0), validate=True)
+        with pytest.raises(ValueError, match="kd_weight: expected device cuda:0 as the logits, got cpu"):
+            form(logits, target, kd_weight=torch.tensor(1.0))
+
+
+@SIZES
 def test_any_strides(size):
     logits, target = problem(5, size[1], torch.float32)
     expected = oracle.Expected(logits, target)
@@ -222,6 +253,20 @@ def test_captured_in_a_graph_and_replayed_on_new_values(size, form):
 
 
 @SIZES
+@FORMS
+@pytest.mark.parametrize("names", [("temperature",), ("temperature", "ce_weight", "kd_weight")], ids="+".join)
+def test_values_changed_between_replays(size, form, names):
+    logits, target = problem(*size)
+    values = {name: scalar(0.5) for name in names}
+    graph, out = capture(lambda: form(logits, target, **values))
+    for number in (2.5, 2.0, 0.25):
+        for value in values.values():
+            value.fill_(number)
+        graph.replay()
+        same(out, form(logits, target, **{name: scalar(number) for name in names}))
+
+
+@SIZES
 def test_several_launches_in_one_graph_between_eager_calls(size):
     problems = [problem(*size, seed=seed) for seed in range(3)]
     expected = [form(*p) for p in problems for form in (value_and_grad, by_autograd)]
@@ -309,6 +354,8 @@ def test_nothing_waits_for_the_device(size):
     scale, out = scalar(2.0), [torch.empty_like(z) for z in logits]
 
     def calls():
+        for form in (value_and_grad, by_autograd):
+            form(logits, target, temperature=scale, kd_weight=scale)
         value_and_grad(logits, target, grad_scale=scale, out=out)
         value_and_grad(logits, target)
         by_autograd(logits, target, scale)
@@ -329,6 +376,8 @@ def test_compiled_in_one_graph(size):
     upstream = scalar(2.5)
     came = by_autograd(logits, target, upstream, loss=compiled)
     same(came, by_autograd(logits, target, upstream))
+    came = by_autograd(logits, target, upstream, loss=compiled, temperature=upstream)
+    same(came, by_autograd(logits, target, upstream, temperature=upstream))
     torch.compiler.reset()
 
 

@@ -117,6 +117,13 @@ def test_opcheck(op, shape, dtype, with_target, with_weights, one_thread):
     torch.library.opcheck(op.default, (logits, *arguments), keywords)
 
 
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def test_opcheck_of_values_in_a_tensor(op, one_thread):
+    logits, target = batch(3, 4, 6)
+    keywords = {"out": [torch.full_like(z, math.nan) for z in logits]} if op is OPS[2] else {}
+    torch.library.opcheck(op.default, (logits, *op_arguments(target), torch.tensor([2.5, 0.7, 0.15])), keywords)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "scaled"])
 def test_opcheck_of_strides_and_grad_scale(layout, one_thread):
     logits, target = batch(3, 4, 6)

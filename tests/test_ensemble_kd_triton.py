@@ -101,6 +101,53 @@ def test_every_regime_is_right_at_every_power(name, temperature):
     oracle.check(output, grads, logits, target, temperature=temperature, orders=4)
 
 
+UNREAD = {"temperature": 0.0, "ce_weight": 0.0, "kd_weight": 0.0}  # beside values in a tensor
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_regime_reads_values_from_a_tensor(name):
+    logits, target = case(rows=3)
+    numbers = {"temperature": 8.0, "ce_weight": 0.25, "kd_weight": 2.25}  # exact, and so is a division by 8
+    values = torch.tensor(list(numbers.values()))
+    options = {"label_smoothing": 0.2, "detach_ensemble": False}
+    from_tensor = problem(logits, target, values=values, **options, **UNREAD)
+    result, grads = run(from_tensor, PLANS[name])
+    expected, expected_grads = run(problem(logits, target, **options, **numbers), PLANS[name])
+    assert all(torch.equal(a, b) for a, b in zip(result.statistics, expected.statistics, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+    # The same launch again, as a graph is replayed: it takes what the tensor holds now.
+    values.copy_(torch.tensor([2.0, 0.5, 1.5]))
+    result, grads = run(problem(logits, target, values=values, **UNREAD), PLANS[name])
+    now = {"temperature": 2.0, "ce_weight": 0.5, "kd_weight": 1.5, "orders": 4}
+    oracle.check(EnsembleKDOutput(*result.statistics), grads, logits, target, **now)
+
+
+@pytest.mark.parametrize("plan", GRADIENT_PLANS)
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradients_from_row_statistics_read_values_from_a_tensor(detach, plan):
+    logits, target = case()
+    numbers = {"temperature": 8.0, "ce_weight": 0.25, "kd_weight": 2.25}  # exact, and so is a division by 8
+    given = problem(logits, target, detach_ensemble=detach, values=torch.tensor(list(numbers.values())), **UNREAD)
+    known = problem(logits, target, detach_ensemble=detach, **numbers)
+    came, expected = (
+        run_gradients(
+            p, run(p, PLANS["one row"], with_grads=False)[0], GRADIENT_PLANS[plan], 1.5, of_weights=not detach
+        )
+        for p in (given, known)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(came[0], expected[0], strict=True))
+    assert detach or torch.equal(came[1], expected[1])
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.7, 0.15], [math.nan, 0.7, 0.15], [2.5, 0.7, math.nan]], ids=str)
+@pytest.mark.parametrize("name", ["rows", "chunks"])
+def test_a_value_in_a_tensor_that_cannot_be_makes_the_loss_nan(name, values):
+    logits, target = case()
+    result, _ = run(problem(logits, target, values=torch.tensor(values), **UNREAD), PLANS[name])
+    assert result.loss.isnan() and result.ce.isfinite().all()
+    assert result.kd.isnan().all() or values[0] == 2.5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", PLANS)
 def test_every_regime_with_every_option_in_half_precision(name, dtype):
@@ -273,33 +320,36 @@ def test_the_papers_sizes_fall_where_they_should():
 
 
 def test_the_differentiable_form_is_one_graph(monkeypatch):
+    monkeypatch.undo()  # no poison here: the compiler would remember it, and fail in later tests
     # As on CUDA, where the backend is chosen without a look at the kernels, and the ops are the dispatcher's.
     monkeypatch.setattr(ops, "choose_backend", lambda *_: "triton")
     monkeypatch.setattr(ops, "_ops_of", lambda *_: torch.ops.oekd_fast)
     logits, target = case()
     weights = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
 
-    def step(z, w):
-        loss = ensemble_kd_loss(z, target, ensemble_weights=w, detach_ensemble=False, temperature=3.0).loss
+    def step(z, w, temperature):
+        loss = ensemble_kd_loss(z, target, ensemble_weights=w, detach_ensemble=False, temperature=temperature).loss
         return 1.5 * loss
 
-    def run_step(function, stacked):
+    def run_step(function, stacked, temperature):
         z = torch.stack(logits).requires_grad_() if stacked else [z.clone().requires_grad_() for z in logits]
-        loss = function(z, weights)
+        loss = function(z, weights, temperature)
         return loss.detach(), *torch.autograd.grad(loss, [*([z] if stacked else z), weights])
 
-    for stacked in (False, True):
+    for given in ((False, 3.0), (True, 3.0), (False, torch.tensor(3.0))):
         torch.compiler.reset()
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=False)
-        for came, expected in zip(run_step(compiled, stacked), run_step(step, stacked), strict=True):
+        for came, expected in zip(run_step(compiled, *given), run_step(step, *given), strict=True):
             assert torch.equal(came, expected)
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("values", [None, torch.tensor([2.5, 0.7, 0.15])], ids=["numbers", "values"])
 @pytest.mark.parametrize("weights_grad", [False, True])
-def test_ops_keep_to_their_schemas(weights_grad):
+def test_ops_keep_to_their_schemas(weights_grad, values):
     logits, target = case()
-    arguments = (logits, target, torch.tensor([0.2, 0.5, 0.3]), *(2.0, 0.7, 0.15, 0.0, -100, True, not weights_grad))
+    options = (2.0, 0.7, 0.15, 0.0, -100, True, not weights_grad, values)
+    arguments = (logits, target, torch.tensor([0.2, 0.5, 0.3]), *options)
     value = torch.ops.oekd_fast.ensemble_kd_value_and_rows
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(value.default, arguments, test_utils=checks)

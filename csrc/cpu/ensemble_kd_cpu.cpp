@@ -1,4 +1,4 @@
-// The ensemble distillation ops on CPU tensors: checks, layout, threads, reduction. Schemas: oekd_fast/ops.py.
+// The ensemble distillation ops on CPU tensors: checks, layout, threads, reduction. Schemas: oekd_fast/dispatch.py.
 #include "ensemble_kd_cpu.h"
 
 #include <ATen/ops/empty.h>
@@ -32,6 +32,18 @@ struct Settings {
 constexpr int64_t PIECE = 8192;
 // Gradients beyond this are written past the caches: what is written last would push out what was written first.
 constexpr int64_t STREAM_BYTES = int64_t{16} << 20;
+
+// What a tensor gives in place of three of the numbers; here it is host memory.
+void take_values(const Tensor& values, Settings& settings) {
+  TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == 3 && values.device().is_cpu(),
+                    "values: expected [3] on the CPU, got ", values.sizes(), " on ", values.device());
+  TORCH_CHECK_TYPE(values.scalar_type() == at::kFloat, "values: expected float32, got ", values.scalar_type());
+  const float* data = values.const_data_ptr<float>();
+  const int64_t stride = values.stride(0);
+  settings.temperature = data[0];
+  settings.ce_weight = data[stride];
+  settings.kd_weight = data[2 * stride];
+}
 
 Scalar scalar_of(const Tensor& logits) {
   switch (logits.scalar_type()) {
@@ -103,14 +115,17 @@ void run(const KDProblem& problem, const Isa& isa, std::vector<double>& sums, st
 }
 
 Statistics compute(at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights,
-                   const Settings& settings, const OptionalTensor& grad_scale, const at::TensorList* grads,
-                   std::string_view isa) {
+                   Settings settings, const OptionalTensor& values, const OptionalTensor& grad_scale,
+                   const at::TensorList* grads, std::string_view isa) {
   TORCH_CHECK_VALUE(!logits.empty(), "logits: expected at least one student, got none");
   const Tensor& first = logits[0];
   TORCH_CHECK_VALUE(first.dim() == 2 && first.size(1) > 0, "logits: expected [B, C] with C >= 1, got ", first.sizes());
   const int64_t s = static_cast<int64_t>(logits.size()), rows = first.size(0), classes = first.size(1);
+  if (values) take_values(*values, settings);
   TORCH_CHECK_VALUE(settings.temperature > 0 && std::isfinite(settings.temperature),
                     "temperature: expected a finite number > 0, got ", settings.temperature);
+  TORCH_CHECK_VALUE(std::isfinite(settings.ce_weight), "ce_weight: expected a finite number, got ", settings.ce_weight);
+  TORCH_CHECK_VALUE(std::isfinite(settings.kd_weight), "kd_weight: expected a finite number, got ", settings.kd_weight);
 
   const std::vector<Matrix> logit_matrices = matrices("logits", logits, first);
   std::vector<Matrix> grad_matrices;
@@ -190,32 +205,35 @@ void check_detached(bool detach_ensemble) {
 // The value does not depend on whether gradients flow through the ensemble.
 Statistics ensemble_kd_value(at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights,
                              double temperature, double ce_weight, double kd_weight, double label_smoothing,
-                             int64_t ignore_index, bool mean, bool /*detach_ensemble*/, std::string_view isa) {
+                             int64_t ignore_index, bool mean, bool /*detach_ensemble*/, const OptionalTensor& values,
+                             std::string_view isa) {
   return compute(logits, target, ensemble_weights,
-                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, {}, nullptr, isa);
+                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, values, {}, nullptr, isa);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> ensemble_kd_value_and_grad(
     at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights, double temperature,
     double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean, bool detach_ensemble,
-    const OptionalTensor& grad_scale, std::string_view isa) {
+    const OptionalTensor& values, const OptionalTensor& grad_scale, std::string_view isa) {
   check_detached(detach_ensemble);
   std::vector<Tensor> grads;
   for (const Tensor& z : logits) grads.push_back(at::empty_like(z));
   const at::TensorList out(grads);
   auto [loss, ce, kd, ensemble_ce, correct] =
       compute(logits, target, ensemble_weights,
-              {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, grad_scale, &out, isa);
+              {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, values, grad_scale, &out, isa);
   return {loss, ce, kd, ensemble_ce, correct, std::move(grads)};
 }
 
 Statistics ensemble_kd_value_and_grad_out(at::TensorList logits, const OptionalTensor& target,
                                           const OptionalTensor& ensemble_weights, double temperature, double ce_weight,
                                           double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
-                                          bool detach_ensemble, const OptionalTensor& grad_scale, at::TensorList out, std::string_view isa) {
+                                          bool detach_ensemble, const OptionalTensor& values,
+                                          const OptionalTensor& grad_scale, at::TensorList out, std::string_view isa) {
   check_detached(detach_ensemble);
   return compute(logits, target, ensemble_weights,
-                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, grad_scale, &out, isa);
+                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean}, values, grad_scale, &out,
+                 isa);
 }
 
 }  // namespace oekd
