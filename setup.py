@@ -8,10 +8,13 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from itertools import product
 
 from setuptools import setup
 
 KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+KERNELS = ("ensemble_kd", "norm_relu")
 # The same kernel source, once for each instruction set; the widest that the processor has is chosen at run time.
 X86_COPIES = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -52,13 +55,14 @@ def native() -> dict:
             copies = {"baseline": [], **(X86_COPIES if IS_X86_64 else {})}
             os.makedirs(self.build_temp, exist_ok=True)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                ext.extra_objects += pool.map(self.compile_copy, copies.keys(), copies.values())
+                ext.extra_objects += pool.map(self.compile_copy, product(KERNELS, copies.items()))
             super().build_extension(ext)
 
-        def compile_copy(self, name, flags):
+        def compile_copy(self, copy):
+            kernel, (isa, flags) = copy
             # An absolute path, since torch's ninja links from another folder.
-            output = os.path.abspath(os.path.join(self.build_temp, f"ensemble_kd_{name}.o"))
-            source = f"csrc/cpu/ensemble_kd_{name}.cpp"
+            output = os.path.abspath(os.path.join(self.build_temp, f"{kernel}_{isa}.o"))
+            source = f"csrc/cpu/{kernel}_{isa}.cpp"
             command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, "-c", source, "-o", output]
             print(" ".join(command), flush=True)
             subprocess.run(command, check=True)
@@ -66,7 +70,12 @@ def native() -> dict:
 
     extension = CppExtension(
         "oekd_fast._native",
-        ["csrc/module.cpp", "csrc/cpu/ensemble_kd_cpu.cpp", "csrc/cpu/isa.cpp"],
+        [
+            "csrc/module.cpp",
+            "csrc/cpu/isa.cpp",
+            *(f"csrc/cpu/{kernel}_cpu.cpp" for kernel in KERNELS),
+            *sorted(glob("csrc/executor/*.cpp")),
+        ],
         define_macros=[("OEKD_HAVE_X86_COPIES", None)] if IS_X86_64 else [],
         extra_compile_args=["-O2", "-fvisibility=hidden"],
     )

@@ -14,7 +14,7 @@ STUDENTS = 5
 DTYPES = (torch.bfloat16, torch.float32)
 # (B, C): few classes, odd rows, rows that fit the registers, rows that do not.
 SIZES = ((128, 10), (128, 100), (128, 1271), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
-DEVICE_VALUE_SIZES = ((128, 10), (128, 100), (1024, 1000), (8192, 32000))
+DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # a row of each regime that trainers meet
 # At 2 a power saves the exponentials at temperature 1; 2.5 takes both, and so does one that only the device knows.
 TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.

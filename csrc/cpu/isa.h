@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ensemble_kd.h"
+#include "norm_relu.h"
 
 namespace oekd {
 
@@ -13,6 +14,7 @@ struct Isa {
   const char* name;
   KDRows rows;
   int64_t (*scratch_bytes)(const KDProblem&);
+  const NormReLUKernel& norm_relu;
 };
 
 // The copies that were built and that this processor can run, widest first.

@@ -16,6 +16,11 @@ class Architecture(Protocol):
         """The name under which the architecture is registered."""
         ...
 
+    @property
+    def block_type(self) -> type[nn.Module]:
+        """What branches repeat: the module that `compile_blocks` compiles."""
+        ...
+
     def build_base(self, in_channels: int) -> nn.Module:
         """Build the shared base: images [B, in_channels, H, W] -> one map [B, C, H', W']."""
         ...

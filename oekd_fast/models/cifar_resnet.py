@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from oekd_fast.models.scaling import scaled_channels
+from oekd_fast.norm import NormReLU
 
 _BASE_CHANNELS = 16
 _STAGE_CHANNELS = (16, 32, 64)
@@ -19,12 +20,16 @@ class CifarResNet:
     name: str
     blocks_per_stage: int
 
+    @property
+    def block_type(self) -> type[nn.Module]:
+        """A basic block: two 3x3 convolutions and their shortcut."""
+        return _BasicBlock
+
     def build_base(self, in_channels: int) -> nn.Module:
         """Build the stem: [B, in_channels, H, W] -> [B, 16, H, W], the same for every student."""
         base = nn.Sequential(
             nn.Conv2d(in_channels, _BASE_CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(_BASE_CHANNELS),
-            nn.ReLU(inplace=True),
+            NormReLU(_BASE_CHANNELS),
         )
         return base.apply(_initialise)
 
@@ -62,16 +67,15 @@ class _BasicBlock(nn.Module):
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
+        self.norm1 = NormReLU(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.norm2 = NormReLU(width)
         same = stride == 1 and in_width == width
         self.shortcut = nn.Identity() if same else _Projection(in_width, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu_(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        return torch.relu_(out + self.shortcut(x))
+        out = self.norm1(self.conv1(x))
+        return self.norm2(self.conv2(out), residual=self.shortcut(x))
 
 
 class _Projection(nn.Module):
@@ -85,9 +89,10 @@ class _Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Strided by hand: oneDNN's weight gradient of a strided 1x1 convolution of few channels in channels_last
-        # writes past its workspace (uxlfoundation/oneDNN issue 6035): wrong results, hangs, crashes.
+        # writes past its workspace (uxlfoundation/oneDNN issue 6035): wrong results, hangs, crashes. Pooling single
+        # pixels, since a slice's gradient would not be channels_last.
         if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
+            x = functional.avg_pool2d(x, kernel_size=1, stride=self.stride)
         return self.norm(self.conv(x))
 
 
