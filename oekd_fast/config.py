@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from oekd_fast.options import KDOptions
 
-# Fields that may differ when a run is resumed: where things are and how they are shown, not what is trained.
-_FREE = ("output_dir", "data_dir", "resume", "baseline", "checkpoint_every", "progress")
+# Fields that may differ when a run is resumed: where things are, how they are run and shown, not what is trained.
+_FREE = ("output_dir", "data_dir", "resume", "baseline", "checkpoint_every", "progress", "executor", "capture",
+         "compile_blocks", "data_placement")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class TrainConfig:
     """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the networks under autocast; the loss is fp32 always. fp16 scales the loss."""
+    executor: Literal["auto", "parallel", "sequential"] = "auto"
+    """The students side by side (CUDA streams, CPU threads) or one after the other; auto: side by side where built."""
+    capture: bool = True
+    """On CUDA the whole step as one CUDA graph, replayed; where that cannot be, and on a CPU, step by step."""
+    deterministic: bool = False
+    """The same bits whatever the executor and the number of cores: on a CPU one thread a student."""
+    compile_blocks: bool = False
+    """torch.compile the networks' blocks, once for each shape of block."""
     seed: int = 0
     """Of the validation split, initial weights, data order and augmentation."""
     output_dir: Path | None = None
@@ -52,6 +61,8 @@ class TrainConfig:
     """gamma: each student against the ensemble."""
     label_smoothing: float = 0.0
     """Of the cross-entropy, in [0, 1]."""
+    detach_ensemble: bool = True
+    """False: gradients also flow through the ensemble target, and the step's backward is one graph."""
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd is SGD with Nesterov momentum."""
@@ -71,6 +82,10 @@ class TrainConfig:
     """Of multistep."""
     warmup_epochs: float = 1.0
     """The rate rises linearly from 0 over these; 0 for none."""
+    clip_norm: float | None = None
+    """Gradients of a step are scaled down to this norm, over all parameters together."""
+    ema_decay: float | None = None
+    """Evaluate and keep an exponential moving average of the weights, with this decay a step (less in the first)."""
 
     augment: bool = True
     """Pad, crop and flip, on whole batches."""
@@ -82,6 +97,9 @@ class TrainConfig:
     """Of the training images, held out to choose the epoch, where the data set has no validation split."""
     channels_last: bool = True
     """Memory format of images and weights."""
+    data_placement: Literal["auto", "device", "host", "stream"] = "auto"
+    """Images on the device, prefetched from host memory, or read from disk as needed (which has to be asked for);
+    auto: on the device if half of its free memory holds them, else prefetched."""
 
     checkpoint_every: int = 1
     """Epochs between checkpoints; the last epoch always has one."""
@@ -103,10 +121,15 @@ class TrainConfig:
             raise ValueError(f"learning_rate: expected a finite number > 0, got {self.learning_rate}")
         if not all(0 < share < 1 for share in self.milestones):
             raise ValueError(f"milestones: expected shares of the training in (0, 1), got {self.milestones}")
+        if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
+            raise ValueError(f"clip_norm: expected a finite number > 0, got {self.clip_norm}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
         if self.pad is not None and self.pad < 0:
             raise ValueError(f"pad: expected pixels >= 0, got {self.pad}")
         choices = {"precision": ("fp32", "bf16", "fp16"), "optimizer": ("sgd", "adam"),
-                   "schedule": ("multistep", "cosine")}  # fmt: skip
+                   "schedule": ("multistep", "cosine"), "executor": ("auto", "parallel", "sequential"),
+                   "data_placement": ("auto", "device", "host", "stream")}  # fmt: skip
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
@@ -114,7 +137,9 @@ class TrainConfig:
 
     def family_loss(self) -> KDOptions:
         """The paper's loss on the logits of the whole family."""
-        return KDOptions(self.temperature, self.ce_weight, self.kd_weight, label_smoothing=self.label_smoothing)
+        return KDOptions(
+            self.temperature, self.ce_weight, self.kd_weight, self.detach_ensemble, label_smoothing=self.label_smoothing
+        )
 
     def baseline_loss(self) -> KDOptions:
         """What a student alone learns from: plain cross-entropy."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from oekd_fast import reference
+from oekd_fast import feature_rows, reference
 from oekd_fast.checks import check_block, check_tensor
 
 BACKENDS = ("auto", "reference", "triton")
@@ -221,25 +221,18 @@ def _reference(blocks: Sequence[_Block]) -> Tensor:
 
 
 def _reference_value_and_grad(blocks: Sequence[_Block], grad_scale: Tensor | None) -> tuple[Tensor, list[tuple]]:
-    # Tensors made in inference mode cannot take part in autograd, their copies can.
-    def outside(tensor: Tensor) -> Tensor:
-        return tensor.clone() if tensor.is_inference() else tensor
-
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = [
-            [[outside(tensor).detach().requires_grad_() for tensor in part] for part in (b.maps, b.weights, b.biases)]
-            for b in blocks
+    losses, grads = [], []
+    for maps, teacher, weights, biases in blocks:
+        of_students = [
+            feature_rows.value_and_grad(*student, grad_scale)
+            for student in zip(maps, [teacher] * len(maps), weights, biases, strict=True)
         ]
-        loss = _reference(
-            [
-                _Block(maps, outside(block.teacher), weights, biases)
-                for (maps, weights, biases), block in zip(leaves, blocks, strict=True)
-            ]
-        )
-        flat = [tensor for block in leaves for part in block for tensor in part]
-        upstream = None if grad_scale is None else outside(grad_scale).detach().reshape(()).to(loss.dtype)
-        grads = iter(torch.autograd.grad(loss, flat, upstream) if flat else ())
-    return loss.detach(), [tuple(tuple(next(grads) for _ in part) for part in block) for block in leaves]
+        losses += [loss for loss, *_ in of_students]
+        grads.append(tuple(zip(*(of_student[1:] for of_student in of_students), strict=True)) or ((), (), ()))
+    if not losses:
+        return _reference(blocks), grads
+    losses = torch.stack(losses)
+    return losses.sum(), grads
 
 
 def _choose_backend(backend: str, blocks: Sequence[_Block]) -> str:

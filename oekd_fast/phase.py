@@ -20,7 +20,7 @@ from oekd_fast.checkpoint import (
     save_checkpoint,
 )
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import Augmentation, DataError, DeviceBatches, ImageDataset
+from oekd_fast.data import Augmentation, Batches, DataError, ImageDataset, place
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import StudentEnsemble, build_ensemble
 from oekd_fast.interrupt import Interrupted, StopRequest
@@ -35,15 +35,19 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class DeviceData:
-    """The three splits on the device, and what a step does to their images."""
+    """The three splits in batches on the device, and what a step does to their images.
 
-    train: DeviceBatches
-    validation: DeviceBatches
-    test: DeviceBatches
+    notes: a line for each split that is not where it was to be.
+    """
+
+    train: Batches
+    validation: Batches
+    test: Batches
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     augmentation: Augmentation
     num_classes: int
     in_channels: int
+    notes: tuple[str, ...]
 
     @classmethod
     def of(cls, dataset: ImageDataset, config: TrainConfig, device: torch.device) -> DeviceData:
@@ -52,12 +56,15 @@ class DeviceData:
             pad=default.pad if config.pad is None else config.pad,
             flip=default.flip if config.flip is None else config.flip,
         )
+        names = ("train", "validation", "test")
+        placed = [place(getattr(dataset, name), device, config.data_placement, name=name) for name in names]
         return cls(
-            *(DeviceBatches(split, device) for split in (dataset.train, dataset.validation, dataset.test)),
+            *(batches for batches, _ in placed),
             normalisation=dataset.normalisation(),
             augmentation=augmentation if config.augment else Augmentation(pad=0, flip=False),
             num_classes=dataset.num_classes,
             in_channels=dataset.in_channels,
+            notes=tuple(note for _, note in placed if note is not None),
         )
 
 
@@ -125,6 +132,7 @@ class Phase:
         self._order = torch.empty(0, dtype=torch.int64)
         self._epoch = self._batch = 0
         self._seconds = self._epoch_seconds = 0.0
+        self._eager_unsaid = True
         self._best: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         if config.resume:
@@ -152,14 +160,14 @@ class Phase:
             self._order = self._data.train.order(self._order_generator)
             self._epoch_seconds = 0.0
             engine.metrics.reset()
-        order = self._order.to(self._device)
         start = time.perf_counter() - self._epoch_seconds
+        engine.begin_epoch(self._data.train, self._order, size, first=self._batch)
         while self._batch < self._batches:
-            first = self._batch * size
-            rate = self._learning_rate
-            engine.train_step(*self._data.train.batch(order[first : first + size]))
+            rate = engine.schedule.rate
+            engine.step()
             self._batch += 1
             progress.step(size, rate)
+            self._say_if_eager(progress)
             if stop.signal_number is not None and self._batch < self._batches:
                 self._epoch_seconds = time.perf_counter() - start
                 self._check_finite(engine.metrics.read())
@@ -169,8 +177,14 @@ class Phase:
         self._check_finite(metrics)
         return metrics
 
+    def _say_if_eager(self, progress: PhaseProgress) -> None:
+        why = self.engine.eager_because
+        if self._eager_unsaid and self._device.type == "cuda" and self._config.capture and why is not None:
+            progress.note(f"{self.name}: steps are launched one operation at a time, not as one graph: {why}")
+            self._eager_unsaid = False
+
     def _finish_epoch(self, metrics: EpochMetrics, progress: PhaseProgress) -> None:
-        rate = self._learning_rate
+        rate = self.engine.schedule.rate
         validation = self.engine.evaluate(self._data.validation)
         self._seconds += self._epoch_seconds
         self._epoch, self._batch = self._epoch + 1, 0
@@ -187,16 +201,12 @@ class Phase:
         self.history.append(line)
         score = [sum(validation.accuracy) / len(validation.accuracy), -sum(validation.ce)]
         if not self._best or score > self._best["score"]:
-            model = copy.deepcopy(self.engine.ensemble.state_dict())
+            model = copy.deepcopy(self.engine.evaluated.state_dict())
             self._best = {"epoch": self._epoch, "score": score, "model": model}
         if self._epoch % self._config.checkpoint_every == 0 or self._epoch == self._config.epochs:
             self._save()
         self._folder.add_metrics(line)
         progress.epoch(line)
-
-    @property
-    def _learning_rate(self) -> float:
-        return self.engine.optimizer.param_groups[0]["lr"]
 
     def _check_finite(self, metrics: EpochMetrics) -> None:
         if metrics.first_bad_step is None:
@@ -249,7 +259,7 @@ class Phase:
         self._best, self.history = state["best"], state["history"]
 
     def _result(self) -> PhaseResult:
-        ensemble = self.engine.ensemble
+        ensemble = self.engine.evaluated
         last_test = test = self.engine.evaluate(self._data.test)
         if self._best["epoch"] != self._epoch:
             ensemble.load_state_dict(self._best["model"])

@@ -59,6 +59,10 @@ class PhaseProgress:
         figures = f"{self._loss}rate {learning_rate:.4g}  {self._rate:.0f} images/s"
         self._bar.update(self._task, advance=1, figures=figures)
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
     def epoch(self, line: dict[str, Any]) -> None:
         """An epoch done; `line` is what metrics.jsonl gets."""
         self._loss = f"loss {line['train']['loss']:.3f}  "

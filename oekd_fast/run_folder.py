@@ -80,11 +80,15 @@ class RunFolder:
 
 
 def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:
-    """Raise RunFolderError, naming each field, unless `config` trains what `before` (plain values) trained."""
+    """Raise RunFolderError, naming each field, unless `config` trains what `before` (plain values) trained.
+
+    A field that `before` does not know had the behaviour of its default.
+    """
+    before = TrainConfig().training_fields() | before
     differences = [
-        f"{name}: expected {before.get(name)!r}, got {value!r}"
+        f"{name}: expected {before[name]!r}, got {value!r}"
         for name, value in config.training_fields().items()
-        if before.get(name) != value
+        if before[name] != value
     ]
     if differences:
         raise RunFolderError(f"the config does not match {where}; " + "; ".join(differences))

@@ -16,6 +16,7 @@ except ImportError as error:
 from oekd_fast.checkpoint import CheckpointError
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import DataError, ImageDataset, load_dataset
+from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
@@ -44,8 +45,11 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             data_dir=config.data_dir,
             validation_fraction=config.validation_fraction,
             seed=config.seed,
+            stream=config.data_placement == "stream",
         )
         data = DeviceData.of(dataset, config, device)
+        for note in data.notes:
+            console.print(note, soft_wrap=True, markup=False)
 
         names = {"ensemble": tuple(range(config.num_students))}
         if config.baseline:
@@ -105,6 +109,7 @@ def main() -> int:
     console = Console()
     try:
         config = tyro.cli(TrainConfig, prog="python -m oekd_fast.train")
+        keep_freed_memory()
         summary = train(config, console)
     except Interrupted as stopped:
         console.print(str(stopped), soft_wrap=True, markup=False)

@@ -5,17 +5,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import Augmentation, DeviceBatches, Split
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import build_ensemble
+from oekd_fast.executor import StudentError
 
 NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
 
 
-def make_engine(config=None, members=None, augmentation=None):
+def make_engine(config=None, members=None, augmentation=None, recorder=None):
     config = config or TrainConfig(num_students=3, warmup_epochs=0)
     torch.manual_seed(0)
     ensemble = build_ensemble("resnet20", config.num_students, 10, 3, members)
@@ -29,6 +31,7 @@ def make_engine(config=None, members=None, augmentation=None):
         normalisation=NORMALISATION,
         augmentation=augmentation or Augmentation(pad=0, flip=False),
         steps_per_epoch=10,
+        recorder=recorder,
     )
 
 
@@ -47,7 +50,10 @@ def papers_loss(ensemble, images, labels, config):
     """Alpha CE + beta MSE + gamma T^2 KL, term by term."""
     output = ensemble(scale(images))
     t = config.temperature
-    teacher = F.softmax(torch.stack(output.logits).mean(0).detach() / t, dim=1)
+    ensemble_logits = torch.stack(output.logits).mean(0)
+    if config.detach_ensemble:
+        ensemble_logits = ensemble_logits.detach()
+    teacher = F.softmax(ensemble_logits / t, dim=1)
     loss = 0.0
     for logits in output.logits:
         kl = F.kl_div(F.log_softmax(logits / t, dim=1), teacher, reduction="batchmean")
@@ -136,6 +142,21 @@ def test_no_step_reads_a_value_back(monkeypatch):
     engine.train_step(images, labels)
 
 
+@pytest.mark.parametrize("fields", [{"precision": "bf16", "clip_norm": 1.0}, {"optimizer": "adam"}], ids=str)
+def test_the_step_needs_no_values_to_be_written_down(fields):
+    config = TrainConfig(num_students=2, executor="sequential", **fields)
+    with FakeTensorMode():
+        ensemble = build_ensemble("resnet20", 2, 10)
+        engine = Engine(
+            config, ensemble, config.family_loss(), device=CPU, normalisation=NORMALISATION,
+            augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=4,
+        )  # fmt: skip
+        images, labels = torch.empty(4, 3, 8, 8, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
+        for _ in range(2):
+            engine.train_step(images, labels)
+        assert all(p.grad.shape == p.shape for p in ensemble.parameters())
+
+
 def test_state_continues_bit_for_bit():
     def run(engine, steps):
         for _ in range(steps):
@@ -153,3 +174,78 @@ def test_state_continues_bit_for_bit():
     for name, value in straight.ensemble.state_dict().items():
         assert torch.equal(value, second.ensemble.state_dict()[name]), name
     assert torch.equal(straight.metrics.sums, second.metrics.sums)
+
+
+@pytest.mark.parametrize("executor", ["parallel", "sequential"])
+@pytest.mark.parametrize("detach_ensemble", [True, False])
+def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble):
+    if executor == "parallel":
+        pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
+    config = TrainConfig(num_students=3, warmup_epochs=0, executor=executor, detach_ensemble=detach_ensemble)
+    engine, (images, labels) = make_engine(config), make_batch()
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    papers_loss(twin, images.double(), labels, config).backward()
+    engine.train_step(images, labels)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
+
+
+def test_the_base_may_be_frozen():
+    engine, batch = make_engine(), make_batch()
+    engine.ensemble.base.requires_grad_(False)
+    before = copy.deepcopy(engine.ensemble.state_dict())
+    engine.train_step(*batch)
+    changed = {name for name, p in engine.ensemble.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name, p in engine.ensemble.named_parameters() if p.requires_grad}
+
+
+def test_clipping_scales_all_gradients_to_the_norm():
+    norms = {}
+    for clip in (None, 0.01):
+        engine = make_engine(TrainConfig(num_students=2, warmup_epochs=0, clip_norm=clip))
+        engine.train_step(*make_batch())
+        norms[clip] = torch.cat([p.grad.flatten() for p in engine.ensemble.parameters()])
+    assert norms[None].norm() > 0.1 and norms[0.01].norm() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(norms[0.01], norms[None] * (0.01 / norms[None].norm()), rtol=1e-3, atol=1e-9)
+
+
+def test_the_average_is_what_is_evaluated():
+    engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, ema_decay=0.5)), make_batch(13)
+    first = copy.deepcopy(engine.ensemble.state_dict())
+    engine.train_step(images, labels)
+    for name, value in engine.evaluated.state_dict().items():
+        if value.is_floating_point():  # decay (1 + 0) / (10 + 0) in the first step
+            expected = 0.1 * first[name] + 0.9 * engine.ensemble.state_dict()[name]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.evaluated(scale(images)).logits
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+def test_a_split_that_fills_no_last_batch_is_counted_once(monkeypatch):
+    monkeypatch.setattr("oekd_fast.engine.EVALUATION_BATCH", 5)
+    engine, (images, labels) = make_engine(), make_batch(13)
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(scale(images)).logits
+    assert read.images == 13
+    assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+def test_a_student_that_raises_is_named_and_the_engine_goes_on():
+    engine, batch = make_engine(), make_batch()
+    branch = engine.ensemble.branches[1]
+    forward = branch.forward
+
+    def fail(x):
+        raise ArithmeticError("no luck")
+
+    branch.forward = fail
+    with pytest.raises(StudentError, match="^student 2: ArithmeticError: no luck$") as caught:
+        engine.train_step(*batch)
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    branch.forward = forward
+    engine.train_step(*batch)
+    assert engine.metrics.read().first_bad_step is None

@@ -53,7 +53,7 @@ def test_the_loss_loads_neither_models_nor_trainer_nor_their_packages():
     """
     foreign, own = run(code).splitlines()
     assert foreign == "[]"
-    names = ("_native", "checks", "dispatch", "feature_ops", "losses", "ops", "options", "reference")
+    names = ("_native", "checks", "dispatch", "feature_ops", "feature_rows", "losses", "ops", "options", "reference")
     assert set(eval(own)) <= {f"oekd_fast.{name}" for name in names}
 
 

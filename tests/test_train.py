@@ -98,15 +98,15 @@ def assert_equal_except_times(one, other, where):
 
 def at_step(monkeypatch, step, action):
     """Do `action` right before training step `step` (from 1, over all phases)."""
-    train_step, done = Engine.train_step, [0]
+    original, done = Engine.step, [0]
 
-    def patched(self, *batch):
+    def patched(self):
         done[0] += 1
         if done[0] == step:
             action()
-        return train_step(self, *batch)
+        return original(self)
 
-    monkeypatch.setattr(Engine, "train_step", patched)
+    monkeypatch.setattr(Engine, "step", patched)
 
 
 def test_a_run_leaves_everything_that_was_promised(config):
@@ -176,12 +176,12 @@ def test_killed_and_resumed_is_the_same_run(config, tmp_path):
         "import os, signal, sys\n"
         "from oekd_fast.engine import Engine\n"
         "import oekd_fast.train as t\n"
-        "step, done = Engine.train_step, []\n"
-        "def patched(self, *batch):\n"
+        "step, done = Engine.step, []\n"
+        "def patched(self):\n"
         "    done.append(1)\n"
         "    if len(done) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, *batch)\n"
-        "Engine.train_step = patched\n"
+        "    return step(self)\n"
+        "Engine.step = patched\n"
         "sys.exit(t.main())\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, *command_line(again)], capture_output=True, text=True)

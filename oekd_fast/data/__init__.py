@@ -1,22 +1,31 @@
-"""Image data for the trainer: sources, device-resident batches, whole-batch augmentation.
+"""Image data for the trainer: sources, batches on the device wherever the images are, whole-batch augmentation.
 
 Importing this package needs torch and numpy; Pillow, pyarrow, `datasets` and scikit-learn are imported by
 the sources that use them, when they are used.
 """
 
 from oekd_fast.data.augment import normalise, pad_crop_flip
-from oekd_fast.data.batches import DeviceBatches
-from oekd_fast.data.dataset import Augmentation, DataError, ImageDataset, Split, stratified_split
+from oekd_fast.data.batches import Batches, DeviceBatches, padded_order
+from oekd_fast.data.dataset import AnySplit, Augmentation, DataError, ImageDataset, Split, stratified_split
+from oekd_fast.data.lazy import LazySplit
+from oekd_fast.data.placement import place
+from oekd_fast.data.prefetch import HostBatches
 from oekd_fast.data.sources import load_dataset
 
 __all__ = [
+    "AnySplit",
     "Augmentation",
+    "Batches",
     "DataError",
     "DeviceBatches",
+    "HostBatches",
     "ImageDataset",
+    "LazySplit",
     "Split",
     "load_dataset",
     "normalise",
     "pad_crop_flip",
+    "padded_order",
+    "place",
     "stratified_split",
 ]

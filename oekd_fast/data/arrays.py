@@ -6,21 +6,36 @@ import numpy as np
 import torch
 
 from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits, numbered_classes, split_roles
-from oekd_fast.data.dataset import DataError, Split
+from oekd_fast.data.dataset import AnySplit, DataError, Split
+from oekd_fast.data.lazy import LazySplit
 
 
 def has_arrays(root: Path) -> bool:
     return (root / "train.images.npy").is_file()
 
 
-def read_arrays(root: Path) -> RawSplits:
-    """Read images (uint8, N x H x W x C with 1 to 4 channels, or N x H x W) and labels (any integer, N)."""
+def read_arrays(root: Path, stream: bool = False) -> RawSplits:
+    """Read images (uint8, N x H x W x C with 1 to 4 channels, or N x H x W) and labels (any integer, N).
+
+    `stream` leaves the images in their files, mapped into memory.
+    """
     names = [name for name in SPLIT_NAMES if (root / f"{name}.images.npy").is_file()]
-    splits = {role: _read_split(root, name) for role, name in split_roles(names).items()}
+    splits = {role: _read_split(root, name, stream) for role, name in split_roles(names).items()}
     return RawSplits(splits, numbered_classes(splits["train"].labels, str(root / "train.labels.npy")))
 
 
-def _read_split(root: Path, name: str) -> Split:
+class ArrayImages:
+    """An `ImageSource` over an array (uint8 [N, H, W, C]), which may be a mapped file."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+        self.image_shape = (images.shape[3], *images.shape[1:3])
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+        out[...] = self._images[rows].transpose(0, 3, 1, 2)
+
+
+def _read_split(root: Path, name: str, stream: bool) -> AnySplit:
     images_path, labels_path = root / f"{name}.images.npy", root / f"{name}.labels.npy"
     images, labels = _load(images_path), _load(labels_path)
     if images.ndim == 3:
@@ -33,9 +48,12 @@ def _read_split(root: Path, name: str) -> Split:
         raise DataError(f"{labels_path} must be integers in one dimension, got {_describe(labels)}")
     if len(images) != len(labels):
         raise DataError(f"{images_path} has {len(images)} images but {labels_path.name} {len(labels)} labels")
+    labels = torch.from_numpy(labels.astype(np.int64))
+    if stream:
+        return LazySplit.of(ArrayImages(images), labels)
     # The one copy, straight from the mapped file into the layout of the trainer.
     planes = np.array(images.transpose(0, 3, 1, 2), order="C")
-    return Split(torch.from_numpy(planes), torch.from_numpy(labels.astype(np.int64)))
+    return Split(torch.from_numpy(planes), labels)
 
 
 def _load(path: Path) -> np.ndarray:

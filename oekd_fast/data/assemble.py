@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from oekd_fast.data.dataset import Augmentation, DataError, ImageDataset, Split, stratified_split
+from oekd_fast.data.dataset import AnySplit, Augmentation, DataError, ImageDataset, stratified_split
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
@@ -19,7 +19,7 @@ TEST_SEED = 0
 class RawSplits:
     """What a source found: class names, and splits by role: "train" and maybe "validation" and "test"."""
 
-    splits: Mapping[str, Split]
+    splits: Mapping[str, AnySplit]
     classes: tuple[str, ...]
 
 
@@ -62,8 +62,9 @@ def assemble(
     """Check `raw`, cut the splits that it lacks from its training split, and choose the augmentation."""
     if len(raw.classes) < 2:
         raise DataError(f"{name}: two classes or more are needed, got {list(raw.classes)}")
-    channels = max(split.images.shape[1] for split in raw.splits.values())
-    splits = {role: _grey_to(channels, split) for role, split in raw.splits.items()}
+    channels = max(split.image_shape[0] for split in raw.splits.values())
+    # Grey images beside a split in colour become colour.
+    splits = {role: split.with_channels(channels) for role, split in raw.splits.items()}
     for role, split in splits.items():
         _check(f"{name}, {role}", split, splits["train"], len(raw.classes))
     if "test" not in splits:
@@ -80,37 +81,30 @@ def assemble(
     )
 
 
-def _grey_to(channels: int, split: Split) -> Split:
-    """Repeat a grey split over the channels where another split has colour."""
-    if split.images.shape[1] != 1 or channels == 1:
-        return split
-    return Split(split.images.repeat(1, channels, 1, 1), split.labels)
-
-
-def _check(where: str, split: Split, train: Split, num_classes: int) -> None:
+def _check(where: str, split: AnySplit, train: AnySplit, num_classes: int) -> None:
     if len(split) == 0:
         raise DataError(f"{where}: no image")
-    if split.images.shape[1:] != train.images.shape[1:]:
+    if split.image_shape != train.image_shape:
         raise DataError(
             f"{where}: images must have the shape of the training images, C x H x W "
-            f"{_shape(train.images)}, got {_shape(split.images)}"
+            f"{_shape(train)}, got {_shape(split)}"
         )
     low, high = (int(label) for label in split.labels.aminmax())
     if low < 0 or high >= num_classes:
         raise DataError(f"{where}: labels must be in [0, {num_classes}), got {low if low < 0 else high}")
 
 
-def _hold_out(name: str, role: str, train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+def _hold_out(name: str, role: str, train: AnySplit, fraction: float, seed: int) -> tuple[AnySplit, AnySplit]:
     keep, held = stratified_split(train.labels, fraction, seed)
     if len(held) == 0:
         raise DataError(f"{name}: {fraction} of {len(train)} training images leaves none for {role}")
     return train.select(keep), train.select(held)
 
 
-def _default_augmentation(train: Split) -> Augmentation:
+def _default_augmentation(train: AnySplit) -> Augmentation:
     """For unknown data: a small shift, no mirroring, which silently changes the label of digits or signs."""
-    return Augmentation(pad=max(1, train.images.shape[2] // 8), flip=False)
+    return Augmentation(pad=max(1, train.image_shape[1] // 8), flip=False)
 
 
-def _shape(images: Tensor) -> str:
-    return "x".join(str(size) for size in images.shape[1:])
+def _shape(split: AnySplit) -> str:
+    return "x".join(str(size) for size in split.image_shape)

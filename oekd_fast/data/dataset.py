@@ -1,6 +1,10 @@
 """What a loaded data set is, and the split that holds a share of every class out."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,9 +18,34 @@ class DataError(ValueError):
     """Data that is missing, malformed or inconsistent; the message says which and what was expected."""
 
 
+class AnySplit(Protocol):
+    """Labelled images, in memory or wherever they are: class indices (int64 [N]) are at hand, images are asked for."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: Tensor) -> AnySplit:
+        """The split of the rows in `indices` (int64 [M])."""
+
+    def with_channels(self, channels: int) -> AnySplit:
+        """The split with its grey level repeated over `channels`, if it has no more than that one."""
+
+    def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        """The images (uint8 [B, C, H, W]) at `indices` (int64 [B] on the CPU), into `out` where it is given."""
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All images in order, in pieces (uint8 [n, C, H, W]) that fit in memory."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """Images (uint8 [N, C, H, W]) and their class indices (int64 [N])."""
+    """An `AnySplit` in memory: images (uint8 [N, C, H, W]) and their class indices (int64 [N])."""
 
     images: Tensor
     labels: Tensor
@@ -32,9 +61,24 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, indices: Tensor) -> "Split":
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    def select(self, indices: Tensor) -> Split:
         """Copy of the rows in `indices` (int64 [M])."""
         return Split(self.images[indices], self.labels[indices])
+
+    def with_channels(self, channels: int) -> Split:
+        if self.images.shape[1] != 1 or channels == 1:
+            return self
+        return Split(self.images.repeat(1, channels, 1, 1), self.labels)
+
+    def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.index_select(self.images, 0, indices, out=out)
+
+    def chunks(self) -> Iterator[Tensor]:
+        yield self.images
 
 
 @dataclass(frozen=True)
@@ -54,25 +98,25 @@ class ImageDataset:
     """Three splits of equally shaped square images, class names, and the augmentation that suits them."""
 
     name: str
-    train: Split
-    validation: Split
-    test: Split
+    train: AnySplit
+    validation: AnySplit
+    test: AnySplit
     classes: tuple[str, ...]
     augmentation: Augmentation
 
     def __post_init__(self) -> None:
-        height, width = self.train.images.shape[2:]
+        height, width = self.train.image_shape[1:]
         if height != width:
             raise DataError(f"{self.name}: images must be square, got {height}x{width}: resize or pad them")
 
     @property
     def in_channels(self) -> int:
-        return self.train.images.shape[1]
+        return self.train.image_shape[0]
 
     @property
     def image_size(self) -> int:
         """Height, which is the width too, in pixels."""
-        return self.train.images.shape[2]
+        return self.train.image_shape[1]
 
     @property
     def num_classes(self) -> int:
@@ -83,12 +127,14 @@ class ImageDataset:
 
         A standard deviation is at least 1/255, so dividing by it is safe on a constant channel.
         """
+        # A histogram is exact and needs no floating-point copy of the split.
+        counts = torch.zeros(self.in_channels, 256, dtype=torch.int64)
+        for images in self.train.chunks():
+            counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
         means, stds = [], []
         levels = torch.arange(256, dtype=torch.float64) / 255
-        for channel in self.train.images.unbind(1):
-            # A histogram is exact and needs no floating-point copy of the split.
-            counts = torch.bincount(channel.flatten(), minlength=256).double()
-            weights = counts / counts.sum()
+        for channel in counts.double():
+            weights = channel / channel.sum()
             mean = weights @ levels
             means.append(mean.item())
             stds.append(max((weights @ (levels - mean).square()).sqrt().item(), MIN_STD))

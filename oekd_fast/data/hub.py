@@ -1,19 +1,23 @@
 """Data sets of the Hugging Face hub, through the `datasets` package and its cache."""
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
-
 from oekd_fast.data.assemble import RawSplits
 from oekd_fast.data.dataset import DataError
+from oekd_fast.data.mapped import mapped_table
 from oekd_fast.data.optional import require
-from oekd_fast.data.table import BATCH_ROWS, Table, read_tables
+from oekd_fast.data.table import read_tables
 
 
 def read_hub(
-    hub_id: str, config: str | None = None, image_column: str | None = None, label_column: str | None = None
+    hub_id: str,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    stream: bool = False,
 ) -> RawSplits:
-    """Download, or take from the cache, and read; a column that is None is found by its type."""
+    """Download, or take from the cache, and read; a column that is None is found by its type.
+
+    `stream` leaves the images in the cache, which `datasets` maps into memory.
+    """
     datasets = require("datasets")
     try:
         splits = datasets.load_dataset(hub_id, config)
@@ -26,12 +30,6 @@ def read_hub(
     if "train" not in splits:
         raise DataError(f"{hub_id} must have a split 'train', got {list(splits)}")
     tables = {
-        name: Table(f"{hub_id} ({name})", split.features.to_dict(), partial(_batches, split))
-        for name, split in splits.items()
+        name: mapped_table(f"{hub_id} ({name})", rows.features.to_dict(), rows, stream) for name, rows in splits.items()
     }
     return read_tables(tables, image_column, label_column)
-
-
-def _batches(split: Any, column: str) -> Iterator[Any]:
-    # In Arrow format the images stay encoded; `datasets` would decode them one by one.
-    return split.select_columns(column).with_format("arrow").iter(batch_size=BATCH_ROWS)

@@ -6,14 +6,19 @@ import numpy as np
 import torch
 
 from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits, check_same_classes, split_roles
-from oekd_fast.data.dataset import DataError, Split
+from oekd_fast.data.dataset import AnySplit, DataError, Split
 from oekd_fast.data.decode import decode_images
+from oekd_fast.data.encoded import EncodedImages
+from oekd_fast.data.lazy import LazySplit
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def read_image_folder(root: Path) -> RawSplits:
-    """Read `<split>/<class>/**` or, without splits, `<class>/**`; classes are in the order of their names."""
+def read_image_folder(root: Path, stream: bool = False) -> RawSplits:
+    """Read `<split>/<class>/**` or, without splits, `<class>/**`; classes are in the order of their names.
+
+    `stream` leaves the images in their files.
+    """
     folders = {path.name: path for path in _subfolders(root)}
     only_splits = set(folders) <= set(SPLIT_NAMES)
     # A class may be called "train", but then it holds images, beside folders that are no splits.
@@ -24,7 +29,8 @@ def read_image_folder(root: Path) -> RawSplits:
     members = {role: _class_files(root / name) for role, name in roles.items()}
     for role, files in members.items():
         check_same_classes(members["train"].keys(), files.keys(), roles[role])
-    return RawSplits({role: _read_split(files) for role, files in members.items()}, tuple(members["train"]))
+    splits = {role: _read_split(files, stream) for role, files in members.items()}
+    return RawSplits(splits, tuple(members["train"]))
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:
@@ -39,11 +45,13 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _read_split(classes: dict[str, list[Path]]) -> Split:
+def _read_split(classes: dict[str, list[Path]], stream: bool) -> AnySplit:
     files = [path for members in classes.values() for path in members]
-    labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
-    images = decode_images(((str(path), path) for path in files), len(files))
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    labels = torch.from_numpy(np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()]))
+    if stream:
+        images = EncodedImages(lambda rows: [(str(files[row]), files[row]) for row in rows], len(files))
+        return LazySplit.of(images, labels)
+    return Split(torch.from_numpy(decode_images(((str(path), path) for path in files), len(files))), labels)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits
 from oekd_fast.data.dataset import DataError
+from oekd_fast.data.mapped import mapped_table
 from oekd_fast.data.optional import require
 from oekd_fast.data.table import BATCH_ROWS, Table, read_tables
 
@@ -16,18 +17,34 @@ def has_parquet(root: Path) -> bool:
     return bool(_shards(root, "train"))
 
 
-def read_parquet(root: Path, image_column: str | None = None, label_column: str | None = None) -> RawSplits:
+def read_parquet(
+    root: Path, image_column: str | None = None, label_column: str | None = None, stream: bool = False
+) -> RawSplits:
     """Read `<split>-*.parquet` or `<split>.parquet`; a column that is None is found by its type.
 
-    Reads with pyarrow alone, which is quicker to import than `datasets` and writes no cache.
+    Reads with pyarrow alone, which is quicker to import than `datasets` and writes no cache. `stream` needs both:
+    rows of parquet files cannot be reached one by one, so `datasets` keeps an Arrow copy in its cache.
     """
     shards = {name: _shards(root, name) for name in SPLIT_NAMES}
-    tables = {
-        name: Table(f"{root} ({name})", _features(files[0]), partial(_batches, files))
-        for name, files in shards.items()
-        if files
-    }
+    read = _mapped_table if stream else _table
+    tables = {name: read(f"{root} ({name})", files) for name, files in shards.items() if files}
     return read_tables(tables, image_column, label_column)
+
+
+def _table(where: str, shards: list[Path]) -> Table:
+    return Table(where, _features(shards[0]), partial(_batches, shards))
+
+
+def _mapped_table(where: str, shards: list[Path]) -> Table:
+    if not any(_count(shard) for shard in shards):  # which `datasets` refuses
+        return _table(where, shards)
+    features, datasets = _features(shards[0]), require("datasets")
+    try:
+        rows = datasets.Dataset.from_parquet([str(shard) for shard in shards])
+    except Exception as error:  # the builder's errors have no common type
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(f"cannot copy {where} to the cache of `datasets` ({reason})") from error
+    return mapped_table(where, features, rows, stream=True)
 
 
 def _shards(root: Path, name: str) -> list[Path]:
@@ -40,6 +57,11 @@ def _open(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _count(shard: Path) -> int:
+    with _open(shard) as file:
+        return file.metadata.num_rows
 
 
 def _features(shard: Path) -> dict[str, Any]:

@@ -21,9 +21,14 @@ LAYOUTS = (
 
 
 def load_dataset(
-    name: str, *, data_dir: str | Path | None = None, validation_fraction: float = 0.1, seed: int = 0
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    stream: bool = False,
 ) -> ImageDataset:
-    """Load a data set into memory.
+    """Load a data set into memory, or with `stream` so that its images are read when they are needed.
 
     `name` is, in this order:
 
@@ -46,6 +51,8 @@ def load_dataset(
         data_dir: folder with the files of a known name; not used by digits, an error with 3 and 4.
         validation_fraction: in (0, 1).
         seed: of the validation split, 0 or more.
+        stream: leave the images on the disk (all but the digits), for data that does not fit in memory. Labels are
+            read and checked as ever; a damaged image is found when its turn comes.
 
     Raises:
         DataError: an argument is out of range, or the data is missing, malformed or inconsistent.
@@ -54,16 +61,16 @@ def load_dataset(
         raise DataError(f"validation_fraction must be above 0 and below 1, got {validation_fraction}")
     if seed < 0:
         raise DataError(f"seed must be 0 or more, got {seed}")
-    raw, augmentation = _read(name, None if data_dir is None else Path(data_dir).expanduser())
+    raw, augmentation = _read(name, None if data_dir is None else Path(data_dir).expanduser(), stream)
     return assemble(name, raw, augmentation, validation_fraction, seed)
 
 
-def _read(name: str, data_dir: Path | None) -> tuple[RawSplits, Augmentation | None]:
+def _read(name: str, data_dir: Path | None, stream: bool) -> tuple[RawSplits, Augmentation | None]:
     """The data and, for known names, its augmentation."""
     if name == "digits":
         return read_digits(), Augmentation(pad=1, flip=False)
     if name in KNOWN:
-        return _read_known(name, KNOWN[name], data_dir), KNOWN[name].augmentation
+        return _read_known(name, KNOWN[name], data_dir, stream), KNOWN[name].augmentation
     folder = Path(name).expanduser()
     is_folder, is_hub_id = folder.is_dir(), HUB_ID.fullmatch(name) is not None
     if not is_folder and not is_hub_id:
@@ -74,30 +81,32 @@ def _read(name: str, data_dir: Path | None) -> tuple[RawSplits, Augmentation | N
         )
     if data_dir is not None:
         raise DataError(f"data_dir goes with a known name ({', '.join(KNOWN)}), got {name!r} with {data_dir}")
-    return (_read_folder(folder) if is_folder else read_hub(name)), None
+    return (_read_folder(folder, stream=stream) if is_folder else read_hub(name, stream=stream)), None
 
 
-def _read_known(name: str, known: KnownDataset, data_dir: Path | None) -> RawSplits:
-    columns = {"image_column": known.image_column, "label_column": known.label_column}
+def _read_known(name: str, known: KnownDataset, data_dir: Path | None, stream: bool) -> RawSplits:
+    options = {"image_column": known.image_column, "label_column": known.label_column, "stream": stream}
     if data_dir is None:
         if known.hub_id is None:
             raise DataError(f"{name!r} is on no hub: pass data_dir, whose folder {name} holds {LAYOUTS}")
-        return read_hub(known.hub_id, known.config, **columns)
+        return read_hub(known.hub_id, known.config, **options)
     if (data_dir / name).is_dir():
-        return _read_folder(data_dir / name, **columns)
+        return _read_folder(data_dir / name, **options)
     if has_parquet(data_dir):
-        return read_parquet(data_dir, **columns)
+        return read_parquet(data_dir, **options)
     raise DataError(_how_to_get(name, known, data_dir))
 
 
-def _read_folder(root: Path, image_column: str | None = None, label_column: str | None = None) -> RawSplits:
+def _read_folder(
+    root: Path, image_column: str | None = None, label_column: str | None = None, *, stream: bool
+) -> RawSplits:
     if has_arrays(root):
-        return read_arrays(root)
+        return read_arrays(root, stream)
     if has_parquet(root):
-        return read_parquet(root, image_column, label_column)
+        return read_parquet(root, image_column, label_column, stream)
     if not any(path.is_dir() for path in root.iterdir()):
         raise DataError(f"{root} holds no data: expected {LAYOUTS}")
-    return read_image_folder(root)
+    return read_image_folder(root, stream)
 
 
 def _how_to_get(name: str, known: KnownDataset, data_dir: Path) -> str:

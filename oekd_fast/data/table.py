@@ -1,7 +1,8 @@
 """Tables of encoded images, from parquet files or the hub: which columns to take, and how to read them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 
 from oekd_fast.data.assemble import RawSplits, check_same_classes, numbered_classes, split_roles
-from oekd_fast.data.dataset import DataError, Split
+from oekd_fast.data.dataset import AnySplit, DataError, Split
 from oekd_fast.data.decode import decode_images
+from oekd_fast.data.encoded import EncodedImages
+from oekd_fast.data.lazy import LazySplit
 
 # Rows read into Arrow memory at a time; bounds what is held beside the decoded array.
 BATCH_ROWS = 1024
@@ -24,12 +27,14 @@ class Table:
 
     `features` is the plain form of Hugging Face `Features` (`Features.to_dict()`, which their parquet files
     carry too): column -> `{"_type": "Image"}`, `{"_type": "ClassLabel", "names": [...]}`, ...
-    `batches(column)` gives Arrow tables or record batches in the order of the rows.
+    `batches(column)` gives Arrow tables or record batches in the order of the rows. A table that has `cells`
+    is streamed from: `cells(column)` gives a reader of any rows by their numbers.
     """
 
     where: str
     features: Mapping[str, Any]
     batches: Callable[[str], Iterator[Any]]
+    cells: Callable[[str], Callable[[Sequence[int]], list[Any]]] | None = None
 
 
 def read_tables(tables: Mapping[str, Table], image_column: str | None, label_column: str | None) -> RawSplits:
@@ -74,17 +79,30 @@ def _type(feature: Any) -> str | None:
     return feature.get("_type")
 
 
-def _read(table: Table, image_column: str, label_column: str) -> Split:
+def _read(table: Table, image_column: str, label_column: str) -> AnySplit:
     labels = [np.empty(0, dtype=np.int64)]
     for batch in table.batches(label_column):
         column = batch.column(label_column)
         if column.null_count:
             raise DataError(f"{table.where}: column {label_column!r} must have a label in every row")
         labels.append(column.to_numpy().astype(np.int64))
-    labels = np.concatenate(labels)
+    labels = torch.from_numpy(np.concatenate(labels))
+    if table.cells is not None:
+        fetch = partial(_fetch, table, table.cells(image_column))
+        return LazySplit.of(EncodedImages(fetch, len(labels)), labels)
     cells = (cell for batch in table.batches(image_column) for cell in batch.column(image_column).to_pylist())
-    sources = ((f"in row {row} of {table.where}", _source(cell)) for row, cell in enumerate(cells))
-    return Split(torch.from_numpy(decode_images(sources, len(labels))), torch.from_numpy(labels))
+    sources = (_named(table, row, cell) for row, cell in enumerate(cells))
+    return Split(torch.from_numpy(decode_images(sources, len(labels))), labels)
+
+
+def _fetch(
+    table: Table, cells: Callable[[Sequence[int]], list[Any]], rows: Sequence[int]
+) -> list[tuple[str, Path | BytesIO]]:
+    return [_named(table, row, cell) for row, cell in zip(rows, cells(rows), strict=True)]
+
+
+def _named(table: Table, row: int, cell: Any) -> tuple[str, Path | BytesIO]:
+    return f"in row {row} of {table.where}", _source(cell)
 
 
 def _source(cell: Any) -> Path | BytesIO:
