@@ -21,9 +21,10 @@ from oekd_fast.kernels.ensemble_kd import Problem, gradients_launch, loss_launch
 from oekd_fast.kernels.launch import Launch
 from oekd_fast.kernels.tiling import Plan
 
-from . import feature_kd, gpu_feature, gpu_loss, gpu_sweep
+from . import feature_kd, gpu_feature, gpu_loss, gpu_step, gpu_sweep
 from .ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE
 from .roofline import SIZES
+from .step_variants import build
 
 TEST_CLASSES = (2, 10, 100, 1000, 4096, 5000, 32000, 128256)
 DTYPES = ("bfloat16", "float32", "float16")
@@ -76,15 +77,18 @@ def compile_job(job: Job, device: str = "cuda") -> None:
 
 
 def inductor_keys() -> list[tuple[str, str]]:
-    """Small sizes first: they are the ones a short run gets to."""
+    """The longest first, then small sizes: they are the ones a short run gets to."""
+    step = [("step", key) for key in gpu_step.keys() if key.startswith("compiled resnet20")]
     loss = [("loss", f"{rows}x{classes} {dtype}") for dtype in DTYPES[:2] for rows, classes in SIZES]
-    return [*loss, *(("feature", key) for key in gpu_feature.keys())]
+    return [*step, *loss, *(("feature", key) for key in gpu_feature.keys())]
 
 
 def compile_by_inductor(section: str, key: str) -> None:
     if section == "loss":
         sets = gpu_loss.make_sets(*gpu_loss.parse(key), "cuda")[:1]
         gpu_loss.variants(sets)["compiled"]()()
+    elif section == "step":
+        build("compiled", gpu_step.parse(key)[1])
     else:
         block, dtype = key.split()
         widths, side = block.split("@")

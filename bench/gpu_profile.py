@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
+@dataclass(frozen=True)
+class Busy:
+    """How well a call fills the GPU, from the start of its first operation to the end of its last."""
+
+    launches: int
+    milliseconds: float
+    busy_share: float  # something runs
+    running: float  # operations at a time, on average while something runs
+
+
 def kernels_of(call: Callable[[], object]) -> list[str]:
     """Names of what one call runs on the GPU, copies and fills included, in order."""
+    return [event.name for event in on_device(_profiled(call))]
+
+
+def busy_of(call: Callable[[], object]) -> Busy:
+    """Of one call."""
+    return busy([(event.time_range.start, event.time_range.end) for event in on_device(_profiled(call))])
+
+
+def busy(spans: list[tuple[float, float]]) -> Busy:
+    """Of operations from ... to, in microseconds, in the order of their starts."""
+    covered, until = 0.0, spans[0][0]
+    for start, end in spans:
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    whole, work = until - spans[0][0], sum(end - start for start, end in spans)
+    return Busy(len(spans), round(whole / 1e3, 4), round(covered / whole, 4), round(work / covered, 3))
+
+
+def _profiled(call: Callable[[], object]) -> Iterable:
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
-    return on_device(profiler.events())
+    return profiler.events()
 
 
-def on_device(events: Iterable) -> list[str]:
-    """Of a profile's events those of the GPU, but for the ranges that only annotate them."""
+def on_device(events: Iterable) -> list:
+    """Of a profile's events those of the GPU, but for the ranges that only annotate them, by their starts."""
     ours = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
-    return [event.name for event in sorted(ours, key=lambda event: event.time_range.start)]
+    return sorted(ours, key=lambda event: event.time_range.start)
 
 
 def profiler_sees_kernels() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .roofline import CARDS, ITEMSIZES, Problem, differentiable, floor, value_and_grad
+from .step import agreement_lines, table
 
 STUDENTS = 5
 OURS = ("value_and_grad", "differentiable")
@@ -73,6 +74,41 @@ def lines(report: dict) -> Iterator[str]:
     for key, result in sections.get("feature", {}).get("results", {}).items():
         times = ", ".join(f"{name} {t['median']:.4f}" for name, t in result["milliseconds_in_graph"].items())
         yield f"features {key}, ms in a graph: {times}"
+    for key, result in sections.get("step", {}).get("results", {}).items():
+        yield f"{key}:"
+        yield from (f"  {line}" for line in step_lines(result))
+
+
+def step_lines(result: dict) -> Iterator[str]:
+    """A case of the training step: times, how busy the GPU is, what the floor would be; or an agreement."""
+    if "allowed" in result:
+        yield from agreement_lines(result)
+        return
+    yield from table(result)
+    for name, busy in result.get("busy", {}).items():
+        yield (
+            f"{name}: {busy['launches']} launches, busy {100 * busy['busy_share']:.0f} % of"
+            f" {busy['milliseconds']:.2f} ms, {busy['running']:.2f} at a time"
+        )
+    if floors := result.get("floor_ms"):
+        yield "floor, ms: " + ", ".join(f"{name} {value:.2f}" for name, value in floors.items())
+    factors = step_targets(result)
+    if factors:
+        yield ", ".join(f"{name} {factor:.2f}x" for name, factor in factors.items())
+
+
+def step_targets(result: dict) -> dict[str, float]:
+    """Ratios of a captured step's time to others': what it costs over its floor and the largest student, and saves."""
+    ms = {name: v["ms"] for name, v in result["variants"].items() if v}
+    if "ours_captured" not in ms:
+        return {}
+    ours = ms["ours_captured"]
+    factors = {f"time over the {name} floor": ours / value for name, value in result.get("floor_ms", {}).items()}
+    if "largest_alone" in ms:
+        factors["time over the largest alone"] = ours / ms["largest_alone"]
+    if "ours_one_stream" in ms:
+        factors["gained by streams"] = ms["ours_one_stream"] / ours
+    return {name: round(factor, 3) for name, factor in factors.items()}
 
 
 def _loss_lines(key: str, result: dict, derived: dict) -> Iterator[str]:

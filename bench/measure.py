@@ -26,30 +26,38 @@ class Timing:
 
 
 def interleave(
-    variants: dict[str, Callable[[], object]], seconds: float, min_sample: float = 0.002
+    variants: dict[str, Callable[[], object]],
+    seconds: float,
+    min_sample: float = 0.002,
+    *,
+    calls_before: int = 3,
+    wait: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
-    """Times CPU calls in turn, one sample of each a round, so that drift of the machine meets all alike.
+    """Times calls by the wall clock in turn, one sample of each a round, so that drift of the machine meets all alike.
 
-    A sample is as many calls as take ``min_sample`` seconds; rounds go on for ``seconds``, at least ten.
+    A sample is as many calls as take ``min_sample`` seconds, and ``wait``, for devices that run behind the host; rounds
+    go on for ``seconds``, at least ten. Twice ``calls_before`` calls of each come first.
     """
+
+    def sample(call: Callable[[], object], times: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        wait()
+        return (time.perf_counter() - start) / times
+
     calls = {}
     for name, call in variants.items():
-        for _ in range(3):
+        for _ in range(calls_before):
             call()
-        calls[name] = max(1, round(min_sample / _seconds(call, 3)))
+        calls[name] = max(1, round(min_sample / sample(call, calls_before)))
     samples = {name: [] for name in variants}
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(next(iter(samples.values()))) < 10:
         for name, call in variants.items():
-            samples[name].append(_seconds(call, calls[name]) * 1e3)
+            samples[name].append(sample(call, calls[name]) * 1e3)
     return {name: _timing(values) for name, values in samples.items()}
-
-
-def _seconds(call: Callable[[], object], times: int) -> float:
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - start) / times
 
 
 def _timing(values: list[float]) -> Timing:

@@ -1,6 +1,7 @@
-"""How fast the ensemble distillation loss could be on a GPU at best: a model of bytes, exponentials and launches.
+"""How fast the loss, and a whole training step, could be on a GPU at best: a model of bytes, arithmetic and launches.
 
     python -m bench.roofline [--card H200] [--students 5] [--temperature 2]
+    python -m bench.roofline --step resnet110 [--batch-size 128]    # on each card; the model is told in step_cost.py
 
 Nothing here is measured by running it. A kernel is compared with these floors to see how much is left.
 
@@ -15,9 +16,13 @@ Nothing here is measured by running it. A kernel is compared with these floors t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from oekd_fast.kernels.tiling import plan_ensemble_kd
+
+from .step_cost import StepCost, step_costs
+from .step_problem import StepProblem
 
 SIZES = ((128, 10), (128, 100), (1024, 1000), (8192, 1000), (8192, 4096), (8192, 32000), (2048, 128256))  # (B, C)
 ITEMSIZES = {"bfloat16": 2, "float32": 4}
@@ -29,6 +34,7 @@ class Card:
     copy_bandwidth: float  # bytes/s, reads and writes together
     exp_per_second: float
     sm_count: int
+    matrix_flops: dict[str, float]  # by precision, dense; fp32 as tf32, torch's default for convolutions
     source: str
     launch_latency: float = 2e-6  # s; an assumption
 
@@ -37,15 +43,15 @@ CARDS = {
     card.name: card
     for card in (
         Card(
-            "H200", 4.3e12, 4.2e12, 132,
+            "H200", 4.3e12, 4.2e12, 132, {"bf16": 989e12, "fp32": 494e12},
             "bandwidth: a device copy, measured (datasheet: 4.8e12); exp: 16 a clock and SM at 1.98 GHz, by datasheet",
         ),
         Card(
-            "H100", 3.35e12, 132 * 16 * 1.98e9, 132,
+            "H100", 3.35e12, 132 * 16 * 1.98e9, 132, {"bf16": 989e12, "fp32": 494e12},
             "H100 SXM. bandwidth: datasheet; exp: 16 a clock and SM at 1.98 GHz, by datasheet",
         ),
         Card(
-            "A100", 2.039e12, 108 * 16 * 1.41e9, 108,
+            "A100", 2.039e12, 108 * 16 * 1.41e9, 108, {"bf16": 312e12, "fp32": 156e12},
             "A100 SXM 80 GB. bandwidth: datasheet; exp: 16 a clock and SM at 1.41 GHz, by datasheet",
         ),
     )
@@ -122,6 +128,32 @@ def floor(cost: Cost, card: Card) -> Floor:
     )
 
 
+@dataclass(frozen=True)
+class StepFloor:
+    """Seconds, which all overlap."""
+
+    memory: float
+    arithmetic: float
+    launches: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.memory, self.arithmetic, self.launches)
+
+    @property
+    def binds(self) -> str:
+        return max(("memory", "arithmetic", "launches"), key=lambda part: getattr(self, part))
+
+
+def step_floor(cost: StepCost, card: Card, precision: str) -> StepFloor:
+    """Of a training step, as one CUDA graph with the students side by side."""
+    return StepFloor(
+        memory=cost.bytes / card.copy_bandwidth,
+        arithmetic=cost.flops / card.matrix_flops[precision],
+        launches=cost.chain * card.launch_latency,
+    )
+
+
 def _labels(problem: Problem) -> int:
     return 8 * problem.rows
 
@@ -158,12 +190,41 @@ def _line(problem: Problem, dtype: str, card: Card) -> str:
     return " ".join(parts)
 
 
+def step_lines(model: str, batch_size: int, students: int) -> Iterator[str]:
+    """The step of a family on each card."""
+    yield "Floors by a model, not measurements: the largest of bytes / bandwidth, arithmetic / rate, chain x latency."
+    yield f"{model} x {students}, B = {batch_size}, 32x32, a training step; counts of bytes: see bench/step_cost.py."
+    costs = {
+        precision: step_costs(StepProblem(model, students, batch_size=batch_size, precision=precision))
+        for precision in ("bf16", "fp32")
+    }
+    for card in CARDS.values():
+        yield f"{card.name}: {card.copy_bandwidth:.4g} bytes/s, a launch {card.launch_latency * 1e6:g} us, assumed"
+        for precision, by_model in costs.items():
+            for name, cost in by_model.items():
+                at_best = step_floor(cost, card, precision)
+                memory, arithmetic, launches, floor_ms = (
+                    1e3 * seconds for seconds in (at_best.memory, at_best.arithmetic, at_best.launches, at_best.seconds)
+                )
+                yield (
+                    f"  {precision} {name:<8} {cost.bytes / 1e9:>6.2f} GB {memory:>6.2f} ms"
+                    f"  {cost.flops / 1e9:>6.0f} GFLOP {arithmetic:>6.2f} ms"
+                    f"  {cost.launches:>5} launches, {cost.chain:>4} in a chain {launches:>5.2f} ms"
+                    f"  floor {floor_ms:>6.2f} ms, {at_best.binds}"
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--card", choices=CARDS, default="H200")
     parser.add_argument("--students", type=int, default=5)
     parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--step", metavar="MODEL", help="a training step of this model's family")
+    parser.add_argument("--batch-size", type=int, default=128, help="of the step")
     arguments = parser.parse_args()
+    if arguments.step:
+        print("\n".join(step_lines(arguments.step, arguments.batch_size, arguments.students)))
+        return
 
     card = CARDS[arguments.card]
     print("Floors by a model, not measurements: max(bytes / bandwidth, exponentials / rate) + launches x latency.")

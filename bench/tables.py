@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import gpu_report
 from .roofline import ITEMSIZES, SIZES
+from .step_variants import CAPTURED
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -160,11 +161,85 @@ def _gpu_cells(result: dict | None, report: dict) -> list[str]:
     ]
 
 
+STEP_SIZES = (("resnet20", 128), ("resnet20", 512), ("resnet110", 128), ("resnet110", 512))
+STEP_COLUMNS = {
+    "published": "published form",
+    "eager": "eager",
+    "eager_nchw": "eager, NCHW",
+    "compiled": "torch.compile",
+    "ours_eager": "ours, eager",
+    "ours_captured": "ours, captured",
+    "ours_one_stream": "captured, one stream",
+    "largest_alone": "largest alone",
+    "sequential": "each alone in turn",
+}
+
+
+def training_steps(cpu_pattern: str, gpu_pattern: str) -> Callable[[], str]:
+    """A training step of the family, from runs of bench.step and of bench.gpu_suite, if there are any."""
+
+    def table() -> str:
+        on_cpu = [json.loads(file.read_bytes()) for file in sorted(RESULTS.glob(cpu_pattern))]
+        files = sorted(RESULTS.glob(gpu_pattern))
+        suite = json.loads(files[0].read_bytes()) if files else {}
+        on_gpu = list(suite.get("sections", {}).get("step", {}).get("results", {}).values())
+        rows = [
+            (
+                f"{model} x 5, B = {batch}",
+                where,
+                *_step_cells([*_of_size(results, model, batch)], where, _apart(results)),
+            )
+            for where, results in (("CPU", on_cpu), ("GPU", on_gpu))
+            for model, batch in STEP_SIZES
+        ]
+        captions = [f"CPU: {_where(result['machine'])}." for result in on_cpu[:1]] or ["CPU: not yet measured."]
+        if on_gpu:
+            where = suite["environment"]
+            captions.append(f"GPU, bf16: {where.get('gpu')}, torch {where.get('torch')}, commit {where.get('commit')}.")
+        else:
+            captions.append("GPU: not yet measured.")
+        heading = ("family", "on", *STEP_COLUMNS.values(), "faster than published / best eager / compiled")
+        return _markdown(heading, rows) + f"\nMilliseconds a step, median. {' '.join(captions)}\n"
+
+    return table
+
+
+def _of_size(results: Iterable[dict], model: str, batch: int) -> Iterable[dict]:
+    """Those that timed this size of the paper's family."""
+    size = {"model": model, "batch_size": batch, "num_students": 5, "image_size": 32}
+    return (r for r in results if "variants" in r and "speedups" in r and size.items() <= r["problem"].items())
+
+
+def _apart(results: list[dict]) -> set[str]:
+    """Variants that were seen to train differently: in a run of bench.step, or in the curves of the suite."""
+    checks = [r if "allowed" in r else r.get("agreement", {"variants": {}}) for r in results]
+    return {name for check in checks for name, v in check["variants"].items() if not v["agrees"]}
+
+
+def _step_cells(results: list[dict], where: str, apart: set[str]) -> list[str]:
+    """A variant may be in several results; factors are of those timed side by side."""
+
+    def cell(name: str) -> str:
+        measured = [r["variants"][name] for r in results if r["variants"].get(name)]
+        if measured:
+            return f"{measured[0]['ms']:.4g}" + " (trains differently)" * (name in apart)
+        return "-" if where == "CPU" and name in CAPTURED else NOT_YET
+
+    factors: dict[str, float] = {}
+    for result in reversed(results):
+        factors |= result["speedups"].get("ours_captured" if where == "GPU" else "ours_eager", {})
+    faster = " / ".join(
+        f"{factors[name]:.2f}x" if name in factors else "-" for name in ("published", "eager_best", "compiled")
+    )
+    return [*map(cell, STEP_COLUMNS), faster if factors else NOT_YET]
+
+
 TABLES = {
     "digits": family("digits_resnet20_cpu.json"),
     "cifar100": family("cifar100_resnet20_cpu.json"),
     "loss": losses("ensemble_kd_cpu.json"),
     "gpu_loss": losses_on_a_gpu("gpu_suite_*.json"),
+    "step": training_steps("step_*_cpu.json", "gpu_suite_*.json"),
 }
 
 

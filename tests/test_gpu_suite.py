@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from bench import gpu_loss, gpu_report, gpu_runner, gpu_suite, gpu_tests, gpu_timing, roofline, tables
-from bench.gpu_profile import on_device
+from bench import gpu_loss, gpu_report, gpu_runner, gpu_step, gpu_suite, gpu_tests, gpu_timing, roofline, tables
+from bench.gpu_profile import Busy, busy, on_device
 from bench.measure import Timing
 
 from .conftest import TRITON
@@ -86,10 +87,15 @@ def test_only_kernels_of_the_device_are_counted():
         event("step", 0, DeviceType.CUDA, annotation=True),
         event("aten::add", 0, DeviceType.CPU),
     ]
-    assert on_device(events) == ["first", "second"]
+    assert [event.name for event in on_device(events)] == ["first", "second"]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         torch.ones(3) + 1
     assert on_device(profiler.events()) == []
+
+
+def test_how_busy_a_gpu_is():
+    # Two side by side, one inside another, a gap, one alone.
+    assert busy([(0, 40), (10, 60), (20, 30), (80, 100)]) == Busy(4, 0.1, 0.8, 1.5)
 
 
 # -- the loss
@@ -173,7 +179,7 @@ def test_plans_of_the_sweep():
             assert plan.block == power_of_2(plan.block) and plan.rows * plan.block >= WARP * plan.warps
             assert plan.regime == "streamed" or plan.block >= classes
     assert len(set(jobs_of_sweep())) == len(jobs_of_sweep()) and len(jobs_of_tests()) == 72
-    assert {section for section, _ in inductor_keys()} == {"loss", "feature"}
+    assert {section for section, _ in inductor_keys()} == {"step", "loss", "feature"}
 
 
 @needs_triton
@@ -201,6 +207,64 @@ def test_kernels_to_compile_can_be_made():
 
     launches = [Job(10, "bfloat16", form).launch("cpu") for form in FORMS]
     assert [len(launch.arguments["grads"]) for launch in launches] == [5, 0, 5]
+
+
+# -- the training step
+
+
+@pytest.fixture
+def no_gpu_steps(no_gpu, monkeypatch):
+    """Steps that take no time, but one that fails."""
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 7_000_000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(gpu_step.gpu_timing, "in_turn", timings)
+    monkeypatch.setattr(gpu_step, "interleave", lambda calls, *arguments, **options: timings(calls, 0))
+    monkeypatch.setattr(gpu_step, "profiler_sees_kernels", lambda: True)
+    monkeypatch.setattr(gpu_step, "busy_of", lambda call: Busy(3, 0.5, 0.9, 2.0))
+    monkeypatch.setattr(gpu_step, "floors", lambda problem, card: {"fused": 0.5})
+
+    def build(name, problem):
+        if name == "ours_one_stream":
+            raise RuntimeError("not captured: out of memory")
+        return SimpleNamespace(step=lambda: None)
+
+    monkeypatch.setattr(gpu_step, "build", build)
+
+
+def test_steps_of_the_suite(no_gpu_steps):
+    emitted = []
+    gpu_step.measure("step resnet20 128", lambda r: emitted.append(json.loads(json.dumps(r))), 1e9, True)
+    before, after = emitted
+    assert "busy" not in before and after["busy"].keys() == {"ours_eager", "ours_captured"}
+    assert after["variants"]["ours_one_stream"] is None and "out of memory" in after["reasons"]["ours_one_stream"]
+    assert after["variants"]["published"]["ms"] == 2.0 and "compiled" not in after["variants"]
+    text = "\n".join(gpu_report.step_lines(after))
+    assert "3 launches, busy 90 %" in text and "time over the fused floor" in text and "over the largest alone" in text
+    gpu_step.measure("compiled resnet110 128", emitted.append, 1e9, True)
+    assert emitted[-1]["variants"].keys() == set(gpu_step.COMPILED) and emitted[-1]["speedups"]["ours_captured"]
+
+
+def test_curves_of_the_suite(no_gpu, monkeypatch):
+    asked = {}
+
+    def agreed(problem, names, steps):
+        asked.update(problem=problem, names=names, steps=steps)
+        return {"allowed": {}, "steps": steps, "variants": {}}
+
+    monkeypatch.setattr(gpu_step, "agreed", agreed)
+    emitted = []
+    gpu_step.measure("curves resnet20 128", emitted.append, 1e9, False)
+    assert asked["steps"] == 200 and "ours_captured" in asked["names"] and asked["problem"].precision == "bf16"
+    assert "over 200 steps" in next(gpu_report.step_lines(emitted[0]))
+
+
+def test_sizes_of_the_step():
+    assert {gpu_step.parse(key)[1].model for key in gpu_step.keys()} == {"resnet20", "resnet110"}
+    assert {key.split()[0] for key in gpu_step.keys()} == {"step", "curves", "compiled"}
+    assert set(gpu_step.keys(True)) < set(gpu_step.keys())
+    assert gpu_step.floors(replace(gpu_step.parse("step resnet20 128")[1], num_students=1), "another card") == {}
 
 
 # -- sections, the file
@@ -286,7 +350,7 @@ def test_the_whole_suite_goes_through_its_sections(tmp_path, monkeypatch, no_gpu
     report = gpu_suite.Report(tmp_path / "out.json", gpu_suite.environment() | {"gpu": "NVIDIA H200"})
     gpu_suite.run_suite(report, quick=False)
     written = json.loads(report.path.read_text())
-    assert written["sections"].keys() == {"compile", "tests", "copy", "loss", "sweep", "feature"}
+    assert written["sections"].keys() == {"compile", "tests", "copy", "loss", "sweep", "feature", "step"}
     assert all("seconds" in section for section in written["sections"].values())
     assert "no process" in written["sections"]["sweep"]["errors"]["section"]
     text = "\n".join(gpu_report.lines(written))
