@@ -39,7 +39,7 @@ class TrainConfig:
     capture: bool = True
     """On CUDA the whole step as one CUDA graph, replayed; where that cannot be, and on a CPU, step by step."""
     deterministic: bool = False
-    """The same bits whatever the executor and the number of cores: on a CPU one thread a student."""
+    """The same bits from either executor: on a CPU one thread a student, on CUDA cuDNN's deterministic algorithms."""
     compile_blocks: bool = False
     """torch.compile the networks' blocks, once for each shape of block."""
     seed: int = 0

@@ -190,6 +190,18 @@ def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble)
         assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
 
 
+def test_where_it_is_deterministic_both_executors_train_to_the_same_bits(threads):
+    pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
+    threads(2)
+    states = []
+    for executor in ("parallel", "sequential"):
+        engine = make_engine(TrainConfig(num_students=3, warmup_epochs=0, executor=executor, deterministic=True))
+        for _ in range(3):
+            engine.train_step(*make_batch())
+        states.append([*engine.ensemble.state_dict().values(), engine.metrics.sums])
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
 def test_the_base_may_be_frozen():
     engine, batch = make_engine(), make_batch()
     engine.ensemble.base.requires_grad_(False)

@@ -163,7 +163,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process")
 def test_ctrl_c_while_waiting_and_the_end_of_the_interpreter_in_the_middle_of_an_epoch():
     command = [sys.executable, "-c", SLOW]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -9,7 +9,7 @@ import torch
 from oekd_fast.data import Augmentation, DataError, ImageDataset, Split, load_dataset
 from oekd_fast.data.registry import KNOWN
 
-Image = pytest.importorskip("PIL.Image")
+Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
 pytest.importorskip("sklearn")
 
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -9,7 +9,7 @@ import torch
 
 from oekd_fast.data import DataError, DeviceBatches, HostBatches, ImageDataset, LazySplit, encoded, lazy, load_dataset
 
-Image = pytest.importorskip("PIL.Image")
+Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
 datasets = pytest.importorskip("datasets")
 
 CLASSES = ("ant", "bee", "cat", "dog")
