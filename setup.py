@@ -14,7 +14,7 @@ from itertools import product
 from setuptools import setup
 
 KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
-KERNELS = ("ensemble_kd", "norm_relu")
+KERNELS = ("direct_conv", "ensemble_kd", "norm_relu")
 # The same kernel source, once for each instruction set; the widest that the processor has is chosen at run time.
 X86_COPIES = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

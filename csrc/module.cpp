@@ -1,7 +1,9 @@
-// Registrations only: what the ops compute is said in oekd_fast/ops.py and norm.py, how students run in executor.py.
+// Registrations only: what the ops compute is said in oekd_fast/ops.py, norm.py
+// and direct_conv.py, how students run in executor.py.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "cpu/direct_conv_cpu.h"
 #include "cpu/ensemble_kd_cpu.h"
 #include "cpu/isa.h"
 #include "cpu/norm_relu_cpu.h"
@@ -11,6 +13,8 @@ TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
   m.impl("ensemble_kd_value", oekd::ensemble_kd_value);
   m.impl("ensemble_kd_value_and_grad", oekd::ensemble_kd_value_and_grad);
   m.impl("ensemble_kd_value_and_grad_out", oekd::ensemble_kd_value_and_grad_out);
+  m.impl("direct_conv", oekd::direct_conv);
+  m.impl("direct_conv_backward", oekd::direct_conv_backward);
   m.impl("norm_relu", oekd::norm_relu);
   m.impl("norm_relu_backward", oekd::norm_relu_backward);
 }

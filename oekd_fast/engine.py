@@ -13,6 +13,7 @@ from oekd_fast.capture import CaptureError, CudaRecorder, Recorder, RunAhead, St
 from oekd_fast.compile_blocks import compile_blocks
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import Augmentation, Batches, normalise, pad_crop_flip, padded_order
+from oekd_fast.direct_conv import use_direct_convs
 from oekd_fast.ema import WeightAverage
 from oekd_fast.ensemble import StudentEnsemble
 from oekd_fast.executor import make_executor
@@ -60,6 +61,7 @@ class Engine:
         recorder: Recorder | None = None,
     ) -> None:
         use_fused_norms(ensemble)
+        use_direct_convs(ensemble)
         if config.compile_blocks:
             compile_blocks(ensemble, ensemble.architecture.block_type)
         self.ensemble = ensemble

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "direct_conv.h"
 #include "ensemble_kd.h"
 #include "norm_relu.h"
 
@@ -15,6 +16,7 @@ struct Isa {
   KDRows rows;
   int64_t (*scratch_bytes)(const KDProblem&);
   const NormReLUKernel& norm_relu;
+  const ConvKernel& direct_conv;
 };
 
 // The copies that were built and that this processor can run, widest first.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from oekd_fast.direct_conv import DirectConv2d
 from oekd_fast.models.scaling import scaled_channels
 from oekd_fast.norm import NormReLU
 
@@ -28,7 +29,7 @@ class CifarResNet:
     def build_base(self, in_channels: int) -> nn.Module:
         """Build the stem: [B, in_channels, H, W] -> [B, 16, H, W], the same for every student."""
         base = nn.Sequential(
-            nn.Conv2d(in_channels, _BASE_CHANNELS, 3, padding=1, bias=False),
+            DirectConv2d(in_channels, _BASE_CHANNELS),
             NormReLU(_BASE_CHANNELS),
         )
         return base.apply(_initialise)
@@ -66,9 +67,9 @@ class _Branch(nn.Module):
 class _BasicBlock(nn.Module):
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_width, width, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = DirectConv2d(in_width, width, stride)
         self.norm1 = NormReLU(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = DirectConv2d(width, width)
         self.norm2 = NormReLU(width)
         same = stride == 1 and in_width == width
         self.shortcut = nn.Identity() if same else _Projection(in_width, width, stride)
