@@ -15,7 +15,24 @@ from oekd_fast.options import DEVICE_VALUES, KDOptions, check_value
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_logits(logits, target, ensemble_weights, options: KDOptions) -> list[Tensor]:
+def check_call(logits, target, options: KDOptions, ensemble_weights, teacher_logits) -> list[Tensor]:
+    """The tensors of a call of the ensemble distillation loss; its S students."""
+    students = _check_logits(logits)
+    first = students[0]
+    for name in DEVICE_VALUES:
+        if isinstance(value := getattr(options, name), Tensor):
+            check_tensor(name, value, first.device)
+    _check_target(target, len(first), first.device, options)
+    if ensemble_weights is not None:
+        _check_ensemble_weights(ensemble_weights, students, options)
+    if teacher_logits is not None:
+        _check_teacher_logits(teacher_logits, first)
+    if options.mixing is not None:
+        _check_mixing_shape(options.mixing, students, teacher_logits)
+    return students
+
+
+def _check_logits(logits) -> list[Tensor]:
     if isinstance(logits, Tensor):
         if logits.dim() != 3:
             raise ValueError(
@@ -41,32 +58,66 @@ def check_logits(logits, target, ensemble_weights, options: KDOptions) -> list[T
             raise ValueError(f"logits[{j}]: expected device {first.device} as logits[0], got {z.device}")
     if first.dtype not in DTYPES:
         raise TypeError(f"logits: expected float32, float16, bfloat16 or float64, got {first.dtype}")
-    rows, classes = first.shape
-    if classes == 0:
+    if first.shape[1] == 0:
         raise ValueError("logits: expected at least one class, got C = 0")
-    for name in DEVICE_VALUES:
-        if isinstance(value := getattr(options, name), Tensor):
-            check_tensor(name, value, first.device)
-    _check_target(target, rows, first.device, options)
-    if ensemble_weights is not None:
-        check_tensor("ensemble_weights", ensemble_weights, first.device)
-        if ensemble_weights.shape != (len(students),):
-            expected, came = [len(students)], list(ensemble_weights.shape)
-            raise ValueError(f"ensemble_weights: expected shape {expected}, one a student, got {came}")
-        if not ensemble_weights.is_floating_point():
-            raise TypeError(f"ensemble_weights: expected a floating dtype, got {ensemble_weights.dtype}")
     return students
+
+
+def _check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) -> None:
+    check_tensor("ensemble_weights", weights, students[0].device)
+    each, gate = [len(students)], [len(students[0]), len(students)]
+    came = list(weights.shape)
+    if came not in (each, gate):
+        raise ValueError(
+            f"ensemble_weights: expected shape {each}, one a student, or a gate {gate}, one a row and student, "
+            f"got {came}"
+        )
+    if came == gate and options.mixing is not None:
+        raise ValueError(f"ensemble_weights: expected shape {each} beside mixing, which makes the targets, got {came}")
+    if not weights.is_floating_point():
+        raise TypeError(f"ensemble_weights: expected a floating dtype, got {weights.dtype}")
+
+
+def _check_teacher_logits(teacher, like: Tensor) -> None:
+    check_tensor("teacher_logits", teacher, like.device)
+    if teacher.shape != like.shape:
+        raise ValueError(
+            f"teacher_logits: expected shape {list(like.shape)} as a student's logits, got {list(teacher.shape)}"
+        )
+    if teacher.dtype not in DTYPES:
+        raise TypeError(f"teacher_logits: expected float32, float16, bfloat16 or float64, got {teacher.dtype}")
+
+
+def _check_mixing_shape(mixing: Tensor, students: list[Tensor], teacher_logits: Tensor | None) -> None:
+    check_tensor("mixing", mixing, students[0].device)
+    expected = [len(students), len(students) + (teacher_logits is not None)]
+    if list(mixing.shape) != expected:
+        who = "the students and teacher_logits" if teacher_logits is not None else "the students, no teacher_logits"
+        raise ValueError(f"mixing: expected shape {expected} for {who}, got {list(mixing.shape)}")
+
+
+def check_weights_grad(weights_grad, ensemble_weights: Tensor | None) -> None:
+    if ensemble_weights is None:
+        raise ValueError("weights_grad: expected ensemble_weights beside it, got ensemble_weights None")
+    check_tensor("weights_grad", weights_grad, ensemble_weights.device)
+    for what in ("shape", "dtype"):
+        expected, came = getattr(ensemble_weights, what), getattr(weights_grad, what)
+        if expected != came:
+            kind = TypeError if what == "dtype" else ValueError
+            raise kind(f"weights_grad: expected {what} {expected} as ensemble_weights, got {came}")
+    _check_own_places("weights_grad", weights_grad)
 
 
 def _check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
     if target is None:
         # What a tensor holds is not known here, and may change.
-        in_tensor = isinstance(options.ce_weight, Tensor)
-        if in_tensor or options.ce_weight != 0:
-            came = "a tensor as ce_weight" if in_tensor else f"ce_weight {options.ce_weight}"
-            raise ValueError(
-                f"target: expected int64 [B] (None only if ce_weight is the number 0), got None with {came}"
-            )
+        for name in ("ce_weight", "ensemble_ce_weight"):
+            value = getattr(options, name)
+            if isinstance(value, Tensor) or value != 0:
+                came = f"a tensor as {name}" if isinstance(value, Tensor) else f"{name} {value}"
+                raise ValueError(
+                    f"target: expected int64 [B] (None only if {name} is the number 0), got None with {came}"
+                )
         return
     check_tensor("target", target, device)
     if target.dtype != torch.int64:
@@ -121,11 +172,13 @@ def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Te
             if expected != came:
                 kind = TypeError if what == "dtype" else ValueError
                 raise kind(f"out[{j}]: expected {what} {expected} as logits[{j}], got {came}")
-        if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
-            raise ValueError(
-                f"out[{j}]: expected a place of its own for every element, got strides {list(buffer.stride())}"
-            )
+        _check_own_places(f"out[{j}]", buffer)
     return buffers
+
+
+def _check_own_places(name: str, buffer: Tensor) -> None:
+    if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
+        raise ValueError(f"{name}: expected a place of its own for every element, got strides {list(buffer.stride())}")
 
 
 def check_block(block: int, maps, teacher: Tensor, weights, biases) -> None:

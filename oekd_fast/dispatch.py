@@ -114,7 +114,13 @@ for _op, _fake in {
     torch.library.register_fake(f"oekd_fast::{_op}", _fake, lib=_library)
 
 
-def choose_backend(backend: str, students: list[Tensor], options: KDOptions) -> str:
+def choose_backend(
+    backend: str,
+    students: list[Tensor],
+    options: KDOptions,
+    ensemble_weights: Tensor | None,
+    teacher_logits: Tensor | None,
+) -> str:
     """The backend that takes a call: a name other than "auto".
 
     Raises:
@@ -127,7 +133,8 @@ def choose_backend(backend: str, students: list[Tensor], options: KDOptions) -> 
     device = students[0].device.type
     compiled = {"cpu": "native", "cuda": "triton"}.get(device)
     if backend == "auto":
-        covered = compiled and not _uncovered(compiled, students, options) and not _MISSING[compiled]
+        call = (students, options, ensemble_weights, teacher_logits)
+        covered = compiled and not _uncovered(compiled, *call) and not _MISSING[compiled]
         return compiled if covered else "reference"
     if why := _MISSING[backend]:
         raise RuntimeError(f"backend {backend!r} is not there: {why}")
@@ -138,12 +145,26 @@ def choose_backend(backend: str, students: list[Tensor], options: KDOptions) -> 
             "triton": "CUDA (or on the CPU with TRITON_INTERPRET=1 set before the first use, for tests: slow)",
         }[backend]
         raise ValueError(f"backend {backend!r}: expected logits on {on}, got {students[0].device}")
-    if why := _uncovered(backend, students, options):
+    if why := _uncovered(backend, students, options, ensemble_weights, teacher_logits):
         raise ValueError(f"backend {backend!r}: {why}; backend='reference' does this")
     return backend
 
 
-def _uncovered(backend: str, students: list[Tensor], options: KDOptions) -> str | None:
+def _uncovered(
+    backend: str,
+    students: list[Tensor],
+    options: KDOptions,
+    ensemble_weights: Tensor | None,
+    teacher_logits: Tensor | None,
+) -> str | None:
+    if ensemble_weights is not None and ensemble_weights.dim() == 2:
+        return f"expected ensemble_weights [S], got a gate {list(ensemble_weights.shape)}"
+    if options.ensemble_learns:
+        return f"expected ensemble_ce_weight=0.0, got {options.ensemble_ce_weight}"
+    if teacher_logits is not None:
+        return f"expected teacher_logits None, got shape {list(teacher_logits.shape)}"
+    if options.mixing is not None:
+        return f"expected mixing None, got shape {list(options.mixing.shape)}"
     if students[0].dtype not in COMPILED_DTYPES:
         return f"expected float32, bfloat16 or float16 logits, got {students[0].dtype}"
     if backend == "native" and not options.detach_ensemble:

@@ -24,10 +24,27 @@ class EnsembleKDLoss(nn.Module):
         self.options = KDOptions(**options)
         self.backend, self.validate = backend, validate
 
-    def forward(self, logits: Sequence[Tensor] | Tensor, target: Tensor | None) -> Tensor:
-        """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B]."""
-        options = vars(self.options)
-        return ensemble_kd_loss(logits, target, backend=self.backend, validate=self.validate, **options).loss
+    def forward(
+        self,
+        logits: Sequence[Tensor] | Tensor,
+        target: Tensor | None,
+        *,
+        ensemble_weights: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> Tensor:
+        """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B].
+
+        ``ensemble_weights`` ([S], or a gate [B, S]) and ``teacher_logits`` ([B, C]) as the function takes them.
+        """
+        return ensemble_kd_loss(
+            logits,
+            target,
+            ensemble_weights=ensemble_weights,
+            teacher_logits=teacher_logits,
+            backend=self.backend,
+            validate=self.validate,
+            **vars(self.options),
+        ).loss
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())

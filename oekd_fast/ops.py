@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from oekd_fast import reference
-from oekd_fast.checks import check_labels, check_logits, check_out, check_tensor, check_values
+from oekd_fast.checks import (
+    check_call,
+    check_labels,
+    check_out,
+    check_tensor,
+    check_values,
+    check_weights_grad,
+)
 from oekd_fast.dispatch import choose_backend, triton_kernels
 from oekd_fast.options import KDOptions
 from oekd_fast.reference import EnsembleKDOutput
@@ -23,6 +31,10 @@ def ensemble_kd_loss(
     kd_weight: float | Tensor = 0.15,
     ensemble_weights: Tensor | None = None,
     detach_ensemble: bool = True,
+    ensemble_ce_weight: float | Tensor = 0.0,
+    teacher_logits: Tensor | None = None,
+    mixing: Tensor | None = None,
+    mixes: str = "logits",
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -32,18 +44,40 @@ def ensemble_kd_loss(
     """Loss of S students that learn from the labels and from their own ensemble (ECCV 2020, arXiv 2011.07449)::
 
         loss = ce_weight * sum_j CE(z_j, y)  +  kd_weight * sum_j T^2 KL(softmax(zE/T) || softmax(z_j/T))
+               +  ensemble_ce_weight * CE(zE, y)
         zE   = sum_j w_j z_j
+
+    or, with ``teacher_logits`` or ``mixing``, from other targets. Related objectives are arguments of this one::
+
+        Hinton, Vinyals, Dean 2015      teacher_logits=v
+        born-again (Furlanello 2018)    teacher_logits=v of the previous generation, temperature=1
+        mutual learning (Zhang 2018)    mixing=W, mixes="probabilities", temperature=1; W_ji = 1/(S-1), W_jj = 0
+        codistillation (Anil 2018)      the same W: its gradients are those of the others' mean prediction as target
+        ONE (Lan, Zhu, Gong 2018)       ensemble_weights=gate [B, S], ensemble_ce_weight=1, temperature=3
+        students on their own           kd_weight=0
 
     Args:
         logits: S tensors [B, C], or one [S, B, C]; fp32, fp16, bf16 (fp64: reference backend only); any strides.
         target: int64 [B], class index in [0, C); rows equal to ``ignore_index`` count for nothing. None only if
-            ``ce_weight == 0``: the distillation term alone.
-        temperature: T > 0. The distillation term carries T^2. It and the two weights are numbers, or tensors of one
+            ``ce_weight == 0 == ensemble_ce_weight``: the distillation term alone.
+        temperature: T > 0. The distillation term carries T^2. It and the three weights are numbers, or tensors of one
             element and any floating dtype on the logits' device: read there at each call and each replay of a graph,
             as float32 (float64 for float64 logits), never differentiated. Backward uses what the loss has read.
-        ensemble_weights: [S], or None for 1/S each.
-        detach_ensemble: True, as in the paper: no gradient flows through the ensemble. False: gradients for the logits
-            through zE, and for ``ensemble_weights``; on the CPU by the reference.
+        ensemble_weights: [S], or a gate [B, S] with weights for each row, floating; None for 1/S each. A student of
+            weight 0 has no say, even where its logit is -inf. Differentiable where the loss depends on it with
+            gradients: through the target where it is not detached, and through the ensemble's cross-entropy.
+        detach_ensemble: True, as in the paper: no gradient flows through the ensemble as a target. False: gradients
+            for the logits through zE, and for ``ensemble_weights``; on the CPU by the reference.
+        ensemble_ce_weight: of the ensemble's own cross-entropy, whose gradient reaches logits and
+            ``ensemble_weights`` whatever ``detach_ensemble`` says.
+        teacher_logits: [B, C], any floating dtype and strides, never differentiated: the target of every student is
+            softmax(teacher_logits / T) instead of the ensemble's. The statistics of the ensemble stay the ensemble's.
+        mixing: W, floating [S, S], or [S, S + 1] with ``teacher_logits`` as its last column, never differentiated: row
+            j says how student j's target mixes the students, who are detached. A weight of 0 gives no say, even where
+            the logit is -inf. Excludes ``detach_ensemble=False`` and a gate.
+        mixes: "logits": kd_j = T^2 KL(softmax(sum_i W_ji z_i / T) || softmax(z_j / T)); "probabilities":
+            kd_j = T^2 sum_i W_ji KL(softmax(z_i / T) || softmax(z_j / T)), whose gradients are those of the target
+            sum_i W_ji softmax(z_i / T) where the row sums to 1.
         label_smoothing: in [0, 1], of the cross-entropy terms, as in ``torch.nn.functional.cross_entropy``.
         reduction: "mean" over the rows that are not ignored, or "sum".
         backend: "auto" takes the compiled kernel of the logits' device where it is there and covers the call, else
@@ -58,18 +92,21 @@ def ensemble_kd_loss(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came. Labels out of range are found
             at once on the CPU, and with ``validate``; else, on other devices, their rows make the loss and ``ce`` NaN
-            (``kd`` stays finite) and are never used as an index. So it is with a temperature or weight in a tensor:
+            (``kd`` stays finite) and are never used as an index. So it is with a temperature or weight of one element:
             where it is not looked at, one that is not finite makes the loss NaN or infinite, a temperature of 0 makes
             ``kd`` and the loss NaN, and a negative one gives numbers that mean nothing.
         RuntimeError: the backend asked for is not there.
     """
-    options = KDOptions(temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction)
-    students = check_logits(logits, target, ensemble_weights, options)
-    chosen = choose_backend(backend, students, options)
+    options = KDOptions(
+        temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction,
+        ensemble_ce_weight, mixing, mixes,
+    )  # fmt: skip
+    students = check_call(logits, target, options, ensemble_weights, teacher_logits)
+    chosen = choose_backend(backend, students, options, ensemble_weights, teacher_logits)
     check_values(options, chosen, validate)
     check_labels(target, students[0], options.ignore_index, chosen, validate)
     if chosen == "reference":
-        return reference.ensemble_kd(students, target, options, ensemble_weights)
+        return reference.ensemble_kd(students, target, options, ensemble_weights, teacher_logits)
     ops, arguments = _ops_of(chosen, students), _op_arguments(students[0].device, target, ensemble_weights, options)
     stacked = isinstance(logits, Tensor)
     tensors = (logits,) if stacked else students
@@ -91,11 +128,16 @@ def ensemble_kd_value_and_grad(
     kd_weight: float | Tensor = 0.15,
     ensemble_weights: Tensor | None = None,
     detach_ensemble: bool = True,
+    ensemble_ce_weight: float | Tensor = 0.0,
+    teacher_logits: Tensor | None = None,
+    mixing: Tensor | None = None,
+    mixes: str = "logits",
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
     grad_scale: Tensor | None = None,
     out: Sequence[Tensor] | Tensor | None = None,
+    weights_grad: Tensor | None = None,
     backend: str = "auto",
     validate: bool = False,
 ) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
@@ -104,26 +146,39 @@ def ensemble_kd_value_and_grad(
     Args:
         grad_scale: one-element tensor that multiplies the gradients (not the loss): a loss scale.
         out: S buffers shaped and typed as the logits, or one [S, B, C], to be overwritten with the gradients.
+        weights_grad: buffer shaped and typed as ``ensemble_weights``, to be overwritten with their gradient.
 
     Returns:
         The statistics, and S gradients in the logits' dtype.
     """
-    options = KDOptions(temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction)
-    students = check_logits(logits, target, ensemble_weights, options)
+    options = KDOptions(
+        temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction,
+        ensemble_ce_weight, mixing, mixes,
+    )  # fmt: skip
+    students = check_call(logits, target, options, ensemble_weights, teacher_logits)
     if grad_scale is not None:
         check_tensor("grad_scale", grad_scale, students[0].device)
         if grad_scale.numel() != 1:
             raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
     buffers = None if out is None else check_out(out, students)
+    if weights_grad is not None:
+        check_weights_grad(weights_grad, ensemble_weights)
 
-    chosen = choose_backend(backend, students, options)
+    chosen = choose_backend(backend, students, options, ensemble_weights, teacher_logits)
     check_values(options, chosen, validate)
     check_labels(target, students[0], options.ignore_index, chosen, validate)
     if chosen == "reference":
-        return _reference_value_and_grad(students, target, options, ensemble_weights, grad_scale, buffers)
+        tensors = (students, target, options, ensemble_weights, teacher_logits)
+        return _reference_value_and_grad(*tensors, grad_scale, buffers, weights_grad)
     ops, arguments = _ops_of(chosen, students), _op_arguments(students[0].device, target, ensemble_weights, options)
     students = [z.detach() for z in students]
     grad_scale = None if grad_scale is None else grad_scale.detach()
+    if weights_grad is not None and options.detach_ensemble:
+        weights_grad.zero_()
+    elif weights_grad is not None:
+        if buffers is None:
+            buffers = [torch.empty_like(z) for z in students]
+        return _value_and_grads_from_rows(ops, students, arguments, grad_scale, buffers, weights_grad), tuple(buffers)
     if buffers is None:
         *statistics, grads = ops.ensemble_kd_value_and_grad(students, *arguments, grad_scale=grad_scale)
         return EnsembleKDOutput(*statistics), tuple(grads)
@@ -226,6 +281,18 @@ def _value_and_grad_like(tensors, stacked: bool, arguments: tuple, grad_scale: T
     return statistics, grads
 
 
+def _value_and_grads_from_rows(ops, students, arguments, grad_scale, out, weights_grad) -> EnsembleKDOutput:
+    """Two launches, of which the second gives the gradient of the weights as well."""
+    *statistics, row_statistics, counted = ops.ensemble_kd_value_and_rows(students, *arguments)
+    if grad_scale is None:
+        grad_scale = torch.ones((), device=counted.device)
+    rows = {"row_statistics": row_statistics, "counted": counted}
+    weights_grad.copy_(
+        ops.ensemble_kd_grad_out(students, *arguments, **rows, grad_scale=grad_scale, weights_grad=True, out=out)
+    )
+    return EnsembleKDOutput(*statistics)
+
+
 def _op_arguments(
     device: torch.device, target: Tensor | None, ensemble_weights: Tensor | None, options: KDOptions
 ) -> tuple:
@@ -258,16 +325,29 @@ def _stacked(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
     )
 
 
-def _reference_value_and_grad(students, target, options, ensemble_weights, grad_scale, buffers):
+def _reference_value_and_grad(
+    students, target, options, ensemble_weights, teacher_logits, grad_scale, buffers, weights_grad
+):
     # Tensors made in inference mode cannot take part in autograd, their copies can.
     def outside(tensor):
         return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [outside(z).detach().requires_grad_() for z in students]
-        output = reference.ensemble_kd(leaves, outside(target), options, outside(ensemble_weights))
+        weights = None if ensemble_weights is None else outside(ensemble_weights).detach()
+        if weights_grad is not None:
+            leaves.append(weights.requires_grad_())
+        outside_options = replace(options, mixing=outside(options.mixing))
+        output = reference.ensemble_kd(
+            leaves[: len(students)], outside(target), outside_options, weights, outside(teacher_logits)
+        )
         upstream = None if grad_scale is None else outside(grad_scale).detach().reshape(()).to(output.loss.dtype)
-        grads = torch.autograd.grad(output.loss, leaves, upstream)
+        # Where the loss does not depend on the weights, zeros.
+        grads = torch.autograd.grad(output.loss, leaves, upstream, materialize_grads=True)
+    if weights_grad is not None:
+        *grads, of_weights = grads
+        weights_grad.copy_(of_weights)
+        grads = tuple(grads)
     if buffers is not None:
         for buffer, grad in zip(buffers, grads, strict=True):
             buffer.copy_(grad)

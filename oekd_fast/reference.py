@@ -1,7 +1,8 @@
 """The losses in plain PyTorch: definition, oracle, and fallback on any device.
 
 Notation (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449): S students give logits z_j of B rows and
-C classes; the ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper. Arguments are checked in ``ops``.
+C classes; the ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper; a gate has a w_j for each row.
+Arguments are checked in ``ops``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oekd_fast.options import KDOptions
+from oekd_fast.options import DEVICE_VALUES, KDOptions
 
 
 class EnsembleKDOutput(NamedTuple):
@@ -23,9 +24,9 @@ class EnsembleKDOutput(NamedTuple):
     follow ``reduction``. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
     """
 
-    loss: Tensor  # scalar, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd)
+    loss: Tensor  # scalar, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd) + ensemble_ce_weight * ensemble_ce
     ce: Tensor  # [S] cross-entropy of each student
-    kd: Tensor  # [S] T^2 KL(ensemble || student) at temperature T
+    kd: Tensor  # [S] T^2 KL(target || student) at temperature T
     ensemble_ce: Tensor  # scalar, cross-entropy of the ensemble
     correct: Tensor  # int64 [S + 1] rows whose first largest logit is the target: students, then ensemble
 
@@ -35,16 +36,18 @@ def ensemble_kd(
     target: Tensor | None,
     options: KDOptions,
     ensemble_weights: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
 ) -> EnsembleKDOutput:
     """Cross-entropy and ensemble distillation of all students; see :func:`oekd_fast.ensemble_kd_loss`.
 
     A label outside [0, C) is never used as an index: its row makes the loss NaN.
     """
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    temperature, ce_weight, kd_weight = (
-        _taken(value, dtype) for value in (options.temperature, options.ce_weight, options.kd_weight)
+    temperature, ce_weight, kd_weight, ensemble_ce_weight = (
+        _taken(getattr(options, name), dtype) for name in DEVICE_VALUES
     )
     z = [student.to(dtype) for student in logits]
+    external = [] if teacher_logits is None else [teacher_logits.detach().to(dtype)]
     rows, classes = z[0].shape
 
     counted = valid = None
@@ -55,11 +58,11 @@ def ensemble_kd(
         number = counted.sum().to(dtype)
         # What an ignored row holds, NaN included, must reach neither the loss nor the gradient.
         z = [student.where(counted[:, None], 0.0) for student in z]
+        external = [teacher.where(counted[:, None], 0.0) for teacher in external]
+        if ensemble_weights is not None and ensemble_weights.dim() == 2:
+            ensemble_weights = ensemble_weights.where(counted[:, None], 0.0)
 
     ensemble = _mix(z, ensemble_weights)
-    teacher = ensemble.detach() if options.detach_ensemble else ensemble
-    teacher_log_probs = F.log_softmax(teacher / temperature, dim=1)
-    teacher_probs = teacher_log_probs.exp()
 
     def reduce(per_row: Tensor) -> Tensor:
         if counted is not None:
@@ -75,7 +78,12 @@ def ensemble_kd(
             loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing * smooth
         return reduce(loss.where(valid, float("nan")))
 
-    def divergence(student: Tensor) -> Tensor:
+    def target_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = F.log_softmax(scores / temperature, dim=1)
+        return log_probs, log_probs.exp()
+
+    def divergence(target: tuple[Tensor, Tensor], student: Tensor) -> Tensor:
+        teacher_log_probs, teacher_probs = target
         student_log_probs = F.log_softmax(student / temperature, dim=1)
         # Where the teacher gives nothing, -inf - -inf must not be formed: 0 * (log 0 - log q) is 0.
         gap = (teacher_log_probs - student_log_probs).where(teacher_probs > 0, 0.0)
@@ -87,16 +95,33 @@ def ensemble_kd(
     def count_correct(scores: Tensor) -> Tensor:
         return ((scores.argmax(dim=1) == target) & counted).sum()
 
-    kd = torch.stack([divergence(student) for student in z])
+    if options.mixing is None:
+        teacher = external[0] if external else ensemble.detach() if options.detach_ensemble else ensemble
+        teacher = target_of(teacher)
+        kd = torch.stack([divergence(teacher, student) for student in z])
+    else:
+        sources = [scores.detach() for scores in (*z, *external)]
+        mixing = options.mixing.detach().to(dtype)
+        if options.mixes == "logits":
+            targets = [target_of(_mix(sources, row)) for row in mixing]
+            kd = torch.stack([divergence(*pair) for pair in zip(targets, z, strict=True)])
+        else:
+            targets = [target_of(scores) for scores in sources]
+            pairs = torch.stack([torch.stack([divergence(target, student) for target in targets]) for student in z])
+            # A weight of 0 gives no say: 0 * inf would be NaN.
+            kd = (mixing * pairs.where(mixing != 0, 0.0)).sum(dim=1)
     loss = kd_weight * kd.sum()
     if target is None:
         ce, ensemble_ce = torch.zeros_like(kd), torch.zeros_like(loss)
         correct = torch.zeros(len(z) + 1, dtype=torch.int64, device=kd.device)
     else:
         ce = torch.stack([cross_entropy(F.log_softmax(student, dim=1)) for student in z])
-        ensemble_ce = cross_entropy(F.log_softmax(ensemble.detach(), dim=1))
+        learning = ensemble if options.ensemble_learns else ensemble.detach()
+        ensemble_ce = cross_entropy(F.log_softmax(learning, dim=1))
         correct = torch.stack([count_correct(scores) for scores in (*z, ensemble)])
         loss = loss + ce_weight * ce.sum()
+        if options.ensemble_learns:
+            loss = loss + ensemble_ce_weight * ensemble_ce
     return EnsembleKDOutput(loss, ce.detach(), kd.detach(), ensemble_ce.detach(), correct)
 
 
@@ -106,12 +131,18 @@ def _taken(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
 
 
 def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    """sum_j w_j z_j, [B, C], with w [S], or a gate [B, S]; None: the mean."""
     if weights is None:
         return torch.stack(tuple(z)).mean(dim=0)
     terms = []
-    for weight, student in zip(weights.to(z[0].dtype), z, strict=True):
-        # A student of weight 0 has no say, even where its logit is -inf: 0 * -inf would be NaN.
-        terms.append(weight * student.where((weight != 0) | student.isfinite(), 0.0))
+    for weight, student in zip(weights.to(z[0].dtype).unbind(-1), z, strict=True):
+        if weight.dim():
+            weight = weight[:, None]
+        # A student of weight 0 has no say, even where its logit is -inf: 0 * -inf would be NaN. So would be, of a
+        # weight that is not 0, its gradient there, where the mixture's is 0.
+        finite = student.isfinite()
+        term = weight * student.where(finite, 0.0)
+        terms.append(term.where(finite | (weight == 0), (weight * student).detach()))
     return torch.stack(terms).sum(dim=0)
 
 

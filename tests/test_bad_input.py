@@ -163,12 +163,105 @@ BAD = {
     "weights of other length": (
         {"ensemble_weights": torch.ones(3)},
         ValueError,
-        "ensemble_weights: expected shape [2], one a student, got [3]",
+        "ensemble_weights: expected shape [2], one a student, or a gate [3, 2], one a row and student, got [3]",
     ),
     "weights a matrix": (
         {"ensemble_weights": torch.ones(1, 2)},
         ValueError,
-        "ensemble_weights: expected shape [2], one a student, got [1, 2]",
+        "ensemble_weights: expected shape [2], one a student, or a gate [3, 2], one a row and student, got [1, 2]",
+    ),
+    "a gate transposed": (
+        {"ensemble_weights": torch.ones(2, 3)},
+        ValueError,
+        "ensemble_weights: expected shape [2], one a student, or a gate [3, 2], one a row and student, got [2, 3]",
+    ),
+    "a gate beside mixing": (
+        {"ensemble_weights": torch.ones(3, 2), "mixing": torch.eye(2)},
+        ValueError,
+        "ensemble_weights: expected shape [2] beside mixing, which makes the targets, got [3, 2]",
+    ),
+    "a gate for one student": (
+        {"logits": [Z], "ensemble_weights": torch.ones(3)},
+        ValueError,
+        "ensemble_weights: expected shape [1], one a student, or a gate [3, 1], one a row and student, got [3]",
+    ),
+    "no target, the ensemble's cross-entropy": (
+        {"target": None, "ce_weight": 0.0, "ensemble_ce_weight": 0.5},
+        ValueError,
+        "target: expected int64 [B] (None only if ensemble_ce_weight is the number 0), got None with "
+        "ensemble_ce_weight 0.5",
+    ),
+    "ensemble_ce_weight nan": (
+        {"ensemble_ce_weight": math.nan},
+        ValueError,
+        "ensemble_ce_weight: expected a finite number, got nan",
+    ),
+    "ensemble_ce_weight elsewhere": (
+        {"ensemble_ce_weight": torch.ones((), device="meta")},
+        ValueError,
+        "ensemble_ce_weight: expected device cpu as the logits, got meta",
+    ),
+    "teacher of other shape": (
+        {"teacher_logits": Z[:, :3]},
+        ValueError,
+        "teacher_logits: expected shape [3, 4] as a student's logits, got [3, 3]",
+    ),
+    "teacher of integers": (
+        {"teacher_logits": Z.long()},
+        TypeError,
+        "teacher_logits: expected float32, float16, bfloat16 or float64, got torch.int64",
+    ),
+    "teacher a list": ({"teacher_logits": [Z]}, TypeError, "teacher_logits: expected a tensor, got list"),
+    "teacher elsewhere": (
+        {"teacher_logits": Z.to("meta")},
+        ValueError,
+        "teacher_logits: expected device cpu as the logits, got meta",
+    ),
+    "mixing of other shape": (
+        {"mixing": torch.eye(3)},
+        ValueError,
+        "mixing: expected shape [2, 2] for the students, no teacher_logits, got [3, 3]",
+    ),
+    "mixing without the teacher": (
+        {"mixing": torch.eye(2), "teacher_logits": Z},
+        ValueError,
+        "mixing: expected shape [2, 3] for the students and teacher_logits, got [2, 2]",
+    ),
+    "mixing of a teacher that is not there": (
+        {"mixing": torch.ones(2, 3)},
+        ValueError,
+        "mixing: expected shape [2, 2] for the students, no teacher_logits, got [2, 3]",
+    ),
+    "mixing a row": (
+        {"mixing": torch.ones(2)},
+        ValueError,
+        "mixing: expected a matrix, a row for each student, got shape [2]",
+    ),
+    "mixing of integers": (
+        {"mixing": torch.eye(2).long()},
+        TypeError,
+        "mixing: expected a floating dtype, got torch.int64",
+    ),
+    "mixing a list": ({"mixing": [[0, 1]]}, TypeError, "mixing: expected a tensor [S, S] or None, got list"),
+    "mixing elsewhere": (
+        {"mixing": torch.eye(2, device="meta")},
+        ValueError,
+        "mixing: expected device cpu as the logits, got meta",
+    ),
+    "mixing with the ensemble attached": (
+        {"mixing": torch.eye(2), "detach_ensemble": False},
+        ValueError,
+        "mixing: expected detach_ensemble=True beside it, got detach_ensemble=False",
+    ),
+    "mixes of nothing": (
+        {"mixes": "probabilities"},
+        ValueError,
+        "mixes: expected mixing beside 'probabilities', got mixing None",
+    ),
+    "mixes unknown": (
+        {"mixing": torch.eye(2), "mixes": "logit"},
+        ValueError,
+        "mixes: expected one of ('logits', 'probabilities'), got 'logit'",
     ),
     "weights a list": ({"ensemble_weights": [0.5, 0.5]}, TypeError, "ensemble_weights: expected a tensor, got list"),
     "weights of integers": (
@@ -186,6 +279,31 @@ BAD_VALUE_AND_GRAD = {
     ),
     "grad_scale a number": ({"grad_scale": 2.0}, TypeError, "grad_scale: expected"),
     "grad_scale elsewhere": ({"grad_scale": torch.ones((), device="meta")}, ValueError, "grad_scale: expected"),
+    "weights_grad without weights": (
+        {"weights_grad": torch.ones(2)},
+        ValueError,
+        "weights_grad: expected ensemble_weights beside it, got ensemble_weights None",
+    ),
+    "weights_grad of other shape": (
+        {"weights_grad": torch.ones(2), "ensemble_weights": torch.ones(3, 2)},
+        ValueError,
+        "weights_grad: expected shape torch.Size([3, 2]) as ensemble_weights, got torch.Size([2])",
+    ),
+    "weights_grad of other dtype": (
+        {"weights_grad": torch.ones(2).double(), "ensemble_weights": torch.ones(2)},
+        TypeError,
+        "weights_grad: expected dtype torch.float32 as ensemble_weights, got torch.float64",
+    ),
+    "weights_grad whose rows are one": (
+        {"weights_grad": torch.ones(2).expand(3, 2), "ensemble_weights": torch.ones(3, 2)},
+        ValueError,
+        "weights_grad: expected a place of its own for every element, got strides [0, 1]",
+    ),
+    "weights_grad a list": (
+        {"weights_grad": [0.0, 0.0], "ensemble_weights": torch.ones(2)},
+        TypeError,
+        "weights_grad: expected a tensor, got list",
+    ),
     "one buffer": ({"out": [Z]}, ValueError, "out: expected 2 buffers, one a student, got 1"),
     "buffer of other shape": (
         {"out": [Z.clone(), Z[:2].clone()]},
@@ -285,6 +403,25 @@ def test_native_says_what_it_does_not_cover():
     refuse(ensemble_kd_loss, {"detach_ensemble": False, "backend": "native"}, ValueError, message)
     elsewhere = {"logits": [z.to("meta") for z in LOGITS], "target": TARGET.to("meta"), "backend": "native"}
     refuse(ensemble_kd_loss, elsewhere, ValueError, "backend 'native': expected logits on the CPU, got meta")
+
+
+# name: (arguments, what a kernel that does not cover them says)
+UNCOVERED = {
+    "gate": ({"ensemble_weights": torch.ones(3, 2)}, "expected ensemble_weights [S], got a gate [3, 2]"),
+    "ensemble's cross-entropy": ({"ensemble_ce_weight": 0.5}, "expected ensemble_ce_weight=0.0, got 0.5"),
+    "teacher": ({"teacher_logits": Z}, "expected teacher_logits None, got shape [3, 4]"),
+    "mixing": ({"mixing": torch.eye(2)}, "expected mixing None, got shape [2, 2]"),
+}
+
+
+@pytest.mark.parametrize("name", UNCOVERED)
+def test_kernels_say_which_objectives_they_do_not_cover(backend, name):
+    arguments, message = UNCOVERED[name]
+    if backend == "reference":
+        ensemble_kd_loss(LOGITS, TARGET, backend=backend, **arguments)
+        return
+    message = f"backend '{backend}': {message}; backend='reference' does this"
+    refuse(ensemble_kd_loss, arguments | {"backend": backend}, ValueError, message)
 
 
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed")
