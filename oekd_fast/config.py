@@ -93,6 +93,9 @@ class TrainConfig:
     """Pixels; default: what suits the data set."""
     flip: bool | None = None
     """Mirror half of the images; default: what suits the data set."""
+    train_images: int | None = None
+    """Train on this many images, the same for every seed: drawn once, as many of each class as its share of all. The
+    validation images are held out of these; default: all."""
     validation_fraction: float = 0.1
     """Of the training images, held out to choose the epoch, where the data set has no validation split."""
     channels_last: bool = True
@@ -110,6 +113,8 @@ class TrainConfig:
         for name in ("num_students", "epochs", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if self.train_images is not None and self.train_images < 1:
+            raise ValueError(f"train_images: expected an integer >= 1, got {self.train_images}")
         if self.seed < 0:
             raise ValueError(f"seed: expected an integer >= 0, got {self.seed}")
         if not 0 < self.validation_fraction < 1:

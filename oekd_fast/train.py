@@ -43,6 +43,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         dataset = load_dataset(
             config.dataset,
             data_dir=config.data_dir,
+            train_images=config.train_images,
             validation_fraction=config.validation_fraction,
             seed=config.seed,
             stream=config.data_placement == "stream",

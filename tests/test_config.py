@@ -35,6 +35,7 @@ def test_defaults_are_the_papers():
         ("learning_rate", 0.0, "learning_rate: expected a finite number > 0, got 0.0"),
         ("milestones", (0.5, 1.0), r"milestones: expected shares of the training in \(0, 1\), got \(0.5, 1.0\)"),
         ("validation_fraction", 1.0, r"validation_fraction: expected a number in \(0, 1\), got 1.0"),
+        ("train_images", 0, "train_images: expected an integer >= 1, got 0"),
         ("pad", -1, "pad: expected pixels >= 0, got -1"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
         ("optimizer", "lion", "optimizer: expected one of sgd, adam, got 'lion'"),
@@ -57,7 +58,8 @@ def test_plain_form_is_json_and_names_every_field():
 def test_where_and_how_a_run_is_shown_is_not_what_it_trains():
     here = TrainConfig(output_dir=Path("a"), data_dir=Path("b"), resume=True, baseline=True, progress=False)
     assert here.training_fields() == TrainConfig().training_fields()
-    assert TrainConfig(seed=1).training_fields() != TrainConfig().training_fields()
+    for other in (TrainConfig(seed=1), TrainConfig(train_images=100)):
+        assert other.training_fields() != TrainConfig().training_fields()
 
 
 def test_run_folder_has_a_name_of_its_own():

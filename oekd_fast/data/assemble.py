@@ -10,9 +10,10 @@ from oekd_fast.data.dataset import AnySplit, Augmentation, DataError, ImageDatas
 VALIDATION_NAMES = ("validation", "valid", "val")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 
-# Fixed, so that a test split made here stays the same whatever the seed of the run.
+# Fixed, so that a test split or a subset made here stays the same whatever the seed of the run.
 TEST_FRACTION = 0.2
 TEST_SEED = 0
+SUBSET_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ def check_same_classes(train: Collection[str], other: Collection[str], split: st
 
 
 def assemble(
-    name: str, raw: RawSplits, augmentation: Augmentation | None, validation_fraction: float, seed: int
+    name: str,
+    raw: RawSplits,
+    augmentation: Augmentation | None,
+    train_images: int | None,
+    validation_fraction: float,
+    seed: int,
 ) -> ImageDataset:
     """Check `raw`, cut the splits that it lacks from its training split, and choose the augmentation."""
     if len(raw.classes) < 2:
@@ -69,6 +75,8 @@ def assemble(
         _check(f"{name}, {role}", split, splits["train"], len(raw.classes))
     if "test" not in splits:
         splits["train"], splits["test"] = _hold_out(name, "test", splits["train"], TEST_FRACTION, TEST_SEED)
+    if train_images is not None:
+        splits["train"] = _subset(name, splits["train"], train_images, len(raw.classes))
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(
             name, "validation", splits["train"], validation_fraction, seed
@@ -92,6 +100,18 @@ def _check(where: str, split: AnySplit, train: AnySplit, num_classes: int) -> No
     low, high = (int(label) for label in split.labels.aminmax())
     if low < 0 or high >= num_classes:
         raise DataError(f"{where}: labels must be in [0, {num_classes}), got {low if low < 0 else high}")
+
+
+def _subset(name: str, train: AnySplit, count: int, num_classes: int) -> AnySplit:
+    """`count` of the training images, each class by its share: all but what a stratified split would hold out."""
+    if not num_classes <= count <= len(train):
+        raise DataError(
+            f"{name}: train_images must be from {num_classes}, one of each class, to {len(train)}, all there are; "
+            f"got {count}"
+        )
+    if count == len(train):
+        return train
+    return train.select(stratified_split(train.labels, 1 - count / len(train), SUBSET_SEED)[0])
 
 
 def _hold_out(name: str, role: str, train: AnySplit, fraction: float, seed: int) -> tuple[AnySplit, AnySplit]:

@@ -24,6 +24,7 @@ def load_dataset(
     name: str,
     *,
     data_dir: str | Path | None = None,
+    train_images: int | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
     stream: bool = False,
@@ -49,6 +50,8 @@ def load_dataset(
     Args:
         name: see above.
         data_dir: folder with the files of a known name; not used by digits, an error with 3 and 4.
+        train_images: keep this many of the training images, at least one of each class, before a validation split is
+            cut from them; drawn with a seed of its own, each class by its share. None: all.
         validation_fraction: in (0, 1).
         seed: of the validation split, 0 or more.
         stream: leave the images on the disk (all but the digits), for data that does not fit in memory. Labels are
@@ -62,7 +65,7 @@ def load_dataset(
     if seed < 0:
         raise DataError(f"seed must be 0 or more, got {seed}")
     raw, augmentation = _read(name, None if data_dir is None else Path(data_dir).expanduser(), stream)
-    return assemble(name, raw, augmentation, validation_fraction, seed)
+    return assemble(name, raw, augmentation, train_images, validation_fraction, seed)
 
 
 def _read(name: str, data_dir: Path | None, stream: bool) -> tuple[RawSplits, Augmentation | None]:

@@ -220,6 +220,52 @@ def test_parquet_without_hub_metadata(tmp_path, colour):
     assert_same_data(plain, load_dataset(str(tmp_path / "files")))
 
 
+# A part of the training images
+
+
+def split_sizes(data: ImageDataset) -> list[int]:
+    return [len(split) for split in (data.train, data.validation, data.test)]
+
+
+def rows_of(split: Split) -> set[bytes]:
+    return {image.numpy().tobytes() for image in split.images}
+
+
+@pytest.mark.parametrize("count", [4, 11, 20, 39, 40])
+def test_part_of_the_training_images(tmp_path, colour, count):
+    images, labels = colour
+    write_folder(tmp_path / "train", images, labels)
+    write_folder(tmp_path / "test", images, labels)
+    write_folder(tmp_path / "val", images, labels)
+    data = load_dataset(str(tmp_path), train_images=count)
+    assert split_sizes(data) == [count, 40, 40]
+    assert set(data.train.labels.bincount(minlength=4).tolist()) <= {count // 4, -(-count // 4)}
+
+
+def test_the_part_is_the_same_for_every_seed_and_validation_images_are_of_it(colour, tmp_path):
+    write_arrays(tmp_path, *colour)
+    first, second = (load_dataset(str(tmp_path), train_images=20, validation_fraction=0.2, seed=s) for s in (0, 1))
+    assert split_sizes(first) == split_sizes(second) == [16, 4, 8]
+    assert_same(first.test, load_dataset(str(tmp_path)).test)
+    parts = [rows_of(data.train) | rows_of(data.validation) for data in (first, second)]
+    assert parts[0] == parts[1] and len(parts[0]) == 20
+    assert rows_of(first.validation) != rows_of(second.validation)
+
+
+def test_the_part_has_the_shares_of_the_classes(tmp_path, colour):
+    images, labels = colour
+    write_arrays(tmp_path, images, np.repeat(np.arange(4), [4, 8, 12, 16]))
+    write_arrays(tmp_path, images, labels, "test")
+    data = load_dataset(str(tmp_path), train_images=10, validation_fraction=0.1)
+    assert (torch.cat([data.train.labels, data.validation.labels])).bincount().tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [0, 3, 33])
+def test_more_or_fewer_training_images_than_there_can_be(tmp_path, colour, count):
+    write_folder(tmp_path, *colour)
+    fails(tmp_path, "train_images must be from 4, one of each class, to 32", f"got {count}", train_images=count)
+
+
 # Known names and the hub
 
 

@@ -105,6 +105,7 @@ def test_streamed_data_is_the_same(tmp_path, pictures, write, chunk, monkeypatch
     write(tmp_path / "data", "train", pictures, LABELS)
     write(tmp_path / "data", "test", pictures[::5], LABELS[::5])
     assert_same_data(*both(tmp_path / "data", seed=3, validation_fraction=0.25))
+    assert_same_data(*both(tmp_path / "data", seed=3, train_images=23))
 
 
 def test_a_test_split_is_cut_off_without_reading(tmp_path, pictures, monkeypatch):
