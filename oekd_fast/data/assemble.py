@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from oekd_fast.data.dataset import AnySplit, Augmentation, DataError, ImageDataset, stratified_split
+from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, stratified_split
+from oekd_fast.data.protocol import Augmentation
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")

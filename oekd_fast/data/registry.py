@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from oekd_fast.data.dataset import Augmentation
+from oekd_fast.data.protocol import Augmentation
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from oekd_fast.data.arrays import has_arrays, read_arrays
 from oekd_fast.data.assemble import RawSplits, assemble
-from oekd_fast.data.dataset import Augmentation, DataError, ImageDataset
+from oekd_fast.data.dataset import DataError, ImageDataset
 from oekd_fast.data.digits import read_digits
 from oekd_fast.data.hub import read_hub
 from oekd_fast.data.image_folder import read_image_folder
 from oekd_fast.data.parquet import has_parquet, read_parquet
+from oekd_fast.data.protocol import Augmentation
 from oekd_fast.data.registry import KNOWN, KnownDataset
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
