@@ -47,6 +47,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             validation_fraction=config.validation_fraction,
             seed=config.seed,
             stream=config.data_placement == "stream",
+            augmentation=config.augmentation_wish,
+            image_size=config.image_size,
+            skip_corrupt=config.skip_corrupt,
         )
         data = DeviceData.of(dataset, config, device)
         for note in data.notes:

@@ -1,5 +1,6 @@
 """Whole runs: results, exact resume, faults, messages. Data: small arrays that a network can learn."""
 
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from rich.console import Console
 from oekd_fast import load_student, reference
 from oekd_fast.checkpoint import load_latest_checkpoint
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import load_dataset
+from oekd_fast.data import DataError, ResizedCrop, centre, load_dataset
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
 from oekd_fast.options import KDOptions
@@ -140,6 +141,45 @@ def test_a_run_leaves_everything_that_was_promised(config):
         with torch.no_grad():
             right = (loaded(loaded.preprocess(test.images)).argmax(1) == test.labels).double().mean().item()
         assert 100 * right == pytest.approx(student["accuracy"], abs=1e-4)
+
+
+def write_photographs(folder: Path) -> Path:
+    """Two classes, light and dark; one of the sixty images is damaged."""
+    generator = np.random.default_rng(0)
+    for index in range(60):
+        path = folder / ("dark", "light")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = generator.integers(0, 128, (10 + index % 5, 9 + index % 7, 3), dtype=np.uint8) + 127 * (index % 2)
+        Image.fromarray(image.astype(np.uint8)).save(path)
+    path.write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("placement", ["auto", "stream"])
+def test_a_folder_of_photographs(config, tmp_path, placement):
+    folder, lines = write_photographs(tmp_path / "photographs"), io.StringIO()
+    config = replace(
+        config, dataset=str(folder), augmentation="resized_crop", image_size=8, flip=True, skip_corrupt=True, epochs=2,
+        batch_size=16, data_placement=placement,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="cannot read image .*59.png"):
+        train(replace(config, skip_corrupt=False), QUIET)
+    summary = train(config, Console(file=lines, width=500))
+    assert "left out 1 of 60 images, which cannot be decoded: " in lines.getvalue()
+    assert summary["ensemble_accuracy"] > 50
+    loaded = load_student(config.output_dir / "students" / "student_1")
+    assert loaded.metadata.image_size == 8
+    test = load_dataset(str(folder), augmentation="resized_crop", image_size=8, skip_corrupt=True).test
+    with torch.no_grad():
+        seen = centre(test.images, ResizedCrop(8, flip=True))
+        right = (loaded(loaded.preprocess(seen)).argmax(1) == test.labels).double().mean().item()
+    assert test.image_shape == (3, 9, 9) and seen.shape[2:] == (8, 8)
+    assert 100 * right == pytest.approx(summary["students"][0]["accuracy"], abs=1e-4)
+
+
+def test_what_the_data_set_does_not_have_is_refused(config):
+    with pytest.raises(DataError, match="normalisation: none is published for .*, expected 'computed'"):
+        train(replace(config, normalisation="published"), QUIET)
 
 
 def test_without_baseline_the_gains_are_null(config):
