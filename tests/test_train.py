@@ -18,11 +18,11 @@ from rich.console import Console
 from oekd_fast import load_student, reference
 from oekd_fast.checkpoint import load_latest_checkpoint
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import DataError, ResizedCrop, centre, load_dataset
+from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, Split, centre, load_dataset
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
 from oekd_fast.options import KDOptions
-from oekd_fast.phase import TrainingDiverged
+from oekd_fast.phase import DeviceData, TrainingDiverged
 from oekd_fast.run_folder import RunFolderError
 from oekd_fast.train import train
 
@@ -177,6 +177,20 @@ def test_a_folder_of_photographs(config, tmp_path, placement):
     assert 100 * right == pytest.approx(summary["students"][0]["accuracy"], abs=1e-4)
 
 
+def test_the_config_changes_the_augmentation_of_the_data_set():
+    split = Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2)
+
+    def chosen(augmentation, **fields):
+        data = ImageDataset("toy", split, split, split, ("a", "b"), augmentation)
+        return DeviceData.of(data, TrainConfig(**fields), torch.device("cpu")).augmentation
+
+    assert chosen(Augmentation(1, True), pad=2, flip=False) == Augmentation(2, False)
+    assert chosen(ResizedCrop(7, True), flip=False) == ResizedCrop(7, False)
+    assert chosen(Augmentation(0, False), augment=False, pad=2, flip=True) == Augmentation(0, False)
+    with pytest.raises(DataError, match="pad: digits has resized crops, which have no padding, got 2"):
+        chosen(ResizedCrop(7, True), pad=2)
+
+
 def test_what_the_data_set_does_not_have_is_refused(config):
     with pytest.raises(DataError, match="normalisation: none is published for .*, expected 'computed'"):
         train(replace(config, normalisation="published"), QUIET)
@@ -280,6 +294,19 @@ def test_a_resumed_config_must_match(config):
     with pytest.raises(RunFolderError, match="seed: expected 0, got 1; temperature: expected 2.0, got 3.0"):
         train(changed, QUIET)
     assert (config.output_dir / "config.json").read_bytes() == before
+
+
+def test_a_run_from_before_a_field_existed_is_resumed(config):
+    train(replace(config, epochs=1), QUIET)
+    file = config.output_dir / "config.json"
+    fields = json.loads(file.read_text())
+    for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt"):
+        del fields[name]
+    file.write_text(json.dumps(fields))
+    train(replace(config, epochs=1, resume=True), QUIET)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(RunFolderError, match="train_images: expected None, got 60"):
+        train(replace(config, epochs=1, resume=True, train_images=60), QUIET)
 
 
 def test_a_checkpoint_of_another_config_is_refused(config):

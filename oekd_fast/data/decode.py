@@ -17,7 +17,7 @@ COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 
 
 class UnreadableImage(DataError):
-    """An image that cannot be decoded."""
+    """An image that is there but cannot be decoded."""
 
 
 class Decoded(NamedTuple):
@@ -100,4 +100,6 @@ def _opened(name: str, source: Path | BytesIO) -> Iterator[Any]:
         with pillow.open(source) as image:
             yield image
     except Exception as error:  # Pillow's readers raise many types on a damaged file
-        raise UnreadableImage(f"cannot read image {name}: {error}") from error
+        # Not the image's fault: what the system could not do has a number.
+        elsewhere = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        raise (DataError if elsewhere else UnreadableImage)(f"cannot read image {name}: {error}") from error

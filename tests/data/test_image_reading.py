@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, load_dataset
+from oekd_fast.data.decode import UnreadableImage, decode_images
 from oekd_fast.data.protocol import Protocol
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
@@ -265,6 +266,12 @@ def test_a_split_of_which_nothing_is_left(tmp_path, photographs, stream):
     for path in (tmp_path / "test").rglob("*.png"):
         path.write_bytes(b"no image")
     fails(tmp_path, "test: no image", image_size=6, skip_corrupt=True, stream=stream)
+
+
+def test_an_image_that_is_not_there_is_no_damaged_image(tmp_path):
+    with pytest.raises(DataError, match=f"cannot read image lost: .*{tmp_path}") as caught:
+        decode_images([("lost", tmp_path / "lost.png")], 1, skip_corrupt=True)
+    assert not isinstance(caught.value, UnreadableImage)
 
 
 @pytest.mark.parametrize("stream", [False, True])
