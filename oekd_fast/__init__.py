@@ -19,6 +19,8 @@ _EXPORTS = {
     "EnsembleOutput": "ensemble",
     "StudentEnsemble": "ensemble",
     "build_ensemble": "ensemble",
+    "FunctionalArchitecture": "models",
+    "register_architecture": "models",
     "load_student": "students",
     "TrainConfig": "config",
 }

@@ -16,6 +16,17 @@ def architecture_names() -> tuple[str, ...]:
     return tuple(_ARCHITECTURES)
 
 
+def register_architecture(architecture: Architecture) -> None:
+    """Have `architecture` found under its name in this process: by `build_ensemble`, `load_student` and the trainer.
+
+    Raises:
+        ValueError: there is another one of that name.
+    """
+    name = architecture.name
+    if _ARCHITECTURES.setdefault(name, architecture) != architecture:
+        raise ValueError(f"architecture: the name {name!r} is taken; expected a name that is not registered")
+
+
 def get_architecture(name: str) -> Architecture:
     """Return the architecture called `name`.
 
