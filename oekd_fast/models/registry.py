@@ -2,11 +2,14 @@
 
 from difflib import get_close_matches
 
-from oekd_fast.models import cifar_resnet
+from oekd_fast.models import cifar_resnet, densenet, efficientnet, resnet
 from oekd_fast.models.architecture import Architecture
 
 _ALL: list[Architecture] = [
     *cifar_resnet.ARCHITECTURES,
+    *resnet.ARCHITECTURES,
+    *densenet.ARCHITECTURES,
+    *efficientnet.ARCHITECTURES,
 ]
 _ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
 

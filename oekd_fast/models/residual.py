@@ -1,4 +1,4 @@
-"""Residual blocks (He et al. 2016) of ResNets."""
+"""Residual blocks (He et al. 2016; Xie et al. 2017) of ResNets for images of any size."""
 
 from collections.abc import Callable
 
@@ -22,6 +22,30 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm1(self.conv1(x))
         return self.norm2(self.conv2(out), residual=self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (in groups) and 1x1 convolution, and their shortcut; `planes` become 4 x planes.
+
+    The 3x3 convolution has int(planes * base_width / 64) channels a group, and at least one. It has the stride.
+    """
+
+    EXPANSION = 4
+
+    def __init__(self, in_width: int, planes: int, stride: int, groups: int, base_width: int) -> None:
+        super().__init__()
+        inner, width = max(1, planes * base_width // 64) * groups, planes * self.EXPANSION
+        self.conv1 = nn.Conv2d(in_width, inner, 1, bias=False)
+        self.norm1 = NormReLU(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=groups, bias=False)
+        self.norm2 = NormReLU(inner)
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        self.norm3 = NormReLU(width)
+        self.shortcut = _shortcut(in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+        return self.norm3(self.conv3(out), residual=self.shortcut(x))
 
 
 class _Projection(nn.Module):
