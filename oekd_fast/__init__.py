@@ -20,6 +20,7 @@ _EXPORTS = {
     "StudentEnsemble": "ensemble",
     "build_ensemble": "ensemble",
     "FunctionalArchitecture": "models",
+    "load_standard_weights": "models",
     "register_architecture": "models",
     "load_student": "students",
     "TrainConfig": "config",

@@ -4,6 +4,7 @@ from oekd_fast.models.architecture import Architecture
 from oekd_fast.models.functional import FunctionalArchitecture
 from oekd_fast.models.registry import architecture_names, get_architecture, register_architecture
 from oekd_fast.models.scaling import Width, compression_ratio, scaled_channels
+from oekd_fast.models.standard_weights import load_standard_weights
 
 __all__ = [
     "Architecture",
@@ -12,6 +13,7 @@ __all__ = [
     "architecture_names",
     "compression_ratio",
     "get_architecture",
+    "load_standard_weights",
     "register_architecture",
     "scaled_channels",
 ]
