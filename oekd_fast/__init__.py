@@ -22,6 +22,7 @@ _EXPORTS = {
     "FunctionalArchitecture": "models",
     "load_standard_weights": "models",
     "register_architecture": "models",
+    "student_flops": "flops",
     "load_student": "students",
     "TrainConfig": "config",
 }

@@ -63,7 +63,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             if stop.signal_number is not None and name != list(names)[-1]:
                 raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
 
-        summary = summarise(config, results, device, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        summary = summarise(config, results, device, seconds, dataset.image_size)
         _save_students(folder, config, dataset, data, results["ensemble"])
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)

@@ -127,6 +127,7 @@ def test_a_run_leaves_everything_that_was_promised(config):
     first, second = summary["students"]
     assert (first["index"], second["index"]) == (1, 2)
     assert first["relative_size"] == 100.0 and second["parameters"] < first["parameters"]
+    assert first["flops"] > second["flops"] > 0
     for student in (first, second):
         gain = 100 * (student["accuracy"] - student["baseline_accuracy"]) / student["baseline_accuracy"]
         assert student["relative_gain"] == pytest.approx(gain, abs=1e-4)

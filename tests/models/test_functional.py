@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from oekd_fast import FunctionalArchitecture, build_ensemble, load_student, register_architecture
+from oekd_fast import FunctionalArchitecture, build_ensemble, load_student, register_architecture, student_flops
 from oekd_fast.models import get_architecture, registry
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
 
@@ -129,3 +129,10 @@ def test_a_registered_network_is_found_by_its_name(tmp_path, empty_registry):
 def test_blocks_that_give_no_maps_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         build_ensemble(FunctionalArchitecture("bad", base, lambda width: wrong, Head), 2)
+
+
+def test_operations_of_ones_own():
+    family = build_ensemble(OWN, num_students=3, num_classes=7, members=(0, 1))
+    shared = 27 * 4 * 64
+    branches = [16 * (9 * 4 * a + a * b) + b * 7 for a, b in ((10, 5), (6, 3))]
+    assert student_flops(family, 8) == [2 * (shared + branch) for branch in branches]
