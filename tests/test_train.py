@@ -13,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import nn
 
-from oekd_fast import load_student, reference
+from oekd_fast import FunctionalArchitecture, load_student, reference, register_architecture
 from oekd_fast.checkpoint import load_latest_checkpoint
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import load_dataset
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
+from oekd_fast.models import registry
 from oekd_fast.options import KDOptions
 from oekd_fast.phase import TrainingDiverged
 from oekd_fast.run_folder import RunFolderError
@@ -147,6 +149,21 @@ def test_without_baseline_the_gains_are_null(config):
     summary = train(replace(config, epochs=1), QUIET)
     assert [s["baseline_accuracy"] for s in summary["students"]] == [None, None]
     assert [s["relative_gain"] for s in summary["students"]] == [None, None]
+
+
+def test_a_registered_network_of_the_users_own_is_trained(config, monkeypatch):
+    def blocks(width):
+        return [nn.Sequential(nn.Conv2d(4, width(16), 3), nn.ReLU()), nn.Conv2d(width(16), width(8), 1)]
+
+    def head(channels, num_classes):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+    monkeypatch.setattr(registry, "_ARCHITECTURES", dict(registry._ARCHITECTURES))
+    register_architecture(FunctionalArchitecture("own", lambda channels: nn.Conv2d(channels, 4, 3), blocks, head))
+    summary = train(replace(config, model="own", epochs=1, ema_decay=0.5), QUIET)
+    loaded = load_student(config.output_dir / "students" / "student_2")
+    assert loaded.metadata.widths == (8, 4)
+    assert [s["parameters"] for s in summary["students"]] == [112 + 592 + 136 + 27, 112 + 296 + 36 + 15]
 
 
 def test_the_same_seed_gives_the_same_run(config, tmp_path):

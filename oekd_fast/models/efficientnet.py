@@ -82,21 +82,14 @@ class _MBConv(nn.Module):
     def __init__(self, in_channels: int, channels: int, stage: _Stage, stride: int, drop: float, norm: Norm) -> None:
         super().__init__()
         inner, kernel = in_channels * stage.expansion, stage.kernel
-        expand = [("expand", nn.Conv2d(in_channels, inner, 1, bias=False)), ("norm1", norm(inner)), ("act1", _silu())]
-        depthwise = nn.Conv2d(inner, inner, kernel, stride, padding=kernel // 2, groups=inner, bias=False)
-        self.layers = nn.Sequential(
-            OrderedDict(
-                [
-                    *(expand if stage.expansion > 1 else []),
-                    ("depthwise", depthwise),
-                    ("norm2", norm(inner)),
-                    ("act2", _silu()),
-                    ("squeeze", _SqueezeExcite(inner, max(1, in_channels // 4))),
-                    ("project", nn.Conv2d(inner, channels, 1, bias=False)),
-                    ("norm3", norm(channels)),
-                ]
-            )
-        )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if stage.expansion > 1:
+            layers |= {"expand": nn.Conv2d(in_channels, inner, 1, bias=False), "norm1": norm(inner), "act1": _silu()}
+        layers["depthwise"] = nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner, bias=False)
+        layers |= {"norm2": norm(inner), "act2": _silu()}
+        layers["squeeze"] = _SqueezeExcite(inner, max(1, in_channels // 4))
+        layers |= {"project": nn.Conv2d(inner, channels, 1, bias=False), "norm3": norm(channels)}
+        self.layers = nn.Sequential(layers)
         self.residual = stride == 1 and in_channels == channels
         self.drop = _DropConnect(drop)
 
