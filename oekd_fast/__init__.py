@@ -19,6 +19,10 @@ _EXPORTS = {
     "EnsembleOutput": "ensemble",
     "StudentEnsemble": "ensemble",
     "build_ensemble": "ensemble",
+    "FunctionalArchitecture": "models",
+    "load_standard_weights": "models",
+    "register_architecture": "models",
+    "student_flops": "flops",
     "load_student": "students",
     "TrainConfig": "config",
 }

@@ -88,11 +88,21 @@ class TrainConfig:
     """Evaluate and keep an exponential moving average of the weights, with this decay a step (less in the first)."""
 
     augment: bool = True
-    """Pad, crop and flip, on whole batches."""
+    """False: no augmentation."""
+    augmentation: Literal["auto", "none", "crop", "resized_crop"] = "auto"
+    """Of whole batches: crop pads, crops and flips; resized_crop takes parts of random size, and flips (evaluation sees
+    the centre); auto: resized_crop for known data sets whose images differ in size, crop for all other."""
+    image_size: int | None = None
+    """Pixels a side that the networks see; images are made so. Default: 224 for known data sets whose images differ in
+    size, otherwise the images' own."""
     pad: int | None = None
-    """Pixels; default: what suits the data set."""
+    """Pixels, of crop; default: what suits the data set."""
     flip: bool | None = None
     """Mirror half of the images; default: what suits the data set."""
+    normalisation: Literal["computed", "published"] = "computed"
+    """Mean and deviation a channel: of the training images at hand, or what others use for a known data set."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be decoded and say how many; False: the first one ends the run."""
     train_images: int | None = None
     """Train on this many images, the same for every seed: drawn once, as many of each class as its share of all. The
     validation images are held out of these; default: all."""
@@ -132,12 +142,22 @@ class TrainConfig:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
         if self.pad is not None and self.pad < 0:
             raise ValueError(f"pad: expected pixels >= 0, got {self.pad}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size: expected pixels >= 1, got {self.image_size}")
         choices = {"precision": ("fp32", "bf16", "fp16"), "optimizer": ("sgd", "adam"),
                    "schedule": ("multistep", "cosine"), "executor": ("auto", "parallel", "sequential"),
-                   "data_placement": ("auto", "device", "host", "stream")}  # fmt: skip
+                   "data_placement": ("auto", "device", "host", "stream"),
+                   "augmentation": ("auto", "none", "crop", "resized_crop"),
+                   "normalisation": ("computed", "published")}  # fmt: skip
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
+        if not self.augment and self.augmentation not in ("auto", "none"):
+            raise ValueError(f"augmentation: expected auto or none with augment=False, got {self.augmentation!r}")
+        if self.pad is not None and self.augmentation == "resized_crop":
+            raise ValueError(
+                f"pad: expected none with augmentation='resized_crop', which has no padding, got {self.pad}"
+            )
         self.family_loss()
 
     def family_loss(self) -> KDOptions:
@@ -149,6 +169,11 @@ class TrainConfig:
     def baseline_loss(self) -> KDOptions:
         """What a student alone learns from: plain cross-entropy."""
         return KDOptions(ce_weight=1.0, kd_weight=0.0, label_smoothing=self.label_smoothing)
+
+    @property
+    def augmentation_wish(self) -> Literal["auto", "none", "crop", "resized_crop"]:
+        """`augmentation`, or none if `augment` says so."""
+        return self.augmentation if self.augment else "none"
 
     @property
     def peak_rate(self) -> float:

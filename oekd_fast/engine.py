@@ -12,7 +12,7 @@ from torch import Tensor
 from oekd_fast.capture import CaptureError, CudaRecorder, Recorder, RunAhead, State, capture
 from oekd_fast.compile_blocks import compile_blocks
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import Augmentation, Batches, normalise, pad_crop_flip, padded_order
+from oekd_fast.data import AnyAugmentation, Batches, augment, centre, normalise, padded_order
 from oekd_fast.direct_conv import use_direct_convs
 from oekd_fast.ema import WeightAverage
 from oekd_fast.ensemble import StudentEnsemble
@@ -43,7 +43,7 @@ class Engine:
         ensemble: already on `device`.
         loss: of the logits.
         normalisation: mean and standard deviation a channel, for pixels in [0, 1].
-        augmentation: of the training images.
+        augmentation: of the training images; evaluation sees the centre that goes with it.
         steps_per_epoch: for the schedule.
         recorder: captures steps; None: CUDA's on CUDA, none elsewhere.
     """
@@ -56,7 +56,7 @@ class Engine:
         *,
         device: torch.device,
         normalisation: tuple[tuple[float, ...], tuple[float, ...]],
-        augmentation: Augmentation,
+        augmentation: AnyAugmentation,
         steps_per_epoch: int,
         recorder: Recorder | None = None,
     ) -> None:
@@ -131,7 +131,7 @@ class Engine:
         self.ensemble.train()
         values.load()
         self.optimizer.zero_grad(set_to_none=True)
-        images = self._normalise(pad_crop_flip(images, self._augmentation, self.augmentation_generator))
+        images = self._normalise(augment(images, self._augmentation, self.augmentation_generator))
         weights = Weights(
             self._loss_options | {name: getattr(values, name) for name in ("temperature", "ce_weight", "kd_weight")},
             feature=values.feature_weight if self._features else None,
@@ -172,8 +172,9 @@ class Engine:
         return self._evaluation_metrics.read()
 
     def _evaluate(self, images: Tensor, labels: Tensor) -> None:
+        images = self._normalise(centre(images, self._augmentation))
         with self._autocast():
-            output = forward_side_by_side(self.evaluated, self._normalise(images), self.executor)
+            output = forward_side_by_side(self.evaluated, images, self.executor)
         statistics = ensemble_kd_loss(output.logits, labels, **self._loss_options)
         rows = (labels != self._loss_options["ignore_index"]).sum()
         self._evaluation_metrics.update(statistics, rows, None, statistics.loss)

@@ -114,18 +114,19 @@ class StudentEnsemble(nn.Module):
 
 
 def build_ensemble(
-    model: str,
+    model: str | Architecture,
     num_students: int = 5,
     num_classes: int = 10,
     in_channels: int = 3,
     members: tuple[int, ...] | None = None,
 ) -> StudentEnsemble:
-    """Build the family of the architecture called `model`; see `StudentEnsemble` for the rest.
+    """Build the family of `model`, an architecture or the name of one; see `StudentEnsemble` for the rest.
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
     """
-    return StudentEnsemble(get_architecture(model), num_students, num_classes, in_channels, members)
+    architecture = get_architecture(model) if isinstance(model, str) else model
+    return StudentEnsemble(architecture, num_students, num_classes, in_channels, members)
 
 
 def _build_adapters(architecture: Architecture, num_students: int, members: tuple[int, ...]) -> nn.ModuleList:

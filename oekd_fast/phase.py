@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from oekd_fast.checkpoint import (
     save_checkpoint,
 )
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import Augmentation, Batches, DataError, ImageDataset, place
+from oekd_fast.data import AnyAugmentation, Batches, DataError, ImageDataset, ResizedCrop, place
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import StudentEnsemble, build_ensemble
 from oekd_fast.interrupt import Interrupted, StopRequest
@@ -37,35 +37,47 @@ class TrainingDiverged(RuntimeError):
 class DeviceData:
     """The three splits in batches on the device, and what a step does to their images.
 
-    notes: a line for each split that is not where it was to be.
+    notes: a line for each split that lacks images, or is not where it was to be.
     """
 
     train: Batches
     validation: Batches
     test: Batches
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
-    augmentation: Augmentation
+    augmentation: AnyAugmentation
     num_classes: int
     in_channels: int
     notes: tuple[str, ...]
 
     @classmethod
     def of(cls, dataset: ImageDataset, config: TrainConfig, device: torch.device) -> DeviceData:
-        default = dataset.augmentation
-        augmentation = Augmentation(
-            pad=default.pad if config.pad is None else config.pad,
-            flip=default.flip if config.flip is None else config.flip,
-        )
+        """The splits of `dataset`, which was loaded as `config` says.
+
+        Raises:
+            DataError: the config asks for what the data set does not have.
+        """
         names = ("train", "validation", "test")
         placed = [place(getattr(dataset, name), device, config.data_placement, name=name) for name in names]
         return cls(
             *(batches for batches, _ in placed),
-            normalisation=dataset.normalisation(),
-            augmentation=augmentation if config.augment else Augmentation(pad=0, flip=False),
+            normalisation=(
+                dataset.normalisation() if config.normalisation == "computed" else dataset.published_normalisation()
+            ),
+            augmentation=_augmentation(dataset.augmentation, config),
             num_classes=dataset.num_classes,
             in_channels=dataset.in_channels,
-            notes=tuple(note for _, note in placed if note is not None),
+            notes=(*dataset.notes, *(note for _, note in placed if note is not None)),
         )
+
+
+def _augmentation(default: AnyAugmentation, config: TrainConfig) -> AnyAugmentation:
+    """The data set's augmentation with what `config` says otherwise."""
+    if config.augmentation_wish == "none":
+        return default
+    if isinstance(default, ResizedCrop) and config.pad is not None:
+        raise DataError(f"pad: {config.dataset} has resized crops, which have no padding, got {config.pad}")
+    changes = {"pad": config.pad, "flip": config.flip}
+    return replace(default, **{name: value for name, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True)

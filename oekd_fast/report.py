@@ -12,6 +12,7 @@ from rich.table import Table
 
 from oekd_fast import __version__
 from oekd_fast.config import TrainConfig
+from oekd_fast.flops import student_flops
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 
 def summarise(
-    config: TrainConfig, results: Mapping[str, PhaseResult], device: torch.device, seconds: float
+    config: TrainConfig, results: Mapping[str, PhaseResult], device: torch.device, seconds: float, image_size: int
 ) -> dict[str, Any]:
     """The content of summary.json; accuracies in percent on the test split, at the selected epoch.
 
-    ``relative_gain`` is (accuracy - baseline) / baseline in percent, as the paper reports it.
+    ``relative_gain`` is (accuracy - baseline) / baseline in percent, as the paper reports it. ``flops`` are those of
+    `student_flops` for one image of `image_size`.
     """
     family = results["ensemble"]
     counts = family.ensemble.parameter_counts()
+    flops = student_flops(family.ensemble, image_size)
     students = []
     for j, parameters in enumerate(counts):
         alone = results.get(f"baseline_{j + 1}")
@@ -38,6 +41,7 @@ def summarise(
                 "index": j + 1,
                 "parameters": parameters,
                 "relative_size": round(100.0 * parameters / counts[0], 4),
+                "flops": flops[j],
                 "accuracy": accuracy,
                 "baseline_accuracy": baseline,
                 "relative_gain": round(100.0 * (accuracy - baseline) / baseline, 4) if baseline else None,
@@ -82,13 +86,14 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         caption=f"ensemble {summary['ensemble_accuracy']:.2f} %  ·  epoch {summary['selected_epoch']} of "
         f"{summary['epochs']}, chosen on held-out validation images  ·  {summary['test_images']} test images",
     )
-    for heading in ("student", "parameters", "size %", "baseline %", "ensemble-trained %", "gain %"):
+    for heading in ("student", "parameters", "size %", "MFLOPs", "baseline %", "ensemble-trained %", "gain %"):
         table.add_column(heading, justify="right")
     for student in summary["students"]:
         table.add_row(
             str(student["index"]),
             f"{student['parameters']:,}",
             f"{student['relative_size']:.2f}",
+            f"{student['flops'] / 1e6:,.1f}",
             _number(student["baseline_accuracy"], ".2f"),
             f"{student['accuracy']:.2f}",
             _number(student["relative_gain"], "+.2f"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oekd_fast import __version__
 from oekd_fast.checkpoint import write_atomically
 from oekd_fast.ensemble import Student, StudentEnsemble
-from oekd_fast.models import get_architecture
+from oekd_fast.models import Architecture, architecture_names, get_architecture
 
 FORMAT_VERSION = 1
 _WEIGHTS_SUFFIX = ".safetensors"
@@ -121,16 +121,19 @@ class LoadedStudent(Student):
         return (images.float() / 255 - self.mean.float()) / self.std.float()
 
 
-def save_student(module: nn.Module, path: Path | str, metadata: StudentMetadata) -> Path:
+def save_student(
+    module: nn.Module, path: Path | str, metadata: StudentMetadata, architecture: Architecture | None = None
+) -> Path:
     """Write the weights of `module` and, beside them, `metadata`; return the path of the weights.
 
     Args:
         module: what `StudentEnsemble.student` returned, on any device.
         path: `<name>.safetensors`, `<name>.json` or `<name>`; its folder must exist.
         metadata: describes `module`.
+        architecture: that of `module`, where it is not registered.
 
     Raises:
-        ValueError: `module` does not have the tensors that `metadata` describes.
+        ValueError: `module` does not have the tensors that `metadata` describes, or `architecture` is another one.
         ImportError: safetensors is not installed.
         OSError: writing failed. Each file holds the old or the new content, and the checksum in the JSON
             tells a pair of unequal age.
@@ -138,7 +141,7 @@ def save_student(module: nn.Module, path: Path | str, metadata: StudentMetadata)
     safetensors = _import_safetensors()
     weights_path, metadata_path = _paths(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    _check_tensors(tensors, _build(metadata), "module")
+    _check_tensors(tensors, _build(metadata, architecture), "module")
 
     weights = safetensors.save(tensors, metadata={"format": "pt"})
     checksum = hashlib.sha256(weights).hexdigest()
@@ -148,15 +151,17 @@ def save_student(module: nn.Module, path: Path | str, metadata: StudentMetadata)
     return weights_path
 
 
-def load_student(path: Path | str) -> LoadedStudent:
+def load_student(path: Path | str, architecture: Architecture | None = None) -> LoadedStudent:
     """Rebuild a saved student on the CPU, in eval mode.
 
     Args:
         path: `<name>.safetensors`, `<name>.json` or `<name>`; both files must be there.
+        architecture: that of the student, where it is not registered: a network of the user's own.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: a file is damaged, of another format version, or does not fit the other.
+        ValueError: a file is damaged, of another format version, or does not fit the other; or the student's
+            architecture is neither registered nor `architecture`.
         ImportError: safetensors is not installed.
     """
     safetensors = _import_safetensors()
@@ -169,19 +174,32 @@ def load_student(path: Path | str) -> LoadedStudent:
     if hashlib.sha256(weights).hexdigest() != checksum:
         raise ValueError(f"{weights_path}: damaged, or not saved together with {metadata_path.name}")
     tensors = safetensors.load(weights)
-    student = _build(metadata)
+    student = _build(metadata, architecture)
     _check_tensors(tensors, student, str(weights_path))
     student.load_state_dict(tensors, assign=True)
     return student.eval()
 
 
-def _build(metadata: StudentMetadata) -> LoadedStudent:
+def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:
     """Build the student without memory for its weights and without drawing random numbers."""
-    architecture = get_architecture(metadata.model)
+    architecture = _architecture_of(metadata, architecture)
     with torch.device("meta"):
         base = architecture.build_base(metadata.in_channels)
         branch = architecture.build_branch(metadata.index - 1, metadata.num_students, metadata.num_classes)
     return LoadedStudent(base, branch, metadata)
+
+
+def _architecture_of(metadata: StudentMetadata, architecture: Architecture | None) -> Architecture:
+    if architecture is None:
+        if metadata.model not in architecture_names():
+            raise ValueError(
+                f"model: {metadata.model!r} is unknown; a network of your own needs its architecture here, "
+                "as architecture=, or register_architecture before"
+            )
+        return get_architecture(metadata.model)
+    if architecture.name != metadata.model:
+        raise ValueError(f"architecture: expected {metadata.model!r}, got {architecture.name!r}")
+    return architecture
 
 
 def _read_metadata(path: Path) -> tuple[StudentMetadata, str]:

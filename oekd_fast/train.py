@@ -47,6 +47,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             validation_fraction=config.validation_fraction,
             seed=config.seed,
             stream=config.data_placement == "stream",
+            augmentation=config.augmentation_wish,
+            image_size=config.image_size,
+            skip_corrupt=config.skip_corrupt,
         )
         data = DeviceData.of(dataset, config, device)
         for note in data.notes:
@@ -64,7 +67,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             if stop.signal_number is not None and name != list(names)[-1]:
                 raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
 
-        summary = summarise(config, results, device, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        summary = summarise(config, results, device, seconds, dataset.image_size)
         _save_students(folder, config, dataset, data, results["ensemble"])
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)

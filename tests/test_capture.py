@@ -7,18 +7,20 @@ import torch
 
 from oekd_fast.capture import STEPS_AHEAD, CaptureError, capture
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import Augmentation, DeviceBatches, Split
+from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.executor import StudentError
 
 from .op_tape import TapeRecorder
 from .test_engine import make_engine
 
 BATCH = 6
+PAD_CROP_FLIP = Augmentation(pad=1, flip=True)
 CONFIGS = {
     "sgd, cosine": {"schedule": "cosine", "warmup_epochs": 0.5},
     "adam, clipped, averaged": {"optimizer": "adam", "clip_norm": 0.5, "ema_decay": 0.9},
     "fp16, clipped": {"precision": "fp16", "clip_norm": 0.5, "learning_rate": 0.02},
     "bf16, one graph": {"precision": "bf16", "detach_ensemble": False},
+    "resized crops": {"augmentation": ResizedCrop(6, flip=True)},
 }
 
 
@@ -28,16 +30,16 @@ def split(rows=26):
     return Split(images, torch.randint(10, (rows,), generator=generator))
 
 
-def engines(fault=None, **fields):
+def engines(fault=None, augmentation=PAD_CROP_FLIP, **fields):
     """The same engine twice: eager, and with steps recorded."""
     # One student after the other: only the caller's thread is written down.
     fields = {"num_students": 2, "epochs": 2, "executor": "sequential", "warmup_epochs": 0.0} | fields
     config = TrainConfig(**fields)
-    eager = make_engine(config, augmentation=Augmentation(pad=1, flip=True))
+    eager = make_engine(config, augmentation=augmentation)
     recorder = TapeRecorder(
         lambda: recorded._training_state() | {"evaluation": recorded._evaluation_metrics.sums}, fault
     )
-    recorded = make_engine(config, augmentation=Augmentation(pad=1, flip=True), recorder=recorder)
+    recorded = make_engine(config, augmentation=augmentation, recorder=recorder)
     return eager, recorded, recorder
 
 

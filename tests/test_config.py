@@ -36,6 +36,9 @@ def test_defaults_are_the_papers():
         ("milestones", (0.5, 1.0), r"milestones: expected shares of the training in \(0, 1\), got \(0.5, 1.0\)"),
         ("validation_fraction", 1.0, r"validation_fraction: expected a number in \(0, 1\), got 1.0"),
         ("train_images", 0, "train_images: expected an integer >= 1, got 0"),
+        ("image_size", 0, "image_size: expected pixels >= 1, got 0"),
+        ("augmentation", "flip", "augmentation: expected one of auto, none, crop, resized_crop, got 'flip'"),
+        ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
         ("pad", -1, "pad: expected pixels >= 0, got -1"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
         ("optimizer", "lion", "optimizer: expected one of sgd, adam, got 'lion'"),
@@ -45,6 +48,14 @@ def test_defaults_are_the_papers():
 def test_bad_values_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{field: value})
+
+
+def test_augmentation_and_its_parts_do_not_contradict_each_other():
+    with pytest.raises(ValueError, match="augmentation: expected auto or none with augment=False, got 'crop'"):
+        TrainConfig(augment=False, augmentation="crop")
+    with pytest.raises(ValueError, match="pad: expected none with augmentation='resized_crop', .* got 4"):
+        TrainConfig(augmentation="resized_crop", pad=4)
+    assert TrainConfig(augment=False).augmentation_wish == TrainConfig(augmentation="none").augmentation_wish == "none"
 
 
 def test_plain_form_is_json_and_names_every_field():

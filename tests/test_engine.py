@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import Augmentation, DeviceBatches, Split
+from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import build_ensemble
 from oekd_fast.executor import StudentError
@@ -130,8 +130,19 @@ def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
-def test_no_step_reads_a_value_back(monkeypatch):
-    engine, (images, labels) = make_engine(augmentation=Augmentation(pad=1, flip=True)), make_batch()
+def test_images_may_be_larger_than_what_the_family_sees(one_thread):
+    engine, (images, labels) = make_engine(augmentation=ResizedCrop(6, flip=True)), make_batch(13)
+    engine.train_step(images, labels)
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(scale(images[:, :, 1:7, 1:7])).logits
+    assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(pad=1, flip=True), ResizedCrop(7, flip=True)])
+def test_no_step_reads_a_value_back(monkeypatch, augmentation):
+    engine, (images, labels) = make_engine(augmentation=augmentation), make_batch()
     engine.train_step(images, labels)
 
     def refuse(self, *args):

@@ -1,5 +1,6 @@
 """Whole runs: results, exact resume, faults, messages. Data: small arrays that a network can learn."""
 
+import io
 import json
 import os
 import signal
@@ -17,11 +18,11 @@ from rich.console import Console
 from oekd_fast import load_student, reference
 from oekd_fast.checkpoint import load_latest_checkpoint
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import load_dataset
+from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, Split, centre, load_dataset
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
 from oekd_fast.options import KDOptions
-from oekd_fast.phase import TrainingDiverged
+from oekd_fast.phase import DeviceData, TrainingDiverged
 from oekd_fast.run_folder import RunFolderError
 from oekd_fast.train import train
 
@@ -127,6 +128,7 @@ def test_a_run_leaves_everything_that_was_promised(config):
     first, second = summary["students"]
     assert (first["index"], second["index"]) == (1, 2)
     assert first["relative_size"] == 100.0 and second["parameters"] < first["parameters"]
+    assert first["flops"] > second["flops"] > 0
     for student in (first, second):
         gain = 100 * (student["accuracy"] - student["baseline_accuracy"]) / student["baseline_accuracy"]
         assert student["relative_gain"] == pytest.approx(gain, abs=1e-4)
@@ -140,6 +142,59 @@ def test_a_run_leaves_everything_that_was_promised(config):
         with torch.no_grad():
             right = (loaded(loaded.preprocess(test.images)).argmax(1) == test.labels).double().mean().item()
         assert 100 * right == pytest.approx(student["accuracy"], abs=1e-4)
+
+
+def write_photographs(folder: Path) -> Path:
+    """Two classes, light and dark; one of the sixty images is damaged."""
+    generator = np.random.default_rng(0)
+    for index in range(60):
+        path = folder / ("dark", "light")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = generator.integers(0, 128, (10 + index % 5, 9 + index % 7, 3), dtype=np.uint8) + 127 * (index % 2)
+        Image.fromarray(image.astype(np.uint8)).save(path)
+    path.write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("placement", ["auto", "stream"])
+def test_a_folder_of_photographs(config, tmp_path, placement):
+    folder, lines = write_photographs(tmp_path / "photographs"), io.StringIO()
+    config = replace(
+        config, dataset=str(folder), augmentation="resized_crop", image_size=8, flip=True, skip_corrupt=True, epochs=2,
+        batch_size=16, data_placement=placement,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="cannot read image .*59.png"):
+        train(replace(config, skip_corrupt=False), QUIET)
+    summary = train(config, Console(file=lines, width=500))
+    assert "left out 1 of 60 images, which cannot be decoded: " in lines.getvalue()
+    assert summary["ensemble_accuracy"] > 50
+    loaded = load_student(config.output_dir / "students" / "student_1")
+    assert loaded.metadata.image_size == 8
+    test = load_dataset(str(folder), augmentation="resized_crop", image_size=8, skip_corrupt=True).test
+    with torch.no_grad():
+        seen = centre(test.images, ResizedCrop(8, flip=True))
+        right = (loaded(loaded.preprocess(seen)).argmax(1) == test.labels).double().mean().item()
+    assert test.image_shape == (3, 9, 9) and seen.shape[2:] == (8, 8)
+    assert 100 * right == pytest.approx(summary["students"][0]["accuracy"], abs=1e-4)
+
+
+def test_the_config_changes_the_augmentation_of_the_data_set():
+    split = Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2)
+
+    def chosen(augmentation, **fields):
+        data = ImageDataset("toy", split, split, split, ("a", "b"), augmentation)
+        return DeviceData.of(data, TrainConfig(**fields), torch.device("cpu")).augmentation
+
+    assert chosen(Augmentation(1, True), pad=2, flip=False) == Augmentation(2, False)
+    assert chosen(ResizedCrop(7, True), flip=False) == ResizedCrop(7, False)
+    assert chosen(Augmentation(0, False), augment=False, pad=2, flip=True) == Augmentation(0, False)
+    with pytest.raises(DataError, match="pad: digits has resized crops, which have no padding, got 2"):
+        chosen(ResizedCrop(7, True), pad=2)
+
+
+def test_what_the_data_set_does_not_have_is_refused(config):
+    with pytest.raises(DataError, match="normalisation: none is published for .*, expected 'computed'"):
+        train(replace(config, normalisation="published"), QUIET)
 
 
 def test_without_baseline_the_gains_are_null(config):
@@ -240,6 +295,19 @@ def test_a_resumed_config_must_match(config):
     with pytest.raises(RunFolderError, match="seed: expected 0, got 1; temperature: expected 2.0, got 3.0"):
         train(changed, QUIET)
     assert (config.output_dir / "config.json").read_bytes() == before
+
+
+def test_a_run_from_before_a_field_existed_is_resumed(config):
+    train(replace(config, epochs=1), QUIET)
+    file = config.output_dir / "config.json"
+    fields = json.loads(file.read_text())
+    for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt"):
+        del fields[name]
+    file.write_text(json.dumps(fields))
+    train(replace(config, epochs=1, resume=True), QUIET)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(RunFolderError, match="train_images: expected None, got 60"):
+        train(replace(config, epochs=1, resume=True, train_images=60), QUIET)
 
 
 def test_a_checkpoint_of_another_config_is_refused(config):

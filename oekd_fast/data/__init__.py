@@ -4,15 +4,17 @@ Importing this package needs torch and numpy; Pillow, pyarrow, `datasets` and sc
 the sources that use them, when they are used.
 """
 
-from oekd_fast.data.augment import normalise, pad_crop_flip
+from oekd_fast.data.augment import augment, centre, normalise, pad_crop_flip
 from oekd_fast.data.batches import Batches, DeviceBatches, padded_order
-from oekd_fast.data.dataset import AnySplit, Augmentation, DataError, ImageDataset, Split, stratified_split
+from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Split, stratified_split
 from oekd_fast.data.lazy import LazySplit
 from oekd_fast.data.placement import place
 from oekd_fast.data.prefetch import HostBatches
+from oekd_fast.data.protocol import AnyAugmentation, Augmentation, ResizedCrop
 from oekd_fast.data.sources import load_dataset
 
 __all__ = [
+    "AnyAugmentation",
     "AnySplit",
     "Augmentation",
     "Batches",
@@ -21,7 +23,10 @@ __all__ = [
     "HostBatches",
     "ImageDataset",
     "LazySplit",
+    "ResizedCrop",
     "Split",
+    "augment",
+    "centre",
     "load_dataset",
     "normalise",
     "pad_crop_flip",

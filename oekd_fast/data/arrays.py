@@ -8,34 +8,38 @@ import torch
 from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits, numbered_classes, split_roles
 from oekd_fast.data.dataset import AnySplit, DataError, Split
 from oekd_fast.data.lazy import LazySplit
+from oekd_fast.data.reading import Reading
+from oekd_fast.data.resize import resize_planes
 
 
 def has_arrays(root: Path) -> bool:
     return (root / "train.images.npy").is_file()
 
 
-def read_arrays(root: Path, stream: bool = False) -> RawSplits:
+def read_arrays(root: Path, reading: Reading) -> RawSplits:
     """Read images (uint8, N x H x W x C with 1 to 4 channels, or N x H x W) and labels (any integer, N).
 
-    `stream` leaves the images in their files, mapped into memory.
+    Streamed images stay in their files, mapped into memory.
     """
-    names = [name for name in SPLIT_NAMES if (root / f"{name}.images.npy").is_file()]
-    splits = {role: _read_split(root, name, stream) for role, name in split_roles(names).items()}
+    names = [name for name in SPLIT_NAMES if name not in reading.without and (root / f"{name}.images.npy").is_file()]
+    splits = {role: _read_split(root, name, reading) for role, name in split_roles(names).items()}
     return RawSplits(splits, numbered_classes(splits["train"].labels, str(root / "train.labels.npy")))
 
 
 class ArrayImages:
-    """An `ImageSource` over an array (uint8 [N, H, W, C]), which may be a mapped file."""
+    """An `ImageSource` over an array (uint8 [N, H, W, C]), which may be a mapped file; resized to `size` if given."""
 
-    def __init__(self, images: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray, size: int | None = None) -> None:
         self._images = images
-        self.image_shape = (images.shape[3], *images.shape[1:3])
+        self._size = size
+        self.image_shape = (images.shape[3], *(images.shape[1:3] if size is None else (size, size)))
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        out[...] = self._images[rows].transpose(0, 3, 1, 2)
+        planes = self._images[rows].transpose(0, 3, 1, 2)
+        out[...] = planes if self._size is None else resize_planes(planes, self._size)
 
 
-def _read_split(root: Path, name: str, stream: bool) -> AnySplit:
+def _read_split(root: Path, name: str, reading: Reading) -> AnySplit:
     images_path, labels_path = root / f"{name}.images.npy", root / f"{name}.labels.npy"
     images, labels = _load(images_path), _load(labels_path)
     if images.ndim == 3:
@@ -49,10 +53,11 @@ def _read_split(root: Path, name: str, stream: bool) -> AnySplit:
     if len(images) != len(labels):
         raise DataError(f"{images_path} has {len(images)} images but {labels_path.name} {len(labels)} labels")
     labels = torch.from_numpy(labels.astype(np.int64))
-    if stream:
-        return LazySplit.of(ArrayImages(images), labels)
+    if reading.stream:
+        return LazySplit.of(ArrayImages(images, reading.size), labels)
+    planes = images.transpose(0, 3, 1, 2)
     # The one copy, straight from the mapped file into the layout of the trainer.
-    planes = np.array(images.transpose(0, 3, 1, 2), order="C")
+    planes = np.array(planes, order="C") if reading.size is None else resize_planes(planes, reading.size)
     return Split(torch.from_numpy(planes), labels)
 
 

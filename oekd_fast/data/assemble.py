@@ -1,11 +1,15 @@
 """From what a source read to an `ImageDataset`: checks that all sources share, and missing splits."""
 
-from collections.abc import Collection, Mapping
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from oekd_fast.data.dataset import AnySplit, Augmentation, DataError, ImageDataset, stratified_split
+from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Statistics, stratified_split
+from oekd_fast.data.protocol import Protocol
+from oekd_fast.data.reading import ReadSplit
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
@@ -18,10 +22,19 @@ SUBSET_SEED = 0
 
 @dataclass(frozen=True)
 class RawSplits:
-    """What a source found: class names, and splits by role: "train" and maybe "validation" and "test"."""
+    """What a source found: class names, and splits by role: "train" and maybe "validation" and "test".
+
+    notes: a line for each split that images were left out of.
+    """
 
     splits: Mapping[str, AnySplit]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, read: Mapping[str, ReadSplit], classes: Iterable[str]) -> RawSplits:
+        notes = tuple(part.note for part in read.values() if part.note is not None)
+        return cls({role: part.split for role, part in read.items()}, tuple(classes), notes)
 
 
 def split_roles(names: Collection[str]) -> dict[str, str]:
@@ -60,12 +73,13 @@ def check_same_classes(train: Collection[str], other: Collection[str], split: st
 def assemble(
     name: str,
     raw: RawSplits,
-    augmentation: Augmentation | None,
+    protocol: Protocol,
+    published: Statistics | None,
     train_images: int | None,
     validation_fraction: float,
     seed: int,
 ) -> ImageDataset:
-    """Check `raw`, cut the splits that it lacks from its training split, and choose the augmentation."""
+    """Check `raw` and cut the splits that it lacks from its training split."""
     if len(raw.classes) < 2:
         raise DataError(f"{name}: two classes or more are needed, got {list(raw.classes)}")
     channels = max(split.image_shape[0] for split in raw.splits.values())
@@ -85,7 +99,9 @@ def assemble(
         name=name,
         **splits,
         classes=raw.classes,
-        augmentation=augmentation or _default_augmentation(splits["train"]),
+        augmentation=protocol.augmentation(splits["train"].image_shape[1]),
+        published=published,
+        notes=raw.notes,
     )
 
 
@@ -119,11 +135,6 @@ def _hold_out(name: str, role: str, train: AnySplit, fraction: float, seed: int)
     if len(held) == 0:
         raise DataError(f"{name}: {fraction} of {len(train)} training images leaves none for {role}")
     return train.select(keep), train.select(held)
-
-
-def _default_augmentation(train: AnySplit) -> Augmentation:
-    """For unknown data: a small shift, no mirroring, which silently changes the label of digits or signs."""
-    return Augmentation(pad=max(1, train.image_shape[1] // 8), flip=False)
 
 
 def _shape(split: AnySplit) -> str:

@@ -4,7 +4,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oekd_fast.data.dataset import Augmentation
+from oekd_fast.data.protocol import AnyAugmentation, Augmentation, ResizedCrop
+from oekd_fast.data.resized_crop import resized_crop
+
+
+def augment(images: Tensor, augmentation: AnyAugmentation, generator: torch.Generator) -> Tensor:
+    """What `augmentation` does to training images.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        augmentation: `Augmentation` (see `pad_crop_flip`) or `ResizedCrop` (see `resized_crop`).
+        generator: on the device of `images`.
+
+    Returns:
+        uint8 [B, C, S, S], where S is `augmentation.output_size(H)` for square images.
+    """
+    _check_images(images)
+    apply = resized_crop if isinstance(augmentation, ResizedCrop) else pad_crop_flip
+    return apply(images, augmentation, generator)
+
+
+def centre(images: Tensor, augmentation: AnyAugmentation) -> Tensor:
+    """What evaluation sees of square images that training sees through `augmentation`.
+
+    Args:
+        images: uint8 [B, C, H, H].
+        augmentation: of the training images.
+
+    Returns:
+        The middle S x S pixels, S = `augmentation.output_size(H)`, as a view: uint8 [B, C, S, S].
+    """
+    stored = images.shape[-1]
+    size = augmentation.output_size(stored)
+    if size > stored:
+        raise ValueError(f"images must be {size} pixels or more a side to give {size} x {size}, got {stored}")
+    first = (stored - size) // 2
+    return images[..., first : first + size, first : first + size]
 
 
 def pad_crop_flip(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -18,8 +53,7 @@ def pad_crop_flip(images: Tensor, augmentation: Augmentation, generator: torch.G
     Returns:
         uint8 [B, C, H, W].
     """
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images must be uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")
+    _check_images(images)
     if augmentation.pad == 0 and not augmentation.flip:
         return images
     top, left, mirror = draw(len(images), augmentation, generator)
@@ -60,8 +94,7 @@ def normalise(
     Returns:
         float32 [B, C, H, W].
     """
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images must be uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")
+    _check_images(images)
     if mean.shape != std.shape or mean.shape != images.shape[1:2]:
         raise ValueError(
             f"mean and std must be [{images.shape[1]}], one value a channel, "
@@ -71,3 +104,8 @@ def normalise(
     shift = (-mean / std).view(-1, 1, 1)
     out = torch.empty_like(images, dtype=torch.float32, memory_format=memory_format)
     return torch.addcmul(shift, images, scale, out=out)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(f"images must be uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oekd_fast.data.protocol import AnyAugmentation
+
 # One grey level: a channel that varies less than its own quantisation is constant.
 MIN_STD = 1 / 255
 
@@ -81,33 +83,31 @@ class Split:
         yield self.images
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Zero-pad by `pad` pixels, crop at random to the original size, mirror half of the images if `flip`."""
-
-    pad: int
-    flip: bool
-
-    def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise ValueError(f"pad must be 0 or more pixels, got {self.pad}")
+# Mean and standard deviation a channel, for pixels in [0, 1].
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Three splits of equally shaped square images, class names, and the augmentation that suits them."""
+    """Three splits of equally shaped square images, class names, and what training images go through.
+
+    published: the channels' statistics that others use, where there are any.
+    notes: a line for each split that images were left out of.
+    """
 
     name: str
     train: AnySplit
     validation: AnySplit
     test: AnySplit
     classes: tuple[str, ...]
-    augmentation: Augmentation
+    augmentation: AnyAugmentation
+    published: Statistics | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         height, width = self.train.image_shape[1:]
         if height != width:
-            raise DataError(f"{self.name}: images must be square, got {height}x{width}: resize or pad them")
+            raise DataError(f"{self.name}: images must be square, got {height}x{width}: image_size makes them so")
 
     @property
     def in_channels(self) -> int:
@@ -115,14 +115,29 @@ class ImageDataset:
 
     @property
     def image_size(self) -> int:
-        """Height, which is the width too, in pixels."""
-        return self.train.image_shape[1]
+        """Height, which is the width too, of what a network sees, in pixels; stored images may be larger."""
+        return self.augmentation.output_size(self.train.image_shape[1])
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def published_normalisation(self) -> Statistics:
+        """Mean and standard deviation per channel as `published`.
+
+        Raises:
+            DataError: there are none, or they are for other channels.
+        """
+        if self.published is None:
+            raise DataError(f"normalisation: none is published for {self.name}, expected 'computed'")
+        if len(self.published[0]) != self.in_channels:
+            raise DataError(
+                f"normalisation: the published one of {self.name} is for {len(self.published[0])} channels, "
+                f"the images have {self.in_channels}"
+            )
+        return self.published
+
+    def normalisation(self) -> Statistics:
         """Mean and standard deviation per channel of the training split, pixels scaled to [0, 1].
 
         A standard deviation is at least 1/255, so dividing by it is safe on a constant channel.

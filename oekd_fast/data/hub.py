@@ -4,19 +4,14 @@ from oekd_fast.data.assemble import RawSplits
 from oekd_fast.data.dataset import DataError
 from oekd_fast.data.mapped import mapped_table
 from oekd_fast.data.optional import require
+from oekd_fast.data.reading import Reading
 from oekd_fast.data.table import read_tables
 
 
-def read_hub(
-    hub_id: str,
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    stream: bool = False,
-) -> RawSplits:
-    """Download, or take from the cache, and read; a column that is None is found by its type.
+def read_hub(hub_id: str, config: str | None, reading: Reading) -> RawSplits:
+    """Download, or take from the cache, and read.
 
-    `stream` leaves the images in the cache, which `datasets` maps into memory.
+    Streamed images stay in the cache, which `datasets` maps into memory.
     """
     datasets = require("datasets")
     try:
@@ -30,6 +25,7 @@ def read_hub(
     if "train" not in splits:
         raise DataError(f"{hub_id} must have a split 'train', got {list(splits)}")
     tables = {
-        name: mapped_table(f"{hub_id} ({name})", rows.features.to_dict(), rows, stream) for name, rows in splits.items()
+        name: mapped_table(f"{hub_id} ({name})", rows.features.to_dict(), rows, reading.stream)
+        for name, rows in splits.items()
     }
-    return read_tables(tables, image_column, label_column)
+    return read_tables(tables, reading)

@@ -6,20 +6,16 @@ import numpy as np
 import torch
 
 from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits, check_same_classes, split_roles
-from oekd_fast.data.dataset import AnySplit, DataError, Split
-from oekd_fast.data.decode import decode_images
-from oekd_fast.data.encoded import EncodedImages
-from oekd_fast.data.lazy import LazySplit
+from oekd_fast.data.dataset import DataError
+from oekd_fast.data.encoded import read_lazily, read_now
+from oekd_fast.data.reading import Reading, ReadSplit
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def read_image_folder(root: Path, stream: bool = False) -> RawSplits:
-    """Read `<split>/<class>/**` or, without splits, `<class>/**`; classes are in the order of their names.
-
-    `stream` leaves the images in their files.
-    """
-    folders = {path.name: path for path in _subfolders(root)}
+def read_image_folder(root: Path, reading: Reading) -> RawSplits:
+    """Read `<split>/<class>/**` or, without splits, `<class>/**`; classes are in the order of their names."""
+    folders = {path.name: path for path in _subfolders(root) if path.name not in reading.without}
     only_splits = set(folders) <= set(SPLIT_NAMES)
     # A class may be called "train", but then it holds images, beside folders that are no splits.
     has_splits = only_splits or ("train" in folders and _subfolders(folders["train"]))
@@ -29,8 +25,8 @@ def read_image_folder(root: Path, stream: bool = False) -> RawSplits:
     members = {role: _class_files(root / name) for role, name in roles.items()}
     for role, files in members.items():
         check_same_classes(members["train"].keys(), files.keys(), roles[role])
-    splits = {role: _read_split(files, stream) for role, files in members.items()}
-    return RawSplits(splits, tuple(members["train"]))
+    read = {role: _read_split(root / roles[role], files, reading) for role, files in members.items()}
+    return RawSplits.of(read, members["train"])
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:
@@ -45,13 +41,12 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _read_split(classes: dict[str, list[Path]], stream: bool) -> AnySplit:
+def _read_split(folder: Path, classes: dict[str, list[Path]], reading: Reading) -> ReadSplit:
     files = [path for members in classes.values() for path in members]
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()]))
-    if stream:
-        images = EncodedImages(lambda rows: [(str(files[row]), files[row]) for row in rows], len(files))
-        return LazySplit.of(images, labels)
-    return Split(torch.from_numpy(decode_images(((str(path), path) for path in files), len(files))), labels)
+    if reading.stream:
+        return read_lazily(str(folder), lambda rows: [(str(files[row]), files[row]) for row in rows], labels, reading)
+    return read_now(str(folder), ((str(path), path) for path in files), labels, reading)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits
 from oekd_fast.data.dataset import DataError
 from oekd_fast.data.mapped import mapped_table
 from oekd_fast.data.optional import require
+from oekd_fast.data.reading import Reading
 from oekd_fast.data.table import BATCH_ROWS, Table, read_tables
 
 
@@ -17,18 +18,16 @@ def has_parquet(root: Path) -> bool:
     return bool(_shards(root, "train"))
 
 
-def read_parquet(
-    root: Path, image_column: str | None = None, label_column: str | None = None, stream: bool = False
-) -> RawSplits:
-    """Read `<split>-*.parquet` or `<split>.parquet`; a column that is None is found by its type.
+def read_parquet(root: Path, reading: Reading) -> RawSplits:
+    """Read `<split>-*.parquet` or `<split>.parquet`.
 
-    Reads with pyarrow alone, which is quicker to import than `datasets` and writes no cache. `stream` needs both:
+    Reads with pyarrow alone, which is quicker to import than `datasets` and writes no cache. Streaming needs both:
     rows of parquet files cannot be reached one by one, so `datasets` keeps an Arrow copy in its cache.
     """
-    shards = {name: _shards(root, name) for name in SPLIT_NAMES}
-    read = _mapped_table if stream else _table
+    shards = {name: _shards(root, name) for name in SPLIT_NAMES if name not in reading.without}
+    read = _mapped_table if reading.stream else _table
     tables = {name: read(f"{root} ({name})", files) for name, files in shards.items() if files}
-    return read_tables(tables, image_column, label_column)
+    return read_tables(tables, reading)
 
 
 def _table(where: str, shards: list[Path]) -> Table:

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from oekd_fast.data.assemble import RawSplits, check_same_classes, numbered_classes, split_roles
-from oekd_fast.data.dataset import AnySplit, DataError, Split
-from oekd_fast.data.decode import decode_images
-from oekd_fast.data.encoded import EncodedImages
-from oekd_fast.data.lazy import LazySplit
+from oekd_fast.data.dataset import DataError
+from oekd_fast.data.encoded import Source, read_lazily, read_now
+from oekd_fast.data.reading import Reading, ReadSplit
 
 # Rows read into Arrow memory at a time; bounds what is held beside the decoded array.
 BATCH_ROWS = 1024
@@ -37,16 +36,16 @@ class Table:
     cells: Callable[[str], Callable[[Sequence[int]], list[Any]]] | None = None
 
 
-def read_tables(tables: Mapping[str, Table], image_column: str | None, label_column: str | None) -> RawSplits:
-    """Read tables by split name; a column that is None is found by its type."""
-    roles = split_roles(tables)
-    columns = {role: _columns(tables[name], image_column, label_column) for role, name in roles.items()}
+def read_tables(tables: Mapping[str, Table], reading: Reading) -> RawSplits:
+    """Read tables by split name."""
+    roles = split_roles([name for name in tables if name not in reading.without])
+    columns = {role: _columns(tables[name], reading.image_column, reading.label_column) for role, name in roles.items()}
     names = {role: tables[roles[role]].features[label].get("names") for role, (_, label) in columns.items()}
     for role, split_name in roles.items():
         check_same_classes(names["train"] or (), names[role] or (), split_name)
-    splits = {role: _read(tables[name], *columns[role]) for role, name in roles.items()}
-    classes = names["train"] or numbered_classes(splits["train"].labels, tables["train"].where)
-    return RawSplits(splits, tuple(classes))
+    read = {role: _read(tables[name], *columns[role], reading) for role, name in roles.items()}
+    classes = names["train"] or numbered_classes(read["train"].split.labels, tables["train"].where)
+    return RawSplits.of(read, classes)
 
 
 def _columns(table: Table, image: str | None, label: str | None) -> tuple[str, str]:
@@ -79,7 +78,7 @@ def _type(feature: Any) -> str | None:
     return feature.get("_type")
 
 
-def _read(table: Table, image_column: str, label_column: str) -> AnySplit:
+def _read(table: Table, image_column: str, label_column: str, reading: Reading) -> ReadSplit:
     labels = [np.empty(0, dtype=np.int64)]
     for batch in table.batches(label_column):
         column = batch.column(label_column)
@@ -89,19 +88,17 @@ def _read(table: Table, image_column: str, label_column: str) -> AnySplit:
     labels = torch.from_numpy(np.concatenate(labels))
     if table.cells is not None:
         fetch = partial(_fetch, table, table.cells(image_column))
-        return LazySplit.of(EncodedImages(fetch, len(labels)), labels)
+        return read_lazily(table.where, fetch, labels, reading)
     cells = (cell for batch in table.batches(image_column) for cell in batch.column(image_column).to_pylist())
     sources = (_named(table, row, cell) for row, cell in enumerate(cells))
-    return Split(torch.from_numpy(decode_images(sources, len(labels))), labels)
+    return read_now(table.where, sources, labels, reading)
 
 
-def _fetch(
-    table: Table, cells: Callable[[Sequence[int]], list[Any]], rows: Sequence[int]
-) -> list[tuple[str, Path | BytesIO]]:
+def _fetch(table: Table, cells: Callable[[Sequence[int]], list[Any]], rows: Sequence[int]) -> list[Source]:
     return [_named(table, row, cell) for row, cell in zip(rows, cells(rows), strict=True)]
 
 
-def _named(table: Table, row: int, cell: Any) -> tuple[str, Path | BytesIO]:
+def _named(table: Table, row: int, cell: Any) -> Source:
     return f"in row {row} of {table.where}", _source(cell)
 
 

@@ -2,11 +2,14 @@
 
 from difflib import get_close_matches
 
-from oekd_fast.models import cifar_resnet
+from oekd_fast.models import cifar_resnet, densenet, efficientnet, resnet
 from oekd_fast.models.architecture import Architecture
 
 _ALL: list[Architecture] = [
     *cifar_resnet.ARCHITECTURES,
+    *resnet.ARCHITECTURES,
+    *densenet.ARCHITECTURES,
+    *efficientnet.ARCHITECTURES,
 ]
 _ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
 
@@ -14,6 +17,17 @@ _ARCHITECTURES = {architecture.name: architecture for architecture in _ALL}
 def architecture_names() -> tuple[str, ...]:
     """Return the names of all architectures, in the order of registration."""
     return tuple(_ARCHITECTURES)
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Have `architecture` found under its name in this process: by `build_ensemble`, `load_student` and the trainer.
+
+    Raises:
+        ValueError: there is another one of that name.
+    """
+    name = architecture.name
+    if _ARCHITECTURES.setdefault(name, architecture) != architecture:
+        raise ValueError(f"architecture: the name {name!r} is taken; expected a name that is not registered")
 
 
 def get_architecture(name: str) -> Architecture:

@@ -1,5 +1,8 @@
 """How the channels of student j of n are scaled (paper, section 3; students are counted from 0)."""
 
+from dataclasses import dataclass
+from fractions import Fraction
+
 
 def compression_ratio(j: int, n: int) -> float:
     """Return the share of channels that student `j` of `n` keeps: (n - j) / n, in (0, 1].
@@ -21,6 +24,29 @@ def scaled_channels(channels: int, j: int, n: int) -> int:
     if channels < 1:
         raise ValueError(f"channels: expected an integer >= 1, got {channels}")
     return max(1, channels * (n - j) // n)
+
+
+@dataclass(frozen=True)
+class Width:
+    """The width of student `j` of `n`: `width(64)` is `scaled_channels(64, j, n)`.
+
+    Raises:
+        ValueError: as `scaled_channels`.
+    """
+
+    j: int
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_student(self.j, self.n)
+
+    def __call__(self, channels: int) -> int:
+        return scaled_channels(channels, self.j, self.n)
+
+    @property
+    def ratio(self) -> Fraction:
+        """(n - j) / n, exactly: for rules that round in a way of their own."""
+        return Fraction(self.n - self.j, self.n)
 
 
 def _check_student(j: int, n: int) -> None:

@@ -67,7 +67,7 @@ def test_split_checks_its_tensors(images, labels, message):
 
 
 def test_images_must_be_square():
-    with pytest.raises(DataError, match="toy: images must be square, got 4x5: resize or pad them"):
+    with pytest.raises(DataError, match="toy: images must be square, got 4x5: image_size makes them so"):
         dataset(torch.zeros(2, 3, 4, 5, dtype=torch.uint8))
 
 

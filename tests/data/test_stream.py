@@ -152,7 +152,7 @@ def test_batches_are_the_same_wherever_the_images_are(tmp_path, pictures, write)
 
 @pytest.mark.parametrize("grey", ["some", "the first", "all but the last", "all", "all of train"])
 def test_grey_images(tmp_path, pictures, grey, monkeypatch):
-    monkeypatch.setattr(encoded, "HEADERS_AT_ONCE", 7)
+    monkeypatch.setattr(encoded, "IMAGES_AT_ONCE", 7)
     turned = {"some": range(3, 9), "the first": [0], "all but the last": range(39)}.get(grey, range(40))
     write_folder(tmp_path, "train", pictures, LABELS)
     write_folder(tmp_path, "test", pictures, LABELS)

@@ -1,0 +1,111 @@
+"""DenseNet-BC for CIFAR and DenseNet-121 (Huang et al. 2017): the growth rate of the branch is scaled.
+
+The base of a CIFAR network is its first convolution; that of DenseNet-121 is its stem, first dense block and
+transition. The branch has three dense blocks in both.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from oekd_fast.direct_conv import DirectConv2d
+from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
+from oekd_fast.models.initialise import kaiming_fan_out
+from oekd_fast.models.scaling import Width
+from oekd_fast.norm import NormReLU
+
+
+class _DenseLayer(nn.Module):
+    """A bottleneck of 4 x growth channels, whose result is appended: [B, C, H, W] -> [B, C + growth, H, W]."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1 = NormReLU(channels)
+        self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.norm2 = NormReLU(4 * growth)
+        self.conv2 = DirectConv2d(4 * growth, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return torch.cat((x, new), dim=1)
+
+
+class _DenseBlock(nn.Sequential):
+    def __init__(self, channels: int, growth: int, layers: int) -> None:
+        super().__init__(*(_DenseLayer(channels + i * growth, growth) for i in range(layers)))
+        self.channels = channels + layers * growth
+
+
+def _transition(channels: int) -> nn.Sequential:
+    """Half the channels, half the size."""
+    return nn.Sequential(
+        OrderedDict(
+            norm=NormReLU(channels),
+            conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
+            pool=nn.AvgPool2d(2),
+        )
+    )
+
+
+def _head(channels: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(OrderedDict(norm=NormReLU(channels), linear=PooledLinear(channels, num_classes)))
+
+
+@dataclass(frozen=True)
+class _DenseNet:
+    """layers: of each dense block of the branch; base_layers: of the one in the base."""
+
+    growth: int
+    layers: tuple[int, int, int]
+    base_layers: int = 0
+
+    def base(self, in_channels: int) -> nn.Module:
+        stem = 2 * self.growth
+        if not self.base_layers:
+            return DirectConv2d(in_channels, stem)
+        block = _DenseBlock(stem, self.growth, self.base_layers)
+        return nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(in_channels, stem, 7, stride=2, padding=3, bias=False),
+                norm=NormReLU(stem),
+                pool=nn.MaxPool2d(3, stride=2, padding=1),
+                block=block,
+                transition=_transition(block.channels),
+            )
+        )
+
+    def channels(self, width: Width) -> tuple[int, ...]:
+        channels, growth = [self._base_channels()], width(self.growth)
+        for layers in self.layers[:-1]:
+            channels.append((channels[-1] + layers * growth) // 2)
+        return *channels[1:], channels[-1] + self.layers[-1] * growth
+
+    def stages(self, width: Width) -> list[nn.Module]:
+        inputs = (self._base_channels(), *self.channels(width)[:-1])
+        *blocks, last = (
+            _DenseBlock(channels, width(self.growth), layers)
+            for channels, layers in zip(inputs, self.layers, strict=True)
+        )
+        return [*(nn.Sequential(OrderedDict(block=b, transition=_transition(b.channels))) for b in blocks), last]
+
+    def _base_channels(self) -> int:
+        stem = 2 * self.growth
+        return (stem + self.base_layers * self.growth) // 2 if self.base_layers else stem
+
+
+def _cifar(growth: int, depth: int) -> _DenseNet:
+    return _DenseNet(growth, layers=((depth - 4) // 6,) * 3)
+
+
+_NETWORKS = {
+    "densenet_bc_12": _cifar(growth=12, depth=100),
+    "densenet_bc_24": _cifar(growth=24, depth=250),
+    "densenet_bc_40": _cifar(growth=40, depth=190),
+    "densenet121": _DenseNet(growth=32, layers=(12, 24, 16), base_layers=6),
+}
+ARCHITECTURES = tuple(
+    FunctionalArchitecture(name, network.base, network.stages, _head, kaiming_fan_out, network.channels, _DenseLayer)
+    for name, network in _NETWORKS.items()
+)

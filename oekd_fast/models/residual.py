@@ -1,0 +1,79 @@
+"""Residual blocks (He et al. 2016; Xie et al. 2017) of ResNets for images of any size."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oekd_fast.direct_conv import DirectConv2d
+from oekd_fast.norm import NormReLU
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and their shortcut: [B, in_width, H, W] -> [B, width, H / stride, W / stride]."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = DirectConv2d(in_width, width, stride)
+        self.norm1 = NormReLU(width)
+        self.conv2 = DirectConv2d(width, width)
+        self.norm2 = NormReLU(width)
+        self.shortcut = _shortcut(in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm1(self.conv1(x))
+        return self.norm2(self.conv2(out), residual=self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (in groups) and 1x1 convolution, and their shortcut; `planes` become 4 x planes.
+
+    The 3x3 convolution has int(planes * base_width / 64) channels a group, and at least one. It has the stride.
+    """
+
+    EXPANSION = 4
+
+    def __init__(self, in_width: int, planes: int, stride: int, groups: int, base_width: int) -> None:
+        super().__init__()
+        inner, width = max(1, planes * base_width // 64) * groups, planes * self.EXPANSION
+        self.conv1 = nn.Conv2d(in_width, inner, 1, bias=False)
+        self.norm1 = NormReLU(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=groups, bias=False)
+        self.norm2 = NormReLU(inner)
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        self.norm3 = NormReLU(width)
+        self.shortcut = _shortcut(in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+        return self.norm3(self.conv3(out), residual=self.shortcut(x))
+
+
+class _Projection(nn.Module):
+    """1x1 convolution of the given stride, and BatchNorm."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(in_width, width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Strided by hand: oneDNN's weight gradient of a strided 1x1 convolution of few channels in channels_last
+        # writes past its workspace (uxlfoundation/oneDNN issue 6035): wrong results, hangs, crashes. Pooling single
+        # pixels, since a slice's gradient would not be channels_last.
+        if self.stride > 1:
+            x = functional.avg_pool2d(x, kernel_size=1, stride=self.stride)
+        return self.norm(self.conv(x))
+
+
+def _shortcut(in_width: int, width: int, stride: int) -> nn.Module:
+    same = stride == 1 and in_width == width
+    return nn.Identity() if same else _Projection(in_width, width, stride)
+
+
+def residual_stage(
+    block: Callable[[int, int], nn.Module], in_width: int, width: int, count: int, stride: int
+) -> nn.Sequential:
+    """`count` blocks of `width` channels; `block(channels, stride)` takes so many, and the first has the stride."""
+    return nn.Sequential(block(in_width, stride), *(block(width, 1) for _ in range(count - 1)))

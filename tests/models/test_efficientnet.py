@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from oekd_fast import build_ensemble
+from oekd_fast.executor import make_executor
+from oekd_fast.models import get_architecture
+
+
+@pytest.fixture(scope="module")
+def branch():
+    torch.manual_seed(0)
+    return get_architecture("efficientnet_b0").build_branch(0, 5, num_classes=10)
+
+
+def drops(branch):
+    return [m for m in branch.modules() if hasattr(m, "p") and not isinstance(m, nn.Dropout)]
+
+
+def test_drop_connect_grows_with_depth(branch):
+    assert [drop.p for drop in drops(branch)] == pytest.approx([0.2 * i / 16 for i in range(16)])
+
+
+def test_drop_connect_drops_whole_images_and_keeps_the_mean(branch):
+    drop = drops(branch)[-1]
+    torch.manual_seed(0)
+    y = drop.train()(torch.ones(4000, 3, 2, 2))
+    scale = 1 / (1 - drop.p)
+    per_image = y.flatten(1)
+    assert ((per_image == 0).all(1) | torch.isclose(per_image, torch.tensor(scale)).all(1)).all()
+    assert y.mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_evaluation_drops_nothing(branch):
+    x = torch.randn(2, 3, 2, 2)
+    assert torch.equal(drops(branch)[-1].eval()(x), x)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel"])
+def test_draws_come_in_the_order_of_the_students(kind, threads):
+    pytest.importorskip("oekd_fast._native")
+    threads(2)
+    torch.manual_seed(0)
+    family = build_ensemble("efficientnet_b0", 5, members=(3, 4))
+    shared = family.base(torch.randn(4, 3, 32, 32)).detach()
+    executor = make_executor(kind, 2, "cpu", deterministic=True)
+    for _ in range(2):  # who draws is learnt in the first
+        torch.manual_seed(7)
+        expected = [branch(shared)[0] for branch in family.branches]
+        torch.manual_seed(7)
+        results = executor.forward(list(family.branches), [shared] * 2)
+        for (logits, _), wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_of_the_large_ones_are_slow():
+    norms = {
+        name: {(m.eps, m.momentum) for m in build.modules() if isinstance(m, nn.BatchNorm2d)}
+        for name in ("efficientnet_b4", "efficientnet_b5")
+        for build in [get_architecture(name).build_base(3)]
+    }
+    assert norms == {"efficientnet_b4": {(1e-5, 0.1)}, "efficientnet_b5": {(1e-3, 0.01)}}
