@@ -20,9 +20,9 @@ from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
-from oekd_fast.report import draw_report, summarise, summary_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
+from oekd_fast.summary import draw_report, summarise, summary_table
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
