@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size)
-        _save_students(folder, config, dataset, data, results["ensemble"])
+        for name, result in results.items():
+            _save_students(folder.students if name == "ensemble" else folder.baselines, dataset, data, result)
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)
     return summary
@@ -91,20 +93,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _save_students(
-    folder: RunFolder, config: TrainConfig, dataset: ImageDataset, data: DeviceData, result: PhaseResult
-) -> None:
-    folder.students.mkdir(exist_ok=True)
-    for j in range(config.num_students):
+def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
+    folder.mkdir(exist_ok=True)
+    for j, accuracy in zip(result.ensemble.members, result.test.accuracy, strict=True):
         metadata = StudentMetadata.of(
             result.ensemble,
             j,
             image_size=dataset.image_size,
             classes=dataset.classes,
             normalisation=Normalisation(*data.normalisation),
-            accuracy=result.test.accuracy[j],
+            accuracy=accuracy,
         )
-        save_student(result.ensemble.student(j), folder.students / f"student_{j + 1}", metadata)
+        save_student(result.ensemble.student(j), folder / f"student_{j + 1}", metadata)
 
 
 def main() -> int:
