@@ -13,10 +13,11 @@ from rich.table import Table
 from oekd_fast import __version__
 from oekd_fast.config import TrainConfig
 from oekd_fast.flops import student_flops
+from oekd_fast.reporting.curve_figures import draw_accuracies, draw_losses
+from oekd_fast.reporting.plotting import new_figure, png, shared_legend
+from oekd_fast.reporting.size_figures import draw_sizes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from oekd_fast.phase import PhaseResult
 
 
@@ -109,58 +110,13 @@ def draw_report(
     path: Path, config: TrainConfig, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]
 ) -> None:
     """Three panels: accuracy against parameters, training loss, validation accuracy."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    figure.suptitle(f"{config.model} x {config.num_students} on {config.dataset}, {config.epochs} epochs")
+    figure = new_figure(15, 5.2, f"{config.model} x {config.num_students} on {config.dataset}, {config.epochs} epochs")
     sizes, losses, accuracies = figure.subplots(1, 3)
-    _draw_sizes(sizes, summary)
-    _draw_losses(losses, results)
-    _draw_accuracies(accuracies, summary, results)
-    figure.savefig(path, dpi=110)
-
-
-def _draw_sizes(axes: Axes, summary: Mapping[str, Any]) -> None:
-    students = summary["students"]
-    parameters = [student["parameters"] for student in students]
-    axes.plot(parameters, [student["accuracy"] for student in students], "o-", label="trained as a family")
-    if students[0]["baseline_accuracy"] is not None:
-        alone = [student["baseline_accuracy"] for student in students]
-        axes.plot(parameters, alone, "s--", label="each alone")
-    axes.axhline(summary["ensemble_accuracy"], color="grey", linestyle=":", label="ensemble")
-    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy, %", title="accuracy against size")
-    axes.legend()
-    axes.grid(alpha=0.3)
-
-
-def _draw_losses(axes: Axes, results: Mapping[str, PhaseResult]) -> None:
-    history = results["ensemble"].history
-    epochs = [line["epoch"] for line in history]
-    for j in range(len(history[0]["train"]["ce"])):
-        ce = axes.plot(epochs, [line["train"]["ce"][j] for line in history], label=f"student {j + 1}")
-        kd = [line["train"]["kd"][j] for line in history]
-        axes.plot(epochs, kd, linestyle=":", color=ce[0].get_color())
-    axes.set(
-        yscale="log",
-        xlabel="epoch",
-        ylabel="loss",
-        title="training: cross-entropy (solid), distillation (dotted)",
-    )
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-
-
-def _draw_accuracies(axes: Axes, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]) -> None:
-    history = results["ensemble"].history
-    epochs = [line["epoch"] for line in history]
-    for j in range(len(summary["students"])):
-        values = [line["validation"]["accuracy"][j] for line in history]
-        color = axes.plot(epochs, values, label=f"student {j + 1}")[0].get_color()
-        if alone := results.get(f"baseline_{j + 1}"):
-            values = [line["validation"]["accuracy"][0] for line in alone.history]
-            axes.plot([line["epoch"] for line in alone.history], values, "--", color=color, alpha=0.5)
-    axes.plot(epochs, [line["validation"]["ensemble_accuracy"] for line in history], "k:", label="ensemble")
-    axes.axvline(summary["selected_epoch"], color="grey", linewidth=0.8, label="selected epoch")
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", title="validation: family (solid), alone (dashed)")
-    axes.legend(fontsize="small", loc="lower right")
-    axes.grid(alpha=0.3)
+    histories = {name: result.history for name, result in results.items()}
+    draw_sizes(sizes, [summary])
+    draw_losses(losses, [histories])
+    draw_accuracies(accuracies, [histories], [summary["selected_epoch"]])
+    sizes.set_title("accuracy against size")
+    sizes.legend(loc="lower right", fontsize="small")
+    shared_legend(figure, accuracies, columns=7)
+    path.write_bytes(png(figure))
