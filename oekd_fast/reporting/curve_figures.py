@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from oekd_fast.reporting.plotting import ENSEMBLE, logarithmic, new_figure, shared_legend, student_color
+from oekd_fast.reporting.plotting import (
+    ENSEMBLE,
+    logarithmic,
+    new_figure,
+    percent_axis,
+    shared_legend,
+    student_color,
+    whole_numbers,
+)
 from oekd_fast.reporting.spread import spread
 
 if TYPE_CHECKING:
@@ -35,7 +43,8 @@ def draw_losses(axes: Axes, runs: Sequence[Histories]) -> None:
         _draw(axes, runs, "ensemble", lambda line, j=j: line["train"]["kd"][j], color=color, linestyle=":")
     logarithmic(axes.yaxis)
     axes.set(xlabel="epoch", ylabel="loss, nats", title="training: cross-entropy (solid), KD (dotted)")
-    _whole_epochs(axes)
+    whole_numbers(axes)
+    axes.grid(alpha=0.3)
 
 
 def draw_accuracies(axes: Axes, runs: Sequence[Histories], selected_epochs: Sequence[int]) -> None:
@@ -54,7 +63,9 @@ def draw_accuracies(axes: Axes, runs: Sequence[Histories], selected_epochs: Sequ
     for i, epoch in enumerate(sorted(set(selected_epochs))):
         axes.axvline(epoch, color="grey", linewidth=0.8, label=None if i else "selected epoch")
     axes.set(xlabel="epoch", ylabel="validation accuracy, %", title="validation: family (solid), each alone (dashed)")
-    _whole_epochs(axes)
+    percent_axis(axes)
+    whole_numbers(axes)
+    axes.grid(alpha=0.3)
 
 
 def _draw(axes: Axes, runs: Sequence[Histories], phase: str, value: Callable[..., float], **style: Any) -> None:
@@ -65,8 +76,3 @@ def _draw(axes: Axes, runs: Sequence[Histories], phase: str, value: Callable[...
     if len(runs) > 1:
         low, high = ([v.mean + sign * v.deviation for v in values] for sign in (-1, 1))
         axes.fill_between(epochs, low, high, color=style["color"], alpha=0.12, linewidth=0)
-
-
-def _whole_epochs(axes: Axes) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)

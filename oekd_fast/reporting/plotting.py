@@ -55,5 +55,16 @@ def logarithmic(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def percent_axis(axes: Axes) -> None:
+    """Room above and below what is drawn, but none for less than nothing."""
+    axes.margins(y=0.12)
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+
+
+def whole_numbers(axes: Axes) -> None:
+    """A horizontal axis of epochs or ranks, which have no fractions."""
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oekd_fast.data import AnySplit
-from oekd_fast.data.augment import centre
-from oekd_fast.data.protocol import AnyAugmentation
+from oekd_fast.data import AnyAugmentation, AnySplit, centre
 from oekd_fast.students import LoadedStudent
 
 BATCH = 256

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from oekd_fast.reporting.paper_points import PaperPoints
-from oekd_fast.reporting.plotting import ALONE, ENSEMBLE, FAMILY, logarithmic, new_figure, shared_legend
+from oekd_fast.reporting.plotting import ALONE, ENSEMBLE, FAMILY, logarithmic, new_figure, percent_axis, shared_legend
 from oekd_fast.reporting.spread import Spread, spread
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def draw_sizes(
             axes.axhline(paper.ensemble, color=ENSEMBLE, linestyle=":", alpha=0.4, label="paper: ensemble")
     logarithmic(axes.xaxis)
     axes.set(xlabel=COSTS[cost], ylabel="test accuracy, %")
-    axes.margins(y=0.12)
+    percent_axis(axes)
     axes.grid(alpha=0.3)
 
 

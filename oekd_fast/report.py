@@ -1,0 +1,95 @@
+"""A page and pictures of finished runs: ``python -m oekd_fast.report RUN [RUN ...]``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+try:
+    from rich.console import Console
+except ImportError as error:
+    raise ImportError("the report needs more packages: pip install 'oekd_fast[train]'") from error
+
+from oekd_fast.checkpoint import write_atomically
+from oekd_fast.reporting.page import page
+from oekd_fast.reporting.runs import group_runs, read_run
+from oekd_fast.reporting.section import Section
+from oekd_fast.train import choose_device
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One HTML page with everything in it, and its pictures as PNG files, of finished runs."""
+
+    runs: tuple[Path, ...]
+    """Run folders; those that differ in the seed alone are averaged, others get a section each."""
+    output: Path | None = None
+    """Folder of the page; default: report/ in the first run folder."""
+    data_dir: Path | None = None
+    """Where the data set is now; default: where the runs found it."""
+    images: int = 6
+    """Test images that Grad-CAM is shown of; 0 for none."""
+    explain: Literal["predicted", "true"] = "predicted"
+    """The class that Grad-CAM explains."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("runs: expected at least one run folder, got none")
+        if self.images < 0:
+            raise ValueError(f"images: expected an integer >= 0, got {self.images}")
+        if self.explain not in ("predicted", "true"):
+            raise ValueError(f"explain: expected predicted or true, got {self.explain!r}")
+
+    @property
+    def folder(self) -> Path:
+        return self.output if self.output is not None else self.runs[0] / "report"
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page that `config` describes, `index.html`, and its pictures beside it; return its path.
+
+    Raises:
+        ReportError: a folder is of no finished run.
+        ValueError: the device is not there.
+        OSError: writing failed.
+    """
+    device = choose_device(config.device)
+    groups = group_runs([read_run(path) for path in config.runs])
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for number, group in enumerate(groups, start=1):
+        prefix = f"{number}_" if len(groups) > 1 else ""
+
+        def keep(name: str, content: bytes, prefix: str = prefix) -> None:
+            write_atomically(folder / f"{prefix}{name}.png", content)
+
+        section = Section(group, config.data_dir, config.images, config.explain, device, keep)
+        sections.append(section.html())
+    title = groups[0].title if len(groups) == 1 else f"{len(groups)} families of students"
+    path = folder / "index.html"
+    write_atomically(path, page(title, sections).encode())
+    return path
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    import tyro
+
+    console = Console()
+    try:
+        config = tyro.cli(ReportConfig, prog="python -m oekd_fast.report", config=(tyro.conf.PositionalRequiredArgs,))
+        path = report(config)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
+        return 1
+    console.print(f"Report: {path}", soft_wrap=True, markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
