@@ -89,7 +89,7 @@ class Section:
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"
         yield page.paragraph(
-            f"{numbers} (seed {seeds}), {runs[0].config.epochs} epochs. Top-1 accuracy in percent on "
+            f"{numbers} (seed {seeds}), epochs: {runs[0].config.epochs}. Top-1 accuracy in percent on "
             f"{first['test_images']:,} test images at the epoch chosen on validation images. Gain: of the accuracy in "
             "the family over that alone, relative, in percent."
         )
@@ -135,10 +135,10 @@ class Section:
 
     def _predictions(self, dataset: ImageDataset, networks: list[Networks]) -> Iterator[str]:
         with_baselines = all(loaded.baselines for loaded in networks)
-        if not with_baselines:
+        if not with_baselines and all(run.has_baselines for run in self._runs):
             yield page.note(
-                "No weights of baselines: students alone are left out of what follows (a run keeps them in baselines/ "
-                "if it was trained with --baseline, and not by an older version)."
+                "No weights of baselines: students alone are left out of what follows (a run keeps them in baselines/; "
+                "older versions did not)."
             )
         runs = [
             predict(
