@@ -195,6 +195,15 @@ def damaged_line(run):
     (run / "metrics.jsonl").write_text("{}\n")
 
 
+def lost_line(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+
+def damaged_config(run):
+    change(run / "config.json", epochs=0)
+
+
 def old_summary(run):
     summary = json.loads((run / "summary.json").read_text())
     del summary["students"][0]["flops"]
@@ -208,6 +217,8 @@ def old_summary(run):
         (no_config, "{run} is no run folder: it has no config.json"),
         (unfinished, "{run} is not finished: it has no summary.json; train with --resume to finish it"),
         (damaged_line, "{run}/metrics.jsonl, line 1, is damaged ('phase')"),
+        (lost_line, "{run}/metrics.jsonl: expected 2 lines of the phase 'baseline_2', got 1"),
+        (damaged_config, "{run}/config.json is damaged (epochs: expected an integer >= 1, got 0)"),
         (old_summary, "{run}/summary.json: students lack flops; an older version wrote it"),
     ],
 )

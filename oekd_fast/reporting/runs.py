@@ -66,10 +66,10 @@ def read_run(path: Path) -> Run:
         raise ReportError(f"runs: {path / 'config.json'} is damaged ({error})") from error
     summary = _read_json(path / "summary.json")
     _check_summary(summary, config, path / "summary.json")
-    return Run(path, config, summary, _read_histories(path / "metrics.jsonl"))
+    return Run(path, config, summary, _read_histories(path / "metrics.jsonl", config.epochs))
 
 
-def _read_histories(file: Path) -> dict[str, list[dict[str, Any]]]:
+def _read_histories(file: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
     histories = defaultdict(list)
     if not file.is_file():
         raise ReportError(f"runs: {file} is missing")
@@ -79,8 +79,11 @@ def _read_histories(file: Path) -> dict[str, list[dict[str, Any]]]:
             histories[entry["phase"]].append(entry)
         except (ValueError, KeyError, TypeError) as error:
             raise ReportError(f"runs: {file}, line {number}, is damaged ({error})") from error
-    if "ensemble" not in histories:
-        raise ReportError(f"runs: {file} has no line of the phase 'ensemble'")
+    for phase in {"ensemble", *histories}:
+        if len(histories[phase]) != epochs:
+            raise ReportError(
+                f"runs: {file}: expected {epochs} lines of the phase {phase!r}, got {len(histories[phase])}"
+            )
     return dict(histories)
 
 

@@ -120,7 +120,7 @@ class Section:
         )
         if paper:
             yield page.paragraph(
-                "The paper's points (Walawalkar et al., ECCV 2020, Tables 1 to 5) are means of the best test epoch of "
+                "The paper's points (Walawalkar et al., ECCV 2020) are means of the best test epoch of "
                 "five runs, drawn at our networks' sizes."
             )
         if not alone:
