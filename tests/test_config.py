@@ -41,8 +41,12 @@ def test_defaults_are_the_papers():
         ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
         ("pad", -1, "pad: expected pixels >= 0, got -1"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
-        ("optimizer", "lion", "optimizer: expected one of sgd, adam, got 'lion'"),
-        ("schedule", "step", "schedule: expected one of multistep, cosine, got 'step'"),
+        ("optimizer", "lion", "optimizer: expected one of sgd, adam, rmsprop, got 'lion'"),
+        (
+            "schedule",
+            "step",
+            "schedule: did you mean multistep\\? expected one of multistep, cosine, cyclic, exponential, got 'step'",
+        ),
     ],
 )
 def test_bad_values_are_named(field, value, message):
