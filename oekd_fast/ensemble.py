@@ -140,8 +140,11 @@ def build_ensemble(
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
+        TypeError: `model` is neither a name nor an architecture.
     """
     architecture = get_architecture(model) if isinstance(model, str) else model
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"model: expected a name or an Architecture, got {type(model).__name__}")
     return StudentEnsemble(
         architecture, num_students, num_classes, in_channels, members, gated=gated, hint_channels=hint_channels
     )
