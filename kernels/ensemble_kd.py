@@ -41,6 +41,11 @@ class Problem:
     mean: bool
     detach_ensemble: bool
     values: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers
+    # Objectives that oekd_fast.dispatch does not send here.
+    ensemble_ce_weight: float = 0.0
+    teacher_logits: Tensor | None = None
+    mixing: Tensor | None = None
+    mix_probabilities: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -226,8 +231,12 @@ def ensemble_kd_value_and_grad(*arguments, grad_scale=None, isa="auto"):
     return *result.statistics, grads
 
 
-def ensemble_kd_value_and_grad_out(*arguments, grad_scale=None, out, isa="auto"):
+def ensemble_kd_value_and_grad_out(*arguments, grad_scale=None, out, weights_grad=None, isa="auto"):
     problem = Problem(*arguments)
+    if weights_grad is not None and not problem.detach_ensemble:
+        return value_and_grad_of_weights(problem, grad_scale, out, weights_grad)
+    if weights_grad is not None:
+        weights_grad.zero_()
     result, launch = loss_launch(problem, out, grad_scale)
     launch.run(problem.device)
     return result.statistics
@@ -239,6 +248,18 @@ def ensemble_kd_grad_out(*arguments, row_statistics, counted, grad_scale, weight
     launch = gradients_launch(problem, out, grad_scale, row_statistics, counted, of_weights if weights_grad else None)
     launch.run(problem.device)
     return of_weights
+
+
+def value_and_grad_of_weights(problem, grad_scale, out, weights_grad):
+    """Two launches: the gradient of the weights comes with those that are made of the rows' statistics."""
+    result, launch = loss_launch(problem)
+    launch.run(problem.device)
+    if grad_scale is None:
+        grad_scale = torch.ones((), device=problem.device)
+    of_weights = problem.new(len(problem.logits))
+    gradients_launch(problem, out, grad_scale, result.row_statistics, result.counted, of_weights).run(problem.device)
+    weights_grad.copy_(of_weights)
+    return result.statistics
 
 
 def vector_elements(tensors: Sequence[Tensor]) -> int:
