@@ -169,15 +169,29 @@ def _uncovered(
         return f"expected at most {MAX_TRITON_STUDENTS} students, got {len(students)}"
     if len(students[0]) >= 1 << 24:
         return f"expected fewer than 2^24 rows, whose fp32 counts are exact, got {len(students[0])}"
-    if ensemble_weights is not None and ensemble_weights.dim() == 2:
-        return f"expected ensemble_weights [S], got a gate {list(ensemble_weights.shape)}"
-    if options.ensemble_learns:
-        return f"expected ensemble_ce_weight=0.0, got {options.ensemble_ce_weight}"
-    if teacher_logits is not None:
-        return f"expected teacher_logits None, got shape {list(teacher_logits.shape)}"
-    if options.mixing is not None:
-        return f"expected mixing None, got shape {list(options.mixing.shape)}"
+    if terms := other_terms(options, ensemble_weights, teacher_logits):
+        others = int(teacher_logits is not None)
+        if options.mixing is not None and options.mixes == "logits":
+            others = len(students)
+        members, classes = 1 + len(students) + others, students[0].shape[1]
+        covers = import_module("oekd_fast.kernels.tiling").covers_objectives
+        if members - 1 > MAX_TRITON_STUDENTS or not covers(members, classes, students[0].element_size()):
+            return (
+                f"expected a row of all students and teachers to fit the registers with {' and '.join(terms)}, "
+                f"got {len(students)} students and C = {classes}"
+            )
     return None
+
+
+def other_terms(options: KDOptions, ensemble_weights: Tensor | None, teacher_logits: Tensor | None) -> list[str]:
+    """The arguments of a call that make another objective than the paper's."""
+    asked = {
+        "a gate": ensemble_weights is not None and ensemble_weights.dim() == 2,
+        "ensemble_ce_weight": options.ensemble_learns,
+        "teacher_logits": teacher_logits is not None,
+        "mixing": options.mixing is not None,
+    }
+    return [name for name, there in asked.items() if there]
 
 
 def ensemble_attached(options: KDOptions, teacher_logits: Tensor | None) -> bool:

@@ -17,7 +17,7 @@ from oekd_fast.checks import (
     check_values,
     check_weights_grad,
 )
-from oekd_fast.dispatch import choose_backend, ensemble_attached, triton_kernels
+from oekd_fast.dispatch import choose_backend, ensemble_attached, other_terms, triton_kernels
 from oekd_fast.options import DEVICE_VALUES, KDOptions
 from oekd_fast.reference import EnsembleKDOutput
 
@@ -115,8 +115,9 @@ def ensemble_kd_loss(
     if not torch.is_grad_enabled() or not (through or any(z.requires_grad for z in students)):
         return EnsembleKDOutput(*ops.ensemble_kd_value(students, *arguments))
     weights = ensemble_weights if through else None
-    function = _EnsembleKD if chosen == "native" else _EnsembleKDFromRows
-    return EnsembleKDOutput(*function.apply(stacked, arguments, weights, *tensors))
+    if chosen == "triton" and not other_terms(options, ensemble_weights, teacher_logits):
+        return EnsembleKDOutput(*_EnsembleKDFromRows.apply(stacked, arguments, weights, *tensors))
+    return EnsembleKDOutput(*_EnsembleKD.apply(chosen, stacked, arguments, weights, *tensors))
 
 
 def ensemble_kd_value_and_grad(
@@ -187,17 +188,18 @@ def ensemble_kd_value_and_grad(
 class _EnsembleKD(torch.autograd.Function):
     """On the CPU: loss and gradients in one pass over the logits, since the upstream gradient is nearly always 1.
 
-    Where it is not, and in a compiled graph, they are made again when it is known: rounded once.
+    Where it is not, in a compiled graph, and on a GPU, where nobody looks at it, they are made when it is known:
+    rounded once.
     """
 
     @staticmethod
-    def forward(ctx, stacked, arguments, weights, *tensors):
-        ctx.stacked, ctx.arguments, ctx.through, ctx.grads = stacked, arguments, weights is not None, None
-        if torch.compiler.is_compiling():
+    def forward(ctx, backend, stacked, arguments, weights, *tensors):
+        ctx.call, ctx.through, ctx.grads = (backend, stacked, arguments), weights is not None, None
+        if backend == "triton" or torch.compiler.is_compiling():
             students = tensors[0].unbind(0) if stacked else tensors
-            statistics = torch.ops.oekd_fast.ensemble_kd_value(students, *arguments)
+            statistics = _ops_of(backend, students).ensemble_kd_value(students, *arguments)
         else:
-            statistics, ctx.grads = _value_and_grad_like(tensors, stacked, arguments, None, ctx.through)
+            statistics, ctx.grads = _value_and_grad_like(tensors, *ctx.call, None, ctx.through)
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*statistics[1:])
         ctx.set_materialize_grads(False)
@@ -206,15 +208,15 @@ class _EnsembleKD(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, *unused):
         if upstream is None:
-            return None, None, None, *(None for _ in ctx.saved_tensors)
+            return None, None, None, None, *(None for _ in ctx.saved_tensors)
         _check_first_order()
         if not torch.compiler.is_compiling() and ctx.grads is not None and upstream.item() == 1.0:
             # Handed over, not shared, so that autograd keeps them without a copy; a second backward makes new ones.
             grads, ctx.grads = ctx.grads, None
-            return None, None, *grads
+            return None, None, None, *grads
         tensors = [z.detach() for z in ctx.saved_tensors]
-        _, grads = _value_and_grad_like(tensors, ctx.stacked, ctx.arguments, upstream, ctx.through)
-        return None, None, *grads
+        _, grads = _value_and_grad_like(tensors, *ctx.call, upstream, ctx.through)
+        return None, None, None, *grads
 
 
 class _EnsembleKDFromRows(torch.autograd.Function):
@@ -267,14 +269,17 @@ def _ops_of(backend: str, students: Sequence[Tensor]):
     return triton_kernels() if backend == "triton" and students[0].is_cpu else torch.ops.oekd_fast
 
 
-def _value_and_grad_like(tensors, stacked: bool, arguments: tuple, grad_scale: Tensor | None, through: bool):
+def _value_and_grad_like(
+    tensors, backend: str, stacked: bool, arguments: tuple, grad_scale: Tensor | None, through: bool
+):
     """Statistics; the gradient of the weights, or None, and those of `tensors`: S of [B, C], or one [S, B, C]."""
+    ops = _ops_of(backend, tensors)
     if not stacked and not through:
-        *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(tensors, *arguments, grad_scale=grad_scale)
+        *statistics, grads = ops.ensemble_kd_value_and_grad(tensors, *arguments, grad_scale=grad_scale)
         return statistics, (None, *grads)
     grads = [torch.empty_like(z) for z in tensors]
     weights_grad = torch.empty_like(arguments[1]) if through else None
-    statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
+    statistics = ops.ensemble_kd_value_and_grad_out(
         tensors[0].unbind(0) if stacked else tensors,
         *arguments,
         grad_scale=grad_scale,
