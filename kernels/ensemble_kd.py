@@ -75,9 +75,14 @@ class Problem:
 
     @property
     def members(self) -> int:
-        """The students, the ensemble and the other teachers, whose values a thread holds side by side."""
+        """The students, the ensemble and the other teachers."""
         others = len(self.logits) if self.targets == LOGITS.value else int(self.teacher_logits is not None)
         return len(self.logits) + 1 + others
+
+    @property
+    def held(self) -> int:
+        """Values of a class that a thread holds side by side: the members', and what gradients are gathered in."""
+        return self.members + (self.ensemble_learns or self.targets == PROBABILITIES.value)
 
     def objective_arguments(self, weights_grad: Tensor | None) -> dict[str, Any]:
         """Of the resident kernel, beside those that all share."""
@@ -177,7 +182,7 @@ def loss_launch(
     """
     students, rows, classes = problem.shape
     if plan is None:
-        plan = plan_ensemble_kd(problem.members - 1, classes, problem.logits[0].element_size())
+        plan = plan_ensemble_kd(problem.held - 1, classes, problem.logits[0].element_size())
     result = Loss.empty(problem)
     arguments = problem.kernel_arguments(grads, grad_scale) | vars(result)
     threads = WARP * plan.warps

@@ -78,10 +78,10 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int) -> Plan:
     return streamed_plan(students, itemsize)
 
 
-def covers_objectives(members: int, classes: int, itemsize: int) -> bool:
-    """Whether a row of so many members (students, the ensemble, other teachers) stays in registers: gates, the
-    ensemble's cross-entropy, external teachers and mixing are there alone."""
-    return plan_ensemble_kd(members - 1, classes, itemsize).regime != "streamed"
+def covers_objectives(held: int, classes: int, itemsize: int) -> bool:
+    """Whether so many values of every class (``Problem.held``) stay in registers: gates, the ensemble's cross-entropy,
+    external teachers and mixing are there alone."""
+    return plan_ensemble_kd(held - 1, classes, itemsize).regime != "streamed"
 
 
 def streamed_plan(students: int, itemsize: int) -> Plan:

@@ -173,9 +173,10 @@ def _uncovered(
         others = int(teacher_logits is not None)
         if options.mixing is not None and options.mixes == "logits":
             others = len(students)
-        members, classes = 1 + len(students) + others, students[0].shape[1]
+        gathered = options.ensemble_learns or options.mixes == "probabilities"
+        held, classes = len(students) + 1 + others + gathered, students[0].shape[1]
         covers = import_module("oekd_fast.kernels.tiling").covers_objectives
-        if members - 1 > MAX_TRITON_STUDENTS or not covers(members, classes, students[0].element_size()):
+        if held - 1 > MAX_TRITON_STUDENTS or not covers(held, classes, students[0].element_size()):
             return (
                 f"expected a row of all students and teachers to fit the registers with {' and '.join(terms)}, "
                 f"got {len(students)} students and C = {classes}"
