@@ -18,7 +18,7 @@ from oekd_fast.checks import (
     check_weights_grad,
 )
 from oekd_fast.dispatch import choose_backend, ensemble_attached, other_terms, triton_kernels
-from oekd_fast.options import DEVICE_VALUES, KDOptions
+from oekd_fast.options import KDOptions
 from oekd_fast.reference import EnsembleKDOutput
 
 
@@ -293,25 +293,28 @@ def _op_arguments(
     target: Tensor | None, options: KDOptions, ensemble_weights: Tensor | None, teacher_logits: Tensor | None
 ) -> tuple:
     """What the ops take after the logits."""
-    numbers = [getattr(options, name) for name in DEVICE_VALUES]
+    numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
     values = None
     held = [number for number in numbers if isinstance(number, Tensor)]
     if held:
         # A number of 0 leaves the ensemble's cross-entropy out, as it is without tensors.
         values = _stacked(numbers if options.ensemble_learns else numbers[:3], held[0].device)
-        numbers = [0.0] * 4  # not read beside `values`
-    temperature, ce_weight, kd_weight, ensemble_ce_weight = map(float, numbers)
-    return (
+        numbers = (0.0,) * 4  # not read beside `values`
+    *first, ensemble_ce_weight = map(float, numbers)
+    arguments = (
         target,
         _detached(ensemble_weights),
-        temperature,
-        ce_weight,
-        kd_weight,
+        *first,
         float(options.label_smoothing),
         options.ignore_index,
         options.reduction == "mean",
         not ensemble_attached(options, teacher_logits),
         values,
+    )
+    if ensemble_ce_weight == 0 and teacher_logits is None and options.mixing is None:
+        return arguments  # the others' defaults, which cost a microsecond to pass
+    return (
+        *arguments,
         ensemble_ce_weight,
         _detached(teacher_logits),
         _detached(options.mixing),
