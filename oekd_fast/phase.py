@@ -97,7 +97,7 @@ class Phase:
     """Trains `members` of the family; a family of one is a baseline.
 
     The epoch is chosen by the mean validation accuracy of the students, then by their cross-entropy; the test split
-    is looked at once, when everything is decided.
+    is looked at when everything is decided, and with `track_test` also written down after each epoch.
 
     Raises:
         TrainingDiverged: a loss that is not finite; the last checkpoint from before it stays.
@@ -210,6 +210,8 @@ class Phase:
             "seconds": round(self._epoch_seconds, 3),
             "images_per_second": round(metrics.images / self._epoch_seconds, 1),
         }
+        if self._config.track_test:
+            line["test"] = self.engine.evaluate(self._data.test).as_dict()
         self.history.append(line)
         score = [sum(validation.accuracy) / len(validation.accuracy), -sum(validation.ce)]
         if not self._best or score > self._best["score"]:
