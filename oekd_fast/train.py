@@ -20,6 +20,7 @@ from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
+from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
 from oekd_fast.report import draw_report, summarise, summary_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
@@ -109,11 +110,13 @@ def _save_students(
 
 def main() -> int:
     """The command line; returns the exit status."""
-    import tyro
-
     console = Console()
     try:
-        config = tyro.cli(TrainConfig, prog="python -m oekd_fast.train")
+        options = parse_arguments(RecipeOptions, "python -m oekd_fast.train")
+        if options.list_recipes:
+            console.print(recipe_table())
+            return 0
+        config = options.config
         keep_freed_memory()
         summary = train(config, console)
     except Interrupted as stopped:
