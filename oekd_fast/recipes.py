@@ -208,9 +208,9 @@ def _modern() -> Iterator[Recipe]:
 
 def _evidence() -> Iterator[Recipe]:
     yield _recipe(
-        "evidence", "ours, minutes on two cores", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
+        "evidence", "ours, what make train runs", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
     )
     yield _recipe(
-        "evidence", "ours, an hour on two cores: 12,000 images", "fashion_mnist", "resnet20", epochs=5,
+        "evidence", "ours, 12,000 images", "fashion_mnist", "resnet20", epochs=5,
         schedule="cosine", learning_rate=0.1, train_images=12000,
     )  # fmt: skip

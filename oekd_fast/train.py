@@ -26,8 +26,11 @@ from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
     """Train the family that `config` describes, and with `config.baseline` each student alone.
+
+    Args:
+        stop: tells the caller of several runs whether one came to its end before it could be interrupted.
 
     Returns:
         What summary.json holds; the run folder is `config.run_folder`.
@@ -40,18 +43,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     get_architecture(config.model)
     device = choose_device(config.device)
     folder = RunFolder(config)
-    with StopRequest() as stop:
-        dataset = load_dataset(
-            config.dataset,
-            data_dir=config.data_dir,
-            train_images=config.train_images,
-            validation_fraction=config.validation_fraction,
-            seed=config.seed,
-            stream=config.data_placement == "stream",
-            augmentation=config.augmentation_wish,
-            image_size=config.image_size,
-            skip_corrupt=config.skip_corrupt,
-        )
+    with stop or StopRequest() as stop:
+        dataset = dataset_of(config)
         data = DeviceData.of(dataset, config, device)
         for note in data.notes:
             console.print(note, soft_wrap=True, markup=False)
@@ -74,6 +67,25 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)
     return summary
+
+
+def dataset_of(config: TrainConfig) -> ImageDataset:
+    """The data set that `config` trains on, as it asks for it.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    return load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        train_images=config.train_images,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        stream=config.data_placement == "stream",
+        augmentation=config.augmentation_wish,
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+    )
 
 
 def choose_device(name: str) -> torch.device:
