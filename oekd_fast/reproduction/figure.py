@@ -35,12 +35,11 @@ def _draw_accuracies(axes: Axes, results: Mapping[str, Any]) -> None:
         _points(axes, accuracy["baseline"], 0.08, "s--", color="C1", label="alone")
     axes.axhline(accuracy["ensemble"]["mean"], color="C0", linestyle=":", label="ensemble")
     if paper:
-        for name, place, color in (("family", -0.08, "C0"), ("baseline", 0.08, "C1")):
+        for name, label, place, form in (("family", "in the family", -0.24, "x"), ("baseline", "alone", 0.24, "+")):
             places = [j + place for j in range(1, len(paper[name]) + 1)]
-            label = f"paper: {'in the family' if name == 'family' else 'alone'}"
-            axes.plot(places, paper[name], "x", color=color, markersize=9, label=label)
+            axes.plot(places, paper[name], form, color="black", markersize=8, label=f"paper: {label}")
         if paper["ensemble"] is not None:
-            axes.axhline(paper["ensemble"], color="grey", linestyle=":", label="paper: ensemble")
+            axes.axhline(paper["ensemble"], color="black", linestyle=":", label="paper: ensemble")
     _finish(axes, results, "test accuracy, %", "accuracy at the selected epoch")
 
 
@@ -51,7 +50,7 @@ def _draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
             _points(axes, accuracy["gain_points"], 0.15 * (place - 1), "osD"[place], color=f"C{2 + place}", label=label)
     if results["paper"]:
         gains = results["paper"]["gain_points"]
-        axes.plot(range(1, len(gains) + 1), gains, "kx", markersize=9, label="paper")
+        axes.plot([j + 0.3 for j in range(1, len(gains) + 1)], gains, "kx", markersize=8, label="paper")
     axes.axhline(0.0, color="black", linewidth=0.8)
     _finish(axes, results, "gain, points", "family less alone, by the choice of the epoch")
 
@@ -70,5 +69,5 @@ def _finish(axes: Axes, results: Mapping[str, Any], ylabel: str, title: str) -> 
     )
     axes.set(xlabel="student, and its size", ylabel=ylabel, title=title)
     axes.margins(0.08)
-    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5)  # covers no bar there
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)  # covers no bar there
     axes.grid(alpha=0.3)
