@@ -68,10 +68,13 @@ def reproduce(
         What results.json holds.
 
     Raises:
+        RecipeError: there is no such recipe, or it is for another data set.
         RunFolderError: a seed's folder was trained otherwise; the message names the fields.
         Interrupted: SIGINT or SIGTERM; the same call continues.
         Others: as `train`.
     """
+    protocol = get_recipe(recipe)
+    protocol.config(dataset=config.dataset)
     console, folder = console or Console(), reproduction_folder(recipe, config)
     config = replace(config, baseline=True, track_test=True, output_dir=folder)
     numbers = [config.seed + k for k in range(seeds)]
@@ -79,7 +82,7 @@ def reproduce(
     results: dict[str, Any] = {}
     for seed in numbers:
         summaries[seed] = run(seed_config(config, folder, seed), console)
-        results = gather(get_recipe(recipe), config, summaries, numbers)
+        results = gather(protocol, config, summaries, numbers)
         write(folder, results)
     if timing:
         results["timing"] = time_epochs(config)
@@ -115,7 +118,7 @@ def main() -> int:
             console=console,
         )
     except (Interrupted, KeyboardInterrupt) as stopped:
-        console.print(f"{str(stopped) or 'stopped'}; the same command continues", soft_wrap=True, markup=False)
+        console.print("Stopped; what was done is saved, and the same command continues.", soft_wrap=True)
         return 128 + getattr(stopped, "signal_number", 2)
     except (DataError, RunFolderError, CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         errors.print(f"error: {error}", soft_wrap=True, markup=False)

@@ -16,7 +16,7 @@ from oekd_fast.config import TrainConfig
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
 from oekd_fast.paper import paper_tables
-from oekd_fast.recipes import get_recipe, recipe_config
+from oekd_fast.recipes import RecipeError, get_recipe, recipe_config
 from oekd_fast.reproduce import reproduce
 from oekd_fast.reproduction import ablations, seeds
 from oekd_fast.reproduction.ablations import SWEEPS, ablate
@@ -203,6 +203,13 @@ def test_a_seed_of_other_training_is_refused_by_the_field(config):
     leave(replace(seed, weight_decay=0.5), COMPLETE)
     with pytest.raises(RunFolderError, match=r"seed-0/config.json; weight_decay: expected 0.5, got 0.0001"):
         reproduce(DIGITS, config, 1, console=QUIET)
+
+
+def test_nothing_is_trained_for_a_recipe_that_does_not_fit(config):
+    for recipe, message in ((PAPER, "dataset: expected cifar100"), ("digits", "recipe: 'digits' is unknown")):
+        with pytest.raises(RecipeError, match=message):
+            reproduce(recipe, config, 1, console=QUIET)
+    assert not config.output_dir.exists()
 
 
 def test_a_stop_that_a_run_outlived_still_stops(config, monkeypatch):
