@@ -119,7 +119,7 @@ class Phase:
     """Trains the members of a task.
 
     The epoch is chosen by the mean validation accuracy of the students, then by their cross-entropy; the test split
-    is looked at once, when everything is decided.
+    is looked at when everything is decided, and with `track_test` also written down after each epoch.
 
     Raises:
         TrainingDiverged: a loss that is not finite; the last checkpoint from before it stays.
@@ -230,6 +230,8 @@ class Phase:
             "seconds": round(self._epoch_seconds, 3),
             "images_per_second": round(metrics.images / self._epoch_seconds, 1),
         }
+        if self._config.track_test:
+            line["test"] = self.engine.evaluate(self._data.test).as_dict()
         self.history.append(line)
         score = [sum(validation.accuracy) / len(validation.accuracy), -sum(validation.ce)]
         if not self._best or score > self._best["score"]:

@@ -71,7 +71,8 @@ def test_plain_form_is_json_and_names_every_field():
 
 
 def test_where_and_how_a_run_is_shown_is_not_what_it_trains():
-    here = TrainConfig(output_dir=Path("a"), data_dir=Path("b"), resume=True, baseline=True, progress=False)
+    here = TrainConfig(output_dir=Path("a"), data_dir=Path("b"), resume=True, baseline=True, progress=False,
+                       track_test=True)  # fmt: skip
     assert here.training_fields() == TrainConfig().training_fields()
     for other in (TrainConfig(seed=1), TrainConfig(train_images=100)):
         assert other.training_fields() != TrainConfig().training_fields()
