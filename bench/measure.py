@@ -1,15 +1,15 @@
-"""Side-by-side timing in one process, and what machine it ran on."""
+"""Side-by-side timing in one process; `machine` says on what."""
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import torch
+from oekd_fast.machine import machine
+
+__all__ = ["Timing", "interleave", "machine"]
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,3 @@ def interleave(
 def _timing(values: list[float]) -> Timing:
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return Timing(median, lower, upper, len(values))
-
-
-def machine() -> dict:
-    """Processor, threads, versions, commit: what a figure needs beside it."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -25,6 +25,7 @@ _EXPORTS = {
     "student_flops": "flops",
     "load_student": "students",
     "TrainConfig": "config",
+    "recipe_config": "recipes",
 }
 
 __all__ = ["__version__", *_EXPORTS]

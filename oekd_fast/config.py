@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from oekd_fast.objectives import OBJECTIVES, Objective, ObjectiveName, others
 from oekd_fast.options import KDOptions
+
+Ramp = Literal["constant", "linear", "cosine", "sigmoid"]
+# Fields whose default is the objective's.
+OBJECTIVES_OWN = ("temperature", "ce_weight", "kd_weight", "feature_weight", "ensemble_ce_weight")
 
 # Fields that may differ when a run is resumed: where things are, how they are run and shown, not what is trained.
 _FREE = ("output_dir", "data_dir", "resume", "baseline", "checkpoint_every", "progress", "executor", "capture",
-         "compile_blocks", "data_placement")  # fmt: skip
+         "compile_blocks", "data_placement", "track_test")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,35 +57,66 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in output_dir from its newest checkpoint; start it if there is none."""
 
-    temperature: float = 2.0
-    """T of the distillation term (paper: 2)."""
-    ce_weight: float = 0.7
-    """alpha: cross-entropy of each student."""
-    feature_weight: float = 0.15
-    """beta: students' adapted maps against the pseudo teacher's."""
-    kd_weight: float = 0.15
-    """gamma: each student against the ensemble."""
+    objective: ObjectiveName = "oekd"
+    """What students learn beside the labels: see oekd_fast/objectives.py; oekd is the paper's."""
+    teacher: Path | None = None
+    """A saved student (students/student_<j>) as the teacher of kd, and if given of fitnets."""
+    codistillation_delay: int = 0
+    """Steps between copies of all students, from whom codistillation takes predictions; 0: the students as they are."""
+    snapshots: int = 5
+    """Cycles of the learning rate of snapshot, each of which leaves one."""
+    generations: int = 3
+    """Of born_again, the first of which learns from labels alone."""
+    temperature: float | None = None
+    """T of the distillation term; default: the objective's (paper: 2)."""
+    ce_weight: float | None = None
+    """alpha: cross-entropy of each student; default: the objective's (paper: 0.7)."""
+    feature_weight: float | None = None
+    """beta: students' adapted maps against the teacher's; default: the objective's (paper: 0.15)."""
+    kd_weight: float | None = None
+    """gamma: each student against its target; default: the objective's (paper: 0.15)."""
+    ensemble_ce_weight: float | None = None
+    """Cross-entropy of the ensemble itself; default: the objective's (paper: none, one: 1)."""
+    temperature_schedule: Ramp = "constant"
+    """From `temperature_start` to `temperature` over `ramp_epochs`: constant, linear, cosine or sigmoid."""
+    temperature_start: float = 1.0
+    """T of the first step where it is scheduled."""
+    kd_schedule: Ramp = "constant"
+    """From 0 to `kd_weight` over `ramp_epochs`; sigmoid is the ramp-up of ONE, exp(-5 (1 - t)^2)."""
+    feature_schedule: Ramp = "constant"
+    """From 0 to `feature_weight` over `ramp_epochs`."""
+    ramp_epochs: float = 80.0
+    """Of the three schedules."""
+    pretrain_epochs: int = 0
+    """The base and the pseudo teacher learn alone for so many epochs before the family starts from them."""
+    freeze_base: bool = False
+    """The shared base keeps the weights it starts with, its statistics too."""
+    base_gradients: Literal["all", "pseudo_teacher"] = "all"
+    """Whose losses train the shared base."""
     label_smoothing: float = 0.0
     """Of the cross-entropy, in [0, 1]."""
     detach_ensemble: bool = True
     """False: gradients also flow through the ensemble target, and the step's backward is one graph."""
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     """sgd is SGD with Nesterov momentum."""
     learning_rate: float | None = None
-    """Peak rate; default 0.1 for sgd, 0.001 for adam."""
+    """Peak rate; default 0.1 for sgd, 0.001 for adam, 0.256 for rmsprop."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Of sgd and rmsprop."""
     weight_decay: float = 1e-4
     """Of all parameters."""
     adapter_rate: float = 0.5
     """The adapters' learning rate as a multiple of the networks'."""
-    schedule: Literal["multistep", "cosine"] = "multistep"
-    """multistep multiplies the rate by `decay` at each milestone; cosine falls to 0."""
+    schedule: Literal["multistep", "cosine", "cyclic", "exponential"] = "multistep"
+    """multistep multiplies the rate by `decay` at each milestone; cosine falls to 0, cyclic does so once a snapshot;
+    exponential multiplies it by `decay` every `decay_epochs`."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Of multistep, as shares of the training."""
     decay: float = 0.1
-    """Of multistep."""
+    """Of multistep and exponential."""
+    decay_epochs: float = 3.0
+    """Of exponential."""
     warmup_epochs: float = 1.0
     """The rate rises linearly from 0 over these; 0 for none."""
     clip_norm: float | None = None
@@ -114,22 +151,32 @@ class TrainConfig:
     """Images on the device, prefetched from host memory, or read from disk as needed (which has to be asked for);
     auto: on the device if half of its free memory holds them, else prefetched."""
 
+    track_test: bool = False
+    """Look at the test images after each epoch too, for the paper's way of choosing one; never used to select."""
     checkpoint_every: int = 1
     """Epochs between checkpoints; the last epoch always has one."""
     progress: bool = True
     """Show a progress bar (on a terminal) or a line every so many epochs (elsewhere)."""
 
     def __post_init__(self) -> None:
-        for name in ("num_students", "epochs", "batch_size", "checkpoint_every"):
+        self._check_choices()
+        for name in OBJECTIVES_OWN:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.family_objective, name))
+        for name in ("num_students", "epochs", "batch_size", "checkpoint_every", "snapshots", "generations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        for name in ("codistillation_delay", "pretrain_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected an integer >= 0, got {getattr(self, name)}")
         if self.train_images is not None and self.train_images < 1:
             raise ValueError(f"train_images: expected an integer >= 1, got {self.train_images}")
         if self.seed < 0:
             raise ValueError(f"seed: expected an integer >= 0, got {self.seed}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction: expected a number in (0, 1), got {self.validation_fraction}")
-        for name in ("feature_weight", "weight_decay", "momentum", "adapter_rate", "decay", "warmup_epochs"):
+        for name in ("feature_weight", "weight_decay", "momentum", "adapter_rate", "decay", "warmup_epochs",
+                     "decay_epochs", "ramp_epochs"):  # fmt: skip
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
         if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -144,26 +191,71 @@ class TrainConfig:
             raise ValueError(f"pad: expected pixels >= 0, got {self.pad}")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size: expected pixels >= 1, got {self.image_size}")
-        choices = {"precision": ("fp32", "bf16", "fp16"), "optimizer": ("sgd", "adam"),
-                   "schedule": ("multistep", "cosine"), "executor": ("auto", "parallel", "sequential"),
-                   "data_placement": ("auto", "device", "host", "stream"),
-                   "augmentation": ("auto", "none", "crop", "resized_crop"),
-                   "normalisation": ("computed", "published")}  # fmt: skip
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
         if not self.augment and self.augmentation not in ("auto", "none"):
             raise ValueError(f"augmentation: expected auto or none with augment=False, got {self.augmentation!r}")
         if self.pad is not None and self.augmentation == "resized_crop":
             raise ValueError(
                 f"pad: expected none with augmentation='resized_crop', which has no padding, got {self.pad}"
             )
+        for name in ("decay_epochs", "temperature_start"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name}: expected a finite number > 0, got {getattr(self, name)}")
+        self._check_objective()
         self.family_loss()
 
+    def _check_choices(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            values, value = get_args(hints[field.name]), getattr(self, field.name)
+            if get_origin(hints[field.name]) is not Literal or value in values:
+                continue
+            near = get_close_matches(str(value), values)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"{field.name}: {hint}expected one of {', '.join(values)}, got {value!r}")
+
+    def _check_objective(self) -> None:
+        objective, name = self.family_objective, self.objective
+        if objective.teacher == "required" and self.teacher is None:
+            raise ValueError(f"teacher: expected the path of a saved student with objective={name!r}, got None")
+        if objective.teacher == "none" and self.teacher is not None:
+            takers = " or ".join(key for key, other in OBJECTIVES.items() if other.teacher != "none")
+            raise ValueError(f"teacher: expected none but with objective {takers}, got {self.teacher} with {name!r}")
+        if self.num_students < 2 and (objective.from_others or objective.gated):
+            raise ValueError(f"num_students: expected at least 2 with objective={name!r}, got {self.num_students}")
+        if objective.alone and (self.pretrain_epochs or self.freeze_base):
+            field = "pretrain_epochs" if self.pretrain_epochs else "freeze_base"
+            raise ValueError(f"{field}: expected none with objective={name!r}, which trains one network")
+        if self.codistillation_delay and name != "codistillation":
+            raise ValueError(
+                f"codistillation_delay: expected 0 but with objective='codistillation', got {self.codistillation_delay}"
+            )
+        if objective.from_others and not self.detach_ensemble:
+            raise ValueError(f"detach_ensemble: expected True with objective={name!r}, got False")
+        if self.schedule == "cyclic" and name != "snapshot":
+            raise ValueError(f"schedule: expected cyclic with objective='snapshot' alone, got it with {name!r}")
+        if name == "snapshot" and (self.schedule != "cyclic" or self.epochs < self.snapshots):
+            raise ValueError(
+                "snapshots: expected schedule='cyclic' and at most an epoch a snapshot with objective='snapshot', "
+                f"got schedule={self.schedule!r}, {self.snapshots} snapshots in {self.epochs} epochs"
+            )
+
+    @property
+    def family_objective(self) -> Objective:
+        return OBJECTIVES[self.objective]
+
     def family_loss(self) -> KDOptions:
-        """The paper's loss on the logits of the whole family."""
+        """The objective's loss on the logits of the whole family."""
+        mixing = {}
+        if self.family_objective.from_others:
+            mixing = {"mixing": others(self.num_students), "mixes": "probabilities"}
         return KDOptions(
-            self.temperature, self.ce_weight, self.kd_weight, self.detach_ensemble, label_smoothing=self.label_smoothing
+            self.temperature,
+            self.ce_weight,
+            self.kd_weight,
+            self.detach_ensemble,
+            label_smoothing=self.label_smoothing,
+            ensemble_ce_weight=self.ensemble_ce_weight,
+            **mixing,
         )
 
     def baseline_loss(self) -> KDOptions:
@@ -177,7 +269,7 @@ class TrainConfig:
 
     @property
     def peak_rate(self) -> float:
-        return self.learning_rate or {"sgd": 0.1, "adam": 0.001}[self.optimizer]
+        return self.learning_rate or {"sgd": 0.1, "adam": 0.001, "rmsprop": 0.256}[self.optimizer]
 
     @property
     def run_folder(self) -> Path:

@@ -13,7 +13,9 @@ from oekd_fast.ensemble import StudentEnsemble
 def build_optimizer(
     config: TrainConfig, ensemble: StudentEnsemble, learning_rate: Tensor, adapter_rate: Tensor
 ) -> Optimizer:
-    """SGD with Nesterov momentum, or Adam; the adapters are a group of their own.
+    """SGD with Nesterov momentum, Adam, or RMSProp; the adapters are a group of their own.
+
+    RMSProp is that of the paper's EfficientNets (Tan and Le 2019): decay 0.9, epsilon 1e-3.
 
     Args:
         learning_rate, adapter_rate: scalars on the device, read in every step.
@@ -25,6 +27,16 @@ def build_optimizer(
     if config.optimizer == "adam":
         capturable = learning_rate.device.type == "cuda"
         return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=True, capturable=capturable)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(
+            groups,
+            alpha=0.9,
+            eps=1e-3,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            foreach=True,
+            capturable=learning_rate.device.type == "cuda",
+        )
     optimizer = torch.optim.SGD(
         groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay, fused=True
     )

@@ -16,7 +16,7 @@ from oekd_fast.checkpoint import write_atomically
 from oekd_fast.reporting.page import page
 from oekd_fast.reporting.runs import group_runs, read_run
 from oekd_fast.reporting.section import Section
-from oekd_fast.train import choose_device
+from oekd_fast.train import choose_device, dataset_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def report(config: ReportConfig) -> Path:
         def keep(name: str, content: bytes, prefix: str = prefix) -> None:
             write_atomically(folder / f"{prefix}{name}.png", content)
 
-        section = Section(group, config.data_dir, config.images, config.explain, device, keep)
+        section = Section(group, dataset_of, config.data_dir, config.images, config.explain, device, keep)
         sections.append(section.html())
     title = groups[0].title if len(groups) == 1 else f"{len(groups)} families of students"
     path = folder / "index.html"

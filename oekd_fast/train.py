@@ -21,13 +21,19 @@ from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
+from oekd_fast.plan import BASELINE, combined_accuracy, phase_names, phase_task
+from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
 from oekd_fast.summary import draw_report, summarise, summary_table
+from oekd_fast.teacher import Teacher
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
     """Train the family that `config` describes, and with `config.baseline` each student alone.
+
+    Args:
+        stop: tells the caller of several runs whether one came to its end before it could be interrupted.
 
     Returns:
         What summary.json holds; the run folder is `config.run_folder`.
@@ -40,41 +46,54 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     get_architecture(config.model)
     device = choose_device(config.device)
     folder = RunFolder(config)
-    with StopRequest() as stop:
-        dataset = load_dataset(
-            config.dataset,
-            data_dir=config.data_dir,
-            train_images=config.train_images,
-            validation_fraction=config.validation_fraction,
-            seed=config.seed,
-            stream=config.data_placement == "stream",
-            augmentation=config.augmentation_wish,
-            image_size=config.image_size,
-            skip_corrupt=config.skip_corrupt,
-        )
+    with stop or StopRequest() as stop:
+        dataset = dataset_of(config)
         data = DeviceData.of(dataset, config, device)
         for note in data.notes:
             console.print(note, soft_wrap=True, markup=False)
 
-        names = {"ensemble": tuple(range(config.num_students))}
-        if config.baseline:
-            names |= {f"baseline_{j + 1}": (j,) for j in range(config.num_students)}
+        teacher = None if config.teacher is None else Teacher.load(config.teacher)
         results: dict[str, PhaseResult] = {}
-        for name, members in names.items():
-            phase = Phase(name, members, config, data, folder, device)
+        names = phase_names(config)
+        for name in names:
+            phase = Phase(phase_task(name, config, data, results, teacher), config, data, folder, device)
             folder.claim(config)
             folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
             results[name] = phase.run(stop, console)
-            if stop.signal_number is not None and name != list(names)[-1]:
+            if stop.signal_number is not None and name != names[-1]:
                 raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
+            if name == "ensemble":
+                combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size)
+        summary |= {"objective": config.objective} | ({} if combined is None else {"ensemble_accuracy": combined})
+        _save_students(folder.students, dataset, data, results["ensemble"])
         for name, result in results.items():
-            _save_students(folder.students if name == "ensemble" else folder.baselines, dataset, data, result)
+            if name.startswith(BASELINE):
+                _save_students(folder.baselines, dataset, data, result)
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)
     return summary
+
+
+def dataset_of(config: TrainConfig) -> ImageDataset:
+    """The data set that `config` trains on, as it asks for it.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    return load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        train_images=config.train_images,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        stream=config.data_placement == "stream",
+        augmentation=config.augmentation_wish,
+        image_size=config.image_size,
+        skip_corrupt=config.skip_corrupt,
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -109,11 +128,13 @@ def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result
 
 def main() -> int:
     """The command line; returns the exit status."""
-    import tyro
-
     console = Console()
     try:
-        config = tyro.cli(TrainConfig, prog="python -m oekd_fast.train")
+        options = parse_arguments(RecipeOptions, "python -m oekd_fast.train")
+        if options.list_recipes:
+            console.print(recipe_table())
+            return 0
+        config = options.config
         keep_freed_memory()
         summary = train(config, console)
     except Interrupted as stopped:

@@ -41,8 +41,12 @@ def test_defaults_are_the_papers():
         ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
         ("pad", -1, "pad: expected pixels >= 0, got -1"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
-        ("optimizer", "lion", "optimizer: expected one of sgd, adam, got 'lion'"),
-        ("schedule", "step", "schedule: expected one of multistep, cosine, got 'step'"),
+        ("optimizer", "lion", "optimizer: expected one of sgd, adam, rmsprop, got 'lion'"),
+        (
+            "schedule",
+            "step",
+            "schedule: did you mean multistep\\? expected one of multistep, cosine, cyclic, exponential, got 'step'",
+        ),
     ],
 )
 def test_bad_values_are_named(field, value, message):
@@ -67,7 +71,8 @@ def test_plain_form_is_json_and_names_every_field():
 
 
 def test_where_and_how_a_run_is_shown_is_not_what_it_trains():
-    here = TrainConfig(output_dir=Path("a"), data_dir=Path("b"), resume=True, baseline=True, progress=False)
+    here = TrainConfig(output_dir=Path("a"), data_dir=Path("b"), resume=True, baseline=True, progress=False,
+                       track_test=True)  # fmt: skip
     assert here.training_fields() == TrainConfig().training_fields()
     for other in (TrainConfig(seed=1), TrainConfig(train_images=100)):
         assert other.training_fields() != TrainConfig().training_fields()

@@ -16,10 +16,10 @@ from rich.console import Console
 from oekd_fast.config import TrainConfig
 from oekd_fast.report import ReportConfig, main, report
 from oekd_fast.reporting import section
-from oekd_fast.reporting.evidence import load_images, load_networks, one_of_each_class
+from oekd_fast.reporting.evidence import load_networks, one_of_each_class
 from oekd_fast.reporting.predictions import predict
 from oekd_fast.reporting.runs import read_run
-from oekd_fast.train import train
+from oekd_fast.train import dataset_of, train
 
 PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "grad_cam")
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_text_is_escaped(run):
 
 def test_predictions_give_the_accuracies_of_the_run(run):
     finished = read_run(run)
-    networks, dataset = load_networks(finished, CPU), load_images(finished.config, None)
+    networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
     result = predict(networks.students, networks.baselines, dataset.test, dataset.augmentation, CPU)
     assert result.names == ("student 1", "student 2", "ensemble", "student 1 alone", "student 2 alone")
     students = finished.summary["students"]

@@ -205,6 +205,34 @@ def test_without_baseline_the_gains_are_null(config):
     assert [s["relative_gain"] for s in summary["students"]] == [None, None]
 
 
+def test_the_best_test_epoch_is_kept_apart_and_chooses_nothing(config, tmp_path):
+    plain = train(replace(config, baseline=True), QUIET)
+    again = replace(config, baseline=True, track_test=True, output_dir=tmp_path / "again")
+    summary = train(again, QUIET)
+    lines = metrics_without_times(again.output_dir)
+    tests = [line.pop("test") for line in lines]
+    assert lines == metrics_without_times(config.output_dir)
+    family, second_alone = tests[:3], tests[6:]
+    for j, (student, before) in enumerate(zip(summary["students"], plain["students"], strict=True)):
+        best = max(test["accuracy"][j] for test in family)
+        assert student["best_test_accuracy"] == pytest.approx(best, abs=1e-4) and best >= student["accuracy"]
+        assert student["last_epoch_accuracy"] == pytest.approx(family[-1]["accuracy"][j], abs=1e-4)
+        assert before["best_test_accuracy"] is None and before["best_test_baseline_accuracy"] is None
+        assert student["accuracy"] == before["accuracy"]
+    best = max(test["accuracy"][0] for test in second_alone)
+    assert summary["students"][1]["best_test_baseline_accuracy"] == pytest.approx(best, abs=1e-4)
+    assert summary["best_test_ensemble_accuracy"] == pytest.approx(
+        max(test["ensemble_accuracy"] for test in family), abs=1e-4
+    )
+    assert plain["best_test_ensemble_accuracy"] is None
+
+
+def test_a_best_test_epoch_needs_every_epoch(config):
+    train(replace(config, epochs=1), QUIET)
+    summary = train(replace(config, epochs=1, resume=True, track_test=True), QUIET)
+    assert summary["students"][0]["best_test_accuracy"] is None
+
+
 def test_the_same_seed_gives_the_same_run(config, tmp_path):
     train(config, QUIET)
     train(replace(config, output_dir=tmp_path / "again"), QUIET)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.config import TrainConfig
-from oekd_fast.data import DataError, ImageDataset, centre, load_dataset
+from oekd_fast.data import DataError, ImageDataset, centre
 from oekd_fast.data.registry import known_name
 from oekd_fast.reporting.cam_figures import CamPanels
 from oekd_fast.reporting.grad_cam import grad_cam
@@ -37,31 +37,17 @@ def load_networks(run: Run, device: torch.device) -> Networks:
     students, baselines = ([load_student(path).to(device) for path in run.saved(kind)] for kind in
                            ("students", "baselines"))  # fmt: skip
     if not students:
-        raise ReportError(f"{run.path / 'students'} lacks weights of {run.config.num_students} students")
+        raise ReportError(f"{run.path / 'students'} lacks weights of {len(run.summary['students'])} students")
     return Networks(tuple(students), tuple(baselines))
 
 
-def load_images(config: TrainConfig, data_dir: Path | None) -> ImageDataset:
-    """The data set that `config` trained on, from `data_dir` where it is given: a folder that was trained on itself,
-    or that of a known data set's files.
-
-    Raises:
-        DataError, ImportError, OSError: it is not there, or cannot be read.
-    """
-    if data_dir is not None:
-        named = config.dataset == "digits" or known_name(config.dataset) is not None
-        config = replace(config, **({"data_dir": data_dir} if named else {"dataset": str(data_dir), "data_dir": None}))
-    return load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        train_images=config.train_images,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        stream=config.data_placement == "stream",
-        augmentation=config.augmentation_wish,
-        image_size=config.image_size,
-        skip_corrupt=config.skip_corrupt,
-    )
+def moved(config: TrainConfig, data_dir: Path | None) -> TrainConfig:
+    """`config` with its data in `data_dir`, if given: the folder that was trained on, or a known data set's files."""
+    if data_dir is None:
+        return config
+    if config.dataset == "digits" or known_name(config.dataset) is not None:
+        return replace(config, data_dir=data_dir)
+    return replace(config, dataset=str(data_dir), data_dir=None)
 
 
 def check_same_images(dataset: ImageDataset, run: Run, student: LoadedStudent) -> None:

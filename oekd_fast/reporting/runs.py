@@ -32,7 +32,8 @@ class Run:
 
     @property
     def title(self) -> str:
-        return f"{self.config.model} x {self.config.num_students} on {self.summary['dataset']}"
+        objective = "" if self.config.objective == "oekd" else f", {self.config.objective}"
+        return f"{self.config.model} x {len(self.summary['students'])} on {self.summary['dataset']}{objective}"
 
     @property
     def has_baselines(self) -> bool:
@@ -40,7 +41,7 @@ class Run:
 
     def saved(self, kind: str) -> list[Path]:
         """Where the weights of "students" or "baselines" are, in the family's order; none if one is missing."""
-        paths = [self.path / kind / f"student_{j + 1}.safetensors" for j in range(self.config.num_students)]
+        paths = [self.path / kind / f"student_{student['index']}.safetensors" for student in self.summary["students"]]
         return paths if all(path.is_file() for path in paths) else []
 
 
@@ -79,7 +80,7 @@ def _read_histories(file: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
             histories[entry["phase"]].append(entry)
         except (ValueError, KeyError, TypeError) as error:
             raise ReportError(f"runs: {file}, line {number}, is damaged ({error})") from error
-    for phase in {"ensemble", *histories}:
+    for phase in {"ensemble", *(name for name in histories if name.startswith("baseline_"))}:
         if len(histories[phase]) != epochs:
             raise ReportError(
                 f"runs: {file}: expected {epochs} lines of the phase {phase!r}, got {len(histories[phase])}"
@@ -100,16 +101,17 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _as_field(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
-    return Path(value) if name == "data_dir" and value is not None else value
+    return Path(value) if name in ("data_dir", "teacher") and value is not None else value
 
 
 def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:
     needed = ("dataset", "students", "ensemble_accuracy", "selected_epoch", "test_images", "seconds", "versions")
     if missing := [name for name in needed if name not in summary]:
         raise ReportError(f"runs: {file} lacks {', '.join(missing)}; an older version wrote it")
-    if len(summary["students"]) != config.num_students:
-        raise ReportError(f"runs: {file}: expected {config.num_students} students, got {len(summary['students'])}")
-    of_student = ("parameters", "relative_size", "flops", "accuracy", "baseline_accuracy", "relative_gain")
+    count = 1 if config.family_objective.alone else config.num_students
+    if len(summary["students"]) != count:
+        raise ReportError(f"runs: {file}: expected {count} students, got {len(summary['students'])}")
+    of_student = ("index", "parameters", "relative_size", "flops", "accuracy", "baseline_accuracy", "relative_gain")
     if missing := [name for name in of_student if any(name not in student for student in summary["students"])]:
         raise ReportError(f"runs: {file}: students lack {', '.join(missing)}; an older version wrote it")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from oekd_fast.config import TrainConfig
 from oekd_fast.data import DataError, ImageDataset
 from oekd_fast.reporting import page
 from oekd_fast.reporting.agreement import agreement, class_accuracy
@@ -18,18 +19,18 @@ from oekd_fast.reporting.curve_figures import curve_figure
 from oekd_fast.reporting.evidence import (
     Networks,
     check_same_images,
-    load_images,
     load_networks,
     look,
+    moved,
     one_of_each_class,
 )
-from oekd_fast.reporting.paper_points import PaperPoints, paper_points
 from oekd_fast.reporting.plotting import png
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.predictions import Predictions, predict
 from oekd_fast.reporting.runs import Group, ReportError, Run
 from oekd_fast.reporting.size_figures import of_students, size_figure
 from oekd_fast.reporting.spread import spread
+from oekd_fast.reproduction.expected import papers_numbers
 
 # Accuracies of summary.json may come from other precisions and kernels; more than this is another network or image.
 SAME_ACCURACY = 0.5
@@ -40,6 +41,7 @@ class Section:
     """Writes one part of the page.
 
     group: the runs.
+    load: gives the data set that a config asks for.
     data_dir: where their data set is now, if not where config.json says.
     images: how many images the Grad-CAM panels show.
     explained: the class that these explain.
@@ -48,6 +50,7 @@ class Section:
     """
 
     group: Group
+    load: Callable[[TrainConfig], ImageDataset]
     data_dir: Path | None
     images: int
     explained: Literal["predicted", "true"]
@@ -68,7 +71,7 @@ class Section:
         yield from self._results()
         yield from self._curves()
         try:
-            dataset = load_images(self._runs[0].config, self.data_dir)
+            dataset = self.load(moved(self._runs[0].config, self.data_dir))
             networks = [load_networks(run, self.device) for run in self._runs]
             for run, loaded in zip(self._runs, networks, strict=True):
                 check_same_images(dataset, run, loaded.students[0])
@@ -84,7 +87,7 @@ class Section:
     def _results(self) -> Iterator[str]:
         runs, first = self._runs, self._runs[0].summary
         summaries = [run.summary for run in runs]
-        paper = paper_points(first["dataset"], runs[0].config.model, runs[0].config.num_students)
+        paper = papers_numbers(runs[0].config)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"
@@ -151,6 +154,13 @@ class Section:
             for loaded in networks
         ]
         yield from self._check(runs)
+        objective = self._runs[0].config.family_objective
+        if objective.alone or objective.gated:
+            own = "gate" if objective.gated else "earlier networks"
+            yield page.note(
+                "From here on the ensemble is the plain mean of the saved students' logits; that of the run itself, in "
+                f"the table above, is of its {own} too."
+            )
         yield from self._calibration(runs)
         family = len(networks[0].students) + 1
 
@@ -233,10 +243,12 @@ class Section:
         return page.picture(content, description, natural=natural)
 
 
-def _paper_cells(paper: PaperPoints) -> list[tuple[str, str]]:
+def _paper_cells(paper: dict[str, Any]) -> list[tuple[str, str]]:
     """A pair a student, then the ensemble's."""
-    pairs = [(f"{alone:.2f}", f"{family:.2f}") for alone, family in zip(paper.alone, paper.family, strict=True)]
-    return [*pairs, ("", "-" if paper.ensemble is None else f"{paper.ensemble:.2f}")]
+    pairs = [
+        (f"{alone:.2f}", f"{family:.2f}") for alone, family in zip(paper["baseline"], paper["family"], strict=True)
+    ]
+    return [*pairs, ("", "-" if paper["ensemble"] is None else f"{paper['ensemble']:.2f}")]
 
 
 def _facts(run: Run) -> dict[str, object]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from oekd_fast.reporting.paper_points import PaperPoints
 from oekd_fast.reporting.plotting import ALONE, ENSEMBLE, FAMILY, logarithmic, new_figure, percent_axis, shared_legend
 from oekd_fast.reporting.spread import Spread, spread
 
@@ -17,8 +16,12 @@ Summary = Mapping[str, Any]
 COSTS = {"parameters": "parameters", "flops": "FLOPs an image (a multiply-add is two)"}
 
 
-def size_figure(summaries: Sequence[Summary], paper: PaperPoints | None = None) -> Figure:
-    """Accuracy against parameters and against FLOPs; `summaries` are of runs that differ in the seed alone."""
+def size_figure(summaries: Sequence[Summary], paper: Mapping[str, Any] | None = None) -> Figure:
+    """Accuracy against parameters and against FLOPs; `summaries` are of runs that differ in the seed alone.
+
+    Args:
+        paper: ``family`` and ``baseline``, percent a student, and ``ensemble``, percent or None, of the paper.
+    """
     figure = new_figure(10.5, 4.8)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost in zip(panels, COSTS, strict=True):
@@ -32,7 +35,7 @@ def draw_sizes(
     axes: Axes,
     summaries: Sequence[Summary],
     cost: Literal["parameters", "flops"] = "parameters",
-    paper: PaperPoints | None = None,
+    paper: Mapping[str, Any] | None = None,
 ) -> None:
     """The family, each student alone, the ensemble, and the paper's; error bars are a standard deviation over runs."""
     x = [student[cost] for student in summaries[0]["students"]]
@@ -55,10 +58,10 @@ def draw_sizes(
         axes.axhspan(ensemble.mean - ensemble.deviation, ensemble.mean + ensemble.deviation, color=ENSEMBLE, alpha=0.08)
     if paper:
         style = {"markerfacecolor": "white", "linewidth": 0.8, "alpha": 0.7}
-        axes.plot(x, paper.family, "o-", color=FAMILY, label="paper: as a family", **style)
-        axes.plot(x, paper.alone, "s--", color=ALONE, label="paper: each alone", **style)
-        if paper.ensemble is not None:
-            axes.axhline(paper.ensemble, color=ENSEMBLE, linestyle=":", alpha=0.4, label="paper: ensemble")
+        axes.plot(x, paper["family"], "o-", color=FAMILY, label="paper: as a family", **style)
+        axes.plot(x, paper["baseline"], "s--", color=ALONE, label="paper: each alone", **style)
+        if paper["ensemble"] is not None:
+            axes.axhline(paper["ensemble"], color=ENSEMBLE, linestyle=":", alpha=0.4, label="paper: ensemble")
     logarithmic(axes.xaxis)
     axes.set(xlabel=COSTS[cost], ylabel="test accuracy, %")
     percent_axis(axes)

@@ -1,0 +1,73 @@
+"""The results of a reproduction as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEASURES = {"selected": "selected epoch", "last_epoch": "last epoch", "best_test": "best test epoch"}
+
+
+def draw(results: Mapping[str, Any]) -> Figure:
+    """Accuracy and gain of each student; bars are the standard deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    done = len(results["seeds"])
+    figure.suptitle(
+        f"{results['recipe']}: {len(results['students'])} students, {results['epochs']} "
+        f"epoch{'s' if results['epochs'] > 1 else ''}, {done} seed{'s' if done > 1 else ''}"
+    )
+    accuracies, gains = figure.subplots(1, 2)
+    _draw_accuracies(accuracies, results)
+    _draw_gains(gains, results)
+    return figure
+
+
+def _draw_accuracies(axes: Axes, results: Mapping[str, Any]) -> None:
+    accuracy, paper = results["accuracy"]["selected"], results["paper"]
+    _points(axes, accuracy["family"], -0.08, "o-", color="C0", label="in the family")
+    if "baseline" in accuracy:
+        _points(axes, accuracy["baseline"], 0.08, "s--", color="C1", label="alone")
+    axes.axhline(accuracy["ensemble"]["mean"], color="C0", linestyle=":", label="ensemble")
+    if paper:
+        for name, label, place, form in (("family", "in the family", -0.24, "x"), ("baseline", "alone", 0.24, "+")):
+            places = [j + place for j in range(1, len(paper[name]) + 1)]
+            axes.plot(places, paper[name], form, color="black", markersize=8, label=f"paper: {label}")
+        if paper["ensemble"] is not None:
+            axes.axhline(paper["ensemble"], color="black", linestyle=":", label="paper: ensemble")
+    _finish(axes, results, "test accuracy, %", "accuracy at the selected epoch")
+
+
+def _draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
+    for place, (measure, label) in enumerate(MEASURES.items()):
+        accuracy = results["accuracy"][measure]
+        if accuracy is not None and "gain_points" in accuracy:
+            _points(axes, accuracy["gain_points"], 0.15 * (place - 1), "osD"[place], color=f"C{2 + place}", label=label)
+    if results["paper"]:
+        gains = results["paper"]["gain_points"]
+        axes.plot([j + 0.3 for j in range(1, len(gains) + 1)], gains, "kx", markersize=8, label="paper")
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    _finish(axes, results, "gain, points", "family less alone, by the choice of the epoch")
+
+
+def _points(axes: Axes, values: list[dict[str, float | None]], shift: float, form: str, **style: Any) -> None:
+    places = [j + shift for j in range(1, len(values) + 1)]
+    deviations = [value["deviation"] or 0.0 for value in values]
+    axes.errorbar(places, [value["mean"] for value in values], deviations, fmt=form, capsize=3, **style)
+
+
+def _finish(axes: Axes, results: Mapping[str, Any], ylabel: str, title: str) -> None:
+    students = results["students"]
+    axes.set_xticks(
+        [student["index"] for student in students],
+        [f"{student['index']}\n{student['relative_size']:.3g} %" for student in students],
+    )
+    axes.set(xlabel="student, and its size", ylabel=ylabel, title=title)
+    axes.margins(0.08)
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)  # covers no bar there
+    axes.grid(alpha=0.3)

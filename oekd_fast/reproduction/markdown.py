@@ -1,0 +1,129 @@
+"""The results of a reproduction as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+TITLES = {
+    "selected": "Selected epoch: chosen on held-out training images",
+    "last_epoch": "Last epoch",
+    "best_test": "Best test epoch: chosen on the test images, as the paper does; too good by that",
+}
+COLUMNS = {"baseline": "alone %", "family": "in the family %", "gain_points": "gain, points", "gain_percent": "gain, %"}
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """`results` as a document of tables: what `results.gather` returns."""
+    parts = [f"# {results['recipe']}\n", _head(results)]
+    for measure, title in TITLES.items():
+        parts.append(f"## {title}\n")
+        accuracy = results["accuracy"][measure]
+        if accuracy is None:
+            parts.append("Not known: not every run looked at the test images after every epoch.\n")
+        else:
+            parts.append(_accuracies(results, accuracy))
+    if results["timing"]:
+        parts.append(_timing(results))
+    parts += [_ablation(name, sweep, results) for name, sweep in results["ablations"].items()]
+    parts.append(_foot(results))
+    return "\n".join(parts)
+
+
+def number(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
+    """``mean ± deviation``, or a plain number; "-" for what is not there, the spread of one seed too."""
+    if value is None:
+        return "-"
+    if not isinstance(value, Mapping):
+        return f"{value:{sign}.2f}"
+    deviation = "-" if value["deviation"] is None else f"{value['deviation']:.2f}"
+    return f"{value['mean']:{sign}.2f} ± {deviation}"
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heading, ["---:"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _head(results: Mapping[str, Any]) -> str:
+    done, asked = len(results["seeds"]), len(results["seeds_asked"])
+    seeds = f"{done} seed{'s' if done > 1 else ''}" + (f" of {asked} asked for" if done < asked else "")
+    changed = ", ".join(f"{name} {c['recipe']} -> {c['here']}" for name, c in results["changed"].items())
+    return (
+        f"{results['model']} x {len(results['students'])} on {results['dataset']}, {seeds}: mean ± sample standard "
+        f"deviation over seeds. Gains are those of each seed's family over the same seed's students alone. "
+        f"Accuracies on {results['test_images']:,} test images.\n\n"
+        f"Source: {results['source']}. Changed from the recipe: {changed or 'nothing'}.\n\n"
+        f"Protocol: {results['protocol']}.\n"
+    )
+
+
+def _accuracies(results: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:
+    paper = results["paper"]
+    columns = [name for name in COLUMNS if name in accuracy]
+    heading = ["student", "parameters", "size %", *(COLUMNS[name] for name in columns)]
+    if paper:
+        heading += [f"paper: {COLUMNS[name]}" for name in columns]
+    rows = []
+    for j, student in enumerate(results["students"]):
+        row = [str(student["index"]), f"{student['parameters']:,}", f"{student['relative_size']:.2f}"]
+        row += [number(accuracy[name][j], _sign(name)) for name in columns]
+        if paper:
+            row += [number(paper[name][j], _sign(name)) for name in columns]
+        rows.append(row)
+    papers = f"; the paper's {number(paper['ensemble'])} %" if paper and paper["ensemble"] is not None else ""
+    return f"{table(heading, rows)}\nEnsemble {number(accuracy['ensemble'])} %{papers}.\n"
+
+
+def _sign(name: str) -> str:
+    return "+" if name.startswith("gain") else ""
+
+
+def _timing(results: Mapping[str, Any]) -> str:
+    timing, minutes = results["timing"], (results["paper"] or {}).get("minutes")
+    ratio = timing["ratio"]
+    rows = [
+        ["the family at once", f"{timing['family']:.3g}", str(minutes["ensemble"]) if minutes else "-"],
+        [
+            "its students, one after the other",
+            f"{timing['sequential']:.3g}",
+            str(minutes["sequential"]) if minutes else "-",
+        ],
+        [
+            "times longer",
+            f"{ratio['median']:.2f} [{ratio['lowest']:.2f}, {ratio['highest']:.2f}]",
+            f"{minutes['sequential'] / minutes['ensemble']:.2f}" if minutes else "-",
+        ],
+    ]
+    heading = ["training", "here, seconds an epoch", "paper, minutes in all (GTX 1080 Ti)"]
+    alone = ", ".join(f"{seconds:.3g}" for seconds in timing["alone"])
+    return (
+        f"## Time\n\n{table(heading, rows)}\nMedian of {timing['rounds']} rounds in turn [lowest, highest], each of "
+        f"{timing['steps']} steps of an epoch's {timing['steps_per_epoch']}, without evaluation; {timing['device']}. "
+        f"Students alone: {alone} s.\n"
+    )
+
+
+def _ablation(name: str, sweep: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    measure = "best_test" if all(value["best_test"] for value in sweep["values"].values()) else "selected"
+    students = len(results["students"])
+    heading = [name.replace("_", ", "), "of", *(f"student {j + 1} %" for j in range(students)), "ensemble %"]
+    rows = []
+    for value, accuracy in sweep["values"].items():
+        ours = [*accuracy[measure]["family"], accuracy[measure]["ensemble"]]
+        rows.append([value, "ours", *map(number, ours)])
+        if len(sweep["paper"][value]) == students + 1:
+            rows.append([value, "paper", *map(number, sweep["paper"][value])])
+    return (
+        f"## {name.replace('_', ', ')} (the paper's Table {sweep['table']}: ResNet110 on CIFAR-100)\n\n"
+        f"{table(heading, rows)}\n{TITLES[measure]}. All else stays as above.\n"
+    )
+
+
+def _foot(results: Mapping[str, Any]) -> str:
+    where = results["machine"]
+    return (
+        f"Trained on {'; '.join(results['trained_on'])}. Written on {where['processor']}, {where['system']}, Python "
+        f"{where['python']}, torch {where['torch']}, oekd_fast {results['versions']['oekd_fast']}, commit "
+        f"{where['commit'] or 'unknown'}.\n"
+    )

@@ -1,0 +1,97 @@
+"""results.json, results.md and results.png of a reproduction."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oekd_fast import __version__
+from oekd_fast.checkpoint import write_atomically
+from oekd_fast.config import TrainConfig
+from oekd_fast.machine import machine
+from oekd_fast.recipes import Recipe
+from oekd_fast.reproduction.expected import papers_numbers
+from oekd_fast.reproduction.figure import draw
+from oekd_fast.reproduction.markdown import render
+from oekd_fast.reproduction.statistics import MEASURES, accuracies
+
+
+def gather(
+    recipe: Recipe, config: TrainConfig, summaries: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """What results.json holds; ``accuracy`` is that of `accuracies` for each measure.
+
+    Args:
+        summaries: of the finished seeds.
+        seeds: asked for.
+    """
+    runs = list(summaries.values())
+    plain = config.training_fields()
+    # What other epochs scale along is no change of its own.
+    own = recipe.config(epochs=config.epochs).training_fields() | {"epochs": recipe.fields["epochs"]}
+    return {
+        "recipe": recipe.name,
+        "source": recipe.source,
+        "dataset": config.dataset,
+        "model": config.model,
+        "epochs": config.epochs,
+        "protocol": protocol(config),
+        "changed": {
+            name: {"recipe": own[name], "here": value}
+            for name, value in plain.items()
+            if value != own[name] and name != "seed"
+        },
+        "seeds": list(summaries),
+        "seeds_asked": list(seeds),
+        "students": [
+            {name: student[name] for name in ("index", "parameters", "relative_size")}
+            for student in runs[0]["students"]
+        ],
+        "test_images": runs[0]["test_images"],
+        "accuracy": {measure: accuracies(runs, measure) for measure in MEASURES},
+        "paper": papers_numbers(config),
+        "timing": None,
+        "ablations": {},
+        "trained_on": sorted({run["device"] for run in runs}),
+        "machine": machine(),
+        "versions": {"oekd_fast": __version__},
+        "config": plain,
+    }
+
+
+def protocol(config: TrainConfig) -> str:
+    """The training in one line."""
+    rates = {
+        "multistep": f"times {config.decay:g} at " + ", ".join(f"{100 * share:.3g} %" for share in config.milestones),
+        "exponential": f"times {config.decay:g} every {config.decay_epochs:g} epochs",
+        "cosine": "cosine to 0",
+        "cyclic": f"{config.snapshots} cosine cycles",
+    }
+    parts = [
+        f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
+        f"batch {config.batch_size}",
+        f"{config.optimizer} at {config.peak_rate:g}, {rates[config.schedule]}",
+        f"warm-up {config.warmup_epochs:g} epoch{'' if config.warmup_epochs == 1 else 's'}"
+        if config.warmup_epochs
+        else "no warm-up",
+        f"weight decay {config.weight_decay:g}",
+        f"T {config.temperature:g}",
+        f"alpha {config.ce_weight:g}, beta {config.feature_weight:g}, gamma {config.kd_weight:g}",
+        f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
+        f"EMA {config.ema_decay:g}" if config.ema_decay is not None else "",
+        f"{config.train_images:,} training images" if config.train_images is not None else "",
+        config.precision,
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def write(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write the three files into `folder`, each at once."""
+    picture = io.BytesIO()
+    draw(results).savefig(picture, format="png", dpi=110)
+    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(folder / "results.md", render(results).encode())
+    write_atomically(folder / "results.png", picture.getbuffer())

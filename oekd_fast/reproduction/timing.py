@@ -1,0 +1,71 @@
+"""Time of an epoch: the family at once against its students one after the other (the paper's Figure 2b)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from oekd_fast.config import TrainConfig
+from oekd_fast.engine import Engine
+from oekd_fast.phase import DeviceData, Phase, PhaseTask
+from oekd_fast.run_folder import RunFolder
+from oekd_fast.teacher import Teacher
+from oekd_fast.train import choose_device, dataset_of
+
+ROUNDS, STEPS, WARMUP_STEPS = 5, 50, 3
+
+
+def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -> dict[str, Any]:
+    """Measure training epochs without evaluation, family and students in turn, so that drift meets all alike.
+
+    Args:
+        rounds: samples of each.
+        steps: of a sample, fewer if an epoch has fewer; its time is scaled to that of an epoch.
+
+    Returns:
+        Medians in seconds an epoch: ``family``, ``alone`` (a list), ``sequential`` (the students' sum); ``ratio`` of
+        sequential to family as ``median``, ``lowest``, ``highest`` over rounds; ``rounds``, ``steps``,
+        ``steps_per_epoch``, ``device``.
+
+    Raises:
+        DataError, ValueError: as `train`.
+    """
+    device = choose_device(config.device)
+    config = replace(config, resume=False, output_dir=config.run_folder / "timing")  # never written
+    data, folder = DeviceData.of(dataset_of(config), config, device), RunFolder(config)
+    size = min(config.batch_size, len(data.train))
+    batches = data.train.num_batches(size, drop_last=True)
+    steps = min(steps, batches)
+    order = data.train.order(torch.Generator().manual_seed(config.seed))
+
+    def seconds(engine: Engine, count: int) -> float:
+        engine.begin_epoch(data.train, order, size)
+        start = time.perf_counter()
+        for _ in range(count):
+            engine.step()
+        engine.metrics.read()  # waits for the device
+        return (time.perf_counter() - start) / count
+
+    teacher = None if config.teacher is None else Teacher.load(config.teacher)
+    tasks = [PhaseTask("timing_family", tuple(range(config.num_students)), teacher=teacher)]
+    tasks += [PhaseTask(f"timing_{j + 1}", (j,), from_labels=True) for j in range(config.num_students)]
+    engines = [Phase(task, config, data, folder, device).engine for task in tasks]
+    for engine in engines:
+        seconds(engine, min(WARMUP_STEPS, steps))
+    samples = [[batches * seconds(engine, steps) for engine in engines] for _ in range(rounds)]
+    ratios = [sum(alone) / family for family, *alone in samples]
+    family, *alone = (statistics.median(column) for column in zip(*samples, strict=True))
+    return {
+        "family": family,
+        "alone": alone,
+        "sequential": statistics.median(sum(row[1:]) for row in samples),
+        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
+        "rounds": rounds,
+        "steps": steps,
+        "steps_per_epoch": batches,
+        "device": str(device),
+    }
