@@ -167,6 +167,12 @@ def test_other_images_are_not_taken_for_the_runs(run, tmp_path):
     assert re.search(r"expected the 29 test images of .*run, got 30: other data", page_of(run))
 
 
+def test_an_ensemble_of_its_own_kind_is_told_from_the_mean(run):
+    change(run / "config.json", objective="one", ensemble_ce_weight=1.0)
+    text = page_of(run)
+    assert "&amp;c, one</h2>" in text and "is of its gate too" in text
+
+
 def test_damaged_weights_leave_the_rest(run):
     (run / "students" / "student_2.safetensors").write_bytes(b"")
     assert "damaged, or not saved together with student_2.json" in page_of(run)
