@@ -173,6 +173,18 @@ def test_an_ensemble_of_its_own_kind_is_told_from_the_mean(run):
     assert "&amp;c, one</h2>" in text and "is of its gate too" in text
 
 
+def test_one_network_is_not_put_beside_the_papers_families(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    change(run / "summary.json", students=summary["students"][:1], dataset="cifar100")
+    changes = {"dataset": "cifar100", "model": "resnet32", "num_students": 5, "data_dir": str(tmp_path)}
+    change(run / "config.json", objective="born_again", **changes)
+    text = page_of(run)
+    assert "resnet32 x 1 on cifar100, born_again" in text and "paper: " not in text
+    change(run / "config.json", objective="oekd")
+    change(run / "summary.json", students=summary["students"][:1] * 5)
+    assert "paper: in the family %" in page_of(run)
+
+
 def test_damaged_weights_leave_the_rest(run):
     (run / "students" / "student_2.safetensors").write_bytes(b"")
     assert "damaged, or not saved together with student_2.json" in page_of(run)

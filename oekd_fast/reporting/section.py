@@ -87,7 +87,8 @@ class Section:
     def _results(self) -> Iterator[str]:
         runs, first = self._runs, self._runs[0].summary
         summaries = [run.summary for run in runs]
-        paper = papers_numbers(runs[0].config)
+        # The paper has families, not one network trained in some other way.
+        paper = None if runs[0].config.family_objective.alone else papers_numbers(runs[0].config)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"
@@ -222,7 +223,9 @@ class Section:
         if len(rows) == 0:
             return
         last = len(networks.students)
-        shown = {"student 1, pseudo teacher": networks.students[0], f"student {last}": networks.students[-1]}
+        shown = {"student 1, pseudo teacher": networks.students[0]}
+        if last > 1:
+            shown[f"student {last}"] = networks.students[-1]
         if networks.baselines:
             shown[f"student {last} alone"] = networks.baselines[-1]
         images, panels = look(shown, dataset, rows, self.explained, self.device)
@@ -259,6 +262,6 @@ def _facts(run: Run) -> dict[str, object]:
         "selected epoch": f"{summary['selected_epoch']} of {run.config.epochs}",
         "seconds": summary["seconds"],
         "images per second, family": summary.get("images_per_second", "-"),
-        "device": summary.get("device", "-"),
+        "trained on": summary.get("device", "-"),
     }
     return facts | {f"version of {name}": version for name, version in summary["versions"].items()}
