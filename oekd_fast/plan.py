@@ -25,6 +25,11 @@ def phase_names(config: TrainConfig) -> list[str]:
     return names
 
 
+def is_baseline(name: str) -> bool:
+    """Whether a phase trains a student alone for comparison."""
+    return name.startswith(_BASELINE)
+
+
 def phase_task(
     name: str, config: TrainConfig, data: DeviceData, results: Mapping[str, PhaseResult], teacher: Teacher | None
 ) -> PhaseTask:
@@ -36,7 +41,7 @@ def phase_task(
     """
     if name == PRETRAINING:
         return PhaseTask(name, (0,), from_labels=True, epochs=config.pretrain_epochs)
-    if name.startswith(_BASELINE):
+    if is_baseline(name):
         return PhaseTask(name, (int(name.removeprefix(_BASELINE)) - 1,), from_labels=True)
     if config.objective == "born_again":
         if not results:

@@ -1,4 +1,4 @@
-"""The folder of one run: config.json, metrics.jsonl, summary.json, report.png, checkpoints/, students/."""
+"""The folder of one run: config.json, metrics.jsonl, summary.json, report.png, checkpoints/, students/, baselines/."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class RunFolder:
     @property
     def students(self) -> Path:
         return self.path / "students"
+
+    @property
+    def baselines(self) -> Path:
+        return self.path / "baselines"
 
     def checkpoints(self, phase: str) -> Path:
         return self.path / "checkpoints" / phase

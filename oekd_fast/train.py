@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
-from oekd_fast.plan import combined_accuracy, phase_names, phase_task
+from oekd_fast.plan import FAMILY, combined_accuracy, is_baseline, phase_names, phase_task
 from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
-from oekd_fast.report import draw_report, summarise, summary_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
+from oekd_fast.summary import draw_report, summarise, summary_table
 from oekd_fast.teacher import Teacher
 
 
@@ -61,13 +62,16 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
             results[name] = phase.run(stop, console)
             if stop.signal_number is not None and name != names[-1]:
                 raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
-            if name == "ensemble":
+            if name == FAMILY:
                 combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size)
         summary |= {"objective": config.objective} | ({} if combined is None else {"ensemble_accuracy": combined})
-        _save_students(folder, dataset, data, results["ensemble"])
+        _save_students(folder.students, dataset, data, results[FAMILY])
+        for name in names:
+            if is_baseline(name):
+                _save_students(folder.baselines, dataset, data, results[name])
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)
     return summary
@@ -108,18 +112,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _save_students(folder: RunFolder, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
-    folder.students.mkdir(exist_ok=True)
-    for place, j in enumerate(result.ensemble.members):
+def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
+    folder.mkdir(exist_ok=True)
+    for j, accuracy in zip(result.ensemble.members, result.test.accuracy, strict=True):
         metadata = StudentMetadata.of(
             result.ensemble,
             j,
             image_size=dataset.image_size,
             classes=dataset.classes,
             normalisation=Normalisation(*data.normalisation),
-            accuracy=result.test.accuracy[place],
+            accuracy=accuracy,
         )
-        save_student(result.ensemble.student(j), folder.students / f"student_{j + 1}", metadata)
+        save_student(result.ensemble.student(j), folder / f"student_{j + 1}", metadata)
 
 
 def main() -> int:

@@ -115,7 +115,7 @@ def test_a_run_leaves_everything_that_was_promised(config):
     summary = train(config, QUIET)
     folder = config.output_dir
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "report.png", "checkpoints", "students",
+        "config.json", "metrics.jsonl", "summary.json", "report.png", "checkpoints", "students", "baselines",
     }  # fmt: skip
     assert json.loads((folder / "config.json").read_text()) == config.as_dict()
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -138,10 +138,12 @@ def test_a_run_leaves_everything_that_was_promised(config):
 
     test = load_dataset(config.dataset).test
     for j, student in enumerate(summary["students"], start=1):
-        loaded = load_student(folder / "students" / f"student_{j}.safetensors")
-        with torch.no_grad():
-            right = (loaded(loaded.preprocess(test.images)).argmax(1) == test.labels).double().mean().item()
-        assert 100 * right == pytest.approx(student["accuracy"], abs=1e-4)
+        for saved, accuracy in (("students", student["accuracy"]), ("baselines", student["baseline_accuracy"])):
+            loaded = load_student(folder / saved / f"student_{j}.safetensors")
+            assert (loaded.metadata.index, loaded.metadata.parameters) == (j, student["parameters"])
+            with torch.no_grad():
+                right = (loaded(loaded.preprocess(test.images)).argmax(1) == test.labels).double().mean().item()
+            assert 100 * right == pytest.approx(accuracy, abs=1e-4)
 
 
 def write_photographs(folder: Path) -> Path:

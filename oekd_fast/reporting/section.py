@@ -1,0 +1,252 @@
+"""What the page says about runs that differ in nothing but the seed: numbers, pictures, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from oekd_fast.data import DataError, ImageDataset
+from oekd_fast.reporting import page
+from oekd_fast.reporting.agreement import agreement, class_accuracy
+from oekd_fast.reporting.calibration import BINS, calibrate
+from oekd_fast.reporting.cam_figures import cam_figure
+from oekd_fast.reporting.curve_figures import curve_figure
+from oekd_fast.reporting.evidence import (
+    Networks,
+    check_same_images,
+    load_images,
+    load_networks,
+    look,
+    one_of_each_class,
+)
+from oekd_fast.reporting.paper_points import PaperPoints, paper_points
+from oekd_fast.reporting.plotting import png
+from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
+from oekd_fast.reporting.predictions import Predictions, predict
+from oekd_fast.reporting.runs import Group, ReportError, Run
+from oekd_fast.reporting.size_figures import of_students, size_figure
+from oekd_fast.reporting.spread import spread
+
+# Accuracies of summary.json may come from other precisions and kernels; more than this is another network or image.
+SAME_ACCURACY = 0.5
+
+
+@dataclass(frozen=True)
+class Section:
+    """Writes one part of the page.
+
+    group: the runs.
+    data_dir: where their data set is now, if not where config.json says.
+    images: how many images the Grad-CAM panels show.
+    explained: the class that these explain.
+    device: on which networks run.
+    keep: called with the name and the content of each picture.
+    """
+
+    group: Group
+    data_dir: Path | None
+    images: int
+    explained: Literal["predicted", "true"]
+    device: torch.device
+    keep: Callable[[str, bytes], None]
+
+    def html(self) -> str:
+        return "\n".join(self._parts())
+
+    @property
+    def _runs(self) -> tuple[Run, ...]:
+        return self.group.runs
+
+    def _parts(self) -> Iterator[str]:
+        yield page.heading(2, self.group.title)
+        if self.group.differences:
+            yield page.paragraph("Trained with " + ", ".join(self.group.differences) + ".")
+        yield from self._results()
+        yield from self._curves()
+        try:
+            dataset = load_images(self._runs[0].config, self.data_dir)
+            networks = [load_networks(run, self.device) for run in self._runs]
+            for run, loaded in zip(self._runs, networks, strict=True):
+                check_same_images(dataset, run, loaded.students[0])
+        except (DataError, ReportError, ImportError, OSError, ValueError) as error:
+            yield page.note(f"No calibration, agreement, accuracy by class and Grad-CAM: {error}")
+        else:
+            yield from self._predictions(dataset, networks)
+            yield from self._cams(dataset, networks[0])
+        for run in self._runs:
+            fields = _facts(run) | run.config.as_dict()
+            yield page.details(f"Run {run.path}: versions and config", page.table(("field", "value"), fields.items()))
+
+    def _results(self) -> Iterator[str]:
+        runs, first = self._runs, self._runs[0].summary
+        summaries = [run.summary for run in runs]
+        paper = paper_points(first["dataset"], runs[0].config.model, runs[0].config.num_students)
+        yield page.heading(3, "Accuracy against parameters and operations")
+        seeds = ", ".join(str(run.config.seed) for run in runs)
+        numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"
+        yield page.paragraph(
+            f"{numbers} (seed {seeds}), epochs: {runs[0].config.epochs}. Top-1 accuracy in percent on "
+            f"{first['test_images']:,} test images at the epoch chosen on validation images. Gain: of the accuracy in "
+            "the family over that alone, relative, in percent."
+        )
+        family, alone = of_students(summaries, "accuracy"), of_students(summaries, "baseline_accuracy")
+        gains = of_students(summaries, "relative_gain")
+        headings = ["student", "parameters", "size %", "MFLOPs", "alone %", "in the family %", "gain %"]
+        rows = [
+            [
+                student["index"],
+                f"{student['parameters']:,}",
+                f"{student['relative_size']:.2f}",
+                f"{student['flops'] / 1e6:,.1f}",
+                alone[j] if alone else "-",
+                family[j],
+                gains[j] if gains else "-",
+            ]
+            for j, student in enumerate(first["students"])
+        ]
+        ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
+        rows.append(["ensemble", "", "", "", "", ensemble, ""])
+        if paper:
+            headings += ["paper: alone %", "paper: in the family %"]
+            for row, cells in zip(rows, _paper_cells(paper), strict=True):
+                row += cells
+        yield page.table(headings, rows)
+        yield self._picture(
+            "sizes", size_figure(summaries, paper), "Test accuracy against parameters and against FLOPs"
+        )
+        if paper:
+            yield page.paragraph(
+                "The paper's points (Walawalkar et al., ECCV 2020, Tables 1 to 5) are means of the best test epoch of "
+                "five runs, drawn at our networks' sizes."
+            )
+        if not alone:
+            yield page.note("Not every run has baselines: nothing is said of students trained alone (--baseline).")
+
+    def _curves(self) -> Iterator[str]:
+        yield page.heading(3, "Training")
+        figure = curve_figure(
+            [run.histories for run in self._runs], [run.summary["selected_epoch"] for run in self._runs]
+        )
+        yield self._picture("curves", figure, "Loss and validation accuracy of each epoch")
+
+    def _predictions(self, dataset: ImageDataset, networks: list[Networks]) -> Iterator[str]:
+        with_baselines = all(loaded.baselines for loaded in networks)
+        if not with_baselines and all(run.has_baselines for run in self._runs):
+            yield page.note(
+                "No weights of baselines: students alone are left out of what follows (a run keeps them in baselines/; "
+                "older versions did not)."
+            )
+        runs = [
+            predict(
+                loaded.students,
+                loaded.baselines if with_baselines else (),
+                dataset.test,
+                dataset.augmentation,
+                self.device,
+            )
+            for loaded in networks
+        ]
+        yield from self._check(runs)
+        yield from self._calibration(runs)
+        family = len(networks[0].students) + 1
+
+        yield page.heading(3, "Agreement")
+        shares = torch.stack([agreement(run.predicted[:family]) for run in runs]).mean(dim=0)
+        yield page.paragraph("How many test images get the same class from two networks, right or wrong.")
+        figure = agreement_figure(runs[0].names[:family], shares)
+        yield self._picture("agreement", figure, "Agreement between students and ensemble", natural=True)
+
+        yield page.heading(3, "Accuracy by class")
+        accuracies = torch.stack(
+            [class_accuracy(run.predicted[:family], run.labels, dataset.num_classes) for run in runs]
+        ).mean(dim=0)
+        figure = class_figure(dataset.classes, accuracies[:-1], accuracies[-1])
+        yield self._picture("classes", figure, "Accuracy of each student against the ensemble by class")
+        images = torch.bincount(runs[0].labels, minlength=dataset.num_classes).tolist()
+        rows = [
+            (name, count, *(f"{value:.2f}" if count else "-" for value in row))
+            for name, count, row in zip(dataset.classes, images, accuracies.T.tolist(), strict=True)
+        ]
+        headings = ("class", "test images", *(f"{name} %" for name in runs[0].names[:family]))
+        yield page.details("All classes", page.table(headings, rows))
+
+    def _check(self, runs: list[Predictions]) -> Iterator[str]:
+        """What summary.json says has to come out again."""
+        differences = [
+            abs(found - student["accuracy"])
+            for run, predictions in zip(self._runs, runs, strict=True)
+            for student, found in zip(run.summary["students"], predictions.accuracy(), strict=False)
+        ]
+        if max(differences) > SAME_ACCURACY:
+            yield page.note(
+                f"Accuracies computed here differ from summary.json by up to {max(differences):.2f} points: the images "
+                "or the weights are not those of the run."
+            )
+
+    def _calibration(self, runs: list[Predictions]) -> Iterator[str]:
+        yield page.heading(3, "Calibration")
+        yield page.paragraph(
+            f"ECE, the expected calibration error (Guo et al., ICML 2017): |accuracy - confidence| of {BINS} bins of "
+            "equal width of the predicted class's probability, weighed by their images; 0 is best."
+        )
+        names, rows, diagrams = runs[0].names, [], {}
+        for m, name in enumerate(names):
+            correct = [run.predicted[m] == run.labels for run in runs]
+            confidence = [run.confidence[m] for run in runs]
+            errors = [calibrate(*of_run).ece for of_run in zip(confidence, correct, strict=True)]
+            means = [100 * values.double().mean().item() for values in confidence]
+            accuracies = [run.accuracy()[m] for run in runs]
+            rows.append((name, spread(errors), spread(means), spread(accuracies)))
+            diagrams[name] = calibrate(torch.cat(confidence), torch.cat(correct))
+        yield page.table(("network", "ECE %", "mean confidence %", "accuracy %"), rows)
+        yield self._picture("calibration", reliability_figure(diagrams), "Reliability diagram of each network")
+        if len(runs) > 1:
+            yield page.paragraph("The diagrams are of the predictions of all runs together.")
+
+    def _cams(self, dataset: ImageDataset, networks: Networks) -> Iterator[str]:
+        rows = one_of_each_class(dataset.test.labels.cpu(), self.images)
+        if len(rows) == 0:
+            return
+        last = len(networks.students)
+        shown = {"student 1, pseudo teacher": networks.students[0], f"student {last}": networks.students[-1]}
+        if networks.baselines:
+            shown[f"student {last} alone"] = networks.baselines[-1]
+        images, panels = look(shown, dataset, rows, self.explained, self.device)
+        figure = cam_figure(images, dataset.test.labels[rows].cpu(), dataset.classes, panels)
+        yield page.heading(3, "Where networks look")
+        seed = f" of seed {self._runs[0].config.seed}" if len(self._runs) > 1 else ""
+        which = "predicted by each network" if self.explained == "predicted" else "that is true"
+        yield page.paragraph(
+            f"Grad-CAM (Selvaraju et al., ICCV 2017) of the last block{seed}, for the class {which}: bright is what "
+            "speaks for it. The images are the first of their class in the test split, of classes spread over all; "
+            "nobody chose them. Above each: the predicted class and its probability."
+        )
+        yield self._picture("grad_cam", figure, "Grad-CAM of pseudo teacher, smallest student and baseline")
+
+    def _picture(self, name, figure, description: str, *, natural: bool = False) -> str:
+        content = png(figure)
+        self.keep(name, content)
+        return page.picture(content, description, natural=natural)
+
+
+def _paper_cells(paper: PaperPoints) -> list[tuple[str, str]]:
+    """A pair a student, then the ensemble's."""
+    pairs = [(f"{alone:.2f}", f"{family:.2f}") for alone, family in zip(paper.alone, paper.family, strict=True)]
+    return [*pairs, ("", "-" if paper.ensemble is None else f"{paper.ensemble:.2f}")]
+
+
+def _facts(run: Run) -> dict[str, object]:
+    """What is worth knowing of the summary beside the students."""
+    summary = run.summary
+    facts = {
+        "folder": run.path,
+        "selected epoch": f"{summary['selected_epoch']} of {run.config.epochs}",
+        "seconds": summary["seconds"],
+        "images per second, family": summary.get("images_per_second", "-"),
+        "device": summary.get("device", "-"),
+    }
+    return facts | {f"version of {name}": version for name, version in summary["versions"].items()}

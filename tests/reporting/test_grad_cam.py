@@ -1,0 +1,60 @@
+"""Grad-CAM against its formula, worked out on a network whose gradients are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from oekd_fast.ensemble import Student, build_ensemble
+from oekd_fast.models import architecture_names
+from oekd_fast.reporting.grad_cam import grad_cam
+
+
+class PooledSum(nn.Module):
+    """Logits from the mean of each channel of the images: class 0 wants channel 0, class 1 is against it."""
+
+    def forward(self, x):
+        means = x.mean(dim=(2, 3))
+        return torch.stack([means[:, 0] - means[:, 1], -means[:, 0], 0 * means[:, 0]], dim=1), (x,)
+
+
+@pytest.fixture
+def student():
+    return Student(nn.Identity().eval(), PooledSum().eval())
+
+
+def test_a_network_whose_map_is_known(student):
+    images = torch.zeros(2, 2, 4, 4)
+    images[0, 0, 1, 2] = 3.0  # for class 0
+    images[0, 0, 0, 0] = 1.5
+    images[0, 1, 3, 3] = 2.0  # against it: cut off by the ReLU
+    images[1, 0, 2, 2] = 1.0
+    cam = grad_cam(student, images, torch.tensor([0, 1]))
+    expected = torch.zeros(2, 4, 4)
+    expected[0, 1, 2], expected[0, 0, 0] = 1.0, 0.5
+    assert torch.equal(cam, expected)
+
+
+def test_a_class_without_evidence_has_an_empty_map(student):
+    assert not grad_cam(student, torch.rand(1, 2, 5, 5), torch.tensor([2])).any()
+
+
+@pytest.mark.parametrize("model", ["resnet20", "densenet_bc_12", "efficientnet_b0"])
+def test_real_networks(model):
+    assert model in architecture_names()
+    torch.manual_seed(0)
+    student = build_ensemble(model, 2, num_classes=4, in_channels=1).eval().student(1)
+    images = torch.randn(3, 1, 32, 32)
+    cam = grad_cam(student, images, torch.tensor([0, 3, 1]))
+    assert cam.shape == (3, 32, 32) and cam.dtype == torch.float32 and not cam.requires_grad
+    assert cam.min() >= 0 and cam.amax(dim=(1, 2)).max() == 1
+    assert all(parameter.grad is None for parameter in student.parameters())
+    one = grad_cam(student, images[1:2], torch.tensor([3]))
+    torch.testing.assert_close(one[0], cam[1], atol=1e-4, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(grad_cam(student, images, torch.tensor([0, 3, 1])), cam)
+
+
+def test_training_mode_is_refused(student):
+    student.train()
+    with pytest.raises(ValueError, match="student: expected evaluation mode, got training mode"):
+        grad_cam(student, torch.zeros(1, 2, 4, 4), torch.tensor([0]))
