@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,12 @@ SIZES = ((128, 10), (128, 100), (128, 1271), (1024, 1000), (8192, 4096), (8192, 
 DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # a row of each regime that trainers meet
 # At 2 a power saves the exponentials at temperature 1; 2.5 takes both, and so does one that only the device knows.
 TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}
+# Mixed probabilities of 128x100 in bfloat16, and mixed logits of 1024x1000, leave 8 bytes a thread to local memory.
+OBJECTIVES = {
+    "gate": ((128, 100), (1024, 1000)),
+    "teacher": ((128, 100), (1024, 1000)),
+    "probabilities": ((1024, 1000),),
+}
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.
 BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 12), 8))
 
@@ -41,7 +47,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    return ensemble_kd_cases() + feature_kd_cases()
+    return ensemble_kd_cases() + objective_cases() + feature_kd_cases()
 
 
 def ensemble_kd_cases() -> list[Case]:
@@ -53,6 +59,20 @@ def ensemble_kd_cases() -> list[Case]:
         )
         for form, build in {"value_and_grad": _value_and_grad, "differentiable": _differentiable}.items()
         for temperature, sizes in TEMPERATURES.items()
+        for dtype in DTYPES
+        for rows, classes in sizes
+    ]
+
+
+def objective_cases() -> list[Case]:
+    """Objectives that only resident rows have."""
+    return [
+        Case(
+            f"ensemble_kd {objective} {rows}x{classes} {str(dtype).removeprefix('torch.')}",
+            partial(_objective, objective, rows, classes, dtype),
+            ensemble_kd_demand,
+        )
+        for objective, sizes in OBJECTIVES.items()
         for dtype in DTYPES
         for rows, classes in sizes
     ]
@@ -85,7 +105,8 @@ def ensemble_kd_demand(launch: Launch) -> Demand:
     tile = rows * a["BLOCK"]
     # Each softmax at T; that at 1 is a power of it, or one exponential more.
     both = 1 if a["POWER"] else 2
-    statistics, gradients = both * (students + 1) * tile, (both * students + 1) * tile
+    members = students + 1 + (a.get("teacher") is not None)
+    statistics, gradients = both * members * tile, (both * students + 1) * tile
     if streamed:
         # A thread moves its sums to a new maximum once a tile, and two merges end a chunk and a row.
         exponentials = statistics + both * (students + 1 + 2 * a["WIDTH"]) * a["THREADS"]
@@ -115,6 +136,20 @@ def _value_and_grad(*size) -> tuple[Launch, ...]:
 
     problem, grads = _problem(*size)
     return (loss_launch(problem, grads)[1],)
+
+
+def _objective(objective: str, rows: int, classes: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.ensemble_kd import loss_launch
+
+    problem, grads = _problem(rows, classes, dtype, 2.0)
+    gate = torch.empty(rows, STUDENTS, device="meta")
+    more = {
+        "gate": {"ensemble_weights": gate, "ensemble_ce_weight": 1.0},
+        "teacher": {"teacher_logits": torch.empty(rows, classes, dtype=dtype, device="meta")},
+        "probabilities": {"mixing": torch.empty(STUDENTS, STUDENTS, device="meta"), "mix_probabilities": True},
+    }[objective]
+    problem = replace(problem, **more)
+    return (loss_launch(problem, grads, weights_grad=gate if objective == "gate" else None)[1],)
 
 
 def _differentiable(*size) -> tuple[Launch, ...]:

@@ -20,10 +20,10 @@ class PlainFamily(nn.Module):
 
     def __init__(self, family: StudentEnsemble) -> None:
         super().__init__()
-        resnet, students = family.architecture, family.num_students
-        widths = [resnet.map_channels(j, students) for j in family.members]
+        widths = [family.architecture.map_channels(j, family.num_students) for j in family.members]
+        depth = len(family.branches[0].stages[0])
         self.base = nn.Sequential(conv3x3(family.in_channels, 16), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-        self.branches = nn.ModuleList(Branch(w, resnet.blocks_per_stage, family.num_classes) for w in widths)
+        self.branches = nn.ModuleList(Branch(w, depth, family.num_classes) for w in widths)
         blocks = list(zip(*widths, strict=True)) if len(widths) > 1 else []
         self.adapters = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(width, teacher, 1) for width in narrow) for teacher, *narrow in blocks

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .counters import zeroed
 from .ensemble_kd_grad import gradients
+from .ensemble_kd_objectives import ENSEMBLE, LOGITS, PROBABILITIES, TEACHER
 from .ensemble_kd_resident import resident
 from .ensemble_kd_rows import QUADS
 from .ensemble_kd_streamed import ARRIVED, streamed
@@ -40,7 +41,12 @@ class Problem:
     ignore_index: int
     mean: bool
     detach_ensemble: bool
-    values: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers
+    values: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers, or [4]
+    # These, and weights [rows, S], only where the plan is resident: see tiling.covers_objectives.
+    ensemble_ce_weight: float = 0.0
+    teacher_logits: Tensor | None = None
+    mixing: Tensor | None = None
+    mix_probabilities: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,6 +61,43 @@ class Problem:
     def power(self) -> int:
         """The temperature where it is a small integer; 0 for any other, and for one that only the device knows."""
         return int(self.temperature) if self.values is None and self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
+
+    @property
+    def ensemble_learns(self) -> bool:
+        return self.ensemble_ce_weight != 0 or (self.values is not None and len(self.values) == 4)
+
+    @property
+    def targets(self) -> int:
+        """TARGETS of the resident kernel."""
+        if self.mixing is None:
+            return (ENSEMBLE if self.teacher_logits is None else TEACHER).value
+        return (PROBABILITIES if self.mix_probabilities else LOGITS).value
+
+    @property
+    def members(self) -> int:
+        """The students, the ensemble and the other teachers."""
+        others = len(self.logits) if self.targets == LOGITS.value else int(self.teacher_logits is not None)
+        return len(self.logits) + 1 + others
+
+    @property
+    def held(self) -> int:
+        """Values of a class that a thread holds side by side: the members', and what gradients are gathered in."""
+        return self.members + (self.ensemble_learns or self.targets == PROBABILITIES.value)
+
+    def objective_arguments(self, weights_grad: Tensor | None) -> dict[str, Any]:
+        """Of the resident kernel, beside those that all share."""
+        weights, teacher = self.ensemble_weights, self.teacher_logits
+        return {
+            "weights_stride": 0 if weights is None else weights.stride(-1),
+            "weights_row": weights.stride(0) if weights is not None and weights.dim() == 2 else None,
+            "teacher": teacher,
+            "teacher_row": None if teacher is None else teacher.stride(0),
+            "teacher_class": None if teacher is None else teacher.stride(1),
+            "mixing": None if self.mixing is None else self.mixing.float().contiguous(),
+            "ensemble_ce_weight": self.ensemble_ce_weight if self.ensemble_learns else None,
+            "weights_grad": weights_grad,
+            "TARGETS": self.targets,
+        }
 
     def kernel_arguments(self, grads: Sequence[Tensor], grad_scale: Tensor | None) -> dict[str, Any]:
         """By the names that the kernels share."""
@@ -84,7 +127,7 @@ class Problem:
             "CLASSES": classes,
             "VEC": vec,
             "UNIT": unit,
-            "WIDTH": power_of_2(students + 1),
+            "WIDTH": power_of_2(self.members),
             "POWER": self.power,
             "SMOOTH": self.label_smoothing > 0.0,
             "MEAN": self.mean,
@@ -117,7 +160,7 @@ class Loss:
             kd=new(students),
             ensemble_ce=new(),
             correct=new(students + 1, dtype=torch.int64),
-            row_statistics=new(rows, QUADS.value, power_of_2(students + 1), 4),
+            row_statistics=new(rows, QUADS.value, power_of_2(problem.members), 4),
             counted=new(),
         )
 
@@ -127,12 +170,19 @@ class Loss:
 
 
 def loss_launch(
-    problem: Problem, grads: Sequence[Tensor] = (), grad_scale: Tensor | None = None, plan: Plan | None = None
+    problem: Problem,
+    grads: Sequence[Tensor] = (),
+    grad_scale: Tensor | None = None,
+    plan: Plan | None = None,
+    weights_grad: Tensor | None = None,
 ) -> tuple[Loss, Launch]:
-    """The loss, and its gradients into S buffers `grads` [B, C] if there are any."""
+    """The loss, and its gradients into S buffers `grads` [B, C] if there are any.
+
+    ``weights_grad``: fp32 [B, S] for each row's part of dL/dw; resident plans alone.
+    """
     students, rows, classes = problem.shape
     if plan is None:
-        plan = plan_ensemble_kd(students, classes, problem.logits[0].element_size())
+        plan = plan_ensemble_kd(problem.held - 1, classes, problem.logits[0].element_size())
     result = Loss.empty(problem)
     arguments = problem.kernel_arguments(grads, grad_scale) | vars(result)
     threads = WARP * plan.warps
@@ -163,7 +213,7 @@ def loss_launch(
         }
         return result, Launch(streamed, programs, arguments, options)
     programs = max(1, min(at_once, -(-rows // plan.rows)))
-    arguments |= {
+    arguments |= problem.objective_arguments(weights_grad) | {
         "partials": problem.new(programs, 4 * arguments["WIDTH"]),
         "done": zeroed(1, problem.device),
         "ROWS": plan.rows,
@@ -226,11 +276,22 @@ def ensemble_kd_value_and_grad(*arguments, grad_scale=None, isa="auto"):
     return *result.statistics, grads
 
 
-def ensemble_kd_value_and_grad_out(*arguments, grad_scale=None, out, isa="auto"):
+def ensemble_kd_value_and_grad_out(*arguments, grad_scale=None, out, weights_grad=None, isa="auto"):
     problem = Problem(*arguments)
-    result, launch = loss_launch(problem, out, grad_scale)
-    launch.run(problem.device)
-    return result.statistics
+    if weights_grad is None:
+        result, launch = loss_launch(problem, out, grad_scale)
+        launch.run(problem.device)
+        return result.statistics
+    if problem.detach_ensemble and not problem.ensemble_learns:
+        weights_grad.zero_()
+        return ensemble_kd_value_and_grad_out(*arguments, grad_scale=grad_scale, out=out)
+    if needs_resident(problem):
+        of_rows = problem.new(len(problem.logits[0]), len(problem.logits))
+        result, launch = loss_launch(problem, out, grad_scale, weights_grad=of_rows)
+        launch.run(problem.device)
+        weights_grad.copy_(of_rows if weights_grad.dim() == 2 else of_rows.sum(dim=0))
+        return result.statistics
+    return value_and_grad_of_weights(problem, grad_scale, out, weights_grad)
 
 
 def ensemble_kd_grad_out(*arguments, row_statistics, counted, grad_scale, weights_grad, out):
@@ -239,6 +300,24 @@ def ensemble_kd_grad_out(*arguments, row_statistics, counted, grad_scale, weight
     launch = gradients_launch(problem, out, grad_scale, row_statistics, counted, of_weights if weights_grad else None)
     launch.run(problem.device)
     return of_weights
+
+
+def needs_resident(problem: Problem) -> bool:
+    """Whether only the resident kernel computes it."""
+    gate = problem.ensemble_weights is not None and problem.ensemble_weights.dim() == 2
+    return gate or problem.ensemble_learns or problem.targets != ENSEMBLE.value
+
+
+def value_and_grad_of_weights(problem, grad_scale, out, weights_grad):
+    """Two launches: the gradient of the weights comes with those that are made of the rows' statistics."""
+    result, launch = loss_launch(problem)
+    launch.run(problem.device)
+    if grad_scale is None:
+        grad_scale = torch.ones((), device=problem.device)
+    of_weights = problem.new(len(problem.logits))
+    gradients_launch(problem, out, grad_scale, result.row_statistics, result.counted, of_weights).run(problem.device)
+    weights_grad.copy_(of_weights)
+    return result.statistics
 
 
 def vector_elements(tensors: Sequence[Tensor]) -> int:

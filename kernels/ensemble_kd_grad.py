@@ -23,6 +23,7 @@ from .ensemble_kd_rows import (
     place,
     places,
     student_gradient,
+    weight_of,
 )
 
 
@@ -48,10 +49,12 @@ def upstream_scale(grad_scale, number, MEAN: tl.constexpr):
 
 
 @triton.jit
-def student_weight(weights, weights_stride, j: tl.constexpr, STUDENTS: tl.constexpr):
+def student_weight(
+    weights, weights_stride, j: tl.constexpr, STUDENTS: tl.constexpr, weights_row=None, r=None, counts=None
+):
     w = 1.0 / STUDENTS
     if weights is not None:
-        w = tl.load(weights + j * weights_stride).to(tl.float32)
+        w = weight_of(weights, weights_stride, weights_row, r, counts, j)
     return w
 
 

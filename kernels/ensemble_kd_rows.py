@@ -10,8 +10,9 @@ Where T is a small integer POWER, exp(d) = e^POWER needs no exponential of its o
 that only the device knows.
 
 A row's statistics are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (d[y], whether the
-label is the first maximum, unused, unused). They stay in device memory for a backward pass; logarithms are taken of
-many rows at a time, since in the pass over the logits every thread of a row would take the same ones.
+label is the first maximum, KL_j where the target is not the ensemble, unused). They stay in device memory for a
+backward pass; logarithms are taken of many rows at a time, since in the pass over the logits every thread of a row
+would take the same ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SUM_1 = tl.constexpr((0, 2))
 CROSS = tl.constexpr((0, 3))
 AT_LABEL = tl.constexpr((1, 0))
 RIGHT = tl.constexpr((1, 1))
+DIVERGENCE = tl.constexpr((1, 2))
 QUADS = tl.constexpr(2)
 SUMS = tl.constexpr(3)  # a program's sums [WIDTH]: CE, KL (the ensemble's: rows that count), right; a fourth is unused
 
@@ -136,8 +138,21 @@ def exp_at_1(e, d, POWER: tl.constexpr):
 
 
 @triton.jit
-def mixture(z, weights, weights_stride, mask):
-    """zE of a tuple of S tiles; -inf where masked. A student of weight 0 has no say, whatever it holds."""
+def weight_of(weights, weights_stride, weights_row, r, counts, j: tl.constexpr):
+    """w_j: one number, or [R, 1] of a gate."""
+    if weights_row is None:
+        w = tl.load(weights + j * weights_stride).to(tl.float32)
+    else:
+        w = tl.load(weights + r * weights_row + j * weights_stride, mask=counts, other=0.0).to(tl.float32)[:, None]
+    return w
+
+
+@triton.jit
+def mixture(z, weights, weights_stride, mask, weights_row=None, r=None, counts=None):
+    """zE of a tuple of S tiles; -inf where masked. A student of weight 0 has no say, whatever it holds.
+
+    A gate has weights for each row r [R] that counts.
+    """
     if weights is None:
         mixed = z[0]
         for j in tl.static_range(1, len(z)):
@@ -146,7 +161,7 @@ def mixture(z, weights, weights_stride, mask):
     else:
         mixed = tl.zeros_like(z[0])
         for j in tl.static_range(len(z)):
-            w = tl.load(weights + j * weights_stride).to(tl.float32)
+            w = weight_of(weights, weights_stride, weights_row, r, counts, j)
             mixed += w * tl.where(w == 0, 0.0, z[j])
         mixed = tl.where(mask, mixed, -float("inf"))
     return mixed
@@ -154,14 +169,15 @@ def mixture(z, weights, weights_stride, mask):
 
 @triton.jit
 def logits_at(
-    logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC: tl.constexpr, WIDTH: tl.constexpr
-):
+    logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC: tl.constexpr,
+    WIDTH: tl.constexpr, weights_row=None,
+):  # fmt: skip
     """z_j[y] and zE[y] of rows r as a table [R, WIDTH]; NaN where the label is no class."""
     z_y = ()
     for j in tl.static_range(len(logits)):
         at = logits[j] + (r * (logits_row[j] * VEC) + label * logits_class[j])
         z_y = z_y + (tl.where(valid, tl.load(at, mask=valid, other=0.0).to(tl.float32), float("nan"))[:, None],)
-    z_y = z_y + (mixture(z_y, weights, weights_stride, valid[:, None]),)
+    z_y = z_y + (mixture(z_y, weights, weights_stride, valid[:, None], weights_row, r, valid),)
     return stack(z_y, 0.0, WIDTH).reshape(r.shape[0], WIDTH)
 
 
@@ -245,16 +261,19 @@ def load_field(statistics, r, inside, FIELD: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def add_rows(
     sums, row_statistics, r, counts, has_target, temperature,
-    STUDENTS: tl.constexpr, WIDTH: tl.constexpr,
+    STUDENTS: tl.constexpr, WIDTH: tl.constexpr, READY: tl.constexpr = False,
 ):  # fmt: skip
-    """Add what rows r lose, and whether they are right, to `sums`: three [R, WIDTH]."""
+    """Add what rows r lose, and whether they are right, to `sums`: three [R, WIDTH]. READY: KL is in the statistics."""
     ce, kl, right = sums
     column = tl.arange(0, WIDTH)[None, :]
-    s = load_field(row_statistics, r, counts, SUM, WIDTH)
-    cross = load_field(row_statistics, r, counts, CROSS, WIDTH)
-    mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 1)[:, None]
-    row = cross / (mixed_s * temperature) + tl.log(s / mixed_s)
-    row = tl.maximum(row, 0.0, propagate_nan=tl.PropagateNan.ALL)  # rounding may not make it negative
+    if READY:
+        row = load_field(row_statistics, r, counts, DIVERGENCE, WIDTH)
+    else:
+        s = load_field(row_statistics, r, counts, SUM, WIDTH)
+        cross = load_field(row_statistics, r, counts, CROSS, WIDTH)
+        mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 1)[:, None]
+        row = cross / (mixed_s * temperature) + tl.log(s / mixed_s)
+        row = tl.maximum(row, 0.0, propagate_nan=tl.PropagateNan.ALL)  # rounding may not make it negative
     kl += tl.where(counts[:, None], tl.where(column == STUDENTS, 1.0, row), 0.0)
     if has_target:
         s1 = load_field(row_statistics, r, counts, SUM_1, WIDTH)
@@ -276,7 +295,7 @@ def store_sums(partials, sums, WIDTH: tl.constexpr):
 @triton.jit
 def write_statistics(
     partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
-    STUDENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr,
+    STUDENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr, ensemble_ce_weight=None,
 ):  # fmt: skip
     """Sum `partials` [programs, 4 WIDTH], in a fixed order, and write what the loss returns."""
     column = tl.arange(0, 4 * WIDTH)
@@ -297,6 +316,8 @@ def write_statistics(
     divergence = (kind == 1) & (student < STUDENTS)
     weighted = tl.sum(tl.where(cross_entropy, ce_weight * value, 0.0), 0)
     weighted += tl.sum(tl.where(divergence, kd_weight * value, 0.0), 0)
+    if ensemble_ce_weight is not None:
+        weighted += tl.sum(tl.where(column == STUDENTS, ensemble_ce_weight * value, 0.0), 0)
     tl.store(loss, weighted.to(tl.float32))
     tl.store(ce + student, value.to(tl.float32), mask=cross_entropy)
     tl.store(kd + student, value.to(tl.float32), mask=divergence)

@@ -78,6 +78,12 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int) -> Plan:
     return streamed_plan(students, itemsize)
 
 
+def covers_objectives(held: int, classes: int, itemsize: int) -> bool:
+    """Whether so many values of every class (``Problem.held``) stay in registers: gates, the ensemble's cross-entropy,
+    external teachers and mixing are there alone."""
+    return plan_ensemble_kd(held - 1, classes, itemsize).regime != "streamed"
+
+
 def streamed_plan(students: int, itemsize: int) -> Plan:
     """One vector of every student a thread and step."""
     vector = min(VECTOR_BYTES // itemsize, classes_a_thread(students, itemsize))

@@ -221,6 +221,9 @@ class TrainConfig:
             raise ValueError(f"teacher: expected none but with objective {takers}, got {self.teacher} with {name!r}")
         if self.num_students < 2 and (objective.from_others or objective.gated):
             raise ValueError(f"num_students: expected at least 2 with objective={name!r}, got {self.num_students}")
+        if objective.alone and (self.pretrain_epochs or self.freeze_base):
+            field = "pretrain_epochs" if self.pretrain_epochs else "freeze_base"
+            raise ValueError(f"{field}: expected none with objective={name!r}, which trains one network")
         if self.codistillation_delay and name != "codistillation":
             raise ValueError(
                 f"codistillation_delay: expected 0 but with objective='codistillation', got {self.codistillation_delay}"

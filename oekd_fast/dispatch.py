@@ -20,11 +20,13 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TRITON_STUDENTS = 62  # one bit each of an integer, and the ensemble's; beyond 16, registers spill
 
 # Statistics are (loss, ce [S], kd [S], ensemble_ce, correct int64 [S + 1]); gradients look like the logits.
-# values: fp32 [3] on the logits' device, read in place of temperature, ce_weight and kd_weight.
+# values: fp32 [3] on the logits' device, read in place of temperature, ce_weight and kd_weight; or [4], and
+# ensemble_ce_weight. mix_probabilities: mixes="probabilities". weights_grad: floating, as ensemble_weights.
 # isa: "auto", or an instruction set of the CPU kernel, so that each can be tested and compared.
 _OPTIONS = (
     "Tensor[] logits, Tensor? target, Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, "
-    "float label_smoothing, int ignore_index, bool mean, bool detach_ensemble, Tensor? values=None"
+    "float label_smoothing, int ignore_index, bool mean, bool detach_ensemble, Tensor? values=None, "
+    "float ensemble_ce_weight=0.0, Tensor? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False"
 )
 _STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"
 _library = torch.library.Library("oekd_fast", "DEF")
@@ -33,8 +35,8 @@ _library.define(
     f'ensemble_kd_value_and_grad({_OPTIONS}, *, Tensor? grad_scale=None, str isa="auto") -> ({_STATISTICS}, Tensor[])'
 )
 _library.define(
-    f'ensemble_kd_value_and_grad_out({_OPTIONS}, *, Tensor? grad_scale=None, Tensor(a!)[] out, str isa="auto")'
-    f" -> ({_STATISTICS})"
+    f"ensemble_kd_value_and_grad_out({_OPTIONS}, *, Tensor? grad_scale=None, Tensor(a!)[] out, "
+    f'Tensor(b!)? weights_grad=None, str isa="auto") -> ({_STATISTICS})'
 )
 # The differentiable form on CUDA: statistics of the rows forward, gradients from them backward; last, dL/dw [S] or [0].
 _library.define(f"ensemble_kd_value_and_rows({_OPTIONS}) -> ({_STATISTICS}, Tensor row_statistics, Tensor counted)")
@@ -157,20 +159,42 @@ def _uncovered(
     ensemble_weights: Tensor | None,
     teacher_logits: Tensor | None,
 ) -> str | None:
-    if ensemble_weights is not None and ensemble_weights.dim() == 2:
-        return f"expected ensemble_weights [S], got a gate {list(ensemble_weights.shape)}"
-    if options.ensemble_learns:
-        return f"expected ensemble_ce_weight=0.0, got {options.ensemble_ce_weight}"
-    if teacher_logits is not None:
-        return f"expected teacher_logits None, got shape {list(teacher_logits.shape)}"
-    if options.mixing is not None:
-        return f"expected mixing None, got shape {list(options.mixing.shape)}"
     if students[0].dtype not in COMPILED_DTYPES:
         return f"expected float32, bfloat16 or float16 logits, got {students[0].dtype}"
-    if backend == "native" and not options.detach_ensemble:
-        return "expected detach_ensemble=True, got False"
-    if backend == "triton" and len(students) > MAX_TRITON_STUDENTS:
+    if backend == "native":
+        if ensemble_attached(options, teacher_logits):
+            return "expected detach_ensemble=True, got False"
+        return None
+    if len(students) > MAX_TRITON_STUDENTS:
         return f"expected at most {MAX_TRITON_STUDENTS} students, got {len(students)}"
-    if backend == "triton" and len(students[0]) >= 1 << 24:
+    if len(students[0]) >= 1 << 24:
         return f"expected fewer than 2^24 rows, whose fp32 counts are exact, got {len(students[0])}"
+    if terms := other_terms(options, ensemble_weights, teacher_logits):
+        others = int(teacher_logits is not None)
+        if options.mixing is not None and options.mixes == "logits":
+            others = len(students)
+        gathered = options.ensemble_learns or options.mixes == "probabilities"
+        held, classes = len(students) + 1 + others + gathered, students[0].shape[1]
+        covers = import_module("oekd_fast.kernels.tiling").covers_objectives
+        if held - 1 > MAX_TRITON_STUDENTS or not covers(held, classes, students[0].element_size()):
+            return (
+                f"expected a row of all students and teachers to fit the registers with {' and '.join(terms)}, "
+                f"got {len(students)} students and C = {classes}"
+            )
     return None
+
+
+def other_terms(options: KDOptions, ensemble_weights: Tensor | None, teacher_logits: Tensor | None) -> list[str]:
+    """The arguments of a call that make another objective than the paper's."""
+    asked = {
+        "a gate": ensemble_weights is not None and ensemble_weights.dim() == 2,
+        "ensemble_ce_weight": options.ensemble_learns,
+        "teacher_logits": teacher_logits is not None,
+        "mixing": options.mixing is not None,
+    }
+    return [name for name, there in asked.items() if there]
+
+
+def ensemble_attached(options: KDOptions, teacher_logits: Tensor | None) -> bool:
+    """Whether gradients flow through the ensemble as a target: an external teacher is one of its own."""
+    return not options.detach_ensemble and teacher_logits is None

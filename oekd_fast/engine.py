@@ -17,6 +17,7 @@ from oekd_fast.direct_conv import use_direct_convs
 from oekd_fast.ema import WeightAverage
 from oekd_fast.ensemble import StudentEnsemble
 from oekd_fast.executor import make_executor
+from oekd_fast.family_loss import Sources
 from oekd_fast.gradients import Weights, backward_as_one, backward_side_by_side, forward_side_by_side
 from oekd_fast.metrics import EpochMetrics, RunningMetrics
 from oekd_fast.norm import use_fused_norms
@@ -24,6 +25,7 @@ from oekd_fast.ops import ensemble_kd_loss
 from oekd_fast.optim import build_optimizer, load_optimizer, optimizer_state
 from oekd_fast.options import KDOptions
 from oekd_fast.schedule import Schedule
+from oekd_fast.teacher import Teacher
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EVALUATION_BATCH = 512
@@ -45,6 +47,7 @@ class Engine:
         normalisation: mean and standard deviation a channel, for pixels in [0, 1].
         augmentation: of the training images; evaluation sees the centre that goes with it.
         steps_per_epoch: for the schedule.
+        teacher: of every student, beside or in place of the family.
         recorder: captures steps; None: CUDA's on CUDA, none elsewhere.
     """
 
@@ -58,10 +61,14 @@ class Engine:
         normalisation: tuple[tuple[float, ...], tuple[float, ...]],
         augmentation: AnyAugmentation,
         steps_per_epoch: int,
+        teacher: Teacher | None = None,
         recorder: Recorder | None = None,
     ) -> None:
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         use_fused_norms(ensemble)
         use_direct_convs(ensemble)
+        if config.freeze_base:
+            ensemble.base.requires_grad_(False)
         if config.compile_blocks:
             compile_blocks(ensemble, ensemble.architecture.block_type)
         self.ensemble = ensemble
@@ -72,13 +79,19 @@ class Engine:
         self._one = torch.ones((), device=device)
         self.scaler.scale(self._one)  # makes the scale, which a captured step must find
         self.average = None if config.ema_decay is None else WeightAverage(ensemble)
+        self._teacher = None if teacher is None else teacher.to(device, memory_format=memory_format)
+        self._copies = WeightAverage(ensemble) if loss.mixing is not None and config.codistillation_delay else None
         self.metrics = RunningMetrics(len(ensemble.members), device)
         self._evaluation_metrics = RunningMetrics(len(ensemble.members), device)
         self.augmentation_generator = torch.Generator(device).manual_seed(config.seed)
         self.executor = make_executor(
             config.executor, len(ensemble.members), device, deterministic=config.deterministic
         )
-        self._loss_options = dict(vars(loss))
+        options = dict(vars(loss))
+        self._evaluation_options = options | {"mixing": None, "mixes": "logits"}
+        self._loss_options = options | {"mixing": None if loss.mixing is None else loss.mixing.to(device)}
+        self._base_learns_from_all = config.base_gradients == "all"
+        self._freeze_base = config.freeze_base
         self._backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
         self._features = bool(len(ensemble.adapters)) and config.feature_weight > 0
         self._clip_norm = config.clip_norm
@@ -86,7 +99,7 @@ class Engine:
         self._dtype = _AUTOCAST_DTYPES[config.precision]
         self._mean, self._std = (torch.tensor(values, device=device) for values in normalisation)
         self._augmentation = augmentation
-        self._format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self._format = memory_format
         self._batches: Batches | None = None
         self._replays: dict[Hashable, tuple[Hashable, Callable[[], None]]] = {}
         self.eager_because: str | None = None
@@ -129,13 +142,18 @@ class Engine:
     def _step(self, images: Tensor, labels: Tensor) -> None:
         values, scaled = self.schedule, self.scaler.is_enabled()
         self.ensemble.train()
+        if self._freeze_base:
+            self.ensemble.base.eval()
         values.load()
         self.optimizer.zero_grad(set_to_none=True)
-        images = self._normalise(augment(images, self._augmentation, self.augmentation_generator))
+        pixels = augment(images, self._augmentation, self.augmentation_generator)
+        images = self._normalise(pixels)
         weights = Weights(
             self._loss_options | {name: getattr(values, name) for name in ("temperature", "ce_weight", "kd_weight")},
             feature=values.feature_weight if self._features else None,
             scale=self.scaler.scale(self._one) if scaled else None,
+            sources=self._sources(pixels, images),
+            base_learns_from_all=self._base_learns_from_all,
         )
         losses = self._backward(self.ensemble, images, labels, weights, self.executor, self._autocast())
         if self._clip_norm is not None:
@@ -146,6 +164,19 @@ class Engine:
         if self.average is not None:
             self.average.update(values.ema_share)
         self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
+
+    @torch.no_grad()
+    def _sources(self, pixels: Tensor, images: Tensor) -> Sources:
+        """What others say of a batch: uint8 pixels, and the images made of them."""
+        with self._autocast():
+            if self._teacher is not None:
+                logits, maps = self._teacher(pixels, self._format)
+                return Sources(logits, maps if self.ensemble.hinted else None)
+            if self._copies is not None:
+                self._copies.update(self.schedule.copy_share)
+                output, _ = forward_side_by_side(self._copies.ensemble, images, self.executor)
+                return Sources(copies=output.logits)
+        return Sources()
 
     # -- evaluation
 
@@ -171,11 +202,27 @@ class Engine:
             self._run(("evaluate", id(batches)), batches, next_batch, lambda: self._evaluation_state(batches))
         return self._evaluation_metrics.read()
 
+    @torch.no_grad()
+    def probabilities(self, batches: Batches) -> Tensor:
+        """Each student's predictions for a whole split, float32 [S, N, C] on the host, in evaluation mode."""
+        self.evaluated.eval()
+        size = min(len(batches), EVALUATION_BATCH)
+        batches.begin(padded_order(len(batches), size), size)
+        parts = []
+        for _ in range(-(-len(batches) // size)):
+            batches.ready()
+            images, _ = batches.take()
+            with self._autocast(), self._algorithms():
+                images = self._normalise(centre(images, self._augmentation))
+                output, _ = forward_side_by_side(self.evaluated, images, self.executor)
+            parts.append(torch.stack([z.float().softmax(dim=1).cpu() for z in output.logits]))
+        return torch.cat(parts, dim=1)[:, : len(batches)]
+
     def _evaluate(self, images: Tensor, labels: Tensor) -> None:
         images = self._normalise(centre(images, self._augmentation))
         with self._autocast():
-            output = forward_side_by_side(self.evaluated, images, self.executor)
-        statistics = ensemble_kd_loss(output.logits, labels, **self._loss_options)
+            output, gate = forward_side_by_side(self.evaluated, images, self.executor)
+        statistics = ensemble_kd_loss(output.logits, labels, ensemble_weights=gate, **self._evaluation_options)
         rows = (labels != self._loss_options["ignore_index"]).sum()
         self._evaluation_metrics.update(statistics, rows, None, statistics.loss)
 
@@ -215,6 +262,8 @@ class Engine:
         state = {f"model.{name}": tensor for name, tensor in self.ensemble.state_dict().items()}
         state |= {f"optimizer.{name}": tensor for name, tensor in optimizer_state(self.optimizer).items()}
         state |= {f"schedule.{name}": tensor for name, tensor in self.schedule.state().items()}
+        if self._copies is not None:
+            state |= {f"copies.{name}": tensor for name, tensor in self._copies.ensemble.state_dict().items()}
         if self.average is not None:
             state |= {f"average.{name}": tensor for name, tensor in self.average.ensemble.state_dict().items()}
         if self.scaler.is_enabled():
@@ -238,6 +287,7 @@ class Engine:
             "scaler": self.scaler.state_dict(),
             "metrics": self.metrics.sums.clone(),
             "average": None if self.average is None else self.average.ensemble.state_dict(),
+            "copies": None if self._copies is None else self._copies.ensemble.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -249,6 +299,8 @@ class Engine:
         self.metrics.sums.copy_(state["metrics"])
         if self.average is not None:
             self.average.ensemble.load_state_dict(state["average"])
+        if self._copies is not None:
+            self._copies.ensemble.load_state_dict(state["copies"])
 
     def _normalise(self, images: Tensor) -> Tensor:
         return normalise(images, self._mean, self._std, memory_format=self._format)

@@ -4,12 +4,15 @@ Students are counted from 0. Student 0 is the full network, the pseudo teacher; 
 depth and (N - j) / N of its channels.
 """
 
+import copy
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from oekd_fast.gate import Gate
 from oekd_fast.models import Architecture, get_architecture
 
 
@@ -46,7 +49,8 @@ class StudentEnsemble(nn.Module):
     of `members`. Attributes: `architecture`, `num_students`, `num_classes`, `in_channels`, `members`,
     `base`, `branches` (one a member) and `adapters`: `adapters[b][i - 1]` is the 1x1 convolution from
     the map of `members[i]` after block b to the map of student 0. `adapters` is empty unless
-    student 0 and at least one other are members.
+    student 0 and at least one other are members; with `hint_channels`, `adapters[b][i]` goes from the map of
+    `members[i]` to that of an external teacher. `gate`, if asked for, weighs the students for each image.
 
     Args:
         architecture: what to build.
@@ -55,9 +59,12 @@ class StudentEnsemble(nn.Module):
         in_channels: channels of the images.
         members: the students to build, as ascending indices in 0..N-1; None means all N. A family of
             one trains that student alone.
+        gated: with a `Gate`.
+        hint_channels: of an external teacher's map after each block.
 
     Raises:
-        ValueError: a number is below 1, or `members` is empty, out of range or not ascending.
+        ValueError: a number is below 1, `members` is empty, out of range or not ascending, or `hint_channels` are of
+            another number of blocks.
     """
 
     def __init__(
@@ -67,6 +74,9 @@ class StudentEnsemble(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         members: tuple[int, ...] | None = None,
+        *,
+        gated: bool = False,
+        hint_channels: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         _check_positive("num_students", num_students)
@@ -80,7 +90,9 @@ class StudentEnsemble(nn.Module):
 
         self.base = architecture.build_base(in_channels)
         self.branches = nn.ModuleList(architecture.build_branch(j, num_students, num_classes) for j in self.members)
-        self.adapters = _build_adapters(architecture, num_students, self.members)
+        self.hinted = hint_channels is not None
+        self.adapters = _build_adapters(architecture, num_students, self.members, hint_channels)
+        self.gate = Gate(_channels_of(self.base, architecture, in_channels), len(self.members)) if gated else None
 
     def forward(self, images: Tensor) -> EnsembleOutput:
         shared = self.base(images)
@@ -105,8 +117,9 @@ class StudentEnsemble(nn.Module):
         return [sum(p.numel() for p in self.student(j).parameters()) for j in self.members]
 
     def network_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of the base and of all branches."""
-        return chain(self.base.parameters(), self.branches.parameters())
+        """Iterate over the parameters of the base, of all branches, and of the gate."""
+        gate = () if self.gate is None else self.gate.parameters()
+        return chain(self.base.parameters(), self.branches.parameters(), gate)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of the adapters, which only training needs."""
@@ -119,24 +132,47 @@ def build_ensemble(
     num_classes: int = 10,
     in_channels: int = 3,
     members: tuple[int, ...] | None = None,
+    *,
+    gated: bool = False,
+    hint_channels: tuple[int, ...] | None = None,
 ) -> StudentEnsemble:
     """Build the family of `model`, an architecture or the name of one; see `StudentEnsemble` for the rest.
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
+        TypeError: `model` is neither a name nor an architecture.
     """
     architecture = get_architecture(model) if isinstance(model, str) else model
-    return StudentEnsemble(architecture, num_students, num_classes, in_channels, members)
-
-
-def _build_adapters(architecture: Architecture, num_students: int, members: tuple[int, ...]) -> nn.ModuleList:
-    if members[0] != 0 or len(members) == 1:
-        return nn.ModuleList()
-    teacher, *others = (architecture.map_channels(j, num_students) for j in members)
-    return nn.ModuleList(
-        nn.ModuleList(nn.Conv2d(channels, target, kernel_size=1) for channels in narrow)
-        for target, *narrow in zip(teacher, *others, strict=True)
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"model: expected a name or an Architecture, got {type(model).__name__}")
+    return StudentEnsemble(
+        architecture, num_students, num_classes, in_channels, members, gated=gated, hint_channels=hint_channels
     )
+
+
+def _build_adapters(
+    architecture: Architecture, num_students: int, members: tuple[int, ...], hint_channels: tuple[int, ...] | None
+) -> nn.ModuleList:
+    channels = [architecture.map_channels(j, num_students) for j in members]
+    if hint_channels is not None:
+        if len(hint_channels) != len(channels[0]):
+            raise ValueError(f"hint_channels: expected {len(channels[0])} blocks, got {len(hint_channels)}")
+        teacher, students = hint_channels, channels
+    elif members[0] == 0 and len(members) > 1:
+        teacher, *students = channels
+    else:
+        return nn.ModuleList()
+    return nn.ModuleList(
+        nn.ModuleList(nn.Conv2d(own, target, kernel_size=1) for own in of_block)
+        for target, *of_block in zip(teacher, *students, strict=True)
+    )
+
+
+def _channels_of(base: nn.Module, architecture: Architecture, in_channels: int) -> int:
+    """Of the base's map, found by a run without data."""
+    size = getattr(architecture, "image_shape", (3, 64, 64))[1:]
+    with torch.no_grad():
+        return copy.deepcopy(base).to("meta").eval()(torch.empty(1, in_channels, *size, device="meta")).shape[1]
 
 
 def _checked_members(members: tuple[int, ...] | None, num_students: int) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from oekd_fast.ensemble import EnsembleOutput, StudentEnsemble
 from oekd_fast.executor import Executor
+from oekd_fast.family_loss import Sources, family_loss, family_value_and_grad
 from oekd_fast.feature_ops import feature_kd_loss, feature_kd_value_and_grad
-from oekd_fast.ops import ensemble_kd_loss, ensemble_kd_value_and_grad
 from oekd_fast.reference import EnsembleKDOutput
 
 
@@ -38,11 +38,15 @@ class Weights:
     logits: keyword arguments of `ensemble_kd_loss`.
     feature: weight of the intermediate loss; None leaves it out.
     scale: multiplies all gradients and no loss; None is 1.
+    sources: what the students learn from beside labels and each other.
+    base_learns_from_all: False: the base learns from student 0 alone (and from the gate).
     """
 
     logits: dict[str, Any]
     feature: Tensor | None = None
     scale: Tensor | None = None
+    sources: Sources = Sources()
+    base_learns_from_all: bool = True
 
     @property
     def feature_scale(self) -> Tensor:
@@ -68,28 +72,37 @@ def backward_side_by_side(
         labels: int64 [B].
         autocast: entered around the networks.
     """
+    gate = gate_input = None
     with autocast:
         shared = ensemble.base(images)
-        inputs = [shared.detach().requires_grad_(shared.requires_grad) for _ in ensemble.branches]
+        inputs = _inputs(shared, len(ensemble.branches), weights.base_learns_from_all)
         logits, features = zip(*executor.forward(ensemble.branches, inputs), strict=True)
-    statistics, logits_grads = ensemble_kd_value_and_grad(logits, labels, grad_scale=weights.scale, **weights.logits)
+        if ensemble.gate is not None:
+            gate_input = shared.detach().requires_grad_(shared.requires_grad)
+            gate = ensemble.gate(gate_input)
+    statistics, logits_grads, gate_grad = family_value_and_grad(
+        logits, labels, weights.logits, weights.sources, gate, weights.scale
+    )
     students = [_Student([z], [grad]) for z, grad in zip(logits, logits_grads, strict=True)]
     teacher = None
     if weights.feature is not None:
-        teacher, *maps = features
-        adapters = list(zip(*ensemble.adapters, strict=True))  # by student
-        for student, own, of_student in zip(students[1:], maps, adapters, strict=True):
+        teacher, taught, maps = _taught(students, features, weights.sources.hints)
+        adapters = zip(*ensemble.adapters, strict=True)  # by student
+        for student, own, of_student in zip(taught, maps, adapters, strict=True):
             student.add_maps(own, of_student)
         del maps
     del logits, logits_grads, features
 
     if images.is_cuda:
-        feature = None if teacher is None else _feature_gradients(students[1:], teacher, weights)
+        feature = None if teacher is None else _feature_gradients(taught, teacher, weights)
         executor.backward([student.roots for student in students], [student.grads for student in students])
     else:
         feature = _backward_in_threads(students, teacher, weights, executor)
+    if gate is not None:
+        gate.backward(gate_grad)
+        inputs.append(gate_input)
     if shared.requires_grad:
-        shared.backward(_sum([x.grad for x in inputs]))
+        shared.backward(_sum([x.grad for x in inputs if x.requires_grad]))
     total = statistics.loss if feature is None else statistics.loss + weights.feature * feature
     return FamilyLosses(statistics, feature, total)
 
@@ -104,11 +117,14 @@ def backward_as_one(
 ) -> FamilyLosses:
     """As `backward_side_by_side`, but as one autograd graph: forward side by side, backward as autograd orders it."""
     with autocast:
-        output = forward_side_by_side(ensemble, images, executor)
-    statistics = ensemble_kd_loss(output.logits, labels, **weights.logits)
+        shared = ensemble.base(images)
+        inputs = [shared] + [shared if weights.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
+        logits, features = zip(*executor.forward(ensemble.branches, inputs), strict=True)
+        gate = None if ensemble.gate is None else ensemble.gate(shared)
+    statistics = family_loss(logits, labels, weights.logits, weights.sources, gate)
     total, feature = statistics.loss, None
     if weights.feature is not None:
-        teacher, *maps = output.features
+        teacher, _, maps = _taught(list(logits), features, weights.sources.hints)
         adapters = ensemble.adapters
         with autocast:
             feature = feature_kd_loss(
@@ -123,11 +139,28 @@ def backward_as_one(
     return FamilyLosses(detached, None if feature is None else feature.detach(), total.detach())
 
 
-def forward_side_by_side(ensemble: StudentEnsemble, images: Tensor, executor: Executor) -> EnsembleOutput:
-    """What `ensemble(images)` returns, the branches run by `executor`, in one autograd graph."""
+def forward_side_by_side(
+    ensemble: StudentEnsemble, images: Tensor, executor: Executor
+) -> tuple[EnsembleOutput, Tensor | None]:
+    """What `ensemble(images)` returns, branches run by `executor`, in one autograd graph; and the gate's weights."""
     shared = ensemble.base(images)
     logits, features = zip(*executor.forward(ensemble.branches, [shared] * len(ensemble.branches)), strict=True)
-    return EnsembleOutput(logits, features)
+    return EnsembleOutput(logits, features), None if ensemble.gate is None else ensemble.gate(shared)
+
+
+def _inputs(shared: Tensor, count: int, learns_from_all: bool) -> list[Tensor]:
+    """The base's map for each student, as a leaf of its own, with a gradient where the base learns from it."""
+    wanted = [shared.requires_grad] + [shared.requires_grad and learns_from_all] * (count - 1)
+    return [shared.detach().requires_grad_(each) for each in wanted]
+
+
+def _taught(
+    students: list[Any], features: Sequence[Sequence[Tensor]], hints: tuple[Tensor, ...] | None
+) -> tuple[Sequence[Tensor], list[Any], Sequence[Sequence[Tensor]]]:
+    """The maps to compare with, the students whose maps are compared, and those maps."""
+    if hints is not None:
+        return hints, students, features
+    return features[0], students[1:], features[1:]
 
 
 class _Student:
@@ -141,6 +174,11 @@ class _Student:
         """One of each a block; their gradients come with `add_gradients`."""
         self.roots += maps
         self._adapters = adapters
+
+    @property
+    def taught(self) -> bool:
+        """Whether its maps are compared."""
+        return bool(self._adapters)
 
     @property
     def compared(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -179,12 +217,12 @@ def _backward_in_threads(
     """Each student's intermediate loss right before its backward, so that few gradients of maps stand at a time."""
 
     def run(j: int) -> Tensor | None:
-        loss = _feature_gradients(students[j : j + 1], teacher, weights) if j > 0 and teacher is not None else None
+        loss = _feature_gradients(students[j : j + 1], teacher, weights) if students[j].taught else None
         students[j].backward()
         return loss
 
-    _, *losses = executor.forward([run] * len(students), range(len(students)))
-    return torch.stack(losses).sum() if losses and teacher is not None else None
+    losses = [loss for loss in executor.forward([run] * len(students), range(len(students))) if loss is not None]
+    return torch.stack(losses).sum() if losses else None
 
 
 def _sum(grads: Sequence[Tensor]) -> Tensor:

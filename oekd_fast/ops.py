@@ -17,7 +17,7 @@ from oekd_fast.checks import (
     check_values,
     check_weights_grad,
 )
-from oekd_fast.dispatch import choose_backend, triton_kernels
+from oekd_fast.dispatch import choose_backend, ensemble_attached, other_terms, triton_kernels
 from oekd_fast.options import KDOptions
 from oekd_fast.reference import EnsembleKDOutput
 
@@ -107,16 +107,17 @@ def ensemble_kd_loss(
     check_labels(target, students[0], options.ignore_index, chosen, validate)
     if chosen == "reference":
         return reference.ensemble_kd(students, target, options, ensemble_weights, teacher_logits)
-    ops, arguments = _ops_of(chosen, students), _op_arguments(students[0].device, target, ensemble_weights, options)
+    ops, arguments = _ops_of(chosen, students), _op_arguments(target, options, ensemble_weights, teacher_logits)
     stacked = isinstance(logits, Tensor)
     tensors = (logits,) if stacked else students
-    through = not options.detach_ensemble and ensemble_weights is not None and ensemble_weights.requires_grad
+    through = ensemble_weights is not None and ensemble_weights.requires_grad
+    through = through and (options.ensemble_learns or ensemble_attached(options, teacher_logits))
     if not torch.is_grad_enabled() or not (through or any(z.requires_grad for z in students)):
         return EnsembleKDOutput(*ops.ensemble_kd_value(students, *arguments))
-    if chosen == "native":
-        return EnsembleKDOutput(*_EnsembleKD.apply(stacked, arguments, *tensors))
     weights = ensemble_weights if through else None
-    return EnsembleKDOutput(*_EnsembleKDFromRows.apply(stacked, arguments, weights, *tensors))
+    if chosen == "triton" and not other_terms(options, ensemble_weights, teacher_logits):
+        return EnsembleKDOutput(*_EnsembleKDFromRows.apply(stacked, arguments, weights, *tensors))
+    return EnsembleKDOutput(*_EnsembleKD.apply(chosen, stacked, arguments, weights, *tensors))
 
 
 def ensemble_kd_value_and_grad(
@@ -170,36 +171,35 @@ def ensemble_kd_value_and_grad(
     if chosen == "reference":
         tensors = (students, target, options, ensemble_weights, teacher_logits)
         return _reference_value_and_grad(*tensors, grad_scale, buffers, weights_grad)
-    ops, arguments = _ops_of(chosen, students), _op_arguments(students[0].device, target, ensemble_weights, options)
+    ops, arguments = _ops_of(chosen, students), _op_arguments(target, options, ensemble_weights, teacher_logits)
     students = [z.detach() for z in students]
-    grad_scale = None if grad_scale is None else grad_scale.detach()
-    if weights_grad is not None and options.detach_ensemble:
-        weights_grad.zero_()
-    elif weights_grad is not None:
-        if buffers is None:
-            buffers = [torch.empty_like(z) for z in students]
-        return _value_and_grads_from_rows(ops, students, arguments, grad_scale, buffers, weights_grad), tuple(buffers)
-    if buffers is None:
+    grad_scale = _detached(grad_scale)
+    if buffers is None and weights_grad is None:
         *statistics, grads = ops.ensemble_kd_value_and_grad(students, *arguments, grad_scale=grad_scale)
         return EnsembleKDOutput(*statistics), tuple(grads)
-    statistics = ops.ensemble_kd_value_and_grad_out(students, *arguments, grad_scale=grad_scale, out=buffers)
+    if buffers is None:
+        buffers = [torch.empty_like(z) for z in students]
+    statistics = ops.ensemble_kd_value_and_grad_out(
+        students, *arguments, grad_scale=grad_scale, out=buffers, weights_grad=weights_grad
+    )
     return EnsembleKDOutput(*statistics), tuple(buffers)
 
 
 class _EnsembleKD(torch.autograd.Function):
     """On the CPU: loss and gradients in one pass over the logits, since the upstream gradient is nearly always 1.
 
-    Where it is not, and in a compiled graph, they are made again when it is known: rounded once.
+    Where it is not, in a compiled graph, and on a GPU, where nobody looks at it, they are made when it is known:
+    rounded once.
     """
 
     @staticmethod
-    def forward(ctx, stacked, arguments, *tensors):
-        ctx.stacked, ctx.arguments, ctx.grads = stacked, arguments, None
-        if torch.compiler.is_compiling():
+    def forward(ctx, backend, stacked, arguments, weights, *tensors):
+        ctx.call, ctx.through, ctx.grads = (backend, stacked, arguments), weights is not None, None
+        if backend == "triton" or torch.compiler.is_compiling():
             students = tensors[0].unbind(0) if stacked else tensors
-            statistics = torch.ops.oekd_fast.ensemble_kd_value(students, *arguments)
+            statistics = _ops_of(backend, students).ensemble_kd_value(students, *arguments)
         else:
-            statistics, ctx.grads = _value_and_grad_like(tensors, stacked, arguments, None)
+            statistics, ctx.grads = _value_and_grad_like(tensors, *ctx.call, None, ctx.through)
         ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*statistics[1:])
         ctx.set_materialize_grads(False)
@@ -208,15 +208,15 @@ class _EnsembleKD(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, *unused):
         if upstream is None:
-            return None, None, *(None for _ in ctx.saved_tensors)
+            return None, None, None, None, *(None for _ in ctx.saved_tensors)
         _check_first_order()
         if not torch.compiler.is_compiling() and ctx.grads is not None and upstream.item() == 1.0:
             # Handed over, not shared, so that autograd keeps them without a copy; a second backward makes new ones.
             grads, ctx.grads = ctx.grads, None
-            return None, None, *grads
+            return None, None, None, *grads
         tensors = [z.detach() for z in ctx.saved_tensors]
-        _, grads = _value_and_grad_like(tensors, ctx.stacked, ctx.arguments, upstream)
-        return None, None, *grads
+        _, grads = _value_and_grad_like(tensors, *ctx.call, upstream, ctx.through)
+        return None, None, None, *grads
 
 
 class _EnsembleKDFromRows(torch.autograd.Function):
@@ -269,48 +269,61 @@ def _ops_of(backend: str, students: Sequence[Tensor]):
     return triton_kernels() if backend == "triton" and students[0].is_cpu else torch.ops.oekd_fast
 
 
-def _value_and_grad_like(tensors, stacked: bool, arguments: tuple, grad_scale: Tensor | None):
-    """Statistics, and gradients in the form of `tensors`: S of [B, C], or one [S, B, C]."""
-    if stacked:
-        grads = torch.empty_like(tensors[0])
-        statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
-            tensors[0].unbind(0), *arguments, grad_scale=grad_scale, out=grads.unbind(0)
-        )
-        return statistics, (grads,)
-    *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(tensors, *arguments, grad_scale=grad_scale)
-    return statistics, grads
-
-
-def _value_and_grads_from_rows(ops, students, arguments, grad_scale, out, weights_grad) -> EnsembleKDOutput:
-    """Two launches, of which the second gives the gradient of the weights as well."""
-    *statistics, row_statistics, counted = ops.ensemble_kd_value_and_rows(students, *arguments)
-    if grad_scale is None:
-        grad_scale = torch.ones((), device=counted.device)
-    rows = {"row_statistics": row_statistics, "counted": counted}
-    weights_grad.copy_(
-        ops.ensemble_kd_grad_out(students, *arguments, **rows, grad_scale=grad_scale, weights_grad=True, out=out)
+def _value_and_grad_like(
+    tensors, backend: str, stacked: bool, arguments: tuple, grad_scale: Tensor | None, through: bool
+):
+    """Statistics; the gradient of the weights, or None, and those of `tensors`: S of [B, C], or one [S, B, C]."""
+    ops = _ops_of(backend, tensors)
+    if not stacked and not through:
+        *statistics, grads = ops.ensemble_kd_value_and_grad(tensors, *arguments, grad_scale=grad_scale)
+        return statistics, (None, *grads)
+    grads = [torch.empty_like(z) for z in tensors]
+    weights_grad = torch.empty_like(arguments[1]) if through else None
+    statistics = ops.ensemble_kd_value_and_grad_out(
+        tensors[0].unbind(0) if stacked else tensors,
+        *arguments,
+        grad_scale=grad_scale,
+        out=grads[0].unbind(0) if stacked else grads,
+        weights_grad=weights_grad,
     )
-    return EnsembleKDOutput(*statistics)
+    return statistics, (weights_grad, *grads)
 
 
 def _op_arguments(
-    device: torch.device, target: Tensor | None, ensemble_weights: Tensor | None, options: KDOptions
+    target: Tensor | None, options: KDOptions, ensemble_weights: Tensor | None, teacher_logits: Tensor | None
 ) -> tuple:
     """What the ops take after the logits."""
-    numbers = (options.temperature, options.ce_weight, options.kd_weight)
+    numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
     values = None
-    if any(isinstance(number, Tensor) for number in numbers):
-        values, numbers = _stacked(numbers, device), (0.0, 0.0, 0.0)  # not read beside `values`
-    return (
+    held = [number for number in numbers if isinstance(number, Tensor)]
+    if held:
+        # A number of 0 leaves the ensemble's cross-entropy out, as it is without tensors.
+        values = _stacked(numbers if options.ensemble_learns else numbers[:3], held[0].device)
+        numbers = (0.0,) * 4  # not read beside `values`
+    *first, ensemble_ce_weight = map(float, numbers)
+    arguments = (
         target,
-        None if ensemble_weights is None else ensemble_weights.detach(),
-        *map(float, numbers),
+        _detached(ensemble_weights),
+        *first,
         float(options.label_smoothing),
         options.ignore_index,
         options.reduction == "mean",
-        options.detach_ensemble,
+        not ensemble_attached(options, teacher_logits),
         values,
     )
+    if ensemble_ce_weight == 0 and teacher_logits is None and options.mixing is None:
+        return arguments  # the others' defaults, which cost a microsecond to pass
+    return (
+        *arguments,
+        ensemble_ce_weight,
+        _detached(teacher_logits),
+        _detached(options.mixing),
+        options.mixes == "probabilities",
+    )
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
 
 
 def _stacked(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:

@@ -27,6 +27,7 @@ from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.metrics import EpochMetrics
 from oekd_fast.progress import PhaseProgress
 from oekd_fast.run_folder import RunFolder, check_same_training
+from oekd_fast.teacher import Teacher
 
 
 class TrainingDiverged(RuntimeError):
@@ -81,8 +82,28 @@ def _augmentation(default: AnyAugmentation, config: TrainConfig) -> AnyAugmentat
 
 
 @dataclass(frozen=True)
+class PhaseTask:
+    """What a phase trains.
+
+    name: of its checkpoints and metrics.
+    members: of the family; a family of one has no ensemble to learn from.
+    from_labels: by cross-entropy alone, as a baseline; otherwise by the config's objective.
+    epochs: None: the config's.
+    teacher: beside or in place of the family.
+    start: whose base and students it begins with.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    from_labels: bool = False
+    epochs: int | None = None
+    teacher: Teacher | None = None
+    start: StudentEnsemble | None = None
+
+
+@dataclass(frozen=True)
 class PhaseResult:
-    """A finished phase. `ensemble` holds the weights of the selected epoch."""
+    """A finished phase. `ensemble` holds the weights of the selected epoch, `snapshots` those of each cycle's end."""
 
     ensemble: StudentEnsemble
     selected_epoch: int
@@ -91,10 +112,11 @@ class PhaseResult:
     last_test: EpochMetrics
     seconds: float
     images_per_second: float
+    snapshots: tuple[dict[str, Any], ...] = ()
 
 
 class Phase:
-    """Trains `members` of the family; a family of one is a baseline.
+    """Trains the members of a task.
 
     The epoch is chosen by the mean validation accuracy of the students, then by their cross-entropy; the test split
     is looked at when everything is decided, and with `track_test` also written down after each epoch.
@@ -107,15 +129,11 @@ class Phase:
     """
 
     def __init__(
-        self,
-        name: str,
-        members: tuple[int, ...],
-        config: TrainConfig,
-        data: DeviceData,
-        folder: RunFolder,
-        device: torch.device,
+        self, task: PhaseTask, config: TrainConfig, data: DeviceData, folder: RunFolder, device: torch.device
     ) -> None:
-        self.name, self._config, self._data, self._folder, self._device = name, config, data, folder, device
+        self.name, self._config, self._data, self._folder, self._device = task.name, config, data, folder, device
+        self._epochs = config.epochs if task.epochs is None else task.epochs
+        self._takes_snapshots = config.objective == "snapshot" and not task.from_labels
         self._batch_size = min(config.batch_size, len(data.train))
         if self._batch_size < 2:
             raise DataError(f"batch_size: training needs batches of at least 2 images, got {self._batch_size}")
@@ -125,16 +143,17 @@ class Phase:
         random.seed(config.seed)
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
-        ensemble = build_ensemble(config.model, config.num_students, data.num_classes, data.in_channels, members)
+        ensemble = _build(task, config, data)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.engine = Engine(
-            config,
+            replace(config, epochs=self._epochs, freeze_base=config.freeze_base and not task.from_labels),
             ensemble.to(device, memory_format=memory_format),
-            config.family_loss() if len(members) > 1 else config.baseline_loss(),
+            config.baseline_loss() if task.from_labels else config.family_loss(),
             device=device,
             normalisation=data.normalisation,
             augmentation=data.augmentation,
             steps_per_epoch=self._batches,
+            teacher=task.teacher,
         )
         self._order_generator = torch.Generator().manual_seed(config.seed)
         self._generators = {
@@ -146,6 +165,7 @@ class Phase:
         self._seconds = self._epoch_seconds = 0.0
         self._eager_unsaid = True
         self._best: dict[str, Any] = {}
+        self._snapshots: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         if config.resume:
             self._restore()
@@ -157,12 +177,12 @@ class Phase:
     def run(self, stop: StopRequest, console: Console) -> PhaseResult:
         config = self._config
         with PhaseProgress(
-            console, self.name, config.epochs, self._batches, self.steps_done, config.progress
+            console, self.name, self._epochs, self._batches, self.steps_done, config.progress
         ) as progress:
-            while self._epoch < config.epochs:
+            while self._epoch < self._epochs:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
-                if stop.signal_number is not None and self._epoch < config.epochs:
+                if stop.signal_number is not None and self._epoch < self._epochs:
                     self._stop(stop.signal_number)
         return self._result()
 
@@ -217,10 +237,16 @@ class Phase:
         if not self._best or score > self._best["score"]:
             model = copy.deepcopy(self.engine.evaluated.state_dict())
             self._best = {"epoch": self._epoch, "score": score, "model": model}
-        if self._epoch % self._config.checkpoint_every == 0 or self._epoch == self._config.epochs:
+        if self._takes_snapshots and self._cycle(self._epoch) != self._cycle(self._epoch - 1):
+            self._snapshots.append(copy.deepcopy(self.engine.evaluated.state_dict()))
+        if self._epoch % self._config.checkpoint_every == 0 or self._epoch == self._epochs:
             self._save()
         self._folder.add_metrics(line)
         progress.epoch(line)
+
+    def _cycle(self, epoch: int) -> int:
+        """In which cycle of the rate an epoch is; counted from 0."""
+        return epoch * self._config.snapshots // self._epochs
 
     def _check_finite(self, metrics: EpochMetrics) -> None:
         if metrics.first_bad_step is None:
@@ -254,6 +280,7 @@ class Phase:
             "seconds": self._seconds,
             "epoch_seconds": self._epoch_seconds,
             "best": self._best,
+            "snapshots": self._snapshots,
             "history": self.history,
         }
         return save_checkpoint(self._folder.checkpoints(self.name), state, self.steps_done)
@@ -271,6 +298,7 @@ class Phase:
         self._epoch, self._batch = state["epoch"], state["batch"]
         self._seconds, self._epoch_seconds = state["seconds"], state["epoch_seconds"]
         self._best, self.history = state["best"], state["history"]
+        self._snapshots = state.get("snapshots", [])
 
     def _result(self) -> PhaseResult:
         ensemble = self.engine.evaluated
@@ -287,4 +315,25 @@ class Phase:
             last_test=last_test,
             seconds=self._seconds,
             images_per_second=images / self._seconds,
+            snapshots=tuple(self._snapshots),
         )
+
+
+def _build(task: PhaseTask, config: TrainConfig, data: DeviceData) -> StudentEnsemble:
+    by_objective, teacher = not task.from_labels, task.teacher
+    if teacher is not None:
+        teacher.check_fits(data.num_classes, data.in_channels, str(config.teacher))
+    ensemble = build_ensemble(
+        config.model,
+        config.num_students,
+        data.num_classes,
+        data.in_channels,
+        task.members,
+        gated=by_objective and config.family_objective.gated,
+        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+    )
+    if task.start is not None:
+        ensemble.base.load_state_dict(task.start.base.state_dict())
+        for j in task.start.members:
+            ensemble.student(j).branch.load_state_dict(task.start.student(j).branch.state_dict())
+    return ensemble

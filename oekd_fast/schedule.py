@@ -12,9 +12,8 @@ from oekd_fast.options import KDOptions
 class Schedule:
     """The values of every step of a training, and those of the step at hand.
 
-    A step reads `learning_rate`, `adapter_rate`, `temperature`, `ce_weight`, `kd_weight`, `feature_weight`,
-    `ensemble_ce_weight`, `ema_share` and `copy_share` (fp32 scalars on the device that keep their addresses), so that a
-    CUDA graph replays with new ones.
+    A step reads `learning_rate`, `adapter_rate`, `temperature`, `ce_weight`, `kd_weight`, `feature_weight`, `ema_share`
+    and `copy_share` (fp32 scalars on the device that keep their addresses), so that a CUDA graph replays with new ones.
 
     Args:
         config: of the run.
@@ -36,7 +35,6 @@ class Schedule:
             "ce_weight": loss.ce_weight,
             "kd_weight": loss.kd_weight * rises(config.kd_schedule),
             "feature_weight": config.feature_weight * rises(config.feature_schedule),
-            "ensemble_ce_weight": loss.ensemble_ce_weight,
             "ema_share": ema_shares(config.ema_decay, len(self._factors)),
             "copy_share": copy_shares(config.codistillation_delay, len(self._factors)),
         }
@@ -54,7 +52,6 @@ class Schedule:
             self.ce_weight,
             self.kd_weight,
             self.feature_weight,
-            self.ensemble_ce_weight,
             self.ema_share,
             self.copy_share,
         ) = self._values[0].unbind()

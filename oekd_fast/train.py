@@ -20,10 +20,12 @@ from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
+from oekd_fast.plan import combined_accuracy, phase_names, phase_task
 from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
 from oekd_fast.report import draw_report, summarise, summary_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
+from oekd_fast.teacher import Teacher
 
 
 def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -49,21 +51,23 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         for note in data.notes:
             console.print(note, soft_wrap=True, markup=False)
 
-        names = {"ensemble": tuple(range(config.num_students))}
-        if config.baseline:
-            names |= {f"baseline_{j + 1}": (j,) for j in range(config.num_students)}
+        teacher = None if config.teacher is None else Teacher.load(config.teacher)
         results: dict[str, PhaseResult] = {}
-        for name, members in names.items():
-            phase = Phase(name, members, config, data, folder, device)
+        names = phase_names(config)
+        for name in names:
+            phase = Phase(phase_task(name, config, data, results, teacher), config, data, folder, device)
             folder.claim(config)
             folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
             results[name] = phase.run(stop, console)
-            if stop.signal_number is not None and name != list(names)[-1]:
+            if stop.signal_number is not None and name != names[-1]:
                 raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
+            if name == "ensemble":
+                combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size)
-        _save_students(folder, config, dataset, data, results["ensemble"])
+        summary |= {"objective": config.objective} | ({} if combined is None else {"ensemble_accuracy": combined})
+        _save_students(folder, dataset, data, results["ensemble"])
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)
     return summary
@@ -104,18 +108,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _save_students(
-    folder: RunFolder, config: TrainConfig, dataset: ImageDataset, data: DeviceData, result: PhaseResult
-) -> None:
+def _save_students(folder: RunFolder, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
     folder.students.mkdir(exist_ok=True)
-    for j in range(config.num_students):
+    for place, j in enumerate(result.ensemble.members):
         metadata = StudentMetadata.of(
             result.ensemble,
             j,
             image_size=dataset.image_size,
             classes=dataset.classes,
             normalisation=Normalisation(*data.normalisation),
-            accuracy=result.test.accuracy[j],
+            accuracy=result.test.accuracy[place],
         )
         save_student(result.ensemble.student(j), folder.students / f"student_{j + 1}", metadata)
 

@@ -51,16 +51,24 @@ def op_arguments(
     return target, ensemble_weights, *{**OP_DEFAULTS, **options}.values(), reduction == "mean", detach_ensemble
 
 
+def op_objective(options: dict) -> dict:
+    """Keyword arguments of the ops, taken from `options`: those that make another objective."""
+    names = ("ensemble_ce_weight", "teacher_logits", "mixing")
+    taken = {name: options.pop(name) for name in names if name in options}
+    return taken | {"mix_probabilities": options.pop("mixes", "logits") == "probabilities"}
+
+
 def _isa(isa: str) -> Callable:
-    def value_and_grad(logits, target, *, grad_scale=None, out=None, **options):
+    def value_and_grad(logits, target, *, grad_scale=None, out=None, weights_grad=None, **options):
+        keywords = {**op_objective(options), "grad_scale": grad_scale, "isa": isa}
         arguments = op_arguments(target, **options)
-        if out is None:
-            *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(
-                logits, *arguments, grad_scale=grad_scale, isa=isa
-            )
+        if out is None and weights_grad is None:
+            *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, *arguments, **keywords)
             return EnsembleKDOutput(*statistics), tuple(grads)
+        if out is None:
+            out = [torch.empty_like(z) for z in logits]
         statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
-            logits, *arguments, grad_scale=grad_scale, out=out, isa=isa
+            logits, *arguments, **keywords, out=out, weights_grad=weights_grad
         )
         return EnsembleKDOutput(*statistics), tuple(out)
 

@@ -123,14 +123,14 @@ def teacher(rows: int, classes: int) -> Tensor:
 
 
 def matrix(students: int, columns: int) -> Tensor:
-    """Rows that sum to 1, with weights of 0 and of less than 0."""
+    """Rows of which one does not sum to 1, with weights of 0 and of less than 0."""
     w = torch.rand(students, columns, generator=generator())
     if students == 1:
         return w / w.sum()
     w[0, -1] = 0.0
     w = w / w.sum(dim=1, keepdim=True)
     w[-1, 0] -= 1.5
-    w[-1, 1] += 1.5
+    w[-1, 1] += 1.0
     return w
 
 

@@ -13,6 +13,7 @@ from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_gr
 
 from . import oracle
 from .conftest import BACKENDS, batch
+from .objectives import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="the native extension was not built")
@@ -80,6 +81,29 @@ def test_stacked_logits_and_weights(backend):
     output.loss.backward()
     same(output, expected, backend)
     same([by_compiler.grad], [eager.grad], backend)
+
+
+@pytest.mark.parametrize("name", ["hinton", "mutual", "one", "gate", "logits and a teacher mixed, T = 2.0"])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_objectives(backend, name, scale):
+    _, tensors, arguments = OBJECTIVES[name]
+    logits, target = batch(students=3)
+    tensors = tensors(3, *logits[0].shape)
+
+    def function(z, y, tensors):
+        output = ensemble_kd_loss(z, y, backend=backend, **tensors, **arguments)
+        return scale * output.loss, output
+
+    results = []
+    for call in (function, compiled(function)):
+        leaves = requiring_grad(logits)
+        given = {name: t.clone().requires_grad_(name == "ensemble_weights") for name, t in tensors.items()}
+        loss, output = call(leaves, target, given)
+        loss.backward()
+        gates = [t.grad for t in given.values() if t.grad is not None]
+        results.append([*(t.detach() for t in output), *(z.grad for z in leaves), *gates])
+    assert len(results[0]) == 5 + 3 + (name == "one")
+    same(results[1], results[0], backend)
 
 
 def test_value_without_gradients(backend):

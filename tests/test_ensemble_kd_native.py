@@ -7,7 +7,8 @@ import torch
 
 from oekd_fast import ensemble_kd_loss
 
-from .conftest import IMPLEMENTATIONS, ISAS, batch, op_arguments
+from .conftest import IMPLEMENTATIONS, ISAS, batch, op_arguments, op_objective
+from .objectives import OBJECTIVES
 
 native = pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
 ops = torch.ops.oekd_fast
@@ -122,6 +123,37 @@ def test_opcheck_of_values_in_a_tensor(op, one_thread):
     logits, target = batch(3, 4, 6)
     keywords = {"out": [torch.full_like(z, math.nan) for z in logits]} if op is OPS[2] else {}
     torch.library.opcheck(op.default, (logits, *op_arguments(target), torch.tensor([2.5, 0.7, 0.15])), keywords)
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize("mixes", [None, "logits", "probabilities"])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def test_opcheck_of_objectives(op, mixes, with_teacher, one_thread):
+    logits, target = batch(3, 4, 6)
+    gate = torch.rand(4, 3).softmax(dim=1)
+    keywords = {"ensemble_ce_weight": 0.5, "mix_probabilities": mixes == "probabilities"}
+    if with_teacher:
+        keywords["teacher_logits"] = torch.randn(4, 6)
+    if mixes:
+        keywords["mixing"] = torch.rand(3, 3 + with_teacher)
+    if op is OPS[2]:
+        keywords |= {"out": [torch.full_like(z, math.nan) for z in logits], "weights_grad": torch.rand(4, 3)}
+    torch.library.opcheck(op.default, (logits, *op_arguments(target, gate)), keywords)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "T = 2.5" not in name])
+@pytest.mark.parametrize("isa", ISAS)
+def test_objectives_do_not_depend_on_threads_or_gradients(isa, name, threads):
+    _, tensors, arguments = OBJECTIVES[name]
+    logits, target = batch(4, 64, 1271)
+    target[::5] = -100
+    options = {**tensors(4, 64, 1271), **arguments}
+    threads(1)
+    alone = run(f"native-{isa}", logits, target, **options)
+    threads(2)
+    assert same_bits(run(f"native-{isa}", logits, target, **options), alone)
+    keywords = op_objective(options)
+    assert same_bits(ops.ensemble_kd_value(logits, *op_arguments(target, **options), **keywords, isa=isa), alone[:5])
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "scaled"])

@@ -1,6 +1,7 @@
 """The Triton kernels of the loss: every regime, whatever the plan would choose; here in the interpreter."""
 
 import math
+from functools import cache, partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from oekd_fast import EnsembleKDOutput, ensemble_kd_loss, ensemble_kd_value_and_
 
 from . import oracle
 from .conftest import INTERPRETED, TRITON, batch
+from .objectives import OBJECTIVES, Expected, one
 
 pytestmark = [
     pytest.mark.skipif(not TRITON, reason="Triton is not installed"),
@@ -286,6 +288,81 @@ def test_without_a_target(name):
     result, grads = run(problem(logits, None, ce_weight=0.0), PLANS[name])
     oracle.check(EnsembleKDOutput(*result.statistics), grads, logits, None, ce_weight=0.0, orders=4)
     assert result.counted == len(logits[0])
+
+
+# -- other objectives: gates, the ensemble's cross-entropy, external teachers, mixing
+
+RESIDENT = [name for name in PLANS if PLANS[name].regime != "streamed"]
+
+
+@cache
+def objective(name, dtype=torch.float32):
+    formula, tensors, arguments = OBJECTIVES[name]
+    logits, target = case(dtype=dtype)
+    tensors = tensors(3, *logits[0].shape)
+    return logits, target, tensors, arguments, Expected(formula, logits, target, tensors)
+
+
+@pytest.mark.parametrize("plan", RESIDENT)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_in_every_resident_plan(name, plan):
+    logits, target, tensors, arguments, expected = objective(name)
+    options = {"ensemble_weights": None} | tensors | arguments
+    options["mix_probabilities"] = options.pop("mixes", "logits") == "probabilities"
+    given = problem(logits, target, options.pop("ensemble_weights"), **options)
+    grads = [torch.empty_like(z) for z in logits]
+    of_rows = torch.empty(len(target), 3) if given.ensemble_learns else None
+    result, launch = ensemble_kd.loss_launch(given, grads, plan=PLANS[plan], weights_grad=of_rows)
+    launch.run(given.device)
+    weights = given.ensemble_weights
+    of_weights = None if weights is None or of_rows is None else of_rows if weights.dim() == 2 else of_rows.sum(dim=0)
+    expected.check(EnsembleKDOutput(*result.statistics), grads, of_weights)
+    assert result.counted == (target != -100).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["hinton", "mutual", "one", "logits and a teacher mixed, T = 2.5"])
+def test_objectives_by_autograd(name, dtype):
+    logits, target, tensors, arguments, expected = objective(name, dtype)
+    leaves = [z.detach().requires_grad_() for z in logits]
+    given = {key: t.detach().requires_grad_(key == "ensemble_weights") for key, t in tensors.items()}
+    output = ensemble_kd_loss(leaves, target, backend="triton", **given, **arguments)
+    output.loss.backward()
+    expected.check(output, [z.grad for z in leaves], given["ensemble_weights"].grad if name == "one" else None)
+
+
+def test_objectives_without_a_target_and_where_a_class_is_excluded():
+    logits, _ = batch(3, 5, CLASSES)
+    for z in logits:
+        z[:, 3::4] = -math.inf
+    logits[2][:, 10:] = -math.inf
+    mixing = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    for mixes in ("logits", "probabilities"):
+        options = {"mixing": mixing, "mixes": mixes, "ce_weight": 0.0}
+        output, grads = ensemble_kd_value_and_grad(logits, None, backend="triton", **options)
+        exact = [z.double() for z in logits]
+        truth, right = ensemble_kd_value_and_grad(exact, None, backend="reference", **options)
+        assert oracle.error(output.kd, truth.kd) <= 4 * oracle.EPSILON
+        assert oracle.error(oracle.stack(grads), oracle.stack(right)) <= 4 * oracle.EPSILON
+
+
+def test_one_with_its_target_attached():
+    logits, target, tensors, arguments, _ = objective("one")
+    expected = Expected(partial(one, attached=True), logits, target, tensors)
+    of_gate = torch.empty_like(tensors["ensemble_weights"])
+    options = {**tensors, **arguments, "detach_ensemble": False, "backend": "triton", "weights_grad": of_gate}
+    expected.check(*ensemble_kd_value_and_grad(logits, target, **options), of_gate)
+
+
+def test_the_ensembles_cross_entropy_with_its_weight_in_a_tensor():
+    logits, target, tensors, arguments, _ = objective("one")
+    numbers = arguments | {"temperature": 8.0, "ensemble_ce_weight": 0.75}
+    given = numbers | {"ensemble_ce_weight": torch.tensor(0.75)}
+    (came, grads), (expected, expected_grads) = (
+        ensemble_kd_value_and_grad(logits, target, backend="triton", **tensors, **options)
+        for options in (given, numbers)
+    )
+    assert all(torch.equal(a, b) for a, b in zip((*came, *grads), (*expected, *expected_grads), strict=True))
 
 
 # -- the plans

@@ -1,10 +1,11 @@
 """What an architecture must offer to be trained as a family of students."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """One network, cut into a base that all students share and a branch for each student.
 

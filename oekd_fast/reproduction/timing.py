@@ -12,7 +12,9 @@ import torch
 from oekd_fast.config import TrainConfig
 from oekd_fast.engine import Engine
 from oekd_fast.phase import DeviceData, Phase
+from oekd_fast.plan import FAMILY, baseline_names, phase_task
 from oekd_fast.run_folder import RunFolder
+from oekd_fast.teacher import Teacher
 from oekd_fast.train import choose_device, dataset_of
 
 ROUNDS, STEPS, WARMUP_STEPS = 5, 50, 3
@@ -49,8 +51,9 @@ def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -
         engine.metrics.read()  # waits for the device
         return (time.perf_counter() - start) / count
 
-    members = [tuple(range(config.num_students)), *((j,) for j in range(config.num_students))]
-    engines = [Phase(f"timing_{i}", m, config, data, folder, device).engine for i, m in enumerate(members)]
+    teacher = None if config.teacher is None else Teacher.load(config.teacher)
+    tasks = [phase_task(name, config, data, {}, teacher) for name in (FAMILY, *baseline_names(config))]
+    engines = [Phase(task, config, data, folder, device).engine for task in tasks]
     for engine in engines:
         seconds(engine, min(WARMUP_STEPS, steps))
     samples = [[batches * seconds(engine, steps) for engine in engines] for _ in range(rounds)]

@@ -136,3 +136,8 @@ def test_operations_of_ones_own():
     shared = 27 * 4 * 64
     branches = [16 * (9 * 4 * a + a * b) + b * 7 for a, b in ((10, 5), (6, 3))]
     assert student_flops(family, 8) == [2 * (shared + branch) for branch in branches]
+
+
+def test_what_is_no_architecture_is_named():
+    with pytest.raises(TypeError, match="model: expected a name or an Architecture, got Conv2d"):
+        build_ensemble(base(3))
