@@ -12,7 +12,8 @@ from oekd_fast.objectives import OBJECTIVES, Objective, ObjectiveName, others
 from oekd_fast.options import KDOptions
 
 Ramp = Literal["constant", "linear", "cosine", "sigmoid"]
-_OBJECTIVES_OWN = ("temperature", "ce_weight", "kd_weight", "feature_weight", "ensemble_ce_weight")
+# Fields whose default is the objective's.
+OBJECTIVES_OWN = ("temperature", "ce_weight", "kd_weight", "feature_weight", "ensemble_ce_weight")
 
 # Fields that may differ when a run is resumed: where things are, how they are run and shown, not what is trained.
 _FREE = ("output_dir", "data_dir", "resume", "baseline", "checkpoint_every", "progress", "executor", "capture",
@@ -159,7 +160,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_choices()
-        for name in _OBJECTIVES_OWN:
+        for name in OBJECTIVES_OWN:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self.family_objective, name))
         for name in ("num_students", "epochs", "batch_size", "checkpoint_every", "snapshots", "generations"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from oekd_fast.config import TrainConfig
+from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
+from oekd_fast.objectives import OBJECTIVES
 from oekd_fast.recipes import get_recipe, recipe_names
 
 
@@ -54,12 +55,16 @@ def parse_arguments(options: type[Options], prog: str, arguments: Sequence[str] 
             config=(tyro.conf.OmitArgPrefixes,),
         )
 
-    if name is None:
-        return parse(TrainConfig())
-    recipe = get_recipe(name)
-    # What other options depend on comes first: other epochs scale the schedule, an objective has weights of its own.
-    given = parse(recipe.config()).config
-    return parse(recipe.config(epochs=given.epochs, objective=given.objective, dataset=given.dataset))
+    recipe = None if name is None else get_recipe(name)
+    config = TrainConfig() if recipe is None else recipe.config()
+    # What other options depend on comes first: epochs scale a recipe's schedule, an objective has weights of its own.
+    given = parse(config).config
+    if recipe is not None:
+        config = recipe.config(epochs=given.epochs, dataset=given.dataset)
+    if given.objective != config.objective:
+        own = OBJECTIVES[given.objective]
+        config = replace(config, **{field: getattr(own, field) for field in OBJECTIVES_OWN})
+    return parse(config)
 
 
 def _recipe_of(arguments: list[str]) -> str | None:

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from oekd_fast.config import TrainConfig
+from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
 from oekd_fast.data import Augmentation
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import build_ensemble
 from oekd_fast.objectives import OBJECTIVES
 from oekd_fast.plan import phase_names
+from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments
 from oekd_fast.schedule import Schedule, copy_shares, ramp, rate_factors
 from oekd_fast.teacher import Teacher
 from oekd_fast.train import train
@@ -318,6 +319,7 @@ def test_phases_of_a_run(fields, names):
     assert phase_names(TrainConfig(**fields)) == names
 
 
+OWN = dict.fromkeys(OBJECTIVES_OWN)  # the objective's own
 RUN = TrainConfig(dataset="digits", num_students=2, epochs=2, batch_size=512, progress=False, augment=False)
 
 
@@ -328,14 +330,13 @@ def run(folder, **fields):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"objective": "snapshot", "schedule": "cyclic", "snapshots": 2, "ce_weight": None, "kd_weight": None},
+        {"objective": "snapshot", "schedule": "cyclic", "snapshots": 2},
         {"objective": "born_again", "generations": 2},
     ],
     ids=["snapshot", "born_again"],
 )
 def test_one_network_and_the_mean_of_what_it_was(tmp_path, fields):
-    own = {name: None for name in ("temperature", "ce_weight", "kd_weight", "feature_weight", "ensemble_ce_weight")}
-    summary = run(tmp_path / "run", **own | fields)
+    summary = run(tmp_path / "run", **OWN | fields)
     assert [student["index"] for student in summary["students"]] == [1]
     assert summary["objective"] == fields["objective"]
     assert 0 <= summary["ensemble_accuracy"] <= 100
@@ -362,8 +363,7 @@ def test_pretraining_is_where_the_family_starts(tmp_path):
 def test_a_teacher_from_a_run_teaches_another(tmp_path):
     run(tmp_path / "first", epochs=1)
     teacher = tmp_path / "first/students/student_1"
-    own = {name: None for name in ("temperature", "ce_weight", "kd_weight", "feature_weight", "ensemble_ce_weight")}
-    summary = run(tmp_path / "second", objective="kd", teacher=teacher, epochs=1, **own)
+    summary = run(tmp_path / "second", objective="kd", teacher=teacher, epochs=1, **OWN)
     assert len(summary["students"]) == 2
     config = json.loads((tmp_path / "second/config.json").read_text())
     assert config["teacher"] == str(teacher) and config["temperature"] == 4.0
@@ -400,3 +400,18 @@ def test_a_teacher_of_other_classes_is_refused():
 def test_bad_configurations(fields, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--objective", "one"], (3.0, 1.0, 1.0)),
+        (["--objective", "dml", "--kd-weight", "0.5"], (1.0, 1.0, 0.5)),
+        (["--objective", "kd", "--teacher", "x/student_1"], (4.0, 0.1, 0.9)),
+        (["--recipe", "paper/cifar100/resnet32", "--objective", "one"], (3.0, 1.0, 1.0)),
+        (["--recipe", "published/cifar10/resnet20"], (3.0, 0.4, 0.4)),
+    ],
+)
+def test_the_command_line_takes_the_objectives_own_values(arguments, expected):
+    config = parse_arguments(RecipeOptions, "test", arguments).config
+    assert (config.temperature, config.ce_weight, config.kd_weight) == expected
