@@ -21,13 +21,13 @@ def phase_names(config: TrainConfig) -> list[str]:
         names += [f"{_GENERATION}{i}" for i in range(1, config.generations)]
     names.append(FAMILY)
     if config.baseline:
-        names += [f"{_BASELINE}{j + 1}" for j in _members(config)]
+        names += baseline_names(config)
     return names
 
 
-def is_baseline(name: str) -> bool:
-    """Whether a phase trains a student alone for comparison."""
-    return name.startswith(_BASELINE)
+def baseline_names(config: TrainConfig) -> list[str]:
+    """Each student alone."""
+    return [f"{_BASELINE}{j + 1}" for j in _members(config)]
 
 
 def phase_task(
@@ -41,7 +41,7 @@ def phase_task(
     """
     if name == PRETRAINING:
         return PhaseTask(name, (0,), from_labels=True, epochs=config.pretrain_epochs)
-    if is_baseline(name):
+    if name.startswith(_BASELINE):
         return PhaseTask(name, (int(name.removeprefix(_BASELINE)) - 1,), from_labels=True)
     if config.objective == "born_again":
         if not results:
