@@ -10,10 +10,10 @@ import torch
 
 
 def machine() -> dict:
-    """Processor, GPU, threads, versions, commit: what a figure needs beside it."""
+    """Processor, GPU if there is one, threads, versions, commit: what a figure needs beside it."""
     return {
         "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),

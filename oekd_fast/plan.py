@@ -10,8 +10,8 @@ from oekd_fast.config import TrainConfig
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, PhaseTask
 from oekd_fast.teacher import Teacher
 
-FAMILY, PRETRAINING, BASELINE = "ensemble", "pretraining", "baseline_"
-_GENERATION = "generation_"
+FAMILY, PRETRAINING = "ensemble", "pretraining"
+_GENERATION, _BASELINE = "generation_", "baseline_"
 
 
 def phase_names(config: TrainConfig) -> list[str]:
@@ -21,8 +21,13 @@ def phase_names(config: TrainConfig) -> list[str]:
         names += [f"{_GENERATION}{i}" for i in range(1, config.generations)]
     names.append(FAMILY)
     if config.baseline:
-        names += [f"{BASELINE}{j + 1}" for j in _members(config)]
+        names += baseline_names(config)
     return names
+
+
+def baseline_names(config: TrainConfig) -> list[str]:
+    """Each student alone."""
+    return [f"{_BASELINE}{j + 1}" for j in _members(config)]
 
 
 def phase_task(
@@ -36,8 +41,8 @@ def phase_task(
     """
     if name == PRETRAINING:
         return PhaseTask(name, (0,), from_labels=True, epochs=config.pretrain_epochs)
-    if name.startswith(BASELINE):
-        return PhaseTask(name, (int(name.removeprefix(BASELINE)) - 1,), from_labels=True)
+    if name.startswith(_BASELINE):
+        return PhaseTask(name, (int(name.removeprefix(_BASELINE)) - 1,), from_labels=True)
     if config.objective == "born_again":
         if not results:
             return PhaseTask(name, (0,), from_labels=True)

@@ -14,14 +14,12 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from oekd_fast.config import TrainConfig
+from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
 from oekd_fast.data.registry import known_name
-from oekd_fast.objectives import Objective
 from oekd_fast.paper import paper_tables
 
 # Spans in epochs that are parts of the schedule. A warm-up is not: it is as long as the first steps need.
 _SPANS = ("decay_epochs", "ramp_epochs")
-_OBJECTIVES_OWN = {field.name for field in fields(Objective)}
 
 
 class RecipeError(ValueError):
@@ -56,7 +54,7 @@ class Recipe:
             )
         own = self.fields
         if overrides.get("objective", TrainConfig.objective) != own.get("objective", TrainConfig.objective):
-            own = {name: value for name, value in own.items() if name not in _OBJECTIVES_OWN}
+            own = {name: value for name, value in own.items() if name not in OBJECTIVES_OWN}
         epochs = overrides.get("epochs", own["epochs"])
         spans = {name: own.get(name, getattr(TrainConfig, name)) * epochs / own["epochs"] for name in _SPANS}
         return TrainConfig(**{**own, **spans, **overrides})

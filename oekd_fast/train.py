@@ -21,7 +21,7 @@ from oekd_fast.host_memory import keep_freed_memory
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.models import get_architecture
 from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
-from oekd_fast.plan import BASELINE, combined_accuracy, phase_names, phase_task
+from oekd_fast.plan import FAMILY, baseline_names, combined_accuracy, phase_names, phase_task
 from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
 from oekd_fast.students import Normalisation, StudentMetadata, save_student
@@ -62,16 +62,15 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
             results[name] = phase.run(stop, console)
             if stop.signal_number is not None and name != names[-1]:
                 raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
-            if name == "ensemble":
+            if name == FAMILY:
                 combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size)
         summary |= {"objective": config.objective} | ({} if combined is None else {"ensemble_accuracy": combined})
-        _save_students(folder.students, dataset, data, results["ensemble"])
-        for name, result in results.items():
-            if name.startswith(BASELINE):
-                _save_students(folder.baselines, dataset, data, result)
+        _save_students(folder.students, dataset, data, results[FAMILY])
+        for name in baseline_names(config) if config.baseline else ():
+            _save_students(folder.baselines, dataset, data, results[name])
         folder.write_summary(summary)
         draw_report(folder.report_file, config, summary, results)
     return summary

@@ -271,9 +271,12 @@ def test_ablations_train_the_family_alone_and_own_values_not_again(config, monke
     assert places[Path("ablations/temperature-6/seed-0")].temperature == 6.0
 
 
-def test_epochs_of_family_and_students_are_timed(config):
-    timing = time_epochs(config, rounds=2, steps=1)
-    assert len(timing["alone"]) == 2 and timing["steps_per_epoch"] == 2 and timing["steps"] == 1
+@pytest.mark.parametrize(
+    ("fields", "students"), [({}, 2), ({"objective": "snapshot", "schedule": "cyclic", "snapshots": 1}, 1)]
+)
+def test_epochs_of_family_and_students_are_timed(config, fields, students):
+    timing = time_epochs(replace(config, **fields), rounds=2, steps=1)
+    assert len(timing["alone"]) == students and timing["steps_per_epoch"] == 2 and timing["steps"] == 1
     ratio = timing["ratio"]
     assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"] and timing["family"] > 0
     assert timing["sequential"] == pytest.approx(sum(timing["alone"]))  # of two rounds, medians are means

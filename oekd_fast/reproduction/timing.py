@@ -11,7 +11,8 @@ import torch
 
 from oekd_fast.config import TrainConfig
 from oekd_fast.engine import Engine
-from oekd_fast.phase import DeviceData, Phase, PhaseTask
+from oekd_fast.phase import DeviceData, Phase
+from oekd_fast.plan import FAMILY, baseline_names, phase_task
 from oekd_fast.run_folder import RunFolder
 from oekd_fast.teacher import Teacher
 from oekd_fast.train import choose_device, dataset_of
@@ -51,8 +52,7 @@ def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -
         return (time.perf_counter() - start) / count
 
     teacher = None if config.teacher is None else Teacher.load(config.teacher)
-    tasks = [PhaseTask("timing_family", tuple(range(config.num_students)), teacher=teacher)]
-    tasks += [PhaseTask(f"timing_{j + 1}", (j,), from_labels=True) for j in range(config.num_students)]
+    tasks = [phase_task(name, config, data, {}, teacher) for name in (FAMILY, *baseline_names(config))]
     engines = [Phase(task, config, data, folder, device).engine for task in tasks]
     for engine in engines:
         seconds(engine, min(WARMUP_STEPS, steps))
