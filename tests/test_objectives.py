@@ -320,7 +320,9 @@ def test_phases_of_a_run(fields, names):
 
 
 OWN = dict.fromkeys(OBJECTIVES_OWN)  # the objective's own
-RUN = TrainConfig(dataset="digits", num_students=2, epochs=2, batch_size=512, progress=False, augment=False)
+RUN = TrainConfig(
+    dataset="digits", num_students=2, epochs=2, batch_size=128, train_images=256, progress=False, augment=False
+)
 
 
 def run(folder, **fields):
