@@ -59,6 +59,44 @@ def family(file: str) -> Callable[[], str]:
     return table
 
 
+def reproduced(file: str) -> Callable[[], str]:
+    """Families against their baselines over seeds, from a run of oekd_fast.reproduce."""
+
+    def table() -> str:
+        result = _load(file)
+        heading = ["student", "parameters"]
+        parts = [("selected", "chosen epoch"), ("last_epoch", "last epoch")]
+        for _, name in parts:
+            heading += [f"alone %, {name}", f"in the family %, {name}", "gain, points"]
+        rows = [
+            (
+                student["index"],
+                f"{student['parameters']:,}",
+                *(
+                    _over_seeds(result["accuracy"][part][column][place], form)
+                    for part, _ in parts
+                    for column, form in (("baseline", ".2f"), ("family", ".2f"), ("gain_points", "+.2f"))
+                ),
+            )
+            for place, student in enumerate(result["students"])
+        ]
+        ensembles = ", ".join(
+            f"{_over_seeds(result['accuracy'][part]['ensemble'], '.2f')} % ({name})" for part, name in parts
+        )
+        caption = (
+            f"{len(result['seeds'])} seeds, mean ± sample standard deviation; gains are a seed's family over the same "
+            f"seed's students alone. Ensemble {ensembles}. {result['protocol']}. {result['test_images']:,} test "
+            f"images; {_where(result['machine'])}."
+        )
+        return _markdown(heading, rows) + f"\n{caption}\n"
+
+    return table
+
+
+def _over_seeds(value: dict[str, float], form: str) -> str:
+    return f"{value['mean']:{form}} ± {value['deviation']:.2f}"
+
+
 def losses(file: str) -> Callable[[], str]:
     """The loss and its gradients against PyTorch."""
 
@@ -235,6 +273,7 @@ def _step_cells(results: list[dict], where: str, apart: set[str]) -> list[str]:
 
 
 TABLES = {
+    "reproduced_digits": reproduced("reproduce_digits_resnet20.json"),
     "digits": family("digits_resnet20_cpu.json"),
     "cifar100": family("cifar100_resnet20_cpu.json"),
     "loss": losses("ensemble_kd_cpu.json"),
