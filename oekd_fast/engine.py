@@ -35,7 +35,7 @@ class Engine:
     """A family, its optimizer and schedule, and the step that trains it.
 
     Nothing in the step waits for the device, so that on CUDA all of it, from fetching the batch to counting what was
-    right, is one graph. A family of one student is a baseline: no ensemble, no adapters, plain cross-entropy.
+    right, is one graph. In a family of one student nothing is learnt from others: labels alone, or a teacher.
 
     Attributes:
         eager_because: why steps are not replayed, in one line; None while they are.

@@ -73,7 +73,7 @@ def _from_copies(
     """The copies stand as further students, who are mixed into the targets, and whose own losses count nothing."""
     count, device = len(logits), labels.device
     mixing = torch.zeros(2 * count, 2 * count, device=device)
-    mixing[:count, count:] = others(count).to(device)
+    mixing[:count, count:] = others(count, device)
     weights = torch.zeros(2 * count, device=device)
     weights[:count] = 1 / count
     statistics, grads = ensemble_kd_value_and_grad(

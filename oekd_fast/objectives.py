@@ -61,6 +61,6 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
 assert set(OBJECTIVES) == set(get_args(ObjectiveName))
 
 
-def others(students: int) -> Tensor:
-    """W of a mean of the others: 1 / (S - 1), and 0 on the diagonal; [S, S]."""
-    return (1.0 - torch.eye(students)) / (students - 1)
+def others(students: int, device: torch.device | None = None) -> Tensor:
+    """W of a mean of the others: 1 / (S - 1), and 0 on the diagonal; [S, S], made on the device: no host waits."""
+    return (1.0 - torch.eye(students, device=device)) / (students - 1)

@@ -714,7 +714,9 @@ def test_who_starts_first_is_learnt_from_a_few_calls():
 
 
 def test_the_native_order_names_every_student_once():
-    StudentExecutor = pytest.importorskip("oekd_fast._native").StudentExecutor
+    StudentExecutor = pytest.importorskip(
+        "oekd_fast._native", reason="the native extension was not built"
+    ).StudentExecutor
     executor = StudentExecutor(3, torch.device("cpu"), workers=1, threads=1, order=[2, 0, 1])
     executor.order = [1, 2, 0]
     assert executor.order == [1, 2, 0]

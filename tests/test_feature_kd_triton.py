@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="Triton is not installed")
 
 from oekd_fast import FeatureKDLoss, feature_kd_loss, feature_kd_value_and_grad
 from oekd_fast.feature_ops import MAX_CHANNELS

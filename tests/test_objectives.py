@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
-from oekd_fast.data import Augmentation
+from oekd_fast.data import Augmentation, DeviceBatches, Split
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import build_ensemble
 from oekd_fast.objectives import OBJECTIVES
@@ -58,7 +58,6 @@ def make(config, teacher=None):
 
 
 def settings(objective, **fields):
-    """No rate, so that a step leaves the weights: its gradients are what counts."""
     if OBJECTIVES[objective].teacher == "required":
         fields["teacher"] = "given"
     return TrainConfig(num_students=S, objective=objective, warmup_epochs=0, **fields)
@@ -155,8 +154,6 @@ def test_a_gradient_through_the_gate_and_the_target_as_one_graph():
 
 def test_an_evaluation_with_a_gate_weighs_the_students():
     engine, (pixels, labels) = make(settings("one")), batch()
-    from oekd_fast.data import DeviceBatches, Split
-
     read = engine.evaluate(DeviceBatches(Split(pixels, labels), CPU))
     family = engine.ensemble.eval()
     with torch.no_grad():
@@ -167,8 +164,6 @@ def test_an_evaluation_with_a_gate_weighs_the_students():
 
 
 def test_probabilities_are_those_of_evaluation():
-    from oekd_fast.data import DeviceBatches, Split
-
     engine, (pixels, labels) = make(settings("independent")), batch(13)
     found = engine.probabilities(DeviceBatches(Split(pixels, labels), CPU))
     with torch.no_grad():

@@ -34,7 +34,7 @@ def write_folder(root: Path, images: list[np.ndarray]) -> Path:
 
 def write_parquet(path: Path, images: list[np.ndarray], labels=None, damaged=None) -> None:
     """With the columns and types of the hub's files; `damaged` has other bytes for the images of some rows."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     labels = [index // 10 for index in range(len(images))] if labels is None else labels
     columns = {"image": [Image.fromarray(image) for image in images], "label": labels}
@@ -42,7 +42,10 @@ def write_parquet(path: Path, images: list[np.ndarray], labels=None, damaged=Non
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(path)
     if damaged is not None:
-        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        arrow, parquet = (
+            pytest.importorskip("pyarrow", reason="needs the extra 'train'"),
+            pytest.importorskip("pyarrow.parquet", reason="needs the extra 'train'"),
+        )
         table = parquet.read_table(path)
         cells = table["image"].to_pylist()
         for row, data in damaged.items():
@@ -53,7 +56,7 @@ def write_parquet(path: Path, images: list[np.ndarray], labels=None, damaged=Non
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -141,7 +144,7 @@ def test_arrays_are_resized_too(tmp_path, channels):
 
 
 def test_digits_are_resized_too():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs the extra 'train'")
     digits = load_dataset("digits", image_size=12)
     assert digits.train.image_shape == (1, 12, 12) and digits.augmentation == Augmentation(pad=1, flip=False)
 

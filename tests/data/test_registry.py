@@ -38,7 +38,7 @@ HUB = {
 
 
 def table(columns, channels, sizes, labels):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     random, names = np.random.default_rng(0), datasets.ClassLabel(names=["no", "yes"])
     pictures = [
         Image.fromarray(random.integers(0, 256, (*sizes[i % len(sizes)], 3), dtype=np.uint8)) for i in range(20)
@@ -54,7 +54,7 @@ def table(columns, channels, sizes, labels):
 @pytest.fixture(params=HUB)
 def loaded(request, monkeypatch) -> ImageDataset:
     """The data set as it comes from a stand-in for the hub."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     call, columns, splits, channels, sizes = HUB[request.param]
     calls = []
 

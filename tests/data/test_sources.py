@@ -10,7 +10,7 @@ from oekd_fast.data import Augmentation, DataError, ImageDataset, Split, load_da
 from oekd_fast.data.registry import KNOWN
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 CLASSES = ("ant", "bee", "cat", "dog")
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -37,7 +37,7 @@ def write_folder(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def hub_table(images: np.ndarray, labels: np.ndarray, names=CLASSES, image="image", label="label"):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=list(names))})
     columns = {image: [Image.fromarray(picture) for picture in images], label: labels}
     return datasets.Dataset.from_dict(columns, features=features)
@@ -50,7 +50,7 @@ def write_parquet(path: Path, images: np.ndarray, labels: np.ndarray, **columns)
 
 def fake_hub(monkeypatch, splits) -> list[tuple]:
     """Let `datasets.load_dataset` return `splits`, or raise it; returns the list of its calls."""
-    datasets, calls = pytest.importorskip("datasets"), []
+    datasets, calls = pytest.importorskip("datasets", reason="needs the extra 'train'"), []
 
     def load(*arguments):
         calls.append(arguments)
@@ -210,7 +210,10 @@ def test_parquet_shards_are_read_in_order(tmp_path, colour):
 
 
 def test_parquet_without_hub_metadata(tmp_path, colour):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow, parquet = (
+        pytest.importorskip("pyarrow", reason="needs the extra 'train'"),
+        pytest.importorskip("pyarrow.parquet", reason="needs the extra 'train'"),
+    )
     images, labels = colour
     write_folder(tmp_path / "files", images, labels)
     encoded = [path.read_bytes() for path in sorted((tmp_path / "files").rglob("*.png"))]
@@ -302,7 +305,7 @@ def test_hub_name_finds_columns_and_splits(monkeypatch, colour):
 
 
 def test_hub_name_prefers_fine_labels(monkeypatch, colour):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     images, labels = colour
     table = hub_table(images, labels // 2, names=("small", "large"), label="coarse_label")
     table = table.add_column("fine_label", labels, feature=datasets.ClassLabel(names=list(CLASSES)))

@@ -10,7 +10,7 @@ import torch
 from oekd_fast.data import DataError, DeviceBatches, HostBatches, ImageDataset, LazySplit, encoded, lazy, load_dataset
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
-datasets = pytest.importorskip("datasets")
+datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
 
 CLASSES = ("ant", "bee", "cat", "dog")
 LABELS = np.repeat(np.arange(4), 10)
@@ -57,7 +57,10 @@ def write_parquet(root: Path, split: str, images: np.ndarray, labels: np.ndarray
 
 def write_plain_parquet(root: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Bytes and numbers, without what the hub writes beside them."""
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrow, parquet = (
+        pytest.importorskip("pyarrow", reason="needs the extra 'train'"),
+        pytest.importorskip("pyarrow.parquet", reason="needs the extra 'train'"),
+    )
     cells = table(images, labels).with_format("arrow")[:]["image"].to_pylist()
     root.mkdir(exist_ok=True)
     parquet.write_table(
@@ -171,7 +174,7 @@ def test_arrays_without_a_channel_axis_and_in_another_order(tmp_path, pictures):
 
 
 def test_digits_are_in_memory_all_the_same():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="needs the extra 'train'")
     eager, streamed = both("digits")
     assert torch.equal(eager.train.images, streamed.train.images)
 

@@ -38,7 +38,7 @@ def test_evaluation_drops_nothing(branch):
 
 @pytest.mark.parametrize("kind", ["sequential", "parallel"])
 def test_draws_come_in_the_order_of_the_students(kind, threads):
-    pytest.importorskip("oekd_fast._native")
+    pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     threads(2)
     torch.manual_seed(0)
     family = build_ensemble("efficientnet_b0", 5, members=(3, 4))
