@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from oekd_fast.spread import Spread
+
 from . import gpu_report
 from .roofline import ITEMSIZES, SIZES
 from .step_variants import CAPTURED
@@ -93,8 +95,8 @@ def reproduced(file: str) -> Callable[[], str]:
     return table
 
 
-def _over_seeds(value: dict[str, float], form: str) -> str:
-    return f"{value['mean']:{form}} ± {value['deviation']:.2f}"
+def _over_seeds(value: dict[str, float | None], form: str) -> str:
+    return f"{Spread(**value):{form}}"
 
 
 def losses(file: str) -> Callable[[], str]:

@@ -14,7 +14,7 @@ from oekd_fast.reporting.plotting import (
     student_color,
     whole_numbers,
 )
-from oekd_fast.reporting.spread import spread
+from oekd_fast.spread import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,5 +74,5 @@ def _draw(axes: Axes, runs: Sequence[Histories], phase: str, value: Callable[...
     marker = "." if len(epochs) < 20 else None
     axes.plot(epochs, [v.mean for v in values], linewidth=1.3, marker=marker, markersize=4, **style)
     if len(runs) > 1:
-        low, high = ([v.mean + sign * v.deviation for v in values] for sign in (-1, 1))
+        low, high = ([v.mean + sign * (v.deviation or 0.0) for v in values] for sign in (-1, 1))
         axes.fill_between(epochs, low, high, color=style["color"], alpha=0.12, linewidth=0)

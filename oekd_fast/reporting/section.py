@@ -29,8 +29,8 @@ from oekd_fast.reporting.prediction_figures import agreement_figure, class_figur
 from oekd_fast.reporting.predictions import Predictions, predict
 from oekd_fast.reporting.runs import Group, ReportError, Run
 from oekd_fast.reporting.size_figures import of_students, size_figure
-from oekd_fast.reporting.spread import spread
 from oekd_fast.reproduction.expected import papers_numbers
+from oekd_fast.spread import spread
 
 # Accuracies of summary.json may come from other precisions and kernels; more than this is another network or image.
 SAME_ACCURACY = 0.5

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from oekd_fast.reporting.plotting import ALONE, ENSEMBLE, FAMILY, logarithmic, new_figure, percent_axis, shared_legend
-from oekd_fast.reporting.spread import Spread, spread
+from oekd_fast.spread import Spread, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def of_students(summaries: Sequence[Summary], name: str) -> list[Spread]:
 
 
 def _draw(axes: Axes, x: Sequence[float], values: Sequence[Spread], form: str, color: str, label: str) -> None:
-    errors = [value.deviation for value in values]
+    errors = [value.deviation or 0.0 for value in values]
     axes.errorbar(
         x,
         [value.mean for value in values],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from oekd_fast.spread import Spread
+
 TITLES = {
     "selected": "Selected epoch: chosen on held-out training images",
     "last_epoch": "Last epoch",
@@ -31,13 +33,10 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def number(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
-    """``mean ± deviation``, or a plain number; "-" for what is not there, the spread of one seed too."""
+    """``mean ± deviation``, the mean alone of one seed, or a plain number; "-" for what is not there."""
     if value is None:
         return "-"
-    if not isinstance(value, Mapping):
-        return f"{value:{sign}.2f}"
-    deviation = "-" if value["deviation"] is None else f"{value['deviation']:.2f}"
-    return f"{value['mean']:{sign}.2f} ± {deviation}"
+    return f"{Spread(**value) if isinstance(value, Mapping) else value:{sign}.2f}"
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

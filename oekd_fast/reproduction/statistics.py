@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from oekd_fast.spread import spread
+
 # How an epoch is chosen, and how its fields of summary.json begin.
 MEASURES = {"selected": "", "last_epoch": "last_epoch_", "best_test": "best_test_"}
-
-
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation; the latter None for a single value."""
-    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def accuracies(summaries: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:
@@ -20,8 +16,8 @@ def accuracies(summaries: Sequence[Mapping[str, Any]], measure: str) -> dict[str
 
     Returns:
         ``family`` and, with baselines, ``baseline``, ``gain_points`` and ``gain_percent`` (of the baseline; None where
-        one is 0), each a `spread` a student; ``ensemble``, one. Gains are those of each seed's family over the same
-        seed's baseline.
+        one is 0), each a `Spread` as a dict a student; ``ensemble``, one. Gains are those of each seed's
+        family over the same seed's baseline.
     """
     prefix = MEASURES[measure]
     family = [[student[f"{prefix}accuracy"] for student in _students(s, prefix)] for s in summaries]
@@ -29,15 +25,15 @@ def accuracies(summaries: Sequence[Mapping[str, Any]], measure: str) -> dict[str
     ensemble = [summary.get(f"{prefix}ensemble_accuracy") for summary in summaries]
     if None in ensemble or not ensemble:
         return None
-    result: dict[str, Any] = {"family": _by_student(family), "ensemble": spread(ensemble)}
+    result: dict[str, Any] = {"family": _by_student(family), "ensemble": _as_dict(ensemble)}
     if not any(None in row for row in alone):
         pairs = [
             [(row[j], base[j]) for row, base in zip(family, alone, strict=True)] for j in range(len(result["family"]))
         ]
         result["baseline"] = _by_student(alone)
-        result["gain_points"] = [spread([a - b for a, b in pair]) for pair in pairs]
+        result["gain_points"] = [_as_dict([a - b for a, b in pair]) for pair in pairs]
         result["gain_percent"] = [
-            spread([100.0 * (a - b) / b for a, b in pair]) if all(b for _, b in pair) else None for pair in pairs
+            _as_dict([100.0 * (a - b) / b for a, b in pair]) if all(b for _, b in pair) else None for pair in pairs
         ]
     return result
 
@@ -49,4 +45,8 @@ def _students(summary: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
 
 
 def _by_student(rows: Sequence[Sequence[float]]) -> list[dict[str, float | None]]:
-    return [spread(column) for column in zip(*rows, strict=True)]
+    return [_as_dict(column) for column in zip(*rows, strict=True)]
+
+
+def _as_dict(values: Sequence[float]) -> dict[str, float | None]:
+    return spread(values)._asdict()
