@@ -253,7 +253,7 @@ class Engine:
     def _generators(self) -> list[torch.Generator]:
         """Those that a step draws from."""
         if self.device.type != "cuda":
-            return [self.augmentation_generator]
+            return [self.augmentation_generator, torch.default_generator]
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         return [self.augmentation_generator, torch.cuda.default_generators[index]]
 

@@ -12,15 +12,24 @@ from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.engine import Engine
 from oekd_fast.ensemble import build_ensemble
 from oekd_fast.executor import StudentError
+from oekd_fast.teacher import Teacher
 
 NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
 
 
-def make_engine(config=None, members=None, augmentation=None, recorder=None):
+def make_engine(config=None, members=None, augmentation=None, recorder=None, teacher=None):
     config = config or TrainConfig(num_students=3, warmup_epochs=0)
     torch.manual_seed(0)
-    ensemble = build_ensemble("resnet20", config.num_students, 10, 3, members)
+    ensemble = build_ensemble(
+        config.model,
+        config.num_students,
+        10,
+        3,
+        members,
+        gated=config.family_objective.gated,
+        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+    )
     if config.channels_last:
         ensemble = ensemble.to(memory_format=torch.channels_last)
     return Engine(
@@ -31,8 +40,14 @@ def make_engine(config=None, members=None, augmentation=None, recorder=None):
         normalisation=NORMALISATION,
         augmentation=augmentation or Augmentation(pad=0, flip=False),
         steps_per_epoch=10,
+        teacher=teacher,
         recorder=recorder,
     )
+
+
+def make_teacher():
+    torch.manual_seed(7)
+    return Teacher(build_ensemble("resnet20", 1, 10).student(0), NORMALISATION, (16, 32, 64), 10, 3)
 
 
 def make_batch(rows=8):

@@ -10,51 +10,16 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
-from oekd_fast.data import Augmentation, DeviceBatches, Split
-from oekd_fast.engine import Engine
-from oekd_fast.ensemble import build_ensemble
+from oekd_fast.data import DeviceBatches, Split
 from oekd_fast.objectives import OBJECTIVES
 from oekd_fast.plan import phase_names
 from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments
 from oekd_fast.schedule import Schedule, copy_shares, ramp, rate_factors
-from oekd_fast.teacher import Teacher
 from oekd_fast.train import train
 
-NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-CPU = torch.device("cpu")
+from .test_engine import CPU, NORMALISATION, make_batch, make_engine, make_teacher
+
 S = 3
-
-
-def batch(rows=16):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(256, (rows, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    return images, torch.randint(10, (rows,), generator=generator)
-
-
-def make_teacher():
-    torch.manual_seed(7)
-    family = build_ensemble("resnet20", 1, 10)
-    return Teacher(family.student(0), NORMALISATION, (16, 32, 64), 10, 3)
-
-
-def make(config, teacher=None):
-    torch.manual_seed(0)
-    family = build_ensemble(
-        "resnet20",
-        config.num_students,
-        gated=config.family_objective.gated,
-        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
-    ).to(memory_format=torch.channels_last)
-    return Engine(
-        config,
-        family,
-        config.family_loss(),
-        device=CPU,
-        normalisation=NORMALISATION,
-        augmentation=Augmentation(pad=0, flip=False),
-        steps_per_epoch=10,
-        teacher=teacher,
-    )
 
 
 def settings(objective, **fields):
@@ -125,7 +90,10 @@ CASES = [
 def test_gradients_are_those_of_the_published_loss(objective, external, executor):
     teacher = make_teacher() if external else None
     fields = {"teacher": "given"} if external else {}
-    engine, (pixels, labels) = make(settings(objective, executor=executor, **fields), teacher), batch()
+    engine, (pixels, labels) = (
+        make_engine(settings(objective, executor=executor, **fields), teacher=teacher),
+        make_batch(16),
+    )
     twin = copy.deepcopy(engine.ensemble).double().train()
     twin_teacher = None if teacher is None else copy.deepcopy(teacher.network).double().eval()
     loss = written_out(objective, twin, twin_teacher, pixels, labels)
@@ -142,8 +110,8 @@ def test_gradients_are_those_of_the_published_loss(objective, external, executor
 
 
 def test_a_gradient_through_the_gate_and_the_target_as_one_graph():
-    split, whole = (make(settings("one", detach_ensemble=detach)) for detach in (True, False))
-    pixels, labels = batch()
+    split, whole = (make_engine(settings("one", detach_ensemble=detach)) for detach in (True, False))
+    pixels, labels = make_batch(16)
     for engine in (split, whole):
         engine.train_step(pixels, labels)
     assert split.metrics.read().loss == pytest.approx(whole.metrics.read().loss, rel=1e-5)
@@ -153,7 +121,7 @@ def test_a_gradient_through_the_gate_and_the_target_as_one_graph():
 
 
 def test_an_evaluation_with_a_gate_weighs_the_students():
-    engine, (pixels, labels) = make(settings("one")), batch()
+    engine, (pixels, labels) = make_engine(settings("one")), make_batch(16)
     read = engine.evaluate(DeviceBatches(Split(pixels, labels), CPU))
     family = engine.ensemble.eval()
     with torch.no_grad():
@@ -164,7 +132,7 @@ def test_an_evaluation_with_a_gate_weighs_the_students():
 
 
 def test_probabilities_are_those_of_evaluation():
-    engine, (pixels, labels) = make(settings("independent")), batch(13)
+    engine, (pixels, labels) = make_engine(settings("independent")), make_batch(13)
     found = engine.probabilities(DeviceBatches(Split(pixels, labels), CPU))
     with torch.no_grad():
         output = engine.ensemble.eval()(scale(pixels).float())
@@ -175,7 +143,7 @@ def test_probabilities_are_those_of_evaluation():
 
 def test_copies_are_as_old_as_the_delay_says():
     config = settings("codistillation", codistillation_delay=3, learning_rate=0.05)
-    engine, (pixels, labels) = make(config), batch()
+    engine, (pixels, labels) = make_engine(config), make_batch(16)
     seen = []
     for _ in range(5):
         before = {name: tensor.clone() for name, tensor in engine.ensemble.named_parameters()}
@@ -188,7 +156,7 @@ def test_copies_are_as_old_as_the_delay_says():
 def test_students_learn_from_the_copies_and_not_from_each_other():
     """A step from copies that are exact differs from one without delay by the statistics of BatchNorm alone."""
     config = settings("codistillation", codistillation_delay=1)
-    engine, (pixels, labels) = make(config), batch()
+    engine, (pixels, labels) = make_engine(config), make_batch(16)
     twin = copy.deepcopy(engine.ensemble).double()
     shared = twin.train().base(scale(pixels))
     logits = [branch(shared)[0] for branch in twin.branches]
@@ -209,8 +177,8 @@ def test_students_learn_from_the_copies_and_not_from_each_other():
 
 
 def test_a_base_that_learns_from_the_pseudo_teacher_alone():
-    pixels, labels = batch()
-    engine = make(TrainConfig(num_students=S, warmup_epochs=0, base_gradients="pseudo_teacher"))
+    pixels, labels = make_batch(16)
+    engine = make_engine(TrainConfig(num_students=S, warmup_epochs=0, base_gradients="pseudo_teacher"))
     twin = copy.deepcopy(engine.ensemble).double().train()
     logits = twin(scale(pixels)).logits
     mean = torch.stack(logits).mean(0)
@@ -223,8 +191,8 @@ def test_a_base_that_learns_from_the_pseudo_teacher_alone():
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_a_frozen_base_keeps_weights_and_statistics(detach):
-    pixels, labels = batch()
-    engine = make(TrainConfig(num_students=S, warmup_epochs=0, freeze_base=True, detach_ensemble=detach))
+    pixels, labels = make_batch(16)
+    engine = make_engine(TrainConfig(num_students=S, warmup_epochs=0, freeze_base=True, detach_ensemble=detach))
     before = copy.deepcopy(engine.ensemble.state_dict())
     for _ in range(2):
         engine.train_step(pixels, labels)
@@ -235,12 +203,12 @@ def test_a_frozen_base_keeps_weights_and_statistics(detach):
 
 
 def test_copies_and_gate_are_part_of_what_is_saved():
-    pixels, labels = batch()
+    pixels, labels = make_batch(16)
     for config in (settings("codistillation", codistillation_delay=2), settings("one")):
-        first = make(config)
+        first = make_engine(config)
         first.train_step(pixels, labels)
         saved = copy.deepcopy(first.state_dict())
-        second = make(config)
+        second = make_engine(config)
         second.load_state_dict(saved)
         for engine in (first, second):
             engine.train_step(pixels, labels)
