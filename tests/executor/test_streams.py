@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
-from .conftest import ISAS
+from ..conftest import ISAS
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
 SOURCE = Path(__file__).with_name("fake_device.cpp")
