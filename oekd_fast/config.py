@@ -30,6 +30,9 @@ class TrainConfig:
     """Folder that holds a known data set's files; without it they come from the hub."""
     model: str = "resnet20"
     """Architecture of student 1, the pseudo teacher."""
+    initial_weights: Path | None = None
+    """Student 1, and so the base that all share, starts from these: a file with the model's published weights, as
+    torchvision or timm name them (ImageNet forms); of other classes all but the last layer."""
     num_students: int = 5
     """N; student j = 1..N keeps (N - j + 1) / N of the channels."""
     epochs: int = 40

@@ -25,6 +25,7 @@ from oekd_fast.engine import Engine
 from oekd_fast.ensemble import StudentEnsemble, build_ensemble
 from oekd_fast.interrupt import Interrupted, StopRequest
 from oekd_fast.metrics import EpochMetrics
+from oekd_fast.models import load_standard_weights
 from oekd_fast.progress import PhaseProgress
 from oekd_fast.run_folder import RunFolder, check_same_training
 from oekd_fast.teacher import Teacher
@@ -332,6 +333,11 @@ def _build(task: PhaseTask, config: TrainConfig, data: DeviceData) -> StudentEns
         gated=by_objective and config.family_objective.gated,
         hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
     )
+    if config.initial_weights is not None and 0 in ensemble.members:
+        try:
+            load_standard_weights(ensemble.student(0), config.initial_weights, classifier="auto")
+        except ValueError as error:
+            raise ValueError(f"initial_weights: {error}") from error
     if task.start is not None:
         ensemble.base.load_state_dict(task.start.base.state_dict())
         for j in task.start.members:

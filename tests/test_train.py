@@ -26,6 +26,8 @@ from oekd_fast.phase import DeviceData, TrainingDiverged
 from oekd_fast.run_folder import RunFolderError
 from oekd_fast.train import train
 
+from .models.standard_nets import published
+
 QUIET = Console(quiet=True)
 TIMES = ("seconds", "images_per_second")
 
@@ -203,6 +205,20 @@ def test_without_baseline_the_gains_are_null(config):
     summary = train(replace(config, epochs=1), QUIET)
     assert [s["baseline_accuracy"] for s in summary["students"]] == [None, None]
     assert [s["relative_gain"] for s in summary["students"]] == [None, None]
+
+
+def test_published_weights_are_where_student_1_and_the_base_start(config, tmp_path):
+    name, net = published("resnet18", num_classes=7)
+    torch.save(net.state_dict(), tmp_path / "published.pth")
+    short = replace(config, model=name, epochs=1, freeze_base=True, initial_weights=tmp_path / "published.pth")
+    train(short, QUIET)
+    for j in (1, 2):
+        assert torch.equal(load_student(config.run_folder / f"students/student_{j}").base.conv.weight, net.conv1.weight)
+    with pytest.raises(ValueError, match="^initial_weights: state_dict: the tensors are not those of the student"):
+        train(replace(short, model="resnet20", output_dir=tmp_path / "other"), QUIET)
+    with pytest.raises(FileNotFoundError, match="missing.pth"):
+        train(replace(short, initial_weights=tmp_path / "missing.pth", output_dir=tmp_path / "other"), QUIET)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_best_test_epoch_is_kept_apart_and_chooses_nothing(config, tmp_path):

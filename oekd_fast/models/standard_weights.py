@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from oekd_fast.models.standard_layouts import find_layout
 
-Classifier = Literal["strict", "skip"]
-_CLASSIFIERS = ("strict", "skip")
+Classifier = Literal["strict", "skip", "auto"]
+_CLASSIFIERS = ("strict", "skip", "auto")
 _CLASSIFIER_NAME = re.compile(r"branch\.classifier\.(linear\.)?(weight|bias)")
 _SHOWN = 3
 
@@ -31,12 +31,13 @@ def load_standard_weights(
             efficientnet_b*.
         state_dict: of that network in torchvision or timm, or the path of a file with it: .safetensors, or what
             `torch.save` wrote (read with `weights_only=True`).
-        classifier: "skip" leaves the student's own last layer as it is: for another number of classes.
+        classifier: "skip" leaves the student's own last layer as it is: for another number of classes. "auto" skips
+            it if, and only if, the classes are of another number.
 
     Raises:
         ValueError: names or shapes are not those of the student; the message names the first tensors that differ.
             Another width, depth, number of classes or of channels is found so. Or the file is damaged, or `classifier`
-            is not one of the two.
+            is unknown.
         TypeError: `state_dict` is no mapping of names to tensors.
         FileNotFoundError, ImportError: there is no such file; it needs safetensors, which is not installed.
     """
@@ -53,7 +54,7 @@ def load_standard_weights(
         )
     public = {layout.translate(name) or name: name for name in state_dict}
     expected = student.state_dict()
-    if classifier == "skip":
+    if classifier == "skip" or (classifier == "auto" and _has_other_classes(state_dict, public, expected)):
         public = {ours: name for ours, name in public.items() if not _CLASSIFIER_NAME.fullmatch(ours)}
         expected = {ours: tensor for ours, tensor in expected.items() if not _CLASSIFIER_NAME.fullmatch(ours)}
     _check(state_dict, public, expected)
@@ -91,6 +92,16 @@ def _check_mapping(state_dict: object) -> None:
     for name, tensor in state_dict.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"state_dict: expected a tensor as {name!r}, got {type(tensor).__name__}")
+
+
+def _has_other_classes(
+    state_dict: Mapping[str, Tensor], public: Mapping[str, str], expected: Mapping[str, Tensor]
+) -> bool:
+    return any(
+        state_dict[name].shape[:1] != expected[ours].shape[:1]
+        for ours, name in public.items()
+        if ours in expected and _CLASSIFIER_NAME.fullmatch(ours)
+    )
 
 
 def _check(state_dict: Mapping[str, Tensor], public: Mapping[str, str], expected: Mapping[str, Tensor]) -> None:

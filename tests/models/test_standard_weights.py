@@ -96,6 +96,17 @@ def test_a_classifier_of_other_classes_is_refused_or_skipped(case):
     assert torch.equal(after["base.conv.weight"], next(iter(net.parameters())))
 
 
+@pytest.mark.parametrize("num_classes", [3, 7])
+def test_a_classifier_is_skipped_only_where_the_classes_differ(case, num_classes):
+    _, name, net = case
+    student, expected = student_of(name, num_classes), student_of(name, num_classes)
+    expected.load_state_dict(student.state_dict())
+    load_standard_weights(expected, net.state_dict(), classifier="strict" if num_classes == 7 else "skip")
+    load_standard_weights(student, net.state_dict(), classifier="auto")
+    after = student.state_dict()
+    assert all(torch.equal(after[key], tensor) for key, tensor in expected.state_dict().items())
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_files(tmp_path, suffix):
     name, net = published("resnet18", num_classes=7)
@@ -137,7 +148,8 @@ def test_another_width_depth_or_network_is_named():
         "the shapes are not those of the student; layer2.0.conv1.weight: expected [102, 64, 3, 3], got [128, 64, 3, 3]"
     )
     refused(student_of("resnet18", j=1), state, message)
-    refused(student_of("resnet18", j=1), state, "layer2.0.conv1.weight: expected [102", classifier="skip")
+    for classifier in ("skip", "auto"):
+        refused(student_of("resnet18", j=1), state, "layer2.0.conv1.weight: expected [102", classifier=classifier)
     refused(student_of("resnet18", in_channels=1), state, "conv1.weight: expected [64, 1, 7, 7], got [64, 3, 7, 7]")
     refused(student_of("resnet34"), state, "missing: base.stage.2.conv1.weight, ")
     refused(student_of("resnet20"), state, "the tensors are not those of the student; missing: base.0.weight, ")
@@ -150,7 +162,7 @@ def test_another_width_depth_or_network_is_named():
 def test_what_is_no_state_dict_is_named():
     student = student_of("resnet20")
     refused(student, {"a.weight": torch.ones(1)}, "as torchvision or timm has them, got a.weight")
-    refused(student, {}, "classifier: expected one of ('strict', 'skip'), got 'drop'", classifier="drop")
+    refused(student, {}, "classifier: expected one of ('strict', 'skip', 'auto'), got 'drop'", classifier="drop")
     with pytest.raises(TypeError, match="state_dict: expected a mapping of names to tensors, got list"):
         load_standard_weights(student, [])
     with pytest.raises(TypeError, match="state_dict: expected a tensor as 'state_dict', got dict"):
