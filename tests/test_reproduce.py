@@ -97,6 +97,7 @@ def test_the_papers_numbers_stand_for_the_papers_families_alone():
     assert papers_numbers(recipe_config("paper/imagenet_1k/resnet50"))["ensemble"] is None
     assert papers_numbers(recipe_config(PAPER, num_students=3)) is None
     assert papers_numbers(recipe_config(DIGITS)) is None
+    assert papers_numbers(replace(recipe_config(PAPER), dataset="uoft-cs/cifar100")) == paper
 
 
 def results_of(summaries, **overrides) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from oekd_fast.config import TrainConfig
-from oekd_fast.data.registry import known_name
+from oekd_fast.data.registry import KNOWN, known_name
 from oekd_fast.paper import paper_tables
 
 STUDENTS = 5
@@ -42,7 +42,8 @@ def papers_ablation(name: str) -> dict[str, list[float]]:
 
 
 def _papers_name(dataset: str) -> str:
-    name = known_name(dataset) or dataset
+    hub_names = {facts.hub_id: name for name, facts in KNOWN.items()}
+    name = known_name(dataset) or hub_names.get(dataset, dataset)
     return "imagenet" if name == "imagenet_1k" else name
 
 
