@@ -1,6 +1,7 @@
 # make train: a five-student family on real data, in minutes; make test: the whole suite. Both set up .venv first.
 PYTHON ?= python3
 RUN ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
+WORKERS ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
 NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
@@ -12,7 +13,7 @@ train: $(READY)
 		--baseline --output-dir $(RUN)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: $(READY)
 	$(VENV)/bin/python -m bench.ensemble_kd

@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
 
 from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))  # they share the cores
+
 try:
     ISAS = tuple(import_module("oekd_fast._native").isa_names())
 except ImportError:

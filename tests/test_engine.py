@@ -14,15 +14,17 @@ from oekd_fast.ensemble import build_ensemble
 from oekd_fast.executor import StudentError
 from oekd_fast.teacher import Teacher
 
+from .smooth_network import SMOOTH
+
 NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
 
 
-def make_engine(config=None, members=None, augmentation=None, recorder=None, teacher=None):
+def make_engine(config=None, members=None, augmentation=None, recorder=None, teacher=None, architecture=None):
     config = config or TrainConfig(num_students=3, warmup_epochs=0)
     torch.manual_seed(0)
     ensemble = build_ensemble(
-        config.model,
+        architecture or config.model,
         config.num_students,
         10,
         3,
@@ -83,7 +85,7 @@ def papers_loss(ensemble, images, labels, config):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_gradients_are_those_of_the_papers_loss(channels_last):
     config = TrainConfig(num_students=3, warmup_epochs=0, channels_last=channels_last)
-    engine, (images, labels) = make_engine(config), make_batch()
+    engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
     twin = copy.deepcopy(engine.ensemble).double().train()
     loss = papers_loss(twin, images.double(), labels, config)
     loss.backward()
@@ -208,7 +210,7 @@ def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble)
     if executor == "parallel":
         pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     config = TrainConfig(num_students=3, warmup_epochs=0, executor=executor, detach_ensemble=detach_ensemble)
-    engine, (images, labels) = make_engine(config), make_batch()
+    engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
     twin = copy.deepcopy(engine.ensemble).double().train()
     papers_loss(twin, images.double(), labels, config).backward()
     engine.train_step(images, labels)

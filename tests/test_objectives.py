@@ -17,6 +17,7 @@ from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments
 from oekd_fast.schedule import Schedule, copy_shares, ramp, rate_factors
 from oekd_fast.train import train
 
+from .smooth_network import SMOOTH
 from .test_engine import CPU, NORMALISATION, make_batch, make_engine, make_teacher
 
 S = 3
@@ -91,7 +92,7 @@ def test_gradients_are_those_of_the_published_loss(objective, external, executor
     teacher = make_teacher() if external else None
     fields = {"teacher": "given"} if external else {}
     engine, (pixels, labels) = (
-        make_engine(settings(objective, executor=executor, **fields), teacher=teacher),
+        make_engine(settings(objective, executor=executor, **fields), teacher=teacher, architecture=SMOOTH),
         make_batch(16),
     )
     twin = copy.deepcopy(engine.ensemble).double().train()
@@ -143,7 +144,7 @@ def test_probabilities_are_those_of_evaluation():
 
 def test_copies_are_as_old_as_the_delay_says():
     config = settings("codistillation", codistillation_delay=3, learning_rate=0.05)
-    engine, (pixels, labels) = make_engine(config), make_batch(16)
+    engine, (pixels, labels) = make_engine(config, architecture=SMOOTH), make_batch(16)
     seen = []
     for _ in range(5):
         before = {name: tensor.clone() for name, tensor in engine.ensemble.named_parameters()}
@@ -156,7 +157,7 @@ def test_copies_are_as_old_as_the_delay_says():
 def test_students_learn_from_the_copies_and_not_from_each_other():
     """A step from copies that are exact differs from one without delay by the statistics of BatchNorm alone."""
     config = settings("codistillation", codistillation_delay=1)
-    engine, (pixels, labels) = make_engine(config), make_batch(16)
+    engine, (pixels, labels) = make_engine(config, architecture=SMOOTH), make_batch(16)
     twin = copy.deepcopy(engine.ensemble).double()
     shared = twin.train().base(scale(pixels))
     logits = [branch(shared)[0] for branch in twin.branches]
@@ -178,7 +179,9 @@ def test_students_learn_from_the_copies_and_not_from_each_other():
 
 def test_a_base_that_learns_from_the_pseudo_teacher_alone():
     pixels, labels = make_batch(16)
-    engine = make_engine(TrainConfig(num_students=S, warmup_epochs=0, base_gradients="pseudo_teacher"))
+    engine = make_engine(
+        TrainConfig(num_students=S, warmup_epochs=0, base_gradients="pseudo_teacher"), architecture=SMOOTH
+    )
     twin = copy.deepcopy(engine.ensemble).double().train()
     logits = twin(scale(pixels)).logits
     mean = torch.stack(logits).mean(0)
@@ -192,7 +195,9 @@ def test_a_base_that_learns_from_the_pseudo_teacher_alone():
 @pytest.mark.parametrize("detach", [True, False])
 def test_a_frozen_base_keeps_weights_and_statistics(detach):
     pixels, labels = make_batch(16)
-    engine = make_engine(TrainConfig(num_students=S, warmup_epochs=0, freeze_base=True, detach_ensemble=detach))
+    engine = make_engine(
+        TrainConfig(num_students=S, warmup_epochs=0, freeze_base=True, detach_ensemble=detach), architecture=SMOOTH
+    )
     before = copy.deepcopy(engine.ensemble.state_dict())
     for _ in range(2):
         engine.train_step(pixels, labels)

@@ -154,8 +154,8 @@ class Slow:
 batches = HostBatches(LazySplit.of(Slow(), torch.arange(20)), "cpu")
 batches.begin(torch.arange(20), 2)
 batches.ready()
-print("waiting", flush=True)
 try:
+    print("waiting", flush=True)
     while True:
         batches.ready()
 except KeyboardInterrupt:

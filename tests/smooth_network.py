@@ -1,0 +1,25 @@
+"""A small network without kinks.
+
+A ReLU near 0 is open or shut as rounding has it, and one that differs changes a gradient by percents: against fp64,
+gradients of such a network depend on the machine.
+"""
+
+from torch import nn
+
+from oekd_fast.models import FunctionalArchitecture
+from oekd_fast.models.functional import PooledLinear
+
+
+def _conv(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.Softplus())
+
+
+def _base(in_channels: int) -> nn.Module:
+    return _conv(in_channels, 16)
+
+
+def _blocks(width) -> list[nn.Module]:
+    return [_conv(16, width(16)), _conv(width(16), width(32), 2), _conv(width(32), width(64), 2)]
+
+
+SMOOTH = FunctionalArchitecture("smooth", _base, _blocks, PooledLinear)
