@@ -85,8 +85,10 @@ def reproduced(file: str) -> Callable[[], str]:
         ensembles = ", ".join(
             f"{_over_seeds(result['accuracy'][part]['ensemble'], '.2f')} % ({name})" for part, name in parts
         )
+        done, asked = len(result["seeds"]), len(result["seeds_asked"])
+        seeds = f"{done} of {asked} seeds so far" if done < asked else f"{done} seeds"
         caption = (
-            f"{len(result['seeds'])} seeds, mean ± sample standard deviation; gains are a seed's family over the same "
+            f"{seeds}, mean ± sample standard deviation; gains are a seed's family over the same "
             f"seed's students alone. Ensemble {ensembles}. {result['protocol']}. {result['test_images']:,} test "
             f"images; {_where(result['machine'])}."
         )
@@ -276,6 +278,7 @@ def _step_cells(results: list[dict], where: str, apart: set[str]) -> list[str]:
 
 TABLES = {
     "reproduced_digits": reproduced("reproduce_digits_resnet20.json"),
+    "reproduced_fashion_mnist": reproduced("reproduce_fashion_mnist_resnet20.json"),
     "digits": family("digits_resnet20_cpu.json"),
     "cifar100": family("cifar100_resnet20_cpu.json"),
     "loss": losses("ensemble_kd_cpu.json"),
