@@ -264,7 +264,8 @@ def _step_cells(results: list[dict], where: str, apart: set[str]) -> list[str]:
     def cell(name: str) -> str:
         measured = [r["variants"][name] for r in results if r["variants"].get(name)]
         if measured:
-            return f"{measured[0]['ms']:.4g}" + " (trains differently)" * (name in apart)
+            ms = measured[0]["ms"]
+            return f"{ms:{',.0f' if ms >= 1000 else '.4g'}}" + " (trains differently)" * (name in apart)
         return "-" if where == "CPU" and name in CAPTURED else NOT_YET
 
     factors: dict[str, float] = {}
