@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,7 +19,11 @@ if not torch.cuda.is_available():
 from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))  # they share the cores
+    # They share the cores, and so do the processes that tests start.
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    # They ignore Ctrl-C, which some tests send to themselves or to such a process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:
     ISAS = tuple(import_module("oekd_fast._native").isa_names())
