@@ -336,8 +336,10 @@ def _build(task: PhaseTask, config: TrainConfig, data: DeviceData) -> StudentEns
     if config.initial_weights is not None and 0 in ensemble.members:
         try:
             load_standard_weights(ensemble.student(0), config.initial_weights, classifier="auto")
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"initial_weights: {error}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"initial_weights: {config.initial_weights} is missing") from error
     if task.start is not None:
         ensemble.base.load_state_dict(task.start.base.state_dict())
         for j in task.start.members:
