@@ -6,6 +6,8 @@ along pixels, so that no width is rounded up.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -35,13 +37,14 @@ def _fake_backward(dy, x, weight, stride, input_grad, weight_grad, *, isa="auto"
 torch.library.register_fake("oekd_fast::direct_conv", _fake, lib=_library)
 torch.library.register_fake("oekd_fast::direct_conv_backward", _fake_backward, lib=_library)
 
-# On AVX2: where libraries round up least they are faster, see bench/direct_conv.py. No other copy was measured.
-_MEASURED_ISA = "avx2"
-_VECTOR = 8
-_MOST_CHANNELS = 48
+# Channels in and out up to which an instruction set's ops are faster than libraries, see bench/direct_conv.py. The
+# baseline copy was not measured.
+_MOST_CHANNELS = {"avx2": 48, "avx512": 20}
+_VECTOR = 8  # of channels that fill those, libraries waste nothing
 _LEAST_WIDTH = 6
 
 
+@cache
 def _isa() -> str | None:
     """The instruction set that the native ops would take; None without them."""
     if not torch._C._dispatch_has_kernel_for_dispatch_key("oekd_fast::direct_conv", "CPU"):
@@ -55,17 +58,20 @@ class DirectConv2d(nn.Conv2d):
     """A 3x3 convolution without bias, padded by 1; arguments and parameters of ``torch.nn.Conv2d``.
 
     Attributes:
-        direct: one op forward and one backward, where they were measured to be faster: the native extension on an AVX2
-            processor, float32 maps in channels_last, up to 48 channels that do not all fill vectors of 8, stride 1 or
-            2. Plain PyTorch otherwise. The direct form is differentiable once.
+        direct: one op forward and one backward, where they were measured to be faster: the native extension, float32
+            maps in channels_last, up to 20 channels on an AVX-512 processor and 48 on one with AVX2, that do not all
+            fill vectors of 8, stride 1 or 2. Plain PyTorch otherwise. The direct form is differentiable once.
     """
 
     direct = False
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self._narrow = stride in (1, 2) and (
-            max(in_channels, out_channels) <= _MOST_CHANNELS and (in_channels % _VECTOR or out_channels % _VECTOR) != 0
+        widths = in_channels, out_channels
+        self._narrow = (
+            stride in (1, 2)
+            and max(widths) <= _MOST_CHANNELS.get(_isa(), 0)
+            and any(channels % _VECTOR for channels in widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,8 +95,7 @@ class DirectConv2d(nn.Conv2d):
 
 
 def use_direct_convs(module: nn.Module, enabled: bool = True) -> None:
-    """Set `direct` of every `DirectConv2d` in `module`, where this processor's ops were measured."""
-    enabled = enabled and _isa() == _MEASURED_ISA
+    """Set `direct` of every `DirectConv2d` in `module`."""
     for part in module.modules():
         if isinstance(part, DirectConv2d):
             part.direct = enabled

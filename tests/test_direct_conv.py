@@ -16,11 +16,10 @@ from .oracle import EPSILON, error
 
 ops = torch.ops.oekd_fast
 native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
-measured = pytest.mark.skipif(
-    direct_conv._isa() != direct_conv._MEASURED_ISA, reason="modules take the ops on AVX2 processors alone"
-)
+MOST = direct_conv._MOST_CHANNELS.get(direct_conv._isa(), 0)
+measured = pytest.mark.skipif(not MOST, reason="modules take the ops on AVX2 and AVX-512 processors alone")
 # (B, C, K, H, W, side, stride): a student's widths, every remainder of channels and columns, one pixel, more images
-# than are summed together, odd sizes with stride 2, wide rows.
+# than are summed together, odd sizes with stride 2, wide rows, and rows that fill few vectors, which go plane by plane.
 SHAPES = [
     (2, 3, 16, 32, 32, 3, 1),
     (3, 9, 9, 28, 28, 3, 1),
@@ -36,6 +35,9 @@ SHAPES = [
     (1, 2, 4, 1, 1, 3, 2),
     (2, 4, 4, 2, 2, 3, 2),
     (1, 17, 18, 3, 70, 3, 1),
+    (3, 5, 8, 28, 28, 3, 2),
+    (2, 6, 4, 9, 4, 1, 1),
+    (130, 2, 3, 3, 3, 3, 1),
 ]
 
 
@@ -124,13 +126,14 @@ def test_what_a_call_leaves_in_memory_does_not_matter(isa):
 
 
 @native
-def test_the_same_bits_with_any_number_of_threads():
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_same_bits_with_any_number_of_threads(isa):
     tensors, before = problem(37, 9, 9, 16, 16, 3, 1), torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(by_ops(*tensors, 1))
+            results.append(by_ops(*tensors, 1, isa=isa))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -138,12 +141,14 @@ def test_the_same_bits_with_any_number_of_threads():
 
 
 @native
-def test_infinities_and_nan_reach_what_they_touch():
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("column", [0, 4, 7])
+def test_infinities_and_nan_reach_what_they_touch(isa, column):
     x, weight, _ = problem(2, 3, 4, 8, 8, 3, 1)
-    x[0, 1, 4, 4] = float("nan")
-    y = ops.direct_conv(x, weight, 1)
+    x[0, 1, 4, column] = float("nan")
+    y = ops.direct_conv(x, weight, 1, isa=isa)
     assert torch.equal(y.isnan(), functional.conv2d(x, weight, padding=1).isnan())
-    assert y.isnan().sum() == 4 * 9
+    assert y.isnan().sum() == 4 * 3 * (3 if column == 4 else 2)
 
 
 @native
@@ -239,11 +244,12 @@ def test_a_module_gives_what_plain_pytorch_gives(stride):
         ("autocast", False),
         ("whole vectors", False),
         ("many channels", False),
+        ("no more than that", True),
         ("a narrow map", False),
     ],
 )
 def test_when_a_module_takes_the_op(change, expected):
-    channels = {"whole vectors": 16, "many channels": 51}.get(change, 9)
+    channels = {"whole vectors": 16, "many channels": MOST + 1, "no more than that": MOST - 1}.get(change, 9)
     conv, x = DirectConv2d(channels, channels), random(2, channels, 8, 8)
     use_direct_convs(conv)
     if change == "evaluation":

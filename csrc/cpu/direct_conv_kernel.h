@@ -7,7 +7,10 @@
 //   dx[c]        = the same of dy, with the filter turned around; with stride 2 once for each parity of row and column
 //   dw[k, c, tap] = sum over pixels of dy[k] * x[c] moved by the tap
 //
-// with a tile of twelve vectors in registers, each loaded value used three or four times.
+// with a tile of sums in registers, twelve vectors of 16 or 24 of 32, each loaded value used three to eight times.
+//
+// Vectors cover outputs row by row or, where rows fill them badly, plane by plane: what is between two rows is then
+// computed too, and left behind.
 #include "direct_conv.h"
 #include "planes.h"
 
@@ -15,25 +18,60 @@ namespace oekd::OEKD_ISA {
 namespace {
 
 constexpr int64_t MAX_TAPS = 9;
-constexpr int64_t VECTORS_A_SUM = 128;             // at least, of a weight's gradient, where the cache allows
+constexpr int64_t VECTORS_A_SUM = 1024 / LANES;    // at least, of a weight's gradient, where the cache allows
 constexpr int64_t CACHE_FLOATS = int64_t{1} << 17;  // 512 KB: a second-level cache
 
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+#if defined(__AVX512F__)
+constexpr bool MANY_REGISTERS = true;  // 32
+#else
+constexpr bool MANY_REGISTERS = false;
+#endif
+
+inline int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
+inline int64_t round_up(int64_t n, int64_t multiple) { return parts(n, multiple) * multiple; }
+
+// The first of as few parts of n, as even as can be, as have `most` at most.
+inline int64_t part_of(int64_t n, int64_t most) { return parts(n, parts(n, most)); }
+
+// The vectors that cover outputs of [height, width]: of each row alone, or of all rows with what is between them.
+struct Cover {
+  int64_t rows, across;  // vectors across a row
+  int64_t pitch;         // from row to row, of what is read
+
+  int64_t vectors() const { return rows * across; }
+  int64_t place(int64_t vector) const { return vector / across * pitch + vector % across * LANES; }
+};
+
+inline Cover cover_of_rows(int64_t height, int64_t width, int64_t pitch) {
+  return {height, parts(width, LANES), pitch};
+}
+
+inline Cover cover_of_plane(int64_t height, int64_t width, int64_t pitch) {
+  return {1, parts((height - 1) * pitch + width, LANES), pitch};
+}
 
 // Planes of an image, cut into phases: plane (a, b) holds padded rows a, a + step, ... and columns b, b + step, ...
 struct Planes {
   int64_t channels, height, width;  // of the image
   int64_t pad, step, phases;        // phases along each axis
   int64_t images;                   // beside each other in each channel
-  int64_t rows, pitch;              // of a plane; vectors from any first column of an output row stay in the pitch
+  bool whole;                       // vectors cover planes, not rows
+  int64_t rows, pitch;              // of a plane; of rows, vectors from any first column of an output stay in the pitch
 
   // To be read from by taps up to `reach` rows and columns further than an output of [out_height, out_width].
   Planes(int64_t channels, int64_t height, int64_t width, int64_t pad, int64_t step, int64_t phases, int64_t reach,
          int64_t out_height, int64_t out_width, int64_t images)
       : channels(channels), height(height), width(width), pad(pad), step(step), phases(phases), images(images),
-        rows(out_height + reach), pitch(round_up(out_width, LANES) + reach) {}
+        whole(cover_of_plane(out_height, out_width, out_width + reach).vectors() <
+              cover_of_rows(out_height, out_width, 0).vectors()),
+        rows(out_height + reach), pitch((whole ? out_width : round_up(out_width, LANES)) + reach) {}
 
-  int64_t plane() const { return rows * pitch; }
+  // No more than [out_height, out_width].
+  Cover cover(int64_t outputs_high, int64_t outputs_wide) const {
+    return whole ? cover_of_plane(outputs_high, outputs_wide, pitch) : cover_of_rows(outputs_high, outputs_wide, pitch);
+  }
+
+  int64_t plane() const { return rows * pitch + (whole ? LANES : 0); }  // the last vector reads further than its rows
   int64_t image() const { return phases * phases * plane(); }
   int64_t channel() const { return images * image(); }
   int64_t size() const { return channels * channel(); }
@@ -109,10 +147,21 @@ inline int64_t block_of(int64_t channels) {
   return channels < 4 ? channels : channels % 3 ? 4 : 3;
 }
 
+// Outputs and vectors of a tile.
+inline int64_t tile_outputs(int64_t channels) { return MANY_REGISTERS ? part_of(channels, 6) : block_of(channels); }
+inline int64_t tile_vectors(int64_t channels) {
+  if (MANY_REGISTERS) return channels > 3 ? 4 : 8;
+  return channels % 3 ? 3 : 4;
+}
+constexpr int64_t MOST_VECTORS = MANY_REGISTERS ? 8 : 4;
+
+// Outputs whose weights' gradients are summed together.
+inline int64_t sum_outputs(int64_t channels) { return MANY_REGISTERS ? part_of(channels, 4) : block_of(channels); }
+
 // Into a register, and no other: compilers load a value again where they think it cheap.
 inline vf keep(vf x) {
 #if defined(__x86_64__)
-  asm("" : "+x"(x));
+  asm("" : "+v"(x));
 #endif
   return x;
 }
@@ -121,7 +170,7 @@ inline vf keep(vf x) {
 void pack(const Pass& pass, int64_t outputs, int64_t inputs, const float* weight, int64_t along_k, int64_t along_c,
           float* packed) {
   for (int64_t first = 0; first < outputs;) {
-    const int64_t block = block_of(outputs - first);
+    const int64_t block = tile_outputs(outputs - first);
     for (int64_t c = 0; c < inputs; ++c) {
       for (int64_t t = 0; t < pass.taps; ++t) {
         for (int64_t k = 0; k < block; ++k) *packed++ = weight[(first + k) * along_k + c * along_c + pass.weight[t]];
@@ -132,7 +181,7 @@ void pack(const Pass& pass, int64_t outputs, int64_t inputs, const float* weight
 }
 
 // V vectors of K outputs. Of filter values and pixels, the fewer are kept in registers: with the sums, they just fit.
-template <int V, int K>
+template <int64_t V, int64_t K>
 inline void tile(const Pass& pass, int64_t inputs, int64_t channel, const float* planes, const int64_t* at,
                  const float* packed, float* out, int64_t out_plane) {
   vf sums[K][V]{};
@@ -156,27 +205,32 @@ inline void tile(const Pass& pass, int64_t inputs, int64_t channel, const float*
       }
     }
   }
+#pragma GCC unroll 8
   for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) store(out + k * out_plane + v * LANES, sums[k][v]);
   }
 }
 
+// Calls run with `n` as a constant: 1 to MOST.
+template <int64_t MOST, class Run>
+inline void with_constant(int64_t n, const Run& run) {
+  if constexpr (MOST > 1) {
+    if (n < MOST) return with_constant<MOST - 1>(n, run);
+  }
+  run.template operator()<MOST>();
+}
+
 // V vectors of all outputs. The pixels stay in the first-level cache, filters are read from the first to the last.
-template <int V>
+template <int64_t V>
 void tiles(const Pass& pass, const Planes& from, const float* planes, const int64_t* at, const float* packed, float* out,
            int64_t out_plane, int64_t channels) {
+  constexpr int64_t MOST_OUTPUTS = MANY_REGISTERS ? (V > 4 ? 3 : 6) : V > 3 ? 3 : 4;
   for (int64_t first = 0; first < channels;) {
-    const auto run = [&]<int K>() {
+    const int64_t block = tile_outputs(channels - first);
+    with_constant<MOST_OUTPUTS>(block, [&]<int64_t K>() {
       tile<V, K>(pass, from.channels, from.channel(), planes, at, packed, out, out_plane);
-    };
-    const int64_t block = block_of(channels - first);
-    switch (block) {
-      case 1: run.template operator()<1>(); break;
-      case 2: run.template operator()<2>(); break;
-      case 3: run.template operator()<3>(); break;
-      default:
-        if constexpr (V < 4) run.template operator()<4>();
-    }
+    });
     packed += block * from.channels * pass.taps;
     out += block * out_plane;
     first += block;
@@ -186,35 +240,38 @@ void tiles(const Pass& pass, const Planes& from, const float* planes, const int6
 // One parity of one output image, [height, width, channels].
 void run_pass(const Pass& pass, const Planes& from, const float* planes, const float* packed, int64_t width,
               int64_t channels, int64_t stride, float* image, float* scratch) {
-  const int64_t across = round_up(pass.width, LANES) / LANES, vectors = across * pass.height;
-  const int64_t most = channels % 3 ? 3 : 4;  // vectors beside blocks of four channels, of three
-  int64_t at[4];
-  for (int64_t first = 0; first < vectors; first += most) {
-    const int64_t count = vectors - first < most ? vectors - first : most;
-    for (int64_t v = 0; v < count; ++v) {
-      at[v] = (first + v) / across * from.pitch + (first + v) % across * LANES;
-    }
-    const auto run = [&]<int V>() {
+  const Cover cover = from.cover(pass.height, pass.width);
+  const int64_t vectors = cover.vectors();
+  int64_t at[MOST_VECTORS];
+  for (int64_t first = 0; first < vectors;) {
+    const int64_t count = part_of(vectors - first, tile_vectors(channels));
+    for (int64_t v = 0; v < count; ++v) at[v] = cover.place(first + v);
+    with_constant<MOST_VECTORS>(count, [&]<int64_t V>() {
       tiles<V>(pass, from, planes, at, packed, scratch + first * LANES, vectors * LANES, channels);
-    };
-    switch (count) {
-      case 1: run.template operator()<1>(); break;
-      case 2: run.template operator()<2>(); break;
-      case 3: run.template operator()<3>(); break;
-      default: run.template operator()<4>();
-    }
+    });
+    first += count;
   }
+  const int64_t row = from.whole ? from.pitch : cover.across * LANES;
   for (int64_t i = 0; i < pass.height; ++i) {
-    from_planes(scratch + i * across * LANES, vectors * LANES, pass.width, channels,
+    from_planes(scratch + i * row, vectors * LANES, pass.width, channels,
                 image + ((i * stride + pass.row) * width + pass.column) * channels, stride * channels);
   }
 }
 
-#if defined(__AVX__) && OEKD_LANES == 8
+#if defined(__AVX__)
+#if OEKD_LANES == 16
+inline __m256 halves(vf v) {
+  const __m512 whole = bits<__m512>(v);
+  return _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+}
+#else
+inline __m256 halves(vf v) { return bits<__m256>(v); }
+#endif
+
 // Sums of four vectors, in order.
 inline void add_sums(const vf* v, float* const* sums, int64_t count) {
-  const __m256 ab = _mm256_hadd_ps(bits<__m256>(v[0]), bits<__m256>(v[1]));
-  const __m256 cd = _mm256_hadd_ps(bits<__m256>(v[2]), bits<__m256>(v[3]));
+  const __m256 ab = _mm256_hadd_ps(halves(v[0]), halves(v[1]));
+  const __m256 cd = _mm256_hadd_ps(halves(v[2]), halves(v[3]));
   const __m256 both = _mm256_hadd_ps(ab, cd);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
   float each[4];
@@ -229,34 +286,35 @@ inline void add_sums(const vf* v, float* const* sums, int64_t count) {
 
 // What one weight's gradient is summed over: vectors of pixels of some images.
 struct Sweep {
-  int64_t images, height, across;                  // vectors across a row
-  int64_t x_pitch, x_gap, dy_pitch, dy_gap;        // gap: from the end of an image's rows to the next image
+  int64_t images;
+  Cover cover;                        // of an image, in x and in dy
+  int64_t x_image, dy_image;          // from image to image
   int64_t dy_channel;
 };
 
 // Gradients of K outputs' weights at E places of the inputs; e[i]: where input place i starts.
-template <int E, int K>
+template <int E, int64_t K>
 inline void weight_sums(const Sweep& s, const float* x, const int64_t* e, const float* dy, float* dweight,
                         int64_t along_k) {
   vf sums[K][E]{};
-  for (int64_t v = 0; v < s.across * LANES; v += LANES) {
-    const float *from[E], *grad[K];
-    for (int j = 0; j < E; ++j) from[j] = x + e[j] + v;
-    for (int k = 0; k < K; ++k) grad[k] = dy + k * s.dy_channel + v;
-    int64_t x_row = 0, dy_row = 0;
-    for (int64_t n = 0; n < s.images; ++n, x_row += s.x_gap, dy_row += s.dy_gap) {
-      for (int64_t i = 0; i < s.height; ++i, x_row += s.x_pitch, dy_row += s.dy_pitch) {
+  const float *from[E], *grad[K];
+  for (int j = 0; j < E; ++j) from[j] = x + e[j];
+  for (int k = 0; k < K; ++k) grad[k] = dy + k * s.dy_channel;
+  for (int64_t n = 0; n < s.images; ++n) {
+    int64_t x_at = n * s.x_image, dy_at = n * s.dy_image;
+    for (int64_t i = 0; i < s.cover.rows; ++i, x_at += s.cover.pitch, dy_at += s.cover.pitch) {
+      for (int64_t v = 0; v < s.cover.across * LANES; v += LANES) {
         vf places[E];
-        for (int j = 0; j < E; ++j) places[j] = keep(load<vf>(from[j] + x_row));
+        for (int j = 0; j < E; ++j) places[j] = keep(load<vf>(from[j] + x_at + v));
         for (int k = 0; k < K; ++k) {
-          const vf g = load<vf>(grad[k] + dy_row);
+          const vf g = load<vf>(grad[k] + dy_at + v);
           for (int j = 0; j < E; ++j) sums[k][j] += g * places[j];
         }
       }
     }
   }
   // [K * E], filled up to whole fours.
-  constexpr int COUNT = K * E, FOURS = (COUNT + 3) / 4;
+  constexpr int64_t COUNT = K * E, FOURS = (COUNT + 3) / 4;
   vf flat[FOURS * 4]{};
   float* to[FOURS * 4]{};
   for (int k = 0; k < K; ++k) {
@@ -265,39 +323,43 @@ inline void weight_sums(const Sweep& s, const float* x, const int64_t* e, const 
       to[k * E + j] = dweight + k * along_k + j;
     }
   }
-  for (int i = 0; i < FOURS; ++i) add_sums(flat + 4 * i, to + 4 * i, COUNT - 4 * i < 4 ? COUNT - 4 * i : 4);
+  for (int64_t i = 0; i < FOURS; ++i) add_sums(flat + 4 * i, to + 4 * i, COUNT - 4 * i < 4 ? COUNT - 4 * i : 4);
 }
 
-template <int K>
+template <int64_t K>
 void weight_sums_of(const Sweep& s, const float* x, const int64_t* places, int64_t count, const float* dy,
                     float* dweight, int64_t along_k) {
   int64_t i = 0;
+  if constexpr (MANY_REGISTERS) {
+    for (; i + 6 <= count; i += 6) weight_sums<6, K>(s, x, places + i, dy, dweight + i, along_k);
+  }
   for (; i + 3 <= count; i += 3) weight_sums<3, K>(s, x, places + i, dy, dweight + i, along_k);
   for (; i < count; ++i) weight_sums<1, K>(s, x, places + i, dy, dweight + i, along_k);
 }
 
 // Images that are turned into planes together, so that sums over pixels are long.
 int64_t together(const ConvShape& s) {
-  const int64_t vectors = s.out_height() * round_up(s.out_width(), LANES) / LANES;
-  const int64_t wanted = (VECTORS_A_SUM + vectors - 1) / vectors;
-  const int64_t fitting = CACHE_FLOATS / (input_planes(s).size() + gradient_planes(s).size());
+  const Planes x = input_planes(s), dy = gradient_planes(s);
+  const int64_t wanted = parts(VECTORS_A_SUM, x.cover(s.out_height(), s.out_width()).vectors());
+  const int64_t fitting = CACHE_FLOATS / (x.size() + dy.size());
   return fitting < 1 ? 1 : wanted < fitting ? wanted : fitting;
 }
 
 int64_t places_floats(const ConvShape& s) { return s.in_channels * s.taps() * 2; }  // int64_t each
 
-int64_t output_planes(int64_t channels, int64_t height, int64_t width) {
-  return channels * height * round_up(width, LANES);
-}
+// Outputs of a pass; of the last plane, from_planes reads a few floats too many.
+int64_t output_planes(int64_t channels, const Cover& cover) { return channels * cover.vectors() * LANES + LANES; }
 
 int64_t forward_scratch(const ConvShape& s) {
-  return input_planes(s).size() + output_planes(s.out_channels, s.out_height(), s.out_width());
+  const Planes x = input_planes(s);
+  return x.size() + output_planes(s.out_channels, x.cover(s.out_height(), s.out_width()));
 }
 
 int64_t backward_scratch(const ConvShape& s) {
   const int64_t images = together(s);
-  return places_floats(s) + input_planes(s, images).size() + gradient_planes(s, images).size() +
-         output_planes(s.in_channels, s.out_height(), s.out_width());
+  const Planes x = input_planes(s, images), dy = gradient_planes(s, images);
+  return places_floats(s) + x.size() + dy.size() +
+         output_planes(s.in_channels, dy.cover(s.out_height(), s.out_width()));
 }
 
 int64_t packed_size(const ConvShape& s) { return s.weights(); }
@@ -341,26 +403,15 @@ void input_gradient(const ConvShape& s, const Planes& from, const float* planes,
 
 void weight_gradient(const ConvShape& s, int64_t images, const Planes& x_form, const float* x, const Planes& dy_form,
                      const float* dy, const int64_t* places, float* dweight) {
-  const int64_t across = round_up(s.out_width(), LANES) / LANES, along_k = s.in_channels * s.taps();
-  const Sweep sweep{images,
-                    s.out_height(),
-                    across,
-                    x_form.pitch,
-                    x_form.image() - s.out_height() * x_form.pitch,
-                    dy_form.pitch,
-                    dy_form.image() - s.out_height() * dy_form.pitch,
+  const int64_t along_k = s.in_channels * s.taps();
+  const Sweep sweep{images, x_form.cover(s.out_height(), s.out_width()), x_form.image(), dy_form.image(),
                     dy_form.channel()};
   const float* const first_pixel = dy + dy_form.pad * dy_form.pitch + dy_form.pad;
   for (int64_t first = 0; first < s.out_channels;) {
-    const int64_t block = block_of(s.out_channels - first);
+    const int64_t block = sum_outputs(s.out_channels - first);
     const float* const from = first_pixel + first * dy_form.channel();
     float* const to = dweight + first * along_k;
-    switch (block) {
-      case 1: weight_sums_of<1>(sweep, x, places, along_k, from, to, along_k); break;
-      case 2: weight_sums_of<2>(sweep, x, places, along_k, from, to, along_k); break;
-      case 3: weight_sums_of<3>(sweep, x, places, along_k, from, to, along_k); break;
-      default: weight_sums_of<4>(sweep, x, places, along_k, from, to, along_k);
-    }
+    with_constant<4>(block, [&]<int64_t K>() { weight_sums_of<K>(sweep, x, places, along_k, from, to, along_k); });
     first += block;
   }
 }

@@ -5,7 +5,7 @@
 
 namespace oekd::OEKD_ISA {
 
-#if defined(__AVX__) && OEKD_LANES == 8
+#if defined(__AVX__)
 
 namespace detail {
 
@@ -33,7 +33,13 @@ inline __m256i first(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);
 }
 
-// n of 8 floats; masked stores are slow on some processors.
+// n of 8 floats.
+#if defined(__AVX512VL__)
+inline void store_first(float* to, __m256 v, int64_t n) {
+  _mm256_mask_storeu_ps(to, static_cast<__mmask8>((1u << n) - 1), v);
+}
+#else
+// By parts: masked stores are slow on some processors.
 inline void store_first(float* to, __m256 v, int64_t n) {
   alignas(32) float all[8];
   _mm256_store_ps(all, v);
@@ -48,6 +54,7 @@ inline void store_first(float* to, __m256 v, int64_t n) {
     default: _mm256_storeu_ps(to, v);
   }
 }
+#endif
 
 // Channels of a block of up to 8 from `begin` on; what is left of few is not worth a block.
 struct Block {
@@ -94,7 +101,7 @@ inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t chan
   }
 }
 
-// The way back. Planes are readable to the next multiple of LANES columns.
+// The way back. Planes are readable to the next multiple of 8 columns.
 inline void from_planes(const float* planes, int64_t plane, int64_t n, int64_t channels, float* pixels, int64_t step) {
   for (int64_t c = 0; c < channels; c += 8) {
     if (c > 0 && channels - c <= detail::FEW) {
