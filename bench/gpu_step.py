@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
@@ -34,14 +35,16 @@ def keys(quick: bool = False) -> list[str]:
     """What a run that is short of time should have comes first."""
     if quick:
         return ["step resnet20 128", "curves resnet20 128"]
-    steps = [
+    return [
         "step resnet20 128",
         "step resnet110 128",
+        "compiled resnet20 128",
         "curves resnet20 128",
         "step resnet20 512",
         "step resnet110 512",
+        "compiled resnet20 512",
+        "compiled resnet110 128",
     ]
-    return [*steps[:3], "compiled resnet20 128", *steps[3:], "compiled resnet20 512", "compiled resnet110 128"]
 
 
 def parse(key: str) -> tuple[str, StepProblem]:
@@ -53,7 +56,9 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
     kind, problem = parse(key)
     if kind == "curves":
         family = [name for name in OTHERS if name not in ALONE]
-        emit(agreed(replace(problem, num_students=CURVE_STUDENTS), family, FIRST if quick else STEPS))
+        # It takes longer than a case may be silent.
+        begun = partial(_looking, emit)
+        emit(agreed(replace(problem, num_students=CURVE_STUDENTS), family, FIRST if quick else STEPS, begun))
         return
     variants, memory, reasons = {}, {}, {}
     for name in COMPILED if kind == "compiled" else OTHERS:
@@ -75,6 +80,10 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
         result["busy"] = {name: asdict(busy_of(calls[name])) for name in PROFILED if name in calls}
     result["floor_ms"] = floors(problem, torch.cuda.get_device_name())
     emit(result)
+
+
+def _looking(emit: Callable[[dict], None], name: str) -> None:
+    emit({"looking_at": name})
 
 
 def build_measured(name: str, problem: StepProblem) -> tuple[object, dict]:

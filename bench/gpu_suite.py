@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -74,7 +75,8 @@ def environment() -> dict:
         from triton import __version__ as triton
     except ImportError:
         triton = None
-    where = machine() | {"triton": triton, "cuda": torch.version.cuda}
+    native = find_spec("oekd_fast._native") is not None  # without it students share one stream
+    where = machine() | {"triton": triton, "cuda": torch.version.cuda, "native": native}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         where |= {

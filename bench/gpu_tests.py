@@ -25,11 +25,15 @@ LINE = re.compile(r"^(\S+\.py(?:::.*?)?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPAS
 BEGUN = re.compile(r"^(\S+\.py::\S.*?) ?$")
 
 
+# The step's parts come first, as all else is built on them and they compile little; then the ensemble loss.
+FIRST = ("tests/executor/test_gpu.py", "tests/test_engine_gpu.py", "tests/test_ensemble_kd_gpu.py")
+
+
 def files() -> list[str]:
-    """Those with tests marked so; the ensemble loss's first."""
+    """Those with tests marked so, `FIRST` first."""
     marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
     found = sorted(str(path.relative_to(ROOT)) for path in marked if path.name != "test_gpu_suite.py")
-    return sorted(found, key=lambda name: "ensemble_kd" not in name)
+    return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
 def run_file(name: str, seconds: float, shards: int = SHARDS) -> dict:

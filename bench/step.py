@@ -108,10 +108,12 @@ def speedups(variants: dict[str, dict | None]) -> dict[str, dict[str, float]]:
     }
 
 
-def agreed(problem: StepProblem, names: list[str], steps: int) -> dict:
+def agreed(
+    problem: StepProblem, names: list[str], steps: int, begin: Callable[[str], object] = lambda name: None
+) -> dict:
     """Agreement of the variants that train the family. Compiling again for it is for the whole check only."""
     family = [name for name in names if name not in ALONE and (steps >= STEPS or name != "compiled")]
-    result = agreement(family, small(problem), steps)
+    result = agreement(family, small(problem), steps, begin)
     result["reasons"] = {name: OTHER_TRAINING for name in names if name in ALONE}
     if "compiled" in names and "compiled" not in family:
         result["reasons"]["compiled"] = "looked at with --curves alone, since it is compiled again for that"

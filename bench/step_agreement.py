@@ -21,7 +21,7 @@ problem in fp32 right steps differ by 2e-6, without weight decay by 2e-4, with a
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,20 +60,30 @@ def small(problem: StepProblem) -> StepProblem:
     )
 
 
-def agreement(names: Iterable[str], problem: StepProblem, steps: int = STEPS) -> dict:
+def agreement(
+    names: Iterable[str], problem: StepProblem, steps: int = STEPS, begin: Callable[[str], object] = lambda name: None
+) -> dict:
     """What the results hold: errors and curve of each variant, what was allowed, and who agrees.
 
     Args:
         problem: already small.
+        begin: told of each run before it.
     """
+
+    def watched(name: str) -> Run:
+        begin(name)
+        return watched_run(VARIANTS[name](problem), reference, steps)
+
+    begin("reference")
     reference = PublishedStep(problem, torch.float64)
     true_curve = free_run(PublishedStep(problem, torch.float64), steps)
-    runs = {name: watched_run(VARIANTS[name](problem), reference, steps) for name in dict.fromkeys((*PLAIN, *names))}
+    runs = {name: watched(name) for name in dict.fromkeys((*PLAIN, *names))}
     curve_errors = {name: curve_error(run.losses, true_curve) for name, run in runs.items()}
     whole = steps >= STEPS
     noise = [curve_errors[name] for name in PLAIN]
-    if whole:
-        noise += [curve_error(free_run(shifted(problem, seed), steps), true_curve) for seed in range(SHIFTED_RUNS)]
+    for seed in range(SHIFTED_RUNS if whole else 0):
+        begin(f"shifted {seed}")
+        noise.append(curve_error(free_run(shifted(problem, seed), steps), true_curve))
 
     errors = {
         name: {

@@ -59,7 +59,7 @@ class OurStep:
     Args:
         members: students to train; None is the whole family.
         capture: as one CUDA graph.
-        executor: "auto", or "sequential" for one student after the other (on CUDA: on one stream).
+        executor: as the config's; "sequential" on CUDA is one stream.
     """
 
     def __init__(

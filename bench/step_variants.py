@@ -14,14 +14,15 @@ from .step_published import PublishedStep
 NO_GRAPHS = "CUDA alone has graphs to capture a step in"
 OTHER_TRAINING = "students alone: no family to compare"
 
-# Those of a student alone are captured where there are graphs: our engine as it is used there.
+# Those of a student alone are captured where there are graphs: our engine as it is used there. The captured family
+# insists on its streams: without the extension "auto" would quietly be one stream.
 VARIANTS: dict[str, Callable[[StepProblem], Step | AloneInTurn]] = {
     "published": PublishedStep,
     "eager": EagerStep,
     "eager_nchw": lambda problem: EagerStep(problem, channels_last=False),
     "compiled": lambda problem: EagerStep(problem, compiled=True),
     "ours_eager": OurStep,
-    "ours_captured": lambda problem: OurStep(problem, capture=True),
+    "ours_captured": lambda problem: OurStep(problem, capture=True, executor="parallel"),
     "ours_one_stream": lambda problem: OurStep(problem, capture=True, executor="sequential"),
     "largest_alone": lambda problem: OurStep(problem, (0,), capture=on_cuda(problem)),
     "sequential": lambda problem: AloneInTurn(problem, capture=on_cuda(problem)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -25,7 +26,11 @@ class Recorder(Protocol):
     """What capturing needs of a device; `CudaRecorder`, and a stand-in where there is no GPU to test on."""
 
     def warm_up(self, call: Callable[[], None], times: int) -> None:
-        """Run `call` as it will be captured, on the same stream, and wait for it."""
+        """Run `call` as it will be captured, on the same stream, and wait for it.
+
+        Raises:
+            RuntimeError: `call` waits for the device, which no capture allows.
+        """
         ...
 
     def record(self, call: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
@@ -60,7 +65,9 @@ class CudaRecorder:
         self._stream.wait_stream(torch.cuda.current_stream(device))
         try:
             with torch.cuda.stream(self._stream):
-                for _ in range(times):
+                for _ in range(times - 1):
+                    call()
+                with _waiting_is_an_error():
                     call()
         finally:
             torch.cuda.current_stream(device).wait_stream(self._stream)
@@ -71,10 +78,36 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # Only this thread is held to what a capture allows: others of the process have work of their own.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            call()
+        before = torch.cuda.current_stream(self._device)
+        fault: BaseException | None = None
+        try:
+            # Only this thread is held to what a capture allows: others of the process have work of their own.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                try:
+                    call()
+                except BaseException as error:
+                    fault = error
+                    raise
+        except BaseException as error:
+            fault = fault or error  # of the two, what the end of the capture made of it says less
+            self._abandon(before, generators)
+        if fault is not None:
+            raise fault
         return graph.replay
+
+    def _abandon(self, before: torch.cuda.Stream, generators: Sequence[torch.Generator]) -> None:
+        """Leave a capture that failed: torch leaves its stream the current one, and before 2.12 its allocator and its
+        generators in the capture (pytorch/pytorch#180395)."""
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):  # where torch has left it
+            torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
+        # A capture that ends well takes its generators out.
+        with suppress(RuntimeError):
+            empty, something = torch.cuda.CUDAGraph(), torch.zeros((), device=self._device)
+            for generator in generators:
+                empty.register_generator_state(generator)
+            with torch.cuda.graph(empty, stream=self._stream, capture_error_mode="thread_local"):
+                something.zero_()
 
     def needed_bytes(self) -> int:
         return self._needed
@@ -107,9 +140,11 @@ def capture(
     """
     before = {name: tensor.detach().clone() for name, tensor in state().items()}
     random = [generator.get_state() for generator in generators]
+    size = "at least"  # of a warm-up that was not done
     try:
         try:
             recorder.warm_up(call, WARM_UP)
+            size = "about"
         finally:
             _restore(state(), before)
             for generator, drawn in zip(generators, random, strict=True):
@@ -119,10 +154,21 @@ def capture(
         cause = error.__cause__ if isinstance(error, StudentError) else error
         if isinstance(cause, torch.OutOfMemoryError):
             needed, free = recorder.needed_bytes() / 1e9, recorder.free_bytes() / 1e9
-            why = f"out of memory: a captured step keeps about {needed:.2f} GB for itself, {free:.2f} GB are free"
+            why = f"out of memory: a captured step keeps {size} {needed:.2f} GB for itself, {free:.2f} GB are free"
         else:
             why = f"{type(cause).__name__}: {_first_line(cause)}"
         raise CaptureError(why) from error
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """What would wait for the device raises: outside of a capture, where nothing is left half done by that."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class RunAhead:

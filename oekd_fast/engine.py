@@ -107,6 +107,8 @@ class Engine:
             self.eager_because = "capture is off"
         elif recorder is None and device.type != "cuda":
             self.eager_because = f"there are no graphs on {device.type}"
+        elif self.scaler.is_enabled() and not getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.eager_because = f"after fp16 gradients {config.optimizer} asks on the host whether they are finite"
         else:
             self._recorder = recorder or CudaRecorder(device)
             self._run_ahead = RunAhead(self._recorder)
@@ -244,6 +246,7 @@ class Engine:
                 except CaptureError as error:
                     self.eager_because = str(error)
                     self._replays.clear()
+                    self.scaler._per_optimizer_states.clear()  # of a step that ended before the scaler's part
         if self.eager_because is None:
             replay()
             self._run_ahead.launched()

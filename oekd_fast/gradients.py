@@ -90,14 +90,11 @@ def backward_side_by_side(
         adapters = zip(*ensemble.adapters, strict=True)  # by student
         for student, own, of_student in zip(taught, maps, adapters, strict=True):
             student.add_maps(own, of_student)
-        del maps
+        del maps, taught
     del logits, logits_grads, features
 
-    if images.is_cuda:
-        feature = None if teacher is None else _feature_gradients(taught, teacher, weights)
-        executor.backward([student.roots for student in students], [student.grads for student in students])
-    else:
-        feature = _backward_in_threads(students, teacher, weights, executor)
+    backward = _backward_on_streams if images.is_cuda else _backward_in_threads
+    feature = backward(students, teacher, weights, executor)
     if gate is not None:
         gate.backward(gate_grad)
         inputs.append(gate_input)
@@ -208,6 +205,16 @@ def _feature_gradients(students: Sequence[_Student], teacher: Sequence[Tensor], 
         students, zip(*(zip(*part, strict=True) for part in grads), strict=True), strict=True
     ):
         student.add_gradients(*of_student)
+    return loss
+
+
+def _backward_on_streams(
+    students: list[_Student], teacher: Sequence[Tensor] | None, weights: Weights, executor: Executor
+) -> Tensor | None:
+    """The intermediate loss of all students, in few launches, then all their backward passes."""
+    taught = [student for student in students if student.taught]
+    loss = _feature_gradients(taught, teacher, weights) if taught else None
+    executor.backward([student.roots for student in students], [student.grads for student in students])
     return loss
 
 

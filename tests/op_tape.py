@@ -13,13 +13,20 @@ from oekd_fast.capture import State
 
 
 class Tape(TorchDispatchMode):
-    """Runs every operator and writes it down with the tensors that it read and made."""
+    """Runs every operator and writes it down with the tensors that it read and made.
 
-    def __init__(self) -> None:
+    Args:
+        fault: raised in place of the first operator whose name has `at` in it.
+    """
+
+    def __init__(self, fault: Exception | None = None, at: str = "") -> None:
         super().__init__()
         self.lines: list[tuple] = []
+        self._fault, self._at = fault, at
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self._fault is not None and self._at in str(func):
+            raise self._fault
         made = func(*args, **(kwargs or {}))
         self.lines.append((func, args, kwargs or {}, made))
         return made
@@ -39,11 +46,11 @@ class TapeRecorder:
 
     Args:
         state: of what is captured; recording runs the call, so it is put back afterwards.
-        fault: raised in the middle of a recording.
+        fault: raised in a recording, at the first operator whose name has `at` in it.
     """
 
-    def __init__(self, state: Callable[[], State], fault: Exception | None = None) -> None:
-        self._state, self._fault = state, fault
+    def __init__(self, state: Callable[[], State], fault: Exception | None = None, at: str = "") -> None:
+        self._state, self._fault, self._at = state, fault, at
         self.events: list[str] = []
         self.marks = self.waits = 0
 
@@ -56,15 +63,15 @@ class TapeRecorder:
         before = {name: tensor.detach().clone() for name, tensor in self._state().items()}
         random = [generator.get_state() for generator in generators]
         self.events.append("record")
-        with Tape() as tape:
-            call()
-        with torch.no_grad():
-            for name, tensor in self._state().items():
-                tensor.copy_(before[name])
-        for generator, drawn in zip(generators, random, strict=True):
-            generator.set_state(drawn)
-        if self._fault is not None:
-            raise self._fault
+        try:
+            with Tape(self._fault, self._at) as tape:
+                call()
+        finally:
+            with torch.no_grad():
+                for name, tensor in self._state().items():
+                    tensor.copy_(before[name])
+            for generator, drawn in zip(generators, random, strict=True):
+                generator.set_state(drawn)
 
         def replay() -> None:
             self.events.append("replay")

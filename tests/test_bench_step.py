@@ -208,7 +208,7 @@ def test_the_table_of_the_readme(result, tmp_path, monkeypatch):
 
 
 def test_compiling_again_is_left_out_of_a_short_check(monkeypatch):
-    monkeypatch.setattr(step, "agreement", lambda names, problem, steps: {"names": list(names), "steps": steps})
+    monkeypatch.setattr(step, "agreement", lambda names, problem, steps, begin: {"names": list(names), "steps": steps})
     names = ["published", "compiled", "sequential"]
     short = step.agreed(TINY, names, 20)
     assert short["names"] == ["published"] and short["reasons"].keys() == {"compiled", "sequential"}

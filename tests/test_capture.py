@@ -40,15 +40,15 @@ OBJECTIVES = {
 }
 
 
-def engines(fault=None, augmentation=PAD_CROP_FLIP, **fields):
-    """The same engine twice: eager, and with steps recorded."""
+def engines(fault=None, at="", augmentation=PAD_CROP_FLIP, **fields):
+    """The same engine twice: eager, and with steps recorded; `fault` at an operator with `at` in its name."""
     # One student after the other: only the caller's thread is written down.
     fields = {"num_students": 2, "epochs": 2, "executor": "sequential", "warmup_epochs": 0.0} | fields
     config = TrainConfig(**fields)
     teacher = None if config.teacher is None else make_teacher()
     eager = make_engine(config, augmentation=augmentation, teacher=teacher)
     recorder = TapeRecorder(
-        lambda: recorded._training_state() | {"evaluation": recorded._evaluation_metrics.sums}, fault
+        lambda: recorded._training_state() | {"evaluation": recorded._evaluation_metrics.sums}, fault, at
     )
     recorded = make_engine(config, augmentation=augmentation, recorder=recorder, teacher=teacher)
     return eager, recorded, recorder
@@ -162,14 +162,32 @@ FAULTS = {
 }
 
 
+# In the middle of the backward pass, of clipping, of the optimizer's step.
+@pytest.mark.parametrize("at", ["convolution_backward", "linalg_vector_norm", "_fused_sgd"])
 @pytest.mark.parametrize(("line", "fault"), FAULTS.items())
-def test_what_cannot_be_captured_runs_eagerly_and_says_why(line, fault, one_thread):
-    eager, recorded, recorder = engines(fault)
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(line, fault, at, one_thread):
+    eager, recorded, recorder = engines(fault, at, precision="fp16", clip_norm=0.5, learning_rate=0.02)
     for engine in (eager, recorded):
         train(engine, DeviceBatches(split(), "cpu"))
     assert recorded.eager_because == line
     assert recorder.events == ["warm-up", "record"]  # not tried again
     assert_equal(everything(eager), everything(recorded))
+
+
+def test_out_of_memory_before_the_first_steps_end_says_at_least_how_much():
+    class Full(TapeRecorder):
+        def warm_up(self, call, times):
+            raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(CaptureError, match="^out of memory: a captured step keeps at least 3.00 GB for itself, 1.25"):
+        capture(lambda: None, Full(dict), dict, [])
+
+
+def test_an_optimizer_that_looks_whether_fp16_overflowed_is_not_captured():
+    _, recorded, recorder = engines(precision="fp16", optimizer="rmsprop", learning_rate=1e-3)
+    train(recorded, DeviceBatches(split(), "cpu"), epochs=1)
+    assert recorded.eager_because == "after fp16 gradients rmsprop asks on the host whether they are finite"
+    assert recorder.events == []
 
 
 def test_a_student_that_runs_out_of_memory_is_named_as_such():
@@ -179,7 +197,7 @@ def test_a_student_that_runs_out_of_memory_is_named_as_such():
     def fail():
         raise error
 
-    with pytest.raises(CaptureError, match="^out of memory: a captured step keeps about 3.00 GB"):
+    with pytest.raises(CaptureError, match="^out of memory: a captured step keeps at least 3.00 GB"):
         capture(fail, TapeRecorder(dict), dict, [])
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from oekd_fast import gradients
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.engine import Engine
@@ -170,7 +171,15 @@ def test_no_step_reads_a_value_back(monkeypatch, augmentation):
     engine.train_step(images, labels)
 
 
-@pytest.mark.parametrize("fields", [{"precision": "bf16", "clip_norm": 1.0}, {"optimizer": "adam"}], ids=str)
+WRITTEN_DOWN = [
+    {"precision": "bf16", "clip_norm": 1.0},
+    {"optimizer": "adam"},
+    {"precision": "fp16", "clip_norm": 1.0},
+    {"precision": "fp16", "optimizer": "adam"},
+]
+
+
+@pytest.mark.parametrize("fields", WRITTEN_DOWN, ids=str)
 def test_the_step_needs_no_values_to_be_written_down(fields):
     config = TrainConfig(num_students=2, executor="sequential", **fields)
     with FakeTensorMode():
@@ -216,6 +225,23 @@ def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble)
     engine.train_step(images, labels)
     for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
         assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
+
+
+@pytest.mark.parametrize("fields", [{}, {"objective": "fitnets", "teacher": "given"}, {"objective": "one"}], ids=str)
+def test_what_streams_run_is_what_threads_run(fields, monkeypatch, one_thread):
+    """Here both on the CPU: on CUDA the intermediate loss comes before all backward passes."""
+    config = TrainConfig(num_students=3, warmup_epochs=0, **fields)
+    images, labels = make_batch()
+    states, losses = [], []
+    for backward in (gradients._backward_in_threads, gradients._backward_on_streams):
+        monkeypatch.setattr(gradients, "_backward_in_threads", backward)
+        engine = make_engine(config, teacher=None if config.teacher is None else make_teacher())
+        engine.train_step(images, labels)
+        states.append(engine.ensemble.state_dict())
+        losses.append(engine.metrics.read().loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
 
 
 def test_where_it_is_deterministic_both_executors_train_to_the_same_bits(threads):
