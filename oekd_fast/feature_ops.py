@@ -50,9 +50,10 @@ def feature_kd_loss(
         teacher_map: [B, C_0, H, W], never given a gradient; or one a block.
         weights: adapters, n of [C_0, C_j] or [C_0, C_j, 1, 1]; or a sequence of those, one a block.
         biases: n of [C_0]; or a sequence of those, one a block.
-        backend: "auto" takes the compiled kernels where they are there and cover the call, else the reference;
-            "reference" and "triton" (CUDA) insist. The kernels take maps of one dtype, float32, bfloat16 or float16,
-            contiguous or channels_last (others are copied), adapters of any of these dtypes, at most 512 channels.
+        backend: "auto" takes the compiled kernels for each block that they cover where they are there, else the
+            reference; "reference" and "triton" (CUDA) insist. The kernels take maps of one dtype, float32, bfloat16 or
+            float16, contiguous or channels_last (others are copied), adapters of any of these dtypes, at most 512
+            channels.
 
     Returns:
         Scalar, float32 (float64 for float64 maps): the mean over elements of each map, summed over students and
@@ -63,9 +64,14 @@ def feature_kd_loss(
         RuntimeError: the backend asked for is not there.
     """
     blocks = _blocks(student_maps, teacher_map, weights, biases)
-    if _choose_backend(backend, blocks) == "reference":
+    compiled, others = _divide(backend, blocks)
+    if not compiled:
         return _reference(blocks)
-    blocks = [block for block in blocks if block.maps]
+    loss = _compiled([blocks[i] for i in compiled])
+    return loss + _reference([blocks[i] for i in others]) if others else loss
+
+
+def _compiled(blocks: Sequence[_Block]) -> Tensor:
     tensors = [tensor for block in blocks for tensor in (*block.maps, *block.weights, *block.biases)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         counts = tuple(len(block.maps) for block in blocks)
@@ -96,10 +102,17 @@ def feature_kd_value_and_grad(
         check_tensor("grad_scale", grad_scale, blocks[0].teacher.device, like="the teacher's map")
         if grad_scale.numel() != 1:
             raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
-    if _choose_backend(backend, blocks) == "reference":
-        loss, grads = _reference_value_and_grad(blocks, grad_scale)
-    else:
-        loss, grads = _value_and_grad(blocks, None if grad_scale is None else grad_scale.detach())
+    compiled, others = _divide(backend, blocks)
+    losses, grads = [], [((), (), ())] * len(blocks)
+    for part, run in ((compiled, _value_and_grad), (others, _reference_value_and_grad)):
+        if part:
+            loss, of_blocks = run([blocks[i] for i in part], None if grad_scale is None else grad_scale.detach())
+            losses.append(loss)
+            for i, of_block in zip(part, of_blocks, strict=True):
+                grads[i] = of_block
+    loss, *more = losses or [_reference(blocks)]
+    for other in more:
+        loss = loss + other
     if isinstance(teacher_map, Tensor):
         return loss, *grads[0]
     return loss, *zip(*grads, strict=True)
@@ -147,9 +160,6 @@ def _value(blocks: Sequence[_Block]) -> Tensor:
 def _value_and_grad(blocks: Sequence[_Block], grad_scale: Tensor | None) -> tuple[Tensor, list[tuple]]:
     loss, grads = None, []
     for block in blocks:
-        if not block.maps:
-            grads.append(((), (), ()))
-            continue
         maps, weights, biases = ([t.detach() for t in part] for part in (block.maps, block.weights, block.biases))
         loss, *of_block = torch.ops.oekd_fast.feature_kd_value_and_grad(
             maps, block.teacher.detach(), weights, biases, grad_scale=grad_scale, previous=loss
@@ -228,22 +238,22 @@ def _reference_value_and_grad(blocks: Sequence[_Block], grad_scale: Tensor | Non
             for student in zip(maps, [teacher] * len(maps), weights, biases, strict=True)
         ]
         losses += [loss for loss, *_ in of_students]
-        grads.append(tuple(zip(*(of_student[1:] for of_student in of_students), strict=True)) or ((), (), ()))
-    if not losses:
-        return _reference(blocks), grads
-    losses = torch.stack(losses)
-    return losses.sum(), grads
+        grads.append(tuple(zip(*(of_student[1:] for of_student in of_students), strict=True)))
+    return torch.stack(losses).sum(), grads
 
 
-def _choose_backend(backend: str, blocks: Sequence[_Block]) -> str:
+def _divide(backend: str, blocks: Sequence[_Block]) -> tuple[list[int], list[int]]:
+    """Which blocks the kernels take, and which the reference; those without students none."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
-    blocks = [block for block in blocks if block.maps]
-    if backend == "reference" or not blocks:
-        return "reference"
-    device = blocks[0].teacher.device
+    given = [i for i, block in enumerate(blocks) if block.maps]
+    if backend == "reference" or not given:
+        return [], given
+    device = blocks[given[0]].teacher.device
     if backend == "auto":
-        return "triton" if device.type == "cuda" and _HAS_TRITON and not _uncovered(blocks) else "reference"
+        there = device.type == "cuda" and _HAS_TRITON
+        compiled = [i for i in given if there and not _uncovered(i, blocks[i], device)]
+        return compiled, [i for i in given if i not in compiled]
     if not _HAS_TRITON:
         raise RuntimeError("backend 'triton' is not there: No module named 'triton'; install triton >= 3.6 (Linux)")
     if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
@@ -251,9 +261,10 @@ def _choose_backend(backend: str, blocks: Sequence[_Block]) -> str:
             f"backend 'triton': expected maps on CUDA, got {device}; TRITON_INTERPRET=1, set before the kernels are "
             "first imported, runs them on the CPU"
         )
-    if why := _uncovered(blocks):
-        raise ValueError(f"backend 'triton': {why}; backend='reference' does this")
-    return "triton"
+    for i in given:
+        if why := _uncovered(i, blocks[i], device):
+            raise ValueError(f"backend 'triton': {why}; backend='reference' does this")
+    return given, []
 
 
 def _interpreted() -> bool:
@@ -262,36 +273,34 @@ def _interpreted() -> bool:
     return INTERPRETED
 
 
-def _uncovered(blocks: Sequence[_Block]) -> str | None:
-    """What the kernels do not do of this, if anything."""
-    device = blocks[0].teacher.device
+def _uncovered(index: int, block: _Block, device: torch.device) -> str | None:
+    """What the kernels do not do of this block, if anything; `device` is that of the first."""
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         if gpu.major < 8:
             return f"expected a GPU of compute capability 8.0 or higher, got {gpu.major}.{gpu.minor}"
-    for index, block in enumerate(blocks):
-        teacher = block.teacher
-        if teacher.dtype not in COMPILED_DTYPES:
-            return f"block {index}: expected float32, bfloat16 or float16 maps, got {teacher.dtype}"
-        if teacher.dim() != 4:
-            return f"block {index}: expected maps [B, C, H, W], got {list(teacher.shape)}"
-        for x in (teacher, *block.maps):
-            if not 1 <= x.shape[1] <= MAX_CHANNELS:
-                return f"block {index}: expected 1 to {MAX_CHANNELS} channels, got {x.shape[1]}"
-        # Positions are counted, and placed within an image, in 32 bits.
-        batch, pixels = teacher.shape[0], teacher.shape[2:].numel()
-        if batch * pixels >= 2**30 or pixels >= 2**30 // MAX_CHANNELS:
-            limits = f"{2**30} positions and {2**30 // MAX_CHANNELS} an image"
-            return f"block {index}: expected fewer than {limits}, got {batch} x {pixels}"
-        for name, part in (("student map", block.maps), ("weight", block.weights), ("bias", block.biases)):
-            for j, tensor in enumerate(part):
-                where = f"block {index}, {name} {j}"
-                if tensor.device != device:
-                    return f"{where}: expected device {device} as the teacher's map, got {tensor.device}"
-                if name == "student map" and tensor.dtype != teacher.dtype:
-                    return f"{where}: expected dtype {teacher.dtype} as the teacher's map, got {tensor.dtype}"
-                if tensor.dtype not in COMPILED_DTYPES:
-                    return f"{where}: expected float32, bfloat16 or float16, got {tensor.dtype}"
-        if teacher.device != device:
-            return f"block {index}: expected device {device} as block 0, got {teacher.device}"
+    teacher = block.teacher
+    if teacher.dtype not in COMPILED_DTYPES:
+        return f"block {index}: expected float32, bfloat16 or float16 maps, got {teacher.dtype}"
+    if teacher.dim() != 4:
+        return f"block {index}: expected maps [B, C, H, W], got {list(teacher.shape)}"
+    for x in (teacher, *block.maps):
+        if not 1 <= x.shape[1] <= MAX_CHANNELS:
+            return f"block {index}: expected 1 to {MAX_CHANNELS} channels, got {x.shape[1]}"
+    # Positions are counted, and placed within an image, in 32 bits.
+    batch, pixels = teacher.shape[0], teacher.shape[2:].numel()
+    if batch * pixels >= 2**30 or pixels >= 2**30 // MAX_CHANNELS:
+        limits = f"{2**30} positions and {2**30 // MAX_CHANNELS} an image"
+        return f"block {index}: expected fewer than {limits}, got {batch} x {pixels}"
+    for name, part in (("student map", block.maps), ("weight", block.weights), ("bias", block.biases)):
+        for j, tensor in enumerate(part):
+            where = f"block {index}, {name} {j}"
+            if tensor.device != device:
+                return f"{where}: expected device {device} as the teacher's map, got {tensor.device}"
+            if name == "student map" and tensor.dtype != teacher.dtype:
+                return f"{where}: expected dtype {teacher.dtype} as the teacher's map, got {tensor.dtype}"
+            if tensor.dtype not in COMPILED_DTYPES:
+                return f"{where}: expected float32, bfloat16 or float16, got {tensor.dtype}"
+    if teacher.device != device:
+        return f"block {index}: expected device {device} as block 0, got {teacher.device}"
     return None

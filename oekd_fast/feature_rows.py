@@ -2,8 +2,8 @@
 
     d = A f + b - f0,   loss = mean d^2,   dL/df = 2/n A^T d,   dL/dA = 2/n sum_rows d f^T,   dL/db = 2/n sum_rows d
 
-A row is one position of the map. Rows are taken a few at a time, so that d, which is as large as the pseudo teacher's
-map, is made and used in the cache and never stands in memory.
+A row is one position of the map. On a CPU rows are taken a few at a time, so that d, which is as large as the pseudo
+teacher's map, is made and used in the cache and never stands in memory. Elsewhere launches would cost more than that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def value_and_grad(
         squares = matrix.new_zeros((), dtype=torch.float64)
         of_map = torch.empty_like(x)
         of_weight, of_bias = torch.zeros_like(matrix), torch.zeros_like(offset)
-        rows = max(1, _ELEMENTS // max(1, len(offset)))
+        rows = max(1, _ELEMENTS // max(1, len(offset)) if student.device.type == "cpu" else len(x))
         for part, goal, out in zip(x.split(rows), target.split(rows), of_map.split(rows), strict=True):
             part = part.to(dtype)
             gap = torch.addmm(offset, part, matrix.t()).sub_(goal)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from oekd_fast import FeatureKDLoss, feature_kd_loss, feature_kd_value_and_grad
+from oekd_fast import FeatureKDLoss, feature_kd_loss, feature_kd_value_and_grad, feature_ops
 from oekd_fast.feature_ops import MAX_CHANNELS
 from oekd_fast.kernels import feature_kd as kernels
 from oekd_fast.kernels.feature_tiling import RESIDENT_CHANNELS, plan_feature_kd
@@ -445,6 +445,27 @@ def test_what_the_kernels_do_not_cover(name):
 def test_auto_leaves_to_the_reference_what_the_kernels_do_not_cover():
     block = Block(MAX_CHANNELS + 1, (4,), (1, 1))
     assert torch.equal(feature_kd_loss(*block.arguments), feature_kd_loss(*block.arguments, backend="reference"))
+
+
+def test_blocks_that_the_kernels_do_not_cover_leave_them_the_others(monkeypatch):
+    blocks = [Block(6, (4, 3)), Block(5, (2, 1)), Block(4, (3, 2))]
+    maps, teachers, weights, biases = zip(*(block.arguments for block in blocks), strict=True)
+    given = (maps, teachers, weights, biases)
+    truth = feature_kd_value_and_grad(*given, backend="reference")
+    monkeypatch.setattr(feature_ops, "_divide", lambda backend, blocks: ([0, 2], [1]))
+    for _ in range(2):
+        got = feature_kd_value_and_grad(*given, grad_scale=torch.full((1,), 2.0, device=DEVICE))
+        assert got[0].item() == pytest.approx(truth[0].item(), rel=1e-6)
+        assert feature_kd_loss(*given).item() == pytest.approx(truth[0].item(), rel=1e-6)
+        for ours, theirs in zip(got[1:], truth[1:], strict=True):
+            for of_block, expected in zip(ours, theirs, strict=True):
+                for grad, other in zip(of_block, expected, strict=True):
+                    torch.testing.assert_close(grad, 2 * other, rtol=1e-5, atol=1e-7)
+        for map_ in maps[0]:
+            map_.requires_grad_()
+    feature_kd_loss(*given).backward()
+    for map_, expected in zip(maps[0], truth[1][0], strict=True):
+        torch.testing.assert_close(map_.grad, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_unknown_backend():
