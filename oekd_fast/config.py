@@ -31,8 +31,8 @@ class TrainConfig:
     model: str = "resnet20"
     """Architecture of student 1, the pseudo teacher."""
     initial_weights: Path | None = None
-    """Student 1, and so the base that all share, starts from these: a file with the model's published weights, as
-    torchvision or timm name them (ImageNet forms); of other classes all but the last layer."""
+    """Student 1 and the base that all share start from these, in baselines too: a file with the model's published
+    weights, as torchvision or timm name them (ImageNet forms); of other classes all but the last layer."""
     num_students: int = 5
     """N; student j = 1..N keeps (N - j + 1) / N of the channels."""
     epochs: int = 40
@@ -61,7 +61,8 @@ class TrainConfig:
     """Continue the run in output_dir from its newest checkpoint; start it if there is none."""
 
     objective: ObjectiveName = "oekd"
-    """What students learn beside the labels: see oekd_fast/objectives.py; oekd is the paper's."""
+    """What students learn beside the labels: see oekd_fast/objectives.py; oekd is the paper's. From Python, note that
+    dataclasses.replace(config, objective=...) keeps the temperature and weights that were filled in for the old one."""
     teacher: Path | None = None
     """A saved student (students/student_<j>) as the teacher of kd, and if given of fitnets."""
     codistillation_delay: int = 0
@@ -84,12 +85,15 @@ class TrainConfig:
     """From `temperature_start` to `temperature` over `ramp_epochs`: constant, linear, cosine or sigmoid."""
     temperature_start: float = 1.0
     """T of the first step where it is scheduled."""
+    ce_schedule: Ramp = "constant"
+    """From 0 to `ce_weight` over `ramp_epochs`; what learns from labels alone (baselines, pre-training, the first
+    generation) has its weight at once."""
     kd_schedule: Ramp = "constant"
     """From 0 to `kd_weight` over `ramp_epochs`; sigmoid is the ramp-up of ONE, exp(-5 (1 - t)^2)."""
     feature_schedule: Ramp = "constant"
     """From 0 to `feature_weight` over `ramp_epochs`."""
     ramp_epochs: float = 80.0
-    """Of the three schedules."""
+    """Of these four schedules."""
     pretrain_epochs: int = 0
     """The base and the pseudo teacher learn alone for so many epochs before the family starts from them."""
     freeze_base: bool = False
@@ -223,8 +227,12 @@ class TrainConfig:
         if objective.teacher == "none" and self.teacher is not None:
             takers = " or ".join(key for key, other in OBJECTIVES.items() if other.teacher != "none")
             raise ValueError(f"teacher: expected none but with objective {takers}, got {self.teacher} with {name!r}")
-        if self.num_students < 2 and (objective.from_others or objective.gated):
-            raise ValueError(f"num_students: expected at least 2 with objective={name!r}, got {self.num_students}")
+        untaught = objective.teacher == "optional" and self.teacher is None
+        if self.num_students < 2 and (objective.from_others or objective.gated or untaught):
+            more = " and no teacher" if untaught else ""
+            raise ValueError(
+                f"num_students: expected at least 2 with objective={name!r}{more}, got {self.num_students}"
+            )
         if objective.alone and (self.pretrain_epochs or self.freeze_base):
             field = "pretrain_epochs" if self.pretrain_epochs else "freeze_base"
             raise ValueError(f"{field}: expected none with objective={name!r}, which trains one network")

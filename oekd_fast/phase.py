@@ -147,7 +147,13 @@ class Phase:
         ensemble = _build(task, config, data)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.engine = Engine(
-            replace(config, epochs=self._epochs, freeze_base=config.freeze_base and not task.from_labels),
+            replace(
+                config,
+                epochs=self._epochs,
+                freeze_base=config.freeze_base and not task.from_labels,
+                # There is nothing else to balance labels with.
+                ce_schedule="constant" if task.from_labels else config.ce_schedule,
+            ),
             ensemble.to(device, memory_format=memory_format),
             config.baseline_loss() if task.from_labels else config.family_loss(),
             device=device,
@@ -309,7 +315,7 @@ class Phase:
             test = self.engine.evaluate(self._data.test)
         images = len(self.history) * self._batches * self._batch_size
         return PhaseResult(
-            ensemble=ensemble.eval(),
+            ensemble=copy.deepcopy(ensemble).eval(),  # the engine's may be given other weights yet
             selected_epoch=self._best["epoch"],
             history=self.history,
             test=test,
@@ -322,8 +328,6 @@ class Phase:
 
 def _build(task: PhaseTask, config: TrainConfig, data: DeviceData) -> StudentEnsemble:
     by_objective, teacher = not task.from_labels, task.teacher
-    if teacher is not None:
-        teacher.check_fits(data.num_classes, data.in_channels, str(config.teacher))
     ensemble = build_ensemble(
         config.model,
         config.num_students,
@@ -333,15 +337,28 @@ def _build(task: PhaseTask, config: TrainConfig, data: DeviceData) -> StudentEns
         gated=by_objective and config.family_objective.gated,
         hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
     )
-    if config.initial_weights is not None and 0 in ensemble.members:
-        try:
-            load_standard_weights(ensemble.student(0), config.initial_weights, classifier="auto")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"initial_weights: {error}") from error
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"initial_weights: {config.initial_weights} is missing") from error
+    if config.initial_weights is not None:
+        _load_published(ensemble, config.initial_weights)
     if task.start is not None:
         ensemble.base.load_state_dict(task.start.base.state_dict())
         for j in task.start.members:
             ensemble.student(j).branch.load_state_dict(task.start.student(j).branch.state_dict())
     return ensemble
+
+
+def _load_published(ensemble: StudentEnsemble, path: Path) -> None:
+    """Into student 1 and the base; of a student alone the base, as it has it in the family, or gains would differ."""
+    holder = ensemble
+    if 0 not in ensemble.members:
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is not kept
+            holder = build_ensemble(
+                ensemble.architecture, ensemble.num_students, ensemble.num_classes, ensemble.in_channels, (0,)
+            )
+    try:
+        load_standard_weights(holder.student(0), path, classifier="auto")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"initial_weights: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"initial_weights: {path} is missing") from error
+    if holder is not ensemble:
+        ensemble.base.load_state_dict(holder.base.state_dict())

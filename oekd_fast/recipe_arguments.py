@@ -39,12 +39,15 @@ def parse_arguments(options: type[Options], prog: str, arguments: Sequence[str] 
 
     Raises:
         RecipeError: there is no such recipe, or it is for another data set.
+        ValueError: there is no such objective; the message has the nearest names.
         SystemExit: an argument cannot be understood, or --help; that is said.
     """
     import tyro
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name = _recipe_of(arguments)
+    name, objective = _value_of("recipe", arguments), _value_of("objective", arguments)
+    if objective is not None and objective not in OBJECTIVES:
+        TrainConfig(objective=objective)  # says which are near, where tyro would list all
 
     def parse(config: TrainConfig) -> Options:
         return tyro.cli(
@@ -67,10 +70,10 @@ def parse_arguments(options: type[Options], prog: str, arguments: Sequence[str] 
     return parse(config)
 
 
-def _recipe_of(arguments: list[str]) -> str | None:
+def _value_of(option: str, arguments: list[str]) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?")
-    return parser.parse_known_args(arguments)[0].recipe
+    parser.add_argument(f"--{option}", nargs="?")
+    return getattr(parser.parse_known_args(arguments)[0], option)
 
 
 def recipe_table() -> Table:

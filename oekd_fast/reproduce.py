@@ -26,7 +26,7 @@ from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_ta
 from oekd_fast.recipes import RecipeError, get_recipe
 from oekd_fast.reproduction.ablations import Ablation, ablate
 from oekd_fast.reproduction.expected import papers_ablation
-from oekd_fast.reproduction.results import gather, write
+from oekd_fast.reproduction.results import gather, measured_before, write
 from oekd_fast.reproduction.seeds import run, seed_config
 from oekd_fast.reproduction.timing import time_epochs
 from oekd_fast.run_folder import RunFolderError
@@ -62,7 +62,7 @@ def reproduce(
     Args:
         seeds: how many, from ``config.seed`` on.
         timing: also measure epochs.
-        ablations: which of the paper's to train too.
+        ablations: which of the paper's to train too. What an earlier call measured of these two stays in the results.
 
     Returns:
         What results.json holds.
@@ -80,15 +80,17 @@ def reproduce(
     numbers = [config.seed + k for k in range(seeds)]
     summaries: dict[int, dict[str, Any]] = {}
     results: dict[str, Any] = {}
+    before = measured_before(folder, config)
     for seed in numbers:
         summaries[seed] = run(seed_config(config, folder, seed), console)
-        results = gather(protocol, config, summaries, numbers)
+        results = gather(protocol, config, summaries, numbers) | before
         write(folder, results)
     if timing:
         results["timing"] = time_epochs(config)
         write(folder, results)
     for name in ablations:
-        results["ablations"][name] = ablate(name, config, folder, numbers, console) | {"paper": papers_ablation(name)}
+        sweep = ablate(name, config, folder, numbers, console)
+        results["ablations"][name] = sweep | {"paper": papers_ablation(name), "seeds": numbers}
         write(folder, results)
     return results
 

@@ -32,7 +32,7 @@ class Schedule:
             "learning_rate": self._peak * self._factors,
             "adapter_rate": self._peak * config.adapter_rate * self._factors,
             "temperature": _between(config.temperature_start, loss.temperature, rises(config.temperature_schedule)),
-            "ce_weight": loss.ce_weight,
+            "ce_weight": loss.ce_weight * rises(config.ce_schedule),
             "kd_weight": loss.kd_weight * rises(config.kd_schedule),
             "feature_weight": config.feature_weight * rises(config.feature_schedule),
             "ema_share": ema_shares(config.ema_decay, len(self._factors)),

@@ -1,4 +1,4 @@
-"""Students on disk: weights as safetensors, and beside them in JSON all that is needed to use them."""
+"""Students on disk: weights as safetensors, and beside them in JSON all that is needed to use them; and their gate."""
 
 import hashlib
 import json
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from oekd_fast import __version__
 from oekd_fast.checkpoint import write_atomically
 from oekd_fast.ensemble import Student, StudentEnsemble
+from oekd_fast.gate import Gate
 from oekd_fast.models import Architecture, architecture_names, get_architecture
 
 FORMAT_VERSION = 1
+GATE_FILE = "gate.safetensors"  # beside the students that it weighs
 _WEIGHTS_SUFFIX = ".safetensors"
 _METADATA_SUFFIX = ".json"
 _CHECKSUM_FIELD = "weights_sha256"
@@ -178,6 +180,51 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
     _check_tensors(tensors, student, str(weights_path))
     student.load_state_dict(tensors, assign=True)
     return student.eval()
+
+
+def save_gate(gate: Gate, path: Path) -> None:
+    """Write the weights of `gate` to the file `path`, with their checksum, so that a crash leaves a complete file."""
+    safetensors = _import_safetensors()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}
+    facts = {"format": "pt", _CHECKSUM_FIELD: _checksum(tensors)}
+    write_atomically(path, safetensors.save(tensors, metadata=facts))
+
+
+def load_gate(path: Path, channels: int, students: int) -> Gate:
+    """Rebuild a saved gate on the CPU, in eval mode.
+
+    Args:
+        channels: of the base's map.
+        students: whom it weighs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of a gate of other sizes.
+        ImportError: safetensors is not installed.
+    """
+    _import_safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            checksum = (file.metadata() or {}).get(_CHECKSUM_FIELD)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    with torch.device("meta"):
+        gate = Gate(channels, students)
+    _check_tensors(tensors, gate, str(path))
+    if checksum != _checksum(tensors):
+        raise ValueError(f"{path}: damaged, its weights are not those that were saved")
+    gate.load_state_dict(tensors, assign=True)
+    return gate.eval()
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
 
 
 def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:

@@ -22,13 +22,21 @@ if TYPE_CHECKING:
 
 
 def summarise(
-    config: TrainConfig, results: Mapping[str, PhaseResult], device: torch.device, seconds: float, image_size: int
+    config: TrainConfig,
+    results: Mapping[str, PhaseResult],
+    device: torch.device,
+    seconds: float,
+    image_size: int,
+    combined: float | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json; accuracies in percent on the test split, at the selected epoch.
 
     ``relative_gain`` is (accuracy - baseline) / baseline in percent, as the paper reports it. ``flops`` are those of
     `student_flops` for one image of `image_size`. ``best_test_...`` is the highest test accuracy of any epoch, of each
     student its own: how the paper chooses, and too good by that; null unless every epoch was looked at (`track_test`).
+
+    Args:
+        combined: what `combined_accuracy` returns.
     """
     family = results["ensemble"]
     counts = family.ensemble.parameter_counts()
@@ -59,9 +67,7 @@ def summarise(
         "epochs": config.epochs,
         "selected_epoch": family.selected_epoch,
         "students": students,
-        "ensemble_accuracy": round(family.test.ensemble_accuracy, 4),
-        "last_epoch_ensemble_accuracy": round(family.last_test.ensemble_accuracy, 4),
-        "best_test_ensemble_accuracy": _best_test(family, lambda test: test["ensemble_accuracy"]),
+        **_ensemble_accuracies(config, family, combined),
         "test_images": family.test.images,
         "images_per_second": round(family.images_per_second, 1),
         "seconds": round(seconds, 1),
@@ -81,6 +87,22 @@ def summarise(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        "objective": config.objective,
+    }
+
+
+def _ensemble_accuracies(config: TrainConfig, family: PhaseResult, combined: float | None) -> dict[str, float | None]:
+    if combined is None:
+        return {
+            "ensemble_accuracy": round(family.test.ensemble_accuracy, 4),
+            "last_epoch_ensemble_accuracy": round(family.last_test.ensemble_accuracy, 4),
+            "best_test_ensemble_accuracy": _best_test(family, lambda test: test["ensemble_accuracy"]),
+        }
+    return {
+        "ensemble_accuracy": combined,
+        # Snapshots are the same whichever epoch is selected; generations are those of their selected epochs.
+        "last_epoch_ensemble_accuracy": combined if config.objective == "snapshot" else None,
+        "best_test_ensemble_accuracy": None,
     }
 
 

@@ -24,7 +24,7 @@ from oekd_fast.phase import DeviceData, Phase, PhaseResult, TrainingDiverged
 from oekd_fast.plan import FAMILY, baseline_names, combined_accuracy, phase_names, phase_task
 from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
 from oekd_fast.run_folder import RunFolder, RunFolderError
-from oekd_fast.students import Normalisation, StudentMetadata, save_student
+from oekd_fast.students import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.summary import draw_report, summarise, summary_table
 from oekd_fast.teacher import Teacher
 
@@ -40,6 +40,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
 
     Raises:
         DataError, RunFolderError, CheckpointError, TrainingDiverged, Interrupted, ValueError: see those classes.
+        FileNotFoundError: the file of the teacher or of the initial weights is missing.
     """
     console = console or Console()
     start = time.perf_counter()
@@ -52,7 +53,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         for note in data.notes:
             console.print(note, soft_wrap=True, markup=False)
 
-        teacher = None if config.teacher is None else Teacher.load(config.teacher)
+        teacher = _teacher(config, data)
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)
         for name in names:
@@ -66,8 +67,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
                 combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
-        summary = summarise(config, results, device, seconds, dataset.image_size)
-        summary |= {"objective": config.objective} | ({} if combined is None else {"ensemble_accuracy": combined})
+        summary = summarise(config, results, device, seconds, dataset.image_size, combined)
         _save_students(folder.students, dataset, data, results[FAMILY])
         for name in baseline_names(config) if config.baseline else ():
             _save_students(folder.baselines, dataset, data, results[name])
@@ -111,6 +111,26 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _teacher(config: TrainConfig, data: DeviceData) -> Teacher | None:
+    """The teacher from outside the run, refused here rather than after the phases before the one that it teaches."""
+    if config.teacher is None:
+        return None
+    try:
+        teacher = Teacher.load(config.teacher)
+    except ValueError as error:
+        raise ValueError(f"teacher: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"teacher: {str(error).removeprefix('path: ')}") from error
+    teacher.check_fits(data.num_classes, data.in_channels, str(config.teacher))
+    blocks = len(get_architecture(config.model).map_channels(0, config.num_students))
+    if config.objective == "fitnets" and len(teacher.channels) != blocks:
+        raise ValueError(
+            f"teacher: expected maps of {blocks} blocks, as {config.model} has, got {len(teacher.channels)} "
+            f"in {config.teacher}"
+        )
+    return teacher
+
+
 def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
     folder.mkdir(exist_ok=True)
     for j, accuracy in zip(result.ensemble.members, result.test.accuracy, strict=True):
@@ -123,6 +143,8 @@ def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result
             accuracy=accuracy,
         )
         save_student(result.ensemble.student(j), folder / f"student_{j + 1}", metadata)
+    if result.ensemble.gate is not None:
+        save_gate(result.ensemble.gate, folder / GATE_FILE)
 
 
 def main() -> int:

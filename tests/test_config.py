@@ -41,6 +41,7 @@ def test_defaults_are_the_papers():
         ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
         ("pad", -1, "pad: expected pixels >= 0, got -1"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+        ("ce_schedule", "sigma", "ce_schedule: did you mean sigmoid\\? expected one of constant, .* got 'sigma'"),
         ("optimizer", "lion", "optimizer: expected one of sgd, adam, rmsprop, got 'lion'"),
         (
             "schedule",
@@ -52,6 +53,12 @@ def test_defaults_are_the_papers():
 def test_bad_values_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{field: value})
+
+
+def test_another_objective_by_replace_keeps_the_weights():
+    changed = dataclasses.replace(TrainConfig(), objective="dml")
+    assert (changed.temperature, changed.ce_weight) == (2.0, 0.7)
+    assert (TrainConfig(objective="dml").temperature, TrainConfig(objective="dml").ce_weight) == (1.0, 1.0)
 
 
 def test_augmentation_and_its_parts_do_not_contradict_each_other():

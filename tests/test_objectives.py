@@ -9,13 +9,18 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from oekd_fast import train as command
 from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
 from oekd_fast.data import DeviceBatches, Split
+from oekd_fast.ensemble import build_ensemble
+from oekd_fast.interrupt import StopRequest
 from oekd_fast.objectives import OBJECTIVES
-from oekd_fast.plan import phase_names
+from oekd_fast.phase import DeviceData, Phase, PhaseResult
+from oekd_fast.plan import combined_accuracy, phase_names, phase_task
 from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments
+from oekd_fast.run_folder import RunFolder
 from oekd_fast.schedule import Schedule, copy_shares, ramp, rate_factors
-from oekd_fast.train import train
+from oekd_fast.train import dataset_of, train
 
 from .smooth_network import SMOOTH
 from .test_engine import CPU, NORMALISATION, make_batch, make_engine, make_teacher
@@ -317,6 +322,69 @@ def test_one_network_and_the_mean_of_what_it_was(tmp_path, fields):
     assert json.loads((tmp_path / "run/summary.json").read_text())["ensemble_accuracy"] == summary["ensemble_accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "networks"),
+    [
+        ({"objective": "snapshot", "schedule": "cyclic", "snapshots": 2, "track_test": True}, 2),
+        ({"objective": "born_again", "generations": 3, "epochs": 1, "track_test": True}, 3),
+    ],
+    ids=["snapshot", "born_again"],
+)
+def test_the_ensemble_is_the_mean_prediction_of_what_the_network_was(tmp_path, monkeypatch, fields, networks):
+    seen = []
+    monkeypatch.setattr(command, "combined_accuracy", lambda *args: seen.append(args) or combined_accuracy(*args))
+    # At this rate each network alone is far from the mean of all.
+    summary = run(tmp_path / "run", batch_size=64, learning_rate=0.1, warmup_epochs=0.0, **OWN | fields)
+    ((_, _, results, data, labels),) = seen
+    states = results["ensemble"].snapshots or [result.ensemble.state_dict() for result in results.values()]
+    assert len(states) == networks
+    test, (mean, std) = dataset_of(RUN).test, data.normalisation
+    images = (test.images / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    network, total = build_ensemble("resnet20", 2, 10, 1, (0,)).eval(), 0
+    for state in states:
+        network.load_state_dict(state)
+        with torch.no_grad():
+            total = total + network(images).logits[0].softmax(dim=1)
+    right = (total.argmax(dim=1) == labels).sum().item()
+    # An image may be at a tie up to rounding.
+    assert summary["ensemble_accuracy"] == pytest.approx(100 * right / len(labels), abs=100.5 / len(labels))
+    # At the last epoch there are the same snapshots, but no generations that go with it.
+    last = summary["ensemble_accuracy"] if fields["objective"] == "snapshot" else None
+    assert summary["last_epoch_ensemble_accuracy"] == last and summary["best_test_ensemble_accuracy"] is None
+    assert summary["students"][0]["best_test_accuracy"] is not None
+
+
+def test_labels_alone_have_their_weight_at_once(tmp_path):
+    config = replace(RUN, ce_schedule="linear", baseline=True, pretrain_epochs=1, output_dir=tmp_path / "run")
+    born_again = replace(config, objective="born_again", generations=2, pretrain_epochs=0, **OWN)
+    weights = {}
+    for chosen in (config, born_again):
+        data, results = DeviceData.of(dataset_of(chosen), chosen, CPU), {}
+        for name in phase_names(chosen):
+            phase = Phase(phase_task(name, chosen, data, results, None), chosen, data, RunFolder(chosen), CPU)
+            phase.engine.schedule.load()
+            weights[chosen.objective, name] = phase.engine.schedule.ce_weight.item()
+            results[name] = PhaseResult(phase.engine.ensemble, 1, [], None, None, 1.0, 1.0)
+    taught = [("oekd", "ensemble"), ("born_again", "ensemble")]
+    assert len(weights) == 7 and weights == {key: 0.0 if key in taught else 1.0 for key in weights}
+
+
+def test_the_family_starts_as_the_pretrained_student(tmp_path):
+    config = replace(RUN, pretrain_epochs=1, output_dir=tmp_path / "run")
+    data, folder, results = DeviceData.of(dataset_of(config), config, CPU), RunFolder(config), {}
+
+    def phase(name):
+        return Phase(phase_task(name, config, data, results, None), config, data, folder, CPU)
+
+    untaught = phase("ensemble").engine.ensemble.student(0).state_dict()
+    folder.claim(config)
+    results["pretraining"] = phase("pretraining").run(StopRequest(), Console(quiet=True))
+    family, taught = phase("ensemble").engine.ensemble, results["pretraining"].ensemble.student(0).state_dict()
+    for name, tensor in family.student(0).state_dict().items():
+        assert torch.equal(tensor, taught[name]), name
+    assert not torch.equal(taught["branch.classifier.weight"], untaught["branch.classifier.weight"])
+
+
 def test_pretraining_is_where_the_family_starts(tmp_path):
     run(tmp_path / "run", pretrain_epochs=1, freeze_base=True)
     saved = {
@@ -355,6 +423,8 @@ def test_a_teacher_of_other_classes_is_refused():
         ({"teacher": "x"}, "teacher: expected none but with objective kd or fitnets, got x with 'oekd'"),
         ({"objective": "one", "num_students": 1}, "num_students: expected at least 2 with objective='one', got 1"),
         ({"objective": "dml", "num_students": 1}, "num_students: expected at least 2 with objective='dml', got 1"),
+        ({"objective": "fitnets", "num_students": 1},
+         "num_students: expected at least 2 with objective='fitnets' and no teacher, got 1"),
         ({"objective": "dml", "detach_ensemble": False}, "detach_ensemble: expected True with objective='dml'"),
         ({"codistillation_delay": 2}, "codistillation_delay: expected 0 but with objective='codistillation', got 2"),
         ({"schedule": "cyclic"}, "schedule: expected cyclic with objective='snapshot' alone, got it with 'oekd'"),

@@ -125,6 +125,22 @@ def test_the_command_refuses_another_data_set():
     assert parse("--recipe", "evidence/fashion_mnist/resnet20", "--dataset", "fashion-mnist").train_images == 12000
 
 
+def test_the_hubs_name_of_a_recipes_data_set_is_its_own():
+    name, dataset = "paper/cifar100/resnet110", "uoft-cs/cifar100"
+    assert recipe_config(name, dataset=dataset) == recipe_config(name)
+    assert parse("--recipe", name, "--dataset", dataset, "--epochs", "45").learning_rate == 0.1
+    with pytest.raises(RecipeError, match="expected cifar100, .* got 'uoft-cs/cifar10'"):
+        parse("--recipe", name, "--dataset", "uoft-cs/cifar10")
+
+
+@pytest.mark.parametrize("arguments", [("--objective", "okd"), ("--objective=okd", "--epochs", "3")])
+def test_the_command_says_the_nearest_objective(arguments, capsys):
+    with pytest.raises(ValueError, match=r"^objective: did you mean oekd or kd\? expected one of oekd, .* got 'okd'$"):
+        parse(*arguments)
+    assert capsys.readouterr() == ("", "")
+    assert parse("--objective", "dml").objective == "dml"
+
+
 def test_the_list_names_every_recipe():
     lines = io.StringIO()
     Console(file=lines, width=200).print(recipe_table())

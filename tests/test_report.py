@@ -173,6 +173,72 @@ def test_an_ensemble_of_its_own_kind_is_told_from_the_mean(run):
     assert "&amp;c, one</h2>" in text and "is of its gate too" in text
 
 
+@pytest.fixture(scope="module")
+def gated(trained) -> Path:
+    """A run of ONE on the data of the other."""
+    config = TrainConfig(dataset=str(trained.parent / "a<b>&c"), objective="one", num_students=2, epochs=1,
+                         batch_size=20, output_dir=trained.parent / "gated", progress=False)  # fmt: skip
+    train(config, Console(quiet=True))
+    return config.run_folder
+
+
+def test_the_reported_ensemble_is_the_gated_one(gated, tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    finished = read_run(gated)
+    networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
+    result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
+    assert result.accuracy()[-1] == pytest.approx(finished.summary["ensemble_accuracy"], abs=1e-3)
+
+    # By hand, with a gate whose weights are far from a mean.
+    with torch.no_grad():
+        networks.gate.norm.bias.copy_(torch.tensor([0.0, 3.0]))
+        result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
+        scaled = networks.students[0].preprocess(dataset.test.images)
+        first, second = (student(scaled) for student in networks.students)
+        weights = networks.gate(networks.students[0].base(scaled))
+        mixed = (weights[:, :1] * first + weights[:, 1:] * second).softmax(dim=1).max(dim=1)
+    assert weights[:, 1].min() > 0.6
+    assert torch.equal(result.predicted[-1], mixed.indices)
+    torch.testing.assert_close(result.confidence[-1], mixed.values)
+
+    assert 'class="note">From here on' not in page_of(gated, output=tmp_path / "page")
+    older = shutil.copytree(gated, tmp_path / "older", ignore=shutil.ignore_patterns("checkpoints"))
+    (older / "students" / "gate.safetensors").unlink()
+    assert "gate too (a run keeps it in students/; older versions did not)" in page_of(older)
+    # Of a group, all or none: averages are of one kind.
+    change(older / "config.json", seed=1)
+    assert "gate too" in page_of(gated, older, output=tmp_path / "page")
+
+
+def test_a_damaged_gate_leaves_the_rest(gated, tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    copy = shutil.copytree(gated, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    (copy / "students" / "gate.safetensors").write_bytes(b"")
+    assert re.search("No calibration, .*gate.safetensors: damaged", page_of(copy))
+
+
+def test_snapshots_are_told_from_the_last_network(run):
+    summary = json.loads((run / "summary.json").read_text())
+    change(run / "summary.json", students=summary["students"][:1])
+    change(run / "config.json", objective="snapshot", schedule="cyclic", snapshots=1)
+    assert "is of its earlier networks too" in page_of(run)
+
+
+def test_paths_of_a_config_are_read_as_paths(run):
+    names = ("data_dir", "initial_weights", "teacher")
+    change(run / "config.json", objective="kd", **{name: f"somewhere/{name}" for name in names})
+    config = read_run(run).config
+    assert [getattr(config, name) for name in names] == [Path("somewhere", name) for name in names]
+
+
+def test_another_method_is_not_put_beside_the_papers_numbers(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    change(run / "summary.json", students=summary["students"][:1] * 5, dataset="cifar100")
+    change(run / "config.json", objective="dml", dataset="cifar100", model="resnet32", num_students=5,
+           data_dir=str(tmp_path))  # fmt: skip
+    assert "paper: " not in page_of(run)
+
+
 def test_one_network_is_not_put_beside_the_papers_families(run, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     change(run / "summary.json", students=summary["students"][:1], dataset="cifar100")

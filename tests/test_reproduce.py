@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from oekd_fast import reproduce as command
-from oekd_fast.config import TrainConfig
+from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
 from oekd_fast.engine import Engine
 from oekd_fast.interrupt import Interrupted
 from oekd_fast.paper import paper_tables
@@ -89,6 +89,15 @@ def test_a_best_test_epoch_that_one_seed_does_not_know_is_not_stated():
         assert accuracies([summary], "last_epoch")["gain_percent"] == [None]  # of 0 % alone
 
 
+def test_an_ensemble_that_one_seed_does_not_know_leaves_the_rest_of_the_measure():
+    one = summary_of([2.0], [1.0], best=0.5) | {"best_test_ensemble_accuracy": None}
+    found = accuracies([summary_of([4.0], [1.0], best=0.5), one], "best_test")
+    assert found["ensemble"] is None and found["family"][0]["mean"] == pytest.approx(3.5)
+    assert found["gain_points"][0]["mean"] == pytest.approx(2.0)
+    assert accuracies([one], "selected")["ensemble"] == {"mean": 80.0, "deviation": None}
+    assert accuracies([], "selected") is None
+
+
 def test_the_papers_numbers_stand_for_the_papers_families_alone():
     paper = papers_numbers(recipe_config(PAPER))
     assert paper["family"][4] == 46.76 and paper["gain_percent"][4] == pytest.approx(10.64, abs=0.01)
@@ -98,6 +107,8 @@ def test_the_papers_numbers_stand_for_the_papers_families_alone():
     assert papers_numbers(recipe_config(PAPER, num_students=3)) is None
     assert papers_numbers(recipe_config(DIGITS)) is None
     assert papers_numbers(replace(recipe_config(PAPER), dataset="uoft-cs/cifar100")) == paper
+    for objective in ("dml", "one", "independent", "born_again"):
+        assert papers_numbers(recipe_config(PAPER, objective=objective)) is None
 
 
 def results_of(summaries, **overrides) -> dict:
@@ -137,6 +148,18 @@ def test_one_seed_has_no_spread_and_what_is_not_known_is_not_stated():
     text = render(results_of([summary_of([2.0, 1.0], [1.0, 1.0])], num_students=2))
     assert "| 1 | 1,000 | 100.00 | 1.00 | 2.00 | +1.00 | +100.00 |\n" in text
     assert "Not known: not every run looked at the test images after every epoch." in text
+
+
+def test_an_ensemble_that_is_not_known_is_a_dash_and_not_drawn(tmp_path):
+    unknown = {f"{prefix}ensemble_accuracy": None for prefix in ("", "last_epoch_", "best_test_")}
+    results = results_of([summary | unknown for summary in FIVE])
+    assert render(results).count("\nEnsemble -; the paper's 78.86 %.\n") == 3
+    write(tmp_path, results)
+    assert json.loads((tmp_path / "results.json").read_text())["accuracy"]["last_epoch"]["ensemble"] is None
+
+
+def test_another_name_of_the_same_data_set_is_no_change():
+    assert results_of(FIVE)["changed"] == {} == results_of(FIVE, dataset="uoft-cs/cifar100")["changed"]
 
 
 def test_all_three_files_are_written(tmp_path):
@@ -188,6 +211,15 @@ def test_only_a_complete_summary_counts(config, summary, counts):
     leave(seed, summary)
     assert finished(seed) == (COMPLETE if counts else None)
     assert seed.run_folder == config.output_dir / "seed-3" and seed.seed == 3
+
+
+def test_generations_need_no_ensemble_of_the_last_epoch(config):
+    born_again = recipe_config(DIGITS, epochs=2, objective="born_again", output_dir=config.output_dir)
+    unknown = COMPLETE | {"last_epoch_ensemble_accuracy": None}
+    for k, (kind, counts) in enumerate(((config, False), (born_again, True))):
+        seed = seed_config(kind, config.output_dir, k)
+        leave(seed, unknown)
+        assert (finished(seed) is not None) == counts
 
 
 def test_a_summary_without_its_config_does_not_count(config):
@@ -255,6 +287,67 @@ def test_stopped_continued_and_done_again(config, monkeypatch):
         reproduce(DIGITS, replace(config, temperature=3.0), 2, console=QUIET)
 
 
+def test_a_seed_of_generations_is_not_trained_again(config, monkeypatch):
+    """Their ensemble is that of the networks of the selected epochs, and there is none that goes with another epoch."""
+    fields = {"objective": "born_again", "generations": 2, "epochs": 1}
+    weights = dict.fromkeys(OBJECTIVES_OWN)
+    config = replace(config, **fields, **weights)
+    results = reproduce(DIGITS, config, 1, console=QUIET)
+    measures = results["accuracy"]
+    assert measures["selected"]["ensemble"]["mean"] >= 0
+    assert measures["last_epoch"]["ensemble"] is None and measures["best_test"]["ensemble"] is None
+    assert len(measures["best_test"]["family"]) == 1
+    assert (config.output_dir / "results.md").read_text().count("\nEnsemble -.\n") == 2
+    monkeypatch.setattr(seeds, "train", None)
+    assert reproduce(DIGITS, config, 1, console=QUIET)["accuracy"] == measures
+
+
+TIMING = {
+    "family": 2.0, "alone": [1.0] * 2, "sequential": 2.0, "rounds": 5, "steps": 2, "steps_per_epoch": 2,
+    "ratio": {"median": 1.0, "lowest": 1.0, "highest": 1.0}, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(config, monkeypatch):
+    """A reproduction of two seeds with timing and an ablation, nothing of which is trained."""
+    config.output_dir.mkdir()
+    monkeypatch.setattr(command, "run", lambda config, console: COMPLETE)
+    monkeypatch.setattr(ablations, "run", lambda config, console: COMPLETE)
+    monkeypatch.setattr(command, "time_epochs", lambda config: TIMING)
+    return reproduce(DIGITS, config, 2, timing=True, ablations=("alpha",), console=QUIET)
+
+
+def test_what_was_measured_before_stays_in_the_results(config, measured):
+    for seeds_asked in (2, 3):
+        again = reproduce(DIGITS, config, seeds_asked, console=QUIET)
+        assert again["timing"] == TIMING and again["ablations"] == measured["ablations"] != {}
+        text = (config.output_dir / "results.md").read_text()
+        assert "## Time" in text and "## alpha" in text
+        assert ("All else stays as above. Seeds 0, 1.\n" in text) == (seeds_asked == 3)
+    both = reproduce(DIGITS, config, 2, ablations=("temperature",), console=QUIET)
+    assert both["ablations"].keys() == {"alpha", "temperature"} and both["timing"] == TIMING
+
+
+def test_results_from_before_a_field_existed_stay_too(config, measured):
+    file = config.output_dir / "results.json"
+    older = json.loads(file.read_text())
+    del older["config"]["ce_schedule"], older["ablations"]["alpha"]["seeds"]
+    file.write_text(json.dumps(older))
+    again = reproduce(DIGITS, config, 3, console=QUIET)
+    assert again["timing"] == TIMING and "alpha" in again["ablations"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', "other"])
+def test_damaged_results_and_those_of_another_config_are_ignored(config, measured, content):
+    file = config.output_dir / "results.json"
+    other = content == "other"
+    if not other:
+        file.write_text(content)
+    again = reproduce(DIGITS, replace(config, weight_decay=0.5) if other else config, 2, console=QUIET)
+    assert again["timing"] is None and again["ablations"] == {}
+
+
 def test_ablations_train_the_family_alone_and_own_values_not_again(config, monkeypatch):
     runs = []
     monkeypatch.setattr(ablations, "run", lambda config, console: runs.append(config) or COMPLETE)
@@ -288,6 +381,7 @@ def test_epochs_of_family_and_students_are_timed(config, fields, students):
         ((), "recipe: expected a name, --list-recipes shows all, got none"),
         (("--recipe", "paper/cifar100/resnet101"), "did you mean paper/cifar100/resnet110"),
         (("--recipe", PAPER, "--dataset", "svhn"), "dataset: expected cifar100"),
+        (("--recipe", PAPER, "--objective", "okd"), "error: objective: did you mean oekd or kd? expected one of oekd"),
         (("--recipe", PAPER, "--seeds", "0"), "seeds: expected an integer >= 1, got 0"),
     ],
 )

@@ -30,6 +30,16 @@ def test_cosine_falls_to_near_zero():
     assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
 
 
+def test_the_weight_of_the_labels_rises_to_its_value():
+    schedule = make(TrainConfig(epochs=3, ce_schedule="linear", ramp_epochs=1.0, ce_weight=0.6, kd_weight=0.3), 4)
+    read = []
+    for _ in range(6):
+        schedule.load()
+        read.append((schedule.ce_weight.item(), schedule.kd_weight.item()))
+    assert [ce for ce, _ in read] == pytest.approx([0.0, 0.15, 0.3, 0.45, 0.6, 0.6])
+    assert [kd for _, kd in read] == pytest.approx([0.3] * 6)
+
+
 def test_a_step_finds_its_values_where_those_of_the_last_one_were():
     config = TrainConfig(epochs=4, schedule="cosine", warmup_epochs=0, learning_rate=0.2, adapter_rate=0.25)
     schedule = make(config, 5)

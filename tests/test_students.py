@@ -8,7 +8,16 @@ import torch
 
 import oekd_fast
 from oekd_fast.ensemble import build_ensemble
-from oekd_fast.students import Normalisation, StudentMetadata, load_student, save_student
+from oekd_fast.gate import Gate
+from oekd_fast.students import (
+    GATE_FILE,
+    Normalisation,
+    StudentMetadata,
+    load_gate,
+    load_student,
+    save_gate,
+    save_student,
+)
 
 NORMALISATION = Normalisation(mean=(0.5, 0.25, 0.4), std=(0.2, 0.5, 0.25))
 CLASSES = tuple("abcdefg")
@@ -227,6 +236,62 @@ def test_missing_safetensors_is_one_clear_line(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r"^students need safetensors: pip install 'oekd_fast\[train\]'$"):
         load_student(saved)
+
+
+# -- the gate
+
+
+@pytest.fixture
+def gate():
+    torch.manual_seed(0)
+    gate = Gate(16, 3)
+    gate(torch.randn(8, 16, 4, 4) * 2 + 1)  # so that BatchNorm has statistics to lose
+    return gate.eval()
+
+
+@pytest.fixture
+def saved_gate(tmp_path, gate):
+    save_gate(gate, tmp_path / GATE_FILE)
+    return tmp_path / GATE_FILE
+
+
+def test_a_loaded_gate_weighs_the_same(saved_gate, gate):
+    before = torch.get_rng_state()
+    loaded, maps = load_gate(saved_gate, 16, 3), torch.ones(2, 16, 4, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training and torch.equal(loaded(maps), gate(maps))
+    assert [path.name for path in saved_gate.parent.iterdir()] == ["gate.safetensors"]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-4], lambda data: data[:100], lambda data: b"",
+                                    lambda data: data[:-1] + bytes([data[-1] ^ 1])])  # fmt: skip
+def test_a_damaged_gate_is_refused(saved_gate, damage):
+    saved_gate.write_bytes(damage(saved_gate.read_bytes()))
+    with pytest.raises(ValueError, match=r"gate\.safetensors: damaged"):
+        load_gate(saved_gate, 16, 3)
+
+
+def test_a_gate_that_lacks_a_tensor_or_is_of_another_family_is_refused(saved_gate, gate):
+    for channels, students in ((16, 4), (8, 3)):
+        message = rf"gate\.safetensors: expected linear.weight of shape \[{students}, {channels}\], got \[3, 16\]"
+        with pytest.raises(ValueError, match=message):
+            load_gate(saved_gate, channels, students)
+    del gate.norm
+    save_gate(gate, saved_gate)
+    message = r"gate\.safetensors: the tensors are not those of the model; missing: norm.bias, .* and 2 more"
+    with pytest.raises(ValueError, match=message):
+        load_gate(saved_gate, 16, 3)
+
+
+def test_a_failed_save_leaves_the_gate_as_it_was(saved_gate, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    before = saved_gate.read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_gate(Gate(16, 3), saved_gate)
+    assert saved_gate.read_bytes() == before and len(list(saved_gate.parent.iterdir())) == 1
 
 
 def test_the_package_exports_load_student():

@@ -17,18 +17,23 @@ from rich.console import Console
 
 from oekd_fast import load_student, reference
 from oekd_fast.checkpoint import load_latest_checkpoint
-from oekd_fast.config import TrainConfig
+from oekd_fast.config import OBJECTIVES_OWN, TrainConfig
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, Split, centre, load_dataset
 from oekd_fast.engine import Engine
+from oekd_fast.ensemble import build_ensemble
 from oekd_fast.interrupt import Interrupted
 from oekd_fast.options import KDOptions
-from oekd_fast.phase import DeviceData, TrainingDiverged
-from oekd_fast.run_folder import RunFolderError
-from oekd_fast.train import train
+from oekd_fast.phase import DeviceData, Phase, TrainingDiverged
+from oekd_fast.plan import phase_task
+from oekd_fast.reproduction.seeds import finished
+from oekd_fast.run_folder import RunFolder, RunFolderError
+from oekd_fast.students import GATE_FILE, Normalisation, StudentMetadata, save_student
+from oekd_fast.teacher import Teacher
+from oekd_fast.train import dataset_of, train
 
 from .models.standard_nets import published
 
-QUIET = Console(quiet=True)
+CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 TIMES = ("seconds", "images_per_second")
 
 
@@ -224,6 +229,83 @@ def test_published_weights_are_where_student_1_and_the_base_start(config, tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+def test_a_baseline_has_the_published_base_too(config, tmp_path):
+    """So that its gain is not that of published weights; all else starts as it does without them."""
+    name, net = published("resnet18", num_classes=7)
+    torch.save(net.state_dict(), tmp_path / "published.pth")
+    plain = replace(config, model=name)
+    data, made, drawn = DeviceData.of(dataset_of(plain), plain, CPU), [], []
+    for chosen in (plain, replace(plain, initial_weights=tmp_path / "published.pth")):
+        task = phase_task("baseline_2", chosen, data, {}, None)
+        made.append(Phase(task, chosen, data, RunFolder(chosen), CPU).engine.ensemble)
+        drawn.append(torch.get_rng_state())
+    without, given = made
+    assert torch.equal(given.base.conv.weight, net.conv1.weight)
+    assert torch.equal(given.base.norm.running_var, net.bn1.running_var)
+    assert not torch.equal(without.base.conv.weight, net.conv1.weight)
+    for one, other in zip(given.branches.parameters(), without.branches.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(*drawn)
+
+
+# -- a teacher from outside
+
+
+@pytest.fixture
+def teacher(config, tmp_path) -> Path:
+    """Of three classes in colour, with maps of three blocks; not trained."""
+    torch.manual_seed(0)
+    family = build_ensemble("resnet20", 1, 3)
+    metadata = StudentMetadata.of(
+        family, 0, image_size=8, classes="abc", normalisation=Normalisation((0.5,) * 3, (0.2,) * 3)
+    )
+    return save_student(family.student(0), tmp_path / "teacher", metadata)
+
+
+def refuse_teacher(config: TrainConfig, error: type[Exception], message: str) -> None:
+    """Before anything is trained, though there are phases before the one that it teaches."""
+    with pytest.raises(error, match=message):
+        train(replace(config, pretrain_epochs=1), QUIET)
+    assert not config.output_dir.exists()
+
+
+def test_a_teacher_that_does_not_fit_is_refused_at_once(config, teacher, monkeypatch):
+    chosen = replace(config, objective="kd", teacher=teacher)
+    message = f"^teacher: expected 10 classes, as the data set has, got 3 in {teacher}$"
+    refuse_teacher(replace(chosen, dataset="digits"), ValueError, message)
+    shallow = Teacher(load_student(teacher), ((0.5,) * 3, (0.2,) * 3), (16, 32), 3, 3)
+    monkeypatch.setattr(Teacher, "load", lambda path: shallow)
+    message = f"^teacher: expected maps of 3 blocks, as resnet20 has, got 2 in {teacher}$"
+    refuse_teacher(replace(chosen, objective="fitnets"), ValueError, message)
+
+
+def test_a_missing_or_damaged_teacher_is_named(config, teacher):
+    chosen = replace(config, objective="kd", teacher=teacher)
+    teacher.write_bytes(teacher.read_bytes()[:-1])
+    refuse_teacher(chosen, ValueError, "^teacher: .*teacher.safetensors: damaged")
+    teacher.unlink()
+    refuse_teacher(chosen, FileNotFoundError, "^teacher: a student needs .*teacher.safetensors, which is missing$")
+
+
+# -- every objective
+
+
+@pytest.mark.parametrize("objective", ["one", "dml", "codistillation", "fitnets", "independent"])
+def test_a_family_is_trained_by_every_objective(config, objective):
+    chosen = replace(config, objective=objective, epochs=1, **dict.fromkeys(OBJECTIVES_OWN))
+    summary = train(chosen, QUIET)
+    assert summary["objective"] == objective and len(summary["students"]) == 2
+    accuracies = [student[name] for student in summary["students"] for name in ("accuracy", "last_epoch_accuracy")]
+    accuracies += [summary["ensemble_accuracy"], summary["last_epoch_ensemble_accuracy"]]
+    assert all(0 <= accuracy <= 100 for accuracy in accuracies)
+    assert finished(replace(chosen, resume=True)) == json.loads(json.dumps(summary))
+    (line,) = metrics_without_times(chosen.run_folder)
+    assert (line["train"]["feature"] > 0) == (objective == "fitnets")
+    files = {path.name for path in (chosen.run_folder / "students").iterdir()}
+    own = {f"student_{j}.{suffix}" for j in (1, 2) for suffix in ("json", "safetensors")}
+    assert files == (own | {GATE_FILE} if objective == "one" else own)
+
+
 def test_the_best_test_epoch_is_kept_apart_and_chooses_nothing(config, tmp_path):
     plain = train(replace(config, baseline=True), QUIET)
     again = replace(config, baseline=True, track_test=True, output_dir=tmp_path / "again")
@@ -350,13 +432,15 @@ def test_a_run_from_before_a_field_existed_is_resumed(config):
     train(replace(config, epochs=1), QUIET)
     file = config.output_dir / "config.json"
     fields = json.loads(file.read_text())
-    for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt"):
+    for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt", "ce_schedule"):
         del fields[name]
     file.write_text(json.dumps(fields))
     train(replace(config, epochs=1, resume=True), QUIET)
     file.write_text(json.dumps(fields))
     with pytest.raises(RunFolderError, match="train_images: expected None, got 60"):
         train(replace(config, epochs=1, resume=True, train_images=60), QUIET)
+    with pytest.raises(RunFolderError, match="ce_schedule: expected 'constant', got 'linear'"):
+        train(replace(config, epochs=1, resume=True, ce_schedule="linear"), QUIET)
 
 
 def test_a_checkpoint_of_another_config_is_refused(config):

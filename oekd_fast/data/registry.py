@@ -84,7 +84,10 @@ KNOWN: Mapping[str, KnownDataset] = {
 }
 
 
+_BY_HUB_ID = {known.hub_id: name for name, known in KNOWN.items() if known.hub_id is not None}
+
+
 def known_name(name: str) -> str | None:
-    """The name in `KNOWN` that `name` means, which may have hyphens; None if it means none."""
-    plain = name.replace("-", "_")
+    """The name in `KNOWN` that `name` means, which may have hyphens or be that of the hub; None if it means none."""
+    plain = _BY_HUB_ID.get(name, name.replace("-", "_"))
     return plain if plain in KNOWN else None

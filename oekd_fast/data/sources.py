@@ -42,13 +42,14 @@ def load_dataset(
 
     1. "digits": scikit-learn's 8x8 scans, part of that package.
     2. A known name ("cifar10", "cifar100", "svhn", "fashion_mnist", "mnist", "stl10", "cub200", "caltech256",
-       "tiny_imagenet", "tiny_imagenet25", "imagenet_1k"; hyphens will do for underscores): with `data_dir`, the files
-       in `data_dir/<name>` in any layout of 3, or parquet files in `data_dir` itself; without, from the Hugging Face
-       hub. A folder that has a known name is reached as "./<name>".
+       "tiny_imagenet", "tiny_imagenet25", "imagenet_1k"; hyphens will do for underscores), or the hub's name of such a
+       data set ("uoft-cs/cifar100"): with `data_dir`, the files in `data_dir/<name>` in any layout of 3, or parquet
+       files in `data_dir` itself; without, from the Hugging Face hub. A folder that has a known name is reached as
+       "./<name>".
     3. A folder with arrays (`train.images.npy`: uint8, N x H x W x C or N x H x W, and `train.labels.npy`),
        parquet files (`train-*.parquet`), or images in `train/<class>/` or just `<class>/`. `test` and
        `validation` (or `valid`, `val`) are named like `train`.
-    4. "owner/name": a data set of the Hugging Face hub.
+    4. "owner/name": any other data set of the Hugging Face hub.
 
     A validation split without a test split is used as the test. A test split that is missing is a stratified
     fifth of the training images, always the same; a validation split that is missing is a stratified

@@ -26,6 +26,9 @@ def load_standard_weights(
 ) -> None:
     """Copy the weights of a standard network into `student`, in place; all of them, or none with an error.
 
+    Names and shapes do not tell how a network computes: timm's `tf_efficientnet_*` (which pad as TensorFlow does,
+    "SAME") and those of its EfficientNets whose BatchNorm has another eps load too, but compute other outputs here.
+
     Args:
         student: `ensemble.student(0)` of a resnet*, resnext*, wide_resnet* (not the CIFAR ones), densenet121 or
             efficientnet_b*.

@@ -13,18 +13,20 @@ from torch import Tensor
 from oekd_fast.config import TrainConfig
 from oekd_fast.data import DataError, ImageDataset, centre
 from oekd_fast.data.registry import known_name
+from oekd_fast.gate import Gate
 from oekd_fast.reporting.cam_figures import CamPanels
 from oekd_fast.reporting.grad_cam import grad_cam
 from oekd_fast.reporting.runs import ReportError, Run
-from oekd_fast.students import LoadedStudent, load_student
+from oekd_fast.students import GATE_FILE, LoadedStudent, load_gate, load_student
 
 
 @dataclass(frozen=True)
 class Networks:
-    """A run's family on a device, and each student trained alone, if the run kept those."""
+    """A run's family on a device, its gate, and each student trained alone: the latter two if the run kept them."""
 
     students: tuple[LoadedStudent, ...]
     baselines: tuple[LoadedStudent, ...]
+    gate: Gate | None = None
 
 
 def load_networks(run: Run, device: torch.device) -> Networks:
@@ -32,13 +34,24 @@ def load_networks(run: Run, device: torch.device) -> Networks:
 
     Raises:
         ReportError: its students are not there.
-        ValueError: a file is damaged, or the architecture is not registered.
+        ValueError: a file is damaged, or the architecture is not registered, or the gate is of another family.
     """
     students, baselines = ([load_student(path).to(device) for path in run.saved(kind)] for kind in
                            ("students", "baselines"))  # fmt: skip
     if not students:
         raise ReportError(f"{run.path / 'students'} lacks weights of {len(run.summary['students'])} students")
-    return Networks(tuple(students), tuple(baselines))
+    return Networks(tuple(students), tuple(baselines), _gate_of(run, students))
+
+
+def _gate_of(run: Run, students: Sequence[LoadedStudent]) -> Gate | None:
+    file = run.path / "students" / GATE_FILE
+    if not (run.config.family_objective.gated and file.is_file()):
+        return None
+    first = students[0]
+    image = torch.zeros(1, first.metadata.in_channels, first.metadata.image_size, first.metadata.image_size)
+    with torch.no_grad():
+        shared = first.base(image.to(first.mean.device))
+    return load_gate(file, shared.shape[1], len(students)).to(shared.device)
 
 
 def moved(config: TrainConfig, data_dir: Path | None) -> TrainConfig:

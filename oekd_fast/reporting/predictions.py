@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.data import AnyAugmentation, AnySplit, centre
+from oekd_fast.gate import Gate
 from oekd_fast.students import LoadedStudent
 
 BATCH = 256
@@ -45,14 +46,16 @@ def predict(
     split: AnySplit,
     augmentation: AnyAugmentation,
     device: torch.device,
+    gate: Gate | None = None,
 ) -> Predictions:
-    """Run the students, the mean of their logits and the baselines over `split`, in fp32.
+    """Run the students, their ensemble and the baselines over `split`, in fp32.
 
     Args:
         students: the family, on `device` and in evaluation mode.
         baselines: each student trained alone, likewise; may be empty.
         split: of N images.
         augmentation: of the training images, which says what evaluation sees of them.
+        gate: weighs the students' logits for each image, on `device` and in evaluation mode; None: their mean.
 
     Returns:
         Of the students, "ensemble", and "<student> alone" for each baseline, in this order.
@@ -62,7 +65,12 @@ def predict(
         images = centre(split.gather(rows), augmentation).to(device)
         family = torch.stack([student(student.preprocess(images)) for student in students])
         alone = [student(student.preprocess(images)) for student in baselines]
-        best = torch.stack([*family, family.mean(dim=0), *alone]).softmax(dim=-1).max(dim=-1)
+        if gate is None:
+            ensemble = family.mean(dim=0)
+        else:  # all students have the same base
+            weights = gate(students[0].base(students[0].preprocess(images)))
+            ensemble = torch.einsum("bs,sbc->bc", weights, family)
+        best = torch.stack([*family, ensemble, *alone]).softmax(dim=-1).max(dim=-1)
         predicted.append(best.indices.cpu())
         confidence.append(best.values.cpu())
     names = student_names(len(students))

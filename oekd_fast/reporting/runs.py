@@ -101,7 +101,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _as_field(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
-    return Path(value) if name in ("data_dir", "teacher") and value is not None else value
+    return Path(value) if name in ("data_dir", "initial_weights", "teacher") and value is not None else value
 
 
 def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:

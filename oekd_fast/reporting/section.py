@@ -87,8 +87,7 @@ class Section:
     def _results(self) -> Iterator[str]:
         runs, first = self._runs, self._runs[0].summary
         summaries = [run.summary for run in runs]
-        # The paper has families, not one network trained in some other way.
-        paper = None if runs[0].config.family_objective.alone else papers_numbers(runs[0].config)
+        paper = papers_numbers(runs[0].config)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"
@@ -144,6 +143,7 @@ class Section:
                 "No weights of baselines: students alone are left out of what follows (a run keeps them in baselines/; "
                 "older versions did not)."
             )
+        with_gates = all(loaded.gate is not None for loaded in networks)
         runs = [
             predict(
                 loaded.students,
@@ -151,16 +151,19 @@ class Section:
                 dataset.test,
                 dataset.augmentation,
                 self.device,
+                loaded.gate if with_gates else None,
             )
             for loaded in networks
         ]
         yield from self._check(runs)
         objective = self._runs[0].config.family_objective
-        if objective.alone or objective.gated:
-            own = "gate" if objective.gated else "earlier networks"
+        if objective.alone or (objective.gated and not with_gates):
+            own = "earlier networks too"
+            if objective.gated:
+                own = "gate too (a run keeps it in students/; older versions did not)"
             yield page.note(
                 "From here on the ensemble is the plain mean of the saved students' logits; that of the run itself, in "
-                f"the table above, is of its {own} too."
+                f"the table above, is of its {own}."
             )
         yield from self._calibration(runs)
         family = len(networks[0].students) + 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from oekd_fast.config import TrainConfig
-from oekd_fast.data.registry import KNOWN, known_name
+from oekd_fast.data.registry import known_name
 from oekd_fast.paper import paper_tables
 
 STUDENTS = 5
 
 
 def papers_numbers(config: TrainConfig) -> dict[str, Any] | None:
-    """What the paper has for the data set and model of `config`; None if nothing, or if the family is another.
+    """What the paper has for the data set and model of `config`; None if nothing, or if family or method is another.
 
     Returns:
         ``family`` and ``baseline`` (percent a student), ``gain_points``, ``gain_percent``; ``ensemble`` (percent) and
@@ -20,7 +20,7 @@ def papers_numbers(config: TrainConfig) -> dict[str, Any] | None:
     """
     tables, dataset = paper_tables(), _papers_name(config.dataset)
     row = tables["accuracy"].get(dataset, {}).get(config.model)
-    if row is None or config.num_students != STUDENTS:
+    if row is None or config.num_students != STUDENTS or config.objective != "oekd":
         return None
     pairs = list(zip(row["ensemble"], row["baseline"], strict=True))
     errors = tables["ensemble_error_percent"]
@@ -42,8 +42,7 @@ def papers_ablation(name: str) -> dict[str, list[float]]:
 
 
 def _papers_name(dataset: str) -> str:
-    hub_names = {facts.hub_id: name for name, facts in KNOWN.items()}
-    name = known_name(dataset) or hub_names.get(dataset, dataset)
+    name = known_name(dataset) or dataset
     return "imagenet" if name == "imagenet_1k" else name
 
 

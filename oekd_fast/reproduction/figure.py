@@ -33,7 +33,8 @@ def _draw_accuracies(axes: Axes, results: Mapping[str, Any]) -> None:
     _points(axes, accuracy["family"], -0.08, "o-", color="C0", label="in the family")
     if "baseline" in accuracy:
         _points(axes, accuracy["baseline"], 0.08, "s--", color="C1", label="alone")
-    axes.axhline(accuracy["ensemble"]["mean"], color="C0", linestyle=":", label="ensemble")
+    if accuracy["ensemble"] is not None:
+        axes.axhline(accuracy["ensemble"]["mean"], color="C0", linestyle=":", label="ensemble")
     if paper:
         for name, label, place, form in (("family", "in the family", -0.24, "x"), ("baseline", "alone", 0.24, "+")):
             places = [j + place for j in range(1, len(paper[name]) + 1)]

@@ -71,7 +71,8 @@ def _accuracies(results: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:
             row += [number(paper[name][j], _sign(name)) for name in columns]
         rows.append(row)
     papers = f"; the paper's {number(paper['ensemble'])} %" if paper and paper["ensemble"] is not None else ""
-    return f"{table(heading, rows)}\nEnsemble {number(accuracy['ensemble'])} %{papers}.\n"
+    ensemble = "-" if accuracy["ensemble"] is None else f"{number(accuracy['ensemble'])} %"
+    return f"{table(heading, rows)}\nEnsemble {ensemble}{papers}.\n"
 
 
 def _sign(name: str) -> str:
@@ -113,9 +114,12 @@ def _ablation(name: str, sweep: Mapping[str, Any], results: Mapping[str, Any]) -
         rows.append([value, "ours", *map(number, ours)])
         if len(sweep["paper"][value]) == students + 1:
             rows.append([value, "paper", *map(number, sweep["paper"][value])])
+    # They may be of an earlier call, for other seeds.
+    others = sweep.get("seeds", results["seeds"]) != results["seeds"]
+    seeds = f" Seeds {', '.join(map(str, sweep['seeds']))}." if others else ""
     return (
         f"## {name.replace('_', ', ')} (the paper's Table {sweep['table']}: ResNet110 on CIFAR-100)\n\n"
-        f"{table(heading, rows)}\n{TITLES[measure]}. All else stays as above.\n"
+        f"{table(heading, rows)}\n{TITLES[measure]}. All else stays as above.{seeds}\n"
     )
 
 

@@ -42,7 +42,7 @@ def gather(
         "changed": {
             name: {"recipe": own[name], "here": value}
             for name, value in plain.items()
-            if value != own[name] and name != "seed"
+            if value != own[name] and name not in ("seed", "dataset")  # which may have another name: no change
         },
         "seeds": list(summaries),
         "seeds_asked": list(seeds),
@@ -60,6 +60,20 @@ def gather(
         "versions": {"oekd_fast": __version__},
         "config": plain,
     }
+
+
+def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """``timing`` and ``ablations`` of the results.json in `folder`: nothing, unless it is there and of this config.
+
+    A field that it does not know had the behaviour of its default.
+    """
+    try:
+        before = json.loads((folder / "results.json").read_bytes())
+        trained = TrainConfig().training_fields() | before["config"]
+        kept = {"timing": before["timing"], "ablations": dict(before["ablations"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return kept if trained == config.training_fields() else {}
 
 
 def protocol(config: TrainConfig) -> str:

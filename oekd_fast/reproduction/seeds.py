@@ -42,7 +42,9 @@ def _is_complete(summary: dict[str, Any], config: TrainConfig) -> bool:
     if config.baseline:
         of_student += ["baseline_accuracy", "last_epoch_baseline_accuracy"]
     numbers = [student[key] for student in summary["students"] for key in of_student]
-    numbers += [summary["ensemble_accuracy"], summary["last_epoch_ensemble_accuracy"]]
+    numbers.append(summary["ensemble_accuracy"])
+    if config.objective != "born_again":  # whose ensemble is of selected epochs alone
+        numbers.append(summary["last_epoch_ensemble_accuracy"])
     return len(numbers) > 2 and summary["epochs"] == config.epochs and all(map(math.isfinite, numbers))
 
 

@@ -17,15 +17,19 @@ def accuracies(summaries: Sequence[Mapping[str, Any]], measure: str) -> dict[str
     Returns:
         ``family`` and, with baselines, ``baseline``, ``gain_points`` and ``gain_percent`` (of the baseline; None where
         one is 0), each a `Spread` as a dict a student; ``ensemble``, one. Gains are those of each seed's
-        family over the same seed's baseline.
+        family over the same seed's baseline. ``ensemble`` is None unless all runs know theirs: a run of one network may
+        have none that goes with the epoch.
     """
     prefix = MEASURES[measure]
     family = [[student[f"{prefix}accuracy"] for student in _students(s, prefix)] for s in summaries]
     alone = [[student[f"{prefix}baseline_accuracy"] for student in _students(s, prefix)] for s in summaries]
     ensemble = [summary.get(f"{prefix}ensemble_accuracy") for summary in summaries]
-    if None in ensemble or not ensemble:
+    if not summaries or any(None in row for row in family):
         return None
-    result: dict[str, Any] = {"family": _by_student(family), "ensemble": _as_dict(ensemble)}
+    result: dict[str, Any] = {
+        "family": _by_student(family),
+        "ensemble": None if None in ensemble else _as_dict(ensemble),
+    }
     if not any(None in row for row in alone):
         pairs = [
             [(row[j], base[j]) for row, base in zip(family, alone, strict=True)] for j in range(len(result["family"]))

@@ -51,24 +51,28 @@ def table(columns, channels, sizes, labels):
     return datasets.Dataset.from_dict(values, features=datasets.Features(features))
 
 
-@pytest.fixture(params=HUB)
-def loaded(request, monkeypatch) -> ImageDataset:
-    """The data set as it comes from a stand-in for the hub."""
+def from_hub(monkeypatch, known, name) -> ImageDataset:
+    """The data set `known`, asked for as `name`, as it comes from a stand-in for the hub."""
     datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
-    call, columns, splits, channels, sizes = HUB[request.param]
+    call, columns, splits, channels, sizes = HUB[known]
     calls = []
 
     def load(*arguments):
         calls.append(arguments)
-        unlabelled = "test" if request.param == "imagenet_1k" else "none"
+        unlabelled = "test" if known == "imagenet_1k" else "none"
         return {
             name: table(columns, channels, sizes, [-1] * 20 if name == unlabelled else [0, 1] * 10) for name in splits
         }
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    data = load_dataset(request.param.replace("_", "-"), stream=request.param in ("cub200", "imagenet_1k"))
+    data = load_dataset(name, stream=known in ("cub200", "imagenet_1k"))
     assert calls == [call]
     return data
+
+
+@pytest.fixture(params=HUB)
+def loaded(request, monkeypatch) -> ImageDataset:
+    return from_hub(monkeypatch, request.param, request.param.replace("_", "-"))
 
 
 def test_data_from_the_hub(loaded):
@@ -84,13 +88,25 @@ def test_data_from_the_hub(loaded):
     assert len(mean) == len(std) == channels and all(0 < value < 1 for value in (*mean, *std))
 
 
+@pytest.mark.parametrize("known", HUB)
+def test_a_known_data_set_by_its_name_on_the_hub(monkeypatch, known):
+    """Columns, hub config, splits that are left out, augmentation and statistics are those of the known name."""
+    (hub_id, _), *_ = HUB[known]
+    assert known_name(hub_id) == known
+    named, by_id = (from_hub(monkeypatch, known, name) for name in (known, hub_id))
+    for attribute in ("name", "classes", "augmentation", "published", "notes"):
+        assert getattr(by_id, attribute) == getattr(named, attribute), attribute
+    for split in ("train", "validation", "test"):
+        assert torch.equal(getattr(by_id, split).labels, getattr(named, split).labels)
+
+
 def test_every_name_is_tested_here():
     assert KNOWN.keys() - HUB.keys() == {"tiny_imagenet25"}
 
 
 def test_hyphens_will_do():
     assert known_name("tiny-imagenet") == "tiny_imagenet" and known_name("imagenet-1k") == "imagenet_1k"
-    assert known_name("digits") is None and known_name("a/b") is None
+    assert known_name("digits") is None and known_name("a/b") is None and known_name("uoft_cs/cifar100") is None
 
 
 def test_epochs_are_the_papers():

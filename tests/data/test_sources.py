@@ -281,6 +281,14 @@ def test_known_name_in_data_dir(tmp_path, colour, under_name):
     assert data.augmentation == Augmentation(pad=4, flip=True) and data.classes == CLASSES
 
 
+def test_known_data_by_its_name_on_the_hub_in_data_dir(tmp_path, colour):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "cifar100" / f"{split}-0.parquet", *colour, image="img", label="fine_label")
+    data = load_dataset("uoft-cs/cifar100", data_dir=tmp_path)
+    assert (data.name, data.published) == ("cifar100", KNOWN["cifar100"].published)
+    fails("uoft-cs/cifar10", f"data_dir {tmp_path} must have a folder 'cifar10'", data_dir=tmp_path)
+
+
 def test_known_name_in_data_dir_as_arrays(tmp_path, colour):
     write_arrays(tmp_path / "mnist", *colour)
     assert load_dataset("mnist", data_dir=tmp_path).augmentation == KNOWN["mnist"].augmentation
