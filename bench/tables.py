@@ -101,31 +101,35 @@ def _over_seeds(value: dict[str, float | None], form: str) -> str:
     return f"{Spread(**value):{form}}"
 
 
-def losses(file: str) -> Callable[[], str]:
-    """The loss and its gradients against PyTorch."""
+def losses(pattern: str) -> Callable[[], str]:
+    """The loss and its gradients against PyTorch, a file a processor."""
 
     def table() -> str:
-        result = _load(file)
+        results = _load_all(pattern)
         rows = []
-        for r in result["results"]:
-            ms = {
-                name: f"{t['median']:.3g} [{t['lower']:.3g}, {t['upper']:.3g}]" for name, t in r["milliseconds"].items()
-            }
-            rows.append(
-                (
-                    f"{r['rows']} x {r['classes']}",
-                    r["dtype"],
-                    ms["eager"],
-                    ms["compiled"],
-                    ms["value_and_grad"],
-                    ms["differentiable"],
-                    _speedup(r["value_and_grad_speedup"]),
-                    _speedup(r["differentiable_speedup"]),
+        for result in results:
+            for r in result["results"]:
+                ms = {
+                    name: f"{t['median']:.3g} [{t['lower']:.3g}, {t['upper']:.3g}]"
+                    for name, t in r["milliseconds"].items()
+                }
+                rows.append(
+                    (
+                        f"{r['rows']} x {r['classes']}",
+                        r["dtype"],
+                        result["machine"]["cpu_capability"],
+                        ms["eager"],
+                        ms["compiled"],
+                        ms["value_and_grad"],
+                        ms["differentiable"],
+                        _speedup(r["value_and_grad_speedup"]),
+                        _speedup(r["differentiable_speedup"]),
+                    )
                 )
-            )
         heading = (
             "B x C",
             "dtype",
+            "on",
             "eager",
             "torch.compile",
             "value and grad",
@@ -133,7 +137,7 @@ def losses(file: str) -> Callable[[], str]:
             "value and grad faster",
             "with .backward() faster",
         )
-        return _markdown(heading, rows) + f"\nMilliseconds, median [quartiles]; {_where(result['machine'])}.\n"
+        return _markdown(heading, rows) + f"\nMilliseconds, median [quartiles]; {_processors(results)}.\n"
 
     return table
 
@@ -221,20 +225,24 @@ def training_steps(cpu_pattern: str, gpu_pattern: str) -> Callable[[], str]:
     """A training step of the family, from runs of bench.step and of bench.gpu_suite, if there are any."""
 
     def table() -> str:
-        on_cpu = [json.loads(file.read_bytes()) for file in sorted(RESULTS.glob(cpu_pattern))]
+        on_cpu = _load_all(cpu_pattern)
+        processors = dict.fromkeys(result["machine"]["cpu_capability"] for result in on_cpu)
         files = sorted(RESULTS.glob(gpu_pattern))
         suite = json.loads(files[0].read_bytes()) if files else {}
         on_gpu = list(suite.get("sections", {}).get("step", {}).get("results", {}).values())
+        measured = {
+            f"CPU, {name}": [r for r in on_cpu if r["machine"]["cpu_capability"] == name] for name in processors
+        }
         rows = [
             (
                 f"{model} x 5, B = {batch}",
                 where,
                 *_step_cells([*_of_size(results, model, batch)], where, _apart(results)),
             )
-            for where, results in (("CPU", on_cpu), ("GPU", on_gpu))
+            for where, results in ((measured or {"CPU": []}) | {"GPU": on_gpu}).items()
             for model, batch in STEP_SIZES
         ]
-        captions = [f"CPU: {_where(result['machine'])}." for result in on_cpu[:1]] or ["CPU: not yet measured."]
+        captions = [f"CPU: {_processors(on_cpu) or NOT_YET}."]
         if on_gpu:
             where = suite["environment"]
             captions.append(f"GPU, bf16: {where.get('gpu')}, torch {where.get('torch')}, commit {where.get('commit')}.")
@@ -266,7 +274,7 @@ def _step_cells(results: list[dict], where: str, apart: set[str]) -> list[str]:
         if measured:
             ms = measured[0]["ms"]
             return f"{ms:{',.0f' if ms >= 1000 else '.4g'}}" + " (trains differently)" * (name in apart)
-        return "-" if where == "CPU" and name in CAPTURED else NOT_YET
+        return "-" if where.startswith("CPU") and name in CAPTURED else NOT_YET
 
     factors: dict[str, float] = {}
     for result in reversed(results):
@@ -282,7 +290,7 @@ TABLES = {
     "reproduced_fashion_mnist": reproduced("reproduce_fashion_mnist_resnet20.json"),
     "digits": family("digits_resnet20_cpu.json"),
     "cifar100": family("cifar100_resnet20_cpu.json"),
-    "loss": losses("ensemble_kd_cpu.json"),
+    "loss": losses("ensemble_kd*_cpu.json"),
     "gpu_loss": losses_on_a_gpu("gpu_suite_*.json"),
     "step": training_steps("step_*_cpu.json", "gpu_suite_*.json"),
 }
@@ -290,6 +298,15 @@ TABLES = {
 
 def _load(file: str) -> dict:
     return json.loads((RESULTS / file).read_bytes())
+
+
+def _load_all(pattern: str) -> list[dict]:
+    return [_load(file.name) for file in sorted(RESULTS.glob(pattern))]
+
+
+def _processors(results: Iterable[dict]) -> str:
+    """Each machine and commit, in the order that they come."""
+    return "; ".join(dict.fromkeys(_where(result["machine"]) for result in results))
 
 
 def _speedup(factors: dict[str, float]) -> str:
