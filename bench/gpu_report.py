@@ -81,6 +81,9 @@ def lines(report: dict) -> Iterator[str]:
 
 def step_lines(result: dict) -> Iterator[str]:
     """A case of the training step: times, how busy the GPU is, what the floor would be; or an agreement."""
+    if "looking_at" in result:
+        yield f"agreement: ended at {result['looking_at']}, not compared"
+        return
     if "allowed" in result:
         yield from agreement_lines(result)
         return

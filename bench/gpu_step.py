@@ -10,7 +10,6 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 
 import torch
 
@@ -56,9 +55,9 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
     kind, problem = parse(key)
     if kind == "curves":
         family = [name for name in OTHERS if name not in ALONE]
-        # It takes longer than a case may be silent.
-        begun = partial(_looking, emit)
-        emit(agreed(replace(problem, num_students=CURVE_STUDENTS), family, FIRST if quick else STEPS, begun))
+        fewer, steps = replace(problem, num_students=CURVE_STUDENTS), FIRST if quick else STEPS
+        # All of it takes longer than a case may be silent.
+        emit(agreed(fewer, family, steps, lambda name: emit({"looking_at": name})))
         return
     variants, memory, reasons = {}, {}, {}
     for name in COMPILED if kind == "compiled" else OTHERS:
@@ -80,10 +79,6 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
         result["busy"] = {name: asdict(busy_of(calls[name])) for name in PROFILED if name in calls}
     result["floor_ms"] = floors(problem, torch.cuda.get_device_name())
     emit(result)
-
-
-def _looking(emit: Callable[[dict], None], name: str) -> None:
-    emit({"looking_at": name})
 
 
 def build_measured(name: str, problem: StepProblem) -> tuple[object, dict]:

@@ -25,6 +25,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # They ignore Ctrl-C, which some tests send to themselves or to such a process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+with torch.device("meta"):
+    torch.empty(0)  # the first use notes for good which functions make tensors: before any test replaces one
+
 try:
     ISAS = tuple(import_module("oekd_fast._native").isa_names())
 except ImportError:

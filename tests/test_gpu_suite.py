@@ -259,6 +259,7 @@ def test_curves_of_the_suite(no_gpu, monkeypatch):
     gpu_step.measure("curves resnet20 128", emitted.append, 1e9, False)
     assert asked["steps"] == 200 and "ours_captured" in asked["names"] and asked["problem"].precision == "bf16"
     assert emitted[0] == {"looking_at": "published"}  # so that the runner hears of it
+    assert [*gpu_report.step_lines(emitted[0])] == ["agreement: ended at published, not compared"]
     assert "over 200 steps" in next(gpu_report.step_lines(emitted[1]))
 
 

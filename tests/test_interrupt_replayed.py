@@ -41,8 +41,8 @@ class Interrupting(TapeRecorder):
 
 @pytest.fixture
 def recorders(monkeypatch):
-    """A recorder for each engine to come, the first of which interrupts."""
-    made, at = [], [0]
+    """The recorders of the engines made, and at which replay the next one interrupts; nowhere, if there is none."""
+    made, at = [], []
 
     def make(*args, **kwargs):
         recorder = Interrupting(

@@ -141,7 +141,7 @@ Pass backward_pass(const ConvShape& s, int64_t row, int64_t column) {
   return pass;
 }
 
-// Channels are taken three or four at a time: all but 1, 2 and 5 are threes, or fours and then threes.
+// With 16 registers channels are taken three or four at a time: all but 1, 2 and 5 are threes, or fours and then threes.
 inline int64_t block_of(int64_t channels) {
   if (channels == 5) return 3;
   return channels < 4 ? channels : channels % 3 ? 4 : 3;
