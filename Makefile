@@ -16,7 +16,7 @@ test: $(READY)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: $(READY)
-	$(VENV)/bin/python -m bench.ensemble_kd
+	$(VENV)/bin/python -m bench.ops.ensemble_kd
 
 lint: $(READY)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -62,8 +62,8 @@ def native() -> dict:
             kernel, (isa, flags) = copy
             # An absolute path, since torch's ninja links from another folder.
             output = os.path.abspath(os.path.join(self.build_temp, f"{kernel}_{isa}.o"))
-            source = f"csrc/cpu/{kernel}_{isa}.cpp"
-            command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, "-c", source, "-o", output]
+            source = f"csrc/cpu/{kernel}/{kernel}_{isa}.cpp"
+            command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, "-Icsrc", "-c", source, "-o", output]
             print(" ".join(command), flush=True)
             subprocess.run(command, check=True)
             return output
@@ -73,9 +73,10 @@ def native() -> dict:
         [
             "csrc/module.cpp",
             "csrc/cpu/isa.cpp",
-            *(f"csrc/cpu/{kernel}_cpu.cpp" for kernel in KERNELS),
+            *(f"csrc/cpu/{kernel}/{kernel}_cpu.cpp" for kernel in KERNELS),
             *sorted(glob("csrc/executor/*.cpp")),
         ],
+        include_dirs=[os.path.abspath("csrc")],
         define_macros=[("OEKD_HAVE_X86_COPIES", None)] if IS_X86_64 else [],
         extra_compile_args=["-O2", "-fvisibility=hidden"],
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from oekd_fast.machine import machine
+from oekd_fast.common.machine import machine
 
 __all__ = ["Timing", "interleave", "machine"]
 

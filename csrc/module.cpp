@@ -1,12 +1,12 @@
-// Registrations only: what the ops compute is said in oekd_fast/ops.py, norm.py
+// Registrations only: what the ops compute is said in oekd_fast/losses/ensemble_kd.py, norm.py
 // and direct_conv.py, how students run in executor.py.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include "cpu/direct_conv_cpu.h"
-#include "cpu/ensemble_kd_cpu.h"
+#include "cpu/direct_conv/direct_conv_cpu.h"
+#include "cpu/ensemble_kd/ensemble_kd_cpu.h"
 #include "cpu/isa.h"
-#include "cpu/norm_relu_cpu.h"
+#include "cpu/norm_relu/norm_relu_cpu.h"
 #include "executor/student_executor.h"
 
 TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {

@@ -1,1 +1,1 @@
-"""Triton kernels, installed as ``oekd_fast.kernels``; loaded by ``oekd_fast.dispatch`` at their first launch."""
+"""Triton kernels, installed as ``oekd_fast.kernels``; loaded by ``oekd_fast.losses.backends`` at their first launch."""

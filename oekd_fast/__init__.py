@@ -9,23 +9,23 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "EnsembleKDOutput": "reference",
-    "ensemble_kd_loss": "ops",
-    "ensemble_kd_value_and_grad": "ops",
-    "feature_kd_loss": "feature_ops",
-    "feature_kd_value_and_grad": "feature_ops",
-    "EnsembleKDLoss": "losses",
-    "FeatureKDLoss": "losses",
-    "EnsembleOutput": "ensemble",
-    "StudentEnsemble": "ensemble",
-    "build_ensemble": "ensemble",
+    "EnsembleKDOutput": "losses.reference",
+    "ensemble_kd_loss": "losses.ensemble_kd",
+    "ensemble_kd_value_and_grad": "losses.ensemble_kd",
+    "feature_kd_loss": "losses.feature_kd",
+    "feature_kd_value_and_grad": "losses.feature_kd",
+    "EnsembleKDLoss": "losses.modules",
+    "FeatureKDLoss": "losses.modules",
+    "EnsembleOutput": "family.ensemble",
+    "StudentEnsemble": "family.ensemble",
+    "build_ensemble": "family.ensemble",
     "FunctionalArchitecture": "models",
     "load_standard_weights": "models",
     "register_architecture": "models",
-    "student_flops": "flops",
-    "load_student": "students",
-    "TrainConfig": "config",
-    "recipe_config": "recipes",
+    "student_flops": "family.flops",
+    "load_student": "family.saved",
+    "TrainConfig": "config.train_config",
+    "recipe_config": "config.recipes",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -12,11 +12,11 @@ try:
 except ImportError as error:
     raise ImportError("the report needs more packages: pip install 'oekd_fast[train]'") from error
 
-from oekd_fast.checkpoint import write_atomically
+from oekd_fast.common.files import write_atomically
+from oekd_fast.reporting.finished_runs import group_runs, read_run
 from oekd_fast.reporting.page import page
-from oekd_fast.reporting.runs import group_runs, read_run
 from oekd_fast.reporting.section import Section
-from oekd_fast.train import choose_device, dataset_of
+from oekd_fast.runs.run import choose_device, dataset_of
 
 
 @dataclass(frozen=True)

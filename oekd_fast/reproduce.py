@@ -16,20 +16,20 @@ try:
 except ImportError as error:
     raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
-from oekd_fast.checkpoint import CheckpointError
-from oekd_fast.config import TrainConfig
+from oekd_fast.config.command_line import RecipeOptions, parse_arguments, recipe_table
+from oekd_fast.config.recipes import RecipeError, get_recipe
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
-from oekd_fast.host_memory import keep_freed_memory
-from oekd_fast.interrupt import Interrupted
-from oekd_fast.phase import TrainingDiverged
-from oekd_fast.recipe_arguments import RecipeOptions, parse_arguments, recipe_table
-from oekd_fast.recipes import RecipeError, get_recipe
+from oekd_fast.paper.expected import papers_ablation
 from oekd_fast.reproduction.ablations import Ablation, ablate
-from oekd_fast.reproduction.expected import papers_ablation
 from oekd_fast.reproduction.results import gather, measured_before, write
 from oekd_fast.reproduction.seeds import run, seed_config
 from oekd_fast.reproduction.timing import time_epochs
-from oekd_fast.run_folder import RunFolderError
+from oekd_fast.runs.checkpoint import CheckpointError
+from oekd_fast.runs.host_memory import keep_freed_memory
+from oekd_fast.runs.interrupt import Interrupted
+from oekd_fast.runs.phase import TrainingDiverged
+from oekd_fast.runs.run_folder import RunFolderError
 
 
 @dataclass(frozen=True)

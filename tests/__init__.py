@@ -1,1 +1,1 @@
-"""Tests of oekd_fast; a package so that they can share ``tests.oracle``."""
+"""Tests of oekd_fast; a package so that they can share ``tests.support.oracle``."""

@@ -35,7 +35,7 @@ except ImportError:
 
 TRITON = find_spec("triton") is not None
 if TRITON and "TRITON_INTERPRET" in os.environ:
-    from . import interpreter
+    from .support import interpreter
 
     interpreter.install()
 

@@ -5,9 +5,9 @@
 #include <string_view>
 #include <vector>
 
-#include "direct_conv.h"
-#include "ensemble_kd.h"
-#include "norm_relu.h"
+#include "cpu/direct_conv/direct_conv.h"
+#include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/norm_relu/norm_relu.h"
 
 namespace oekd {
 

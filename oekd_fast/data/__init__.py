@@ -4,14 +4,14 @@ Importing this package needs torch and numpy; Pillow, pyarrow, `datasets` and sc
 the sources that use them, when they are used.
 """
 
-from oekd_fast.data.augment import augment, centre, normalise, pad_crop_flip
-from oekd_fast.data.batches import Batches, DeviceBatches, padded_order
+from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop
+from oekd_fast.data.augmentation.transforms import augment, centre, normalise, pad_crop_flip
+from oekd_fast.data.batches.base import Batches, DeviceBatches, padded_order
+from oekd_fast.data.batches.placement import place
+from oekd_fast.data.batches.prefetch import HostBatches
 from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Split, stratified_split
 from oekd_fast.data.lazy import LazySplit
-from oekd_fast.data.placement import place
-from oekd_fast.data.prefetch import HostBatches
-from oekd_fast.data.protocol import AnyAugmentation, Augmentation, ResizedCrop
-from oekd_fast.data.sources import load_dataset
+from oekd_fast.data.load import load_dataset
 
 __all__ = [
     "AnyAugmentation",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from oekd_fast.data.augmentation.settings import Protocol
 from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Statistics, stratified_split
-from oekd_fast.data.protocol import Protocol
-from oekd_fast.data.reading import ReadSplit
+from oekd_fast.data.readers.reading import ReadSplit
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oekd_fast.data.protocol import AnyAugmentation
+from oekd_fast.data.augmentation.settings import AnyAugmentation
 
 # One grey level: a channel that varies less than its own quantisation is constant.
 MIN_STD = 1 / 255

@@ -2,9 +2,9 @@
 
 from oekd_fast.models.architecture import Architecture
 from oekd_fast.models.functional import FunctionalArchitecture
+from oekd_fast.models.published_weights import load_standard_weights
 from oekd_fast.models.registry import architecture_names, get_architecture, register_architecture
 from oekd_fast.models.scaling import Width, compression_ratio, scaled_channels
-from oekd_fast.models.standard_weights import load_standard_weights
 
 __all__ = [
     "Architecture",

@@ -4,11 +4,11 @@ from functools import partial
 
 from torch import nn
 
-from oekd_fast.direct_conv import DirectConv2d
+from oekd_fast.layers.direct_conv import DirectConv2d
+from oekd_fast.layers.norm_relu import NormReLU
 from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
 from oekd_fast.models.residual import BasicBlock, residual_stage
 from oekd_fast.models.scaling import Width
-from oekd_fast.norm import NormReLU
 
 _BASE_CHANNELS = 16
 _STAGE_CHANNELS = (16, 32, 64)

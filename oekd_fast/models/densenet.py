@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oekd_fast.direct_conv import DirectConv2d
+from oekd_fast.layers.direct_conv import DirectConv2d
+from oekd_fast.layers.norm_relu import NormReLU
 from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
 from oekd_fast.models.initialise import kaiming_fan_out
 from oekd_fast.models.scaling import Width
-from oekd_fast.norm import NormReLU
 
 
 class _DenseLayer(nn.Module):

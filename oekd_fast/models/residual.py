@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oekd_fast.direct_conv import DirectConv2d
-from oekd_fast.norm import NormReLU
+from oekd_fast.layers.direct_conv import DirectConv2d
+from oekd_fast.layers.norm_relu import NormReLU
 
 
 class BasicBlock(nn.Module):

@@ -9,11 +9,11 @@ from functools import partial
 
 from torch import nn
 
+from oekd_fast.layers.norm_relu import NormReLU
 from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
 from oekd_fast.models.initialise import kaiming_fan_out
 from oekd_fast.models.residual import BasicBlock, Bottleneck, residual_stage
 from oekd_fast.models.scaling import Width
-from oekd_fast.norm import NormReLU
 
 _STEM_CHANNELS = 64
 _STAGE_PLANES = (64, 128, 256, 512)

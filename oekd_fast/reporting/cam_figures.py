@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from oekd_fast.reporting.plotting import new_figure, shortened
+from oekd_fast.figures.plotting import new_figure, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oekd_fast.config import TrainConfig
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError, ImageDataset, centre
-from oekd_fast.data.registry import known_name
-from oekd_fast.gate import Gate
+from oekd_fast.data.known import known_name
+from oekd_fast.family.gate import Gate
+from oekd_fast.family.saved import GATE_FILE, LoadedStudent, load_gate, load_student
 from oekd_fast.reporting.cam_figures import CamPanels
+from oekd_fast.reporting.finished_runs import ReportError, Run
 from oekd_fast.reporting.grad_cam import grad_cam
-from oekd_fast.reporting.runs import ReportError, Run
-from oekd_fast.students import GATE_FILE, LoadedStudent, load_gate, load_student
 
 
 @dataclass(frozen=True)

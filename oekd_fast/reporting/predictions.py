@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from oekd_fast.data import AnyAugmentation, AnySplit, centre
-from oekd_fast.gate import Gate
-from oekd_fast.students import LoadedStudent
+from oekd_fast.family.gate import Gate
+from oekd_fast.family.saved import LoadedStudent
 
 BATCH = 256
 

@@ -9,13 +9,17 @@ from typing import Any, Literal
 
 import torch
 
-from oekd_fast.config import TrainConfig
+from oekd_fast.common.spread import spread
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError, ImageDataset
+from oekd_fast.figures.curves import curve_figure
+from oekd_fast.figures.plotting import png
+from oekd_fast.figures.sizes import of_students, size_figure
+from oekd_fast.paper.expected import papers_numbers
 from oekd_fast.reporting import page
 from oekd_fast.reporting.agreement import agreement, class_accuracy
 from oekd_fast.reporting.calibration import BINS, calibrate
 from oekd_fast.reporting.cam_figures import cam_figure
-from oekd_fast.reporting.curve_figures import curve_figure
 from oekd_fast.reporting.evidence import (
     Networks,
     check_same_images,
@@ -24,13 +28,9 @@ from oekd_fast.reporting.evidence import (
     moved,
     one_of_each_class,
 )
-from oekd_fast.reporting.plotting import png
+from oekd_fast.reporting.finished_runs import Group, ReportError, Run
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.predictions import Predictions, predict
-from oekd_fast.reporting.runs import Group, ReportError, Run
-from oekd_fast.reporting.size_figures import of_students, size_figure
-from oekd_fast.reproduction.expected import papers_numbers
-from oekd_fast.spread import spread
 
 # Accuracies of summary.json may come from other precisions and kernels; more than this is another network or image.
 SAME_ACCURACY = 0.5
@@ -87,7 +87,8 @@ class Section:
     def _results(self) -> Iterator[str]:
         runs, first = self._runs, self._runs[0].summary
         summaries = [run.summary for run in runs]
-        paper = papers_numbers(runs[0].config)
+        config = runs[0].config
+        paper = papers_numbers(config.dataset, config.model, config.num_students, config.objective)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from oekd_fast.config import TrainConfig
-from oekd_fast.reproduction.expected import papers_ablation
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.paper.expected import papers_ablation
 from oekd_fast.reproduction.seeds import run, seed_config
 from oekd_fast.reproduction.statistics import MEASURES, accuracies
 

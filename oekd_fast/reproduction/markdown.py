@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from oekd_fast.spread import Spread
+from oekd_fast.common.spread import Spread
 
 TITLES = {
     "selected": "Selected epoch: chosen on held-out training images",

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from oekd_fast.config import TrainConfig
-from oekd_fast.interrupt import Interrupted, StopRequest
-from oekd_fast.run_folder import RunFolder
-from oekd_fast.train import train
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.runs.interrupt import Interrupted, StopRequest
+from oekd_fast.runs.run import train
+from oekd_fast.runs.run_folder import RunFolder
 
 
 def seed_config(config: TrainConfig, folder: Path, seed: int) -> TrainConfig:

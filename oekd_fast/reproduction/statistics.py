@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oekd_fast.spread import spread
+from oekd_fast.common.spread import spread
 
 # How an epoch is chosen, and how its fields of summary.json begin.
 MEASURES = {"selected": "", "last_epoch": "last_epoch_", "best_test": "best_test_"}

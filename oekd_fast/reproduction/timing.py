@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from oekd_fast.config import TrainConfig
-from oekd_fast.engine import Engine
-from oekd_fast.phase import DeviceData, Phase
-from oekd_fast.plan import FAMILY, baseline_names, phase_task
-from oekd_fast.run_folder import RunFolder
-from oekd_fast.teacher import Teacher
-from oekd_fast.train import choose_device, dataset_of
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.family.teacher import Teacher
+from oekd_fast.runs.phase import DeviceData, Phase
+from oekd_fast.runs.plan import FAMILY, baseline_names, phase_task
+from oekd_fast.runs.run import choose_device, dataset_of
+from oekd_fast.runs.run_folder import RunFolder
+from oekd_fast.training.engine import Engine
 
 ROUNDS, STEPS, WARMUP_STEPS = 5, 50, 3
 

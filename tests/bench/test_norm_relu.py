@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from bench import norm_relu
+from bench.ops import norm_relu
 
 
 @pytest.mark.parametrize("residual", [False, True])

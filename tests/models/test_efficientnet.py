@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from oekd_fast import build_ensemble
-from oekd_fast.executor import make_executor
 from oekd_fast.models import get_architecture
+from oekd_fast.parallel.executor import make_executor
 
 
 @pytest.fixture(scope="module")

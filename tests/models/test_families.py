@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from oekd_fast import build_ensemble
-from oekd_fast.compile_blocks import compile_blocks
+from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
 from oekd_fast.models import get_architecture
-from oekd_fast.norm import NormReLU, use_fused_norms
+from oekd_fast.training.compile_blocks import compile_blocks
 
 # The smallest of each kind: the others are made of the same parts, and counted in test_sizes.py.
 SMALL = ("resnet20", "resnet18", "resnext50_32x4d", "densenet_bc_12", "densenet121", "efficientnet_b0")

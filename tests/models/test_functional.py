@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from oekd_fast import FunctionalArchitecture, build_ensemble, load_student, register_architecture, student_flops
+from oekd_fast.family.saved import Normalisation, StudentMetadata, save_student
 from oekd_fast.models import get_architecture, registry
-from oekd_fast.students import Normalisation, StudentMetadata, save_student
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "own_network.py"

@@ -1,0 +1,5 @@
+"""``python -m bench.codegen``; see `bench.codegen.command`."""
+
+from .command import main
+
+main()

@@ -1,0 +1,127 @@
+"""Registers, spills, wide loads and exponentials of every kernel as ptxas compiled it, held against what it needs.
+
+    python -m bench.codegen [--arch 80 90 100] [--only SUBSTRING] [--json FILE]
+
+No GPU is needed and nothing is timed. Exits with 1, and the list, where a kernel does worse than its case demands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+
+from ..measure import machine
+from .kernel_cases import Case, Demand, cases
+from .sass import ARCHS, Resources, inspect
+
+PROCESSES = 2
+SPILL_FREE = (90,)  # local memory is a violation here, and only shown elsewhere
+
+
+@dataclass(frozen=True)
+class Row:
+    case: str
+    launch: int  # of this call, from 1
+    launches: int
+    resources: Resources
+    demand: Demand
+
+    def violations(self) -> Iterator[str]:
+        r, d = self.resources, self.demand
+        if r.spills and r.arch in SPILL_FREE:
+            instructions = f"{r.code.local_loads} LDL, {r.code.local_stores} STL"
+            yield f"local memory: {r.stack + r.local} bytes a thread, {instructions}"
+        if r.occupancy.blocks == 0:
+            yield f"does not fit a multiprocessor: {r.occupancy.limit}"
+        for what, wide, need in (
+            ("loads", r.hot.bytes_loaded(d.vector), d.loaded),
+            ("stores", r.hot.bytes_stored(d.vector), d.stored),
+        ):
+            if wide * r.threads < need:
+                yield f"{what}: {wide * r.threads} of {need} bytes in accesses of {8 * d.vector} bit or more"
+        if self.exponentials > d.exponentials:
+            yield f"exponentials: {self.exponentials}, {d.exponentials} needed"
+
+    @property
+    def exponentials(self) -> int:
+        """Of all threads of a program, each instruction once."""
+        return self.resources.code.exponentials * self.resources.threads
+
+    def line(self) -> str:
+        r, d = self.resources, self.demand
+        loads, stores = _wide(r.hot.loads, d.vector), _wide(r.hot.stores, d.vector)
+        return (
+            f"{self.case:<54} sm_{r.arch:<3} {self.launch}/{self.launches}  {r.registers:>3} reg x {r.threads:<4} "
+            f"stack {r.stack:<4} local {r.local:<3} shared {r.shared:<6} "
+            f"{8 * d.vector:>3} bit: loads {loads:<7} stores {stores:<7} "
+            f"EX2 {self.exponentials:>6}/{d.exponentials:<6} {r.code.instructions:>5} instr  "
+            f"{r.occupancy.blocks:>2} blocks, {100 * r.occupancy.share:3.0f} % of warps ({r.occupancy.limit})"
+        )
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "violations": list(self.violations())}
+
+
+def _wide(accesses: dict[int, int], width: int) -> str:
+    """Accesses at least so wide, of all."""
+    return f"{sum(n for bytes_, n in accesses.items() if bytes_ >= width)}/{sum(accesses.values())}"
+
+
+def rows_of(name: str, arch: int, all_cases: Callable[[], list[Case]]) -> list[Row]:
+    """By name, since a case itself does not pass from process to process."""
+    case = next(case for case in all_cases() if case.name == name)
+    launches = case.build()
+    return [
+        Row(case.name, number, len(launches), inspect(launch, arch), case.demand(launch))
+        for number, launch in enumerate(launches, start=1)
+    ]
+
+
+def main(all_cases: Callable[[], list[Case]] = cases) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capability x 10")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of a case's name")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    arguments = parser.parse_args()
+
+    names = [case.name for case in all_cases() if arguments.only in case.name]
+    if not names:
+        parser.error(f"--only: no case has {arguments.only!r} in its name")
+    if os.environ.pop("TRITON_INTERPRET", None):
+        print("TRITON_INTERPRET is not heeded: kernels are compiled.", file=sys.stderr)
+    print(
+        "Counts from the machine code, not measurements. Loads and stores: those as wide as could be / all, in loops "
+        "that hold exponentials. EX2: of a program, each instruction once / needed."
+    )
+    rows: list[Row] = []
+    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+        pending = [pool.submit(rows_of, name, arch, all_cases) for name in names for arch in arguments.arch]
+        for done in pending:
+            for row in done.result():
+                rows.append(row)
+                print(row.line(), flush=True)
+
+    if arguments.json:
+        report = {
+            "what": "kernels as compiled; nothing was run",
+            "triton": triton.__version__,
+            "commit": machine()["commit"],
+            "results": [row.as_dict() for row in rows],
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    wrong = [f"{row.case} sm_{row.resources.arch}: {what}" for row in rows for what in row.violations()]
+    print("\n".join([f"{len(wrong)} violations", *wrong] if wrong else ["no violations"]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

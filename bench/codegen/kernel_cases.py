@@ -1,0 +1,177 @@
+"""The kernels at representative sizes, and what each of them needs at least: what bench.codegen looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from oekd_fast.kernels.common.launch import Launch
+
+STUDENTS = 5
+DTYPES = (torch.bfloat16, torch.float32)
+# (B, C): few classes, odd rows, rows that fit the registers, rows that do not.
+SIZES = ((128, 10), (128, 100), (128, 1271), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
+DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # a row of each regime that trainers meet
+# At 2 a power saves the exponentials at temperature 1; 2.5 takes both, and so does one that only the device knows.
+TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}
+# Mixed probabilities of 128x100 in bfloat16, and mixed logits of 1024x1000, leave 8 bytes a thread to local memory.
+OBJECTIVES = {
+    "gate": ((128, 100), (1024, 1000)),
+    "teacher": ((128, 100), (1024, 1000)),
+    "probabilities": ((1024, 1000),),
+}
+# Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.
+BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 12), 8))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the code of one program should hold, each tile once."""
+
+    vector: int  # bytes a thread in one access, as wide as the rows' alignment allows
+    loaded: int  # bytes that have to be loaded so
+    stored: int
+    exponentials: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op: its launches, in order. The tensors may be on the meta device: no memory is touched."""
+
+    name: str
+    build: Callable[[], tuple[Launch, ...]]
+    demand: Callable[[Launch], Demand]
+
+
+def cases() -> list[Case]:
+    return ensemble_kd_cases() + objective_cases() + feature_kd_cases()
+
+
+def ensemble_kd_cases() -> list[Case]:
+    return [
+        Case(
+            f"ensemble_kd {form} {rows}x{classes} {str(dtype).removeprefix('torch.')} {_at(temperature)}",
+            partial(build, rows, classes, dtype, temperature),
+            ensemble_kd_demand,
+        )
+        for form, build in {"value_and_grad": _value_and_grad, "differentiable": _differentiable}.items()
+        for temperature, sizes in TEMPERATURES.items()
+        for dtype in DTYPES
+        for rows, classes in sizes
+    ]
+
+
+def objective_cases() -> list[Case]:
+    """Objectives that only resident rows have."""
+    return [
+        Case(
+            f"ensemble_kd {objective} {rows}x{classes} {str(dtype).removeprefix('torch.')}",
+            partial(_objective, objective, rows, classes, dtype),
+            ensemble_kd_demand,
+        )
+        for objective, sizes in OBJECTIVES.items()
+        for dtype in DTYPES
+        for rows, classes in sizes
+    ]
+
+
+def _at(temperature: float | None) -> str:
+    return "device values" if temperature is None else f"T={temperature:g}"
+
+
+def feature_kd_cases() -> list[Case]:
+    """Held to their registers alone: odd channel counts leave most of their accesses narrow."""
+    return [
+        Case(
+            f"feature_kd value_and_grad {channels[0]}x{side}x{side} {str(dtype).removeprefix('torch.')}",
+            partial(_feature_kd, channels, side, dtype),
+            lambda launch: Demand(vector=16, loaded=0, stored=0, exponentials=0),
+        )
+        for dtype in DTYPES
+        for channels, side in BLOCKS
+    ]
+
+
+def ensemble_kd_demand(launch: Launch) -> Demand:
+    """From the tile that the launcher chose: [ROWS, BLOCK] of S students, and rows VEC elements apart."""
+    a = launch.arguments
+    students, itemsize = len(a["logits"]), a["logits"][0].element_size()
+    rows, streamed = a.get("ROWS", 1), "lag" in a
+    # Of a tile that is wider than the row, accesses to what lies beyond are left out by the compiler.
+    inside = rows * min(a["BLOCK"], a["CLASSES"]) * itemsize
+    tile = rows * a["BLOCK"]
+    # Each softmax at T; that at 1 is a power of it, or one exponential more.
+    both = 1 if a["POWER"] else 2
+    members = students + 1 + (a.get("teacher") is not None)
+    statistics, gradients = both * members * tile, (both * students + 1) * tile
+    if streamed:
+        # A thread moves its sums to a new maximum once a tile, and two merges end a chunk and a row.
+        exponentials = statistics + both * (students + 1 + 2 * a["WIDTH"]) * a["THREADS"]
+        exponentials += gradients if a["grads"] else 0
+    else:
+        exponentials = gradients if launch.kernel.__name__ == "gradients" else statistics
+    return Demand(
+        vector=min(a["VEC"], a["BLOCK"]) * itemsize,
+        loaded=students * inside * (2 if streamed and a["grads"] else 1),
+        stored=len(a["grads"]) * inside,
+        exponentials=exponentials,
+    )
+
+
+def _problem(rows: int, classes: int, dtype: torch.dtype, temperature: float | None):
+    """The loss of meta tensors, and buffers for its gradients. No temperature: values in a tensor."""
+    from oekd_fast.kernels.ensemble_kd.launch import Problem
+
+    logits, grads = (torch.empty(STUDENTS, rows, classes, dtype=dtype, device="meta").unbind() for _ in range(2))
+    target = torch.empty(rows, dtype=torch.int64, device="meta")
+    values = torch.empty(3, device="meta") if temperature is None else None
+    return Problem(logits, target, None, temperature or 0.0, 0.7, 0.15, 0.0, -100, True, True, values), grads
+
+
+def _value_and_grad(*size) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.ensemble_kd.launch import loss_launch
+
+    problem, grads = _problem(*size)
+    return (loss_launch(problem, grads)[1],)
+
+
+def _objective(objective: str, rows: int, classes: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.ensemble_kd.launch import loss_launch
+
+    problem, grads = _problem(rows, classes, dtype, 2.0)
+    gate = torch.empty(rows, STUDENTS, device="meta")
+    more = {
+        "gate": {"ensemble_weights": gate, "ensemble_ce_weight": 1.0},
+        "teacher": {"teacher_logits": torch.empty(rows, classes, dtype=dtype, device="meta")},
+        "probabilities": {"mixing": torch.empty(STUDENTS, STUDENTS, device="meta"), "mix_probabilities": True},
+    }[objective]
+    problem = replace(problem, **more)
+    return (loss_launch(problem, grads, weights_grad=gate if objective == "gate" else None)[1],)
+
+
+def _differentiable(*size) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.ensemble_kd.launch import gradients_launch, loss_launch
+
+    problem, grads = _problem(*size)
+    result, forward = loss_launch(problem)
+    upstream = torch.empty((), device="meta")
+    return forward, gradients_launch(problem, grads, upstream, result.row_statistics, result.counted)
+
+
+def _feature_kd(channels: tuple[int, ...], side: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.feature_kd.launch import feature_kd_launch
+    from oekd_fast.losses.feature_kd import gradient_buffers
+
+    def maps(n):
+        return torch.empty(128, n, side, side, dtype=dtype).to(memory_format=torch.channels_last)
+
+    teacher, *students = channels
+    inputs = [maps(n) for n in students], maps(teacher)
+    weights = [torch.empty(teacher, n, dtype=dtype) for n in students]
+    biases = [torch.empty(teacher, dtype=dtype) for _ in students]
+    out = gradient_buffers(inputs[0], weights, biases)
+    loss, scale = torch.empty(()), torch.empty(())
+    return (feature_kd_launch(*inputs, weights, biases, loss=loss, previous=None, out=out, grad_scale=scale),)

@@ -1,0 +1,5 @@
+"""``python -m bench.gpu``; see `bench.gpu.command`."""
+
+from .command import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m bench.step``; see `bench.step.command`."""
+
+from .command import main
+
+main()

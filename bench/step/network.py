@@ -1,0 +1,97 @@
+"""The family as one would write it in PyTorch: the baselines train it, and bench.model.step_cost counts it.
+
+CIFAR ResNets of plain modules, apart from oekd_fast.models so that what is done to those never speeds up what they are
+compared with. Parameters and buffers have the names and the order of StudentEnsemble's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
+
+
+class PlainFamily(nn.Module):
+    """With the weights of `family`, on its device."""
+
+    def __init__(self, family: StudentEnsemble) -> None:
+        super().__init__()
+        widths = [family.architecture.map_channels(j, family.num_students) for j in family.members]
+        depth = len(family.branches[0].stages[0])
+        self.base = nn.Sequential(conv3x3(family.in_channels, 16), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.branches = nn.ModuleList(Branch(w, depth, family.num_classes) for w in widths)
+        blocks = list(zip(*widths, strict=True)) if len(widths) > 1 else []
+        self.adapters = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(width, teacher, 1) for width in narrow) for teacher, *narrow in blocks
+        )
+        self.load_state_dict(family.state_dict())
+
+    def forward(self, images: Tensor) -> EnsembleOutput:
+        shared = self.base(images)
+        outputs = [branch(shared) for branch in self.branches]
+        return EnsembleOutput(tuple(logits for logits, _ in outputs), tuple(maps for _, maps in outputs))
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        return chain(self.base.parameters(), self.branches.parameters())
+
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        return self.adapters.parameters()
+
+
+def feature_loss(family: PlainFamily, features: tuple[tuple[Tensor, ...], ...]) -> Tensor | float:
+    """The intermediate loss of all blocks and students."""
+    return sum(
+        F.mse_loss(adapter(student[block]), features[0][block].detach())
+        for block, adapters in enumerate(family.adapters)
+        for adapter, student in zip(adapters, features[1:], strict=True)
+    )
+
+
+class Branch(nn.Module):
+    def __init__(self, widths: tuple[int, ...], depth: int, classes: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        width = 16
+        for number, next_width in enumerate(widths):
+            blocks = [Block(width, next_width, stride=1 if number == 0 else 2)]
+            blocks += [Block(next_width, next_width, stride=1) for _ in range(depth - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+            width = next_width
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1)), tuple(maps)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.shortcut = nn.Identity() if stride == 1 and inputs == width else Shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class Shortcut(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.conv, self.norm = stride, nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Not by the convolution's stride: oneDNN gets that wrong in channels_last (uxlfoundation/oneDNN issue 6035).
+        return self.norm(self.conv(x[:, :, :: self.stride, :: self.stride]))
+
+
+def conv3x3(inputs: int, width: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)

@@ -1,0 +1,108 @@
+"""The training step of oekd_fast.training.engine."""
+
+from __future__ import annotations
+
+import torch
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data import DeviceBatches
+from oekd_fast.training.engine import Engine
+
+from .problem import (
+    ADAPTER_RATE,
+    CE_WEIGHT,
+    FEATURE_WEIGHT,
+    KD_WEIGHT,
+    MEAN,
+    MOMENTUM,
+    STD,
+    TEMPERATURE,
+    WEIGHT_DECAY,
+    StepProblem,
+)
+
+
+def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, capture: bool, executor: str) -> Engine:
+    """At a constant rate, however long it is used."""
+    config = TrainConfig(
+        model=problem.model,
+        num_students=problem.num_students,
+        batch_size=problem.batch_size,
+        precision=problem.precision,
+        temperature=TEMPERATURE,
+        ce_weight=CE_WEIGHT,
+        feature_weight=FEATURE_WEIGHT,
+        kd_weight=KD_WEIGHT,
+        learning_rate=problem.learning_rate,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        adapter_rate=ADAPTER_RATE,
+        milestones=(),
+        warmup_epochs=0,
+        capture=capture,
+        executor=executor,
+    )
+    family = problem.family(members).to(problem.device, memory_format=torch.channels_last)
+    return Engine(
+        config,
+        family,
+        config.family_loss() if len(family.members) > 1 else config.baseline_loss(),
+        device=torch.device(problem.device),
+        normalisation=(MEAN, STD),
+        augmentation=problem.augmentation,
+        steps_per_epoch=problem.batches,
+    )
+
+
+class OurStep:
+    """
+    Args:
+        members: students to train; None is the whole family.
+        capture: as one CUDA graph.
+        executor: as the config's; "sequential" on CUDA is one stream.
+    """
+
+    def __init__(
+        self,
+        problem: StepProblem,
+        members: tuple[int, ...] | None = None,
+        *,
+        capture: bool = False,
+        executor: str = "auto",
+    ) -> None:
+        self.engine = make_engine(problem, members, capture=capture, executor=executor)
+        self.family, self.optimizer = self.engine.ensemble, self.engine.optimizer
+        self._batches = DeviceBatches(problem.split(), torch.device(problem.device))
+        self._order, self._size = problem.order(), problem.batch_size
+        self._per_epoch, self._batch = problem.batches, 0
+
+    @property
+    def not_captured(self) -> str | None:
+        """Why steps are not replayed, known once the first is done; None while they are."""
+        return self.engine.eager_because
+
+    def step(self) -> None:
+        if self._batch == 0:
+            self.engine.begin_epoch(self._batches, self._order, self._size)
+        self.engine.step()
+        self._batch = (self._batch + 1) % self._per_epoch
+
+    def take_loss(self) -> float:
+        loss = self.engine.metrics.read().loss
+        self.engine.metrics.reset()
+        return loss
+
+
+class AloneInTurn:
+    """Each student of the family trained alone by our engine: a step of one, a step of the next."""
+
+    def __init__(self, problem: StepProblem, *, capture: bool = False) -> None:
+        self._students = [OurStep(problem, (j,), capture=capture) for j in range(problem.num_students)]
+
+    @property
+    def not_captured(self) -> str | None:
+        return next((student.not_captured for student in self._students if student.not_captured), None)
+
+    def step(self) -> None:
+        for student in self._students:
+            student.step()

@@ -1,0 +1,224 @@
+// The ensemble distillation loss on a tile of columns of one row: what each sweep does to its vectors.
+#pragma once
+
+#include "cpu/simd/vec.h"
+
+#include <math.h>
+
+namespace oekd::OEKD_ISA {
+namespace {
+
+// e^z from e^(z/T); 0 stands for a temperature that needs an exponential of its own.
+inline int integer_temperature(double t) { return t == 1 ? 1 : t == 2 ? 2 : t == 3 ? 3 : t == 4 ? 4 : 0; }
+
+template <int POWER>
+inline vf power(vf e) {
+  if constexpr (POWER == 1) return e;
+  if constexpr (POWER == 2) return e * e;
+  if constexpr (POWER == 3) return e * e * e;
+  if constexpr (POWER == 4) return (e * e) * (e * e);
+}
+
+// A tile's sums for a member (the ensemble, a student, another teacher), relative to the tile's maximum.
+struct TileSums {
+  float max;
+  double at_t;     // sum e^((z - max)/T)
+  double at_1;     // sum e^(z - max)
+  double cross;    // students: sum e^((t - maxt)/T) ((t - maxt) - (z - max)) with the target's logits t
+  double mass;     // students: sum e^(zE - maxE) where z is finite, and of that times z - max
+  double moment;
+  double factor;   // what e^((z - max)/T) is to be multiplied by, to be relative to the row's maximum
+};
+
+inline vf first_lanes(int64_t n, vf v, float other) {
+  vi lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  return lane < (vi{} + static_cast<int32_t>(n)) ? v : splat(other);
+}
+
+template <class T>
+inline vf load_part(const T* p, int64_t n, float other) {
+  T part[LANES] = {};
+  __builtin_memcpy(part, p, n * sizeof(T));
+  return first_lanes(n, load_float(part), other);
+}
+
+// dst = z, padded with -inf; mixed += w z; returns the maximum.
+template <bool MIX, class T>
+float take_logits(const T* z, int64_t n, float w, float* dst, float* mixed) {
+  vf m = splat(-INFINITY);
+  const auto step = [&](int64_t c, vf v) {
+    store(dst + c, v);
+    if constexpr (MIX) store(mixed + c, v * w + load<vf>(mixed + c));
+    m = max(v, m);
+  };
+  int64_t c = 0;
+  for (; c + LANES <= n; c += LANES) step(c, load_float(z + c));
+  if (c < n) step(c, load_part(z + c, n - c, -INFINITY));
+  return max_across(m);
+}
+
+// z /= divisor; returns the maximum.
+float divide_and_max(float* z, int64_t width, float divisor) {
+  vf m = splat(-INFINITY);
+  for (int64_t c = 0; c < width; c += LANES) {
+    const vf v = load<vf>(z + c) / divisor;
+    store(z + c, v);
+    m = max(v, m);
+  }
+  return max_across(m);
+}
+
+bool contains(const float* z, int64_t n, float value) {
+  int64_t c = 0;
+  for (; c + LANES <= n; c += LANES) {
+    const vi equal = load<vf>(z + c) == splat(value);
+    int32_t any = 0;
+    for (int i = 0; i < LANES; ++i) any |= equal[i];
+    if (any) return true;
+  }
+  for (; c < n; ++c) {
+    if (z[c] == value) return true;
+  }
+  return false;
+}
+
+double sum_of(const float* z, int64_t n) {
+  vf s{};
+  int64_t c = 0;
+  for (; c + LANES <= n; c += LANES) s += load<vf>(z + c);
+  double total = sum_across(s);
+  for (; c < n; ++c) total += z[c];
+  return total;
+}
+
+// A teacher's tile: `shifted` becomes z - max, exps e^((z - max)/T); either may be z.
+template <int POWER>
+void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, float shift, float inv_t,
+                  TileSums& sums) {
+  vf at_t{}, at_1{};
+  for (int64_t c = 0; c < width; c += LANES) {
+    const vf d = load<vf>(z + c) - shift;
+    const vf e = exp_nonpositive(d * inv_t);
+    store(shifted + c, d);
+    store(exps + c, e);
+    at_t += e;
+    if constexpr (POWER == 0) {
+      at_1 += exp_nonpositive(d);
+    } else {
+      at_1 += power<POWER>(e);
+    }
+  }
+  sums.at_t = sum_across(at_t);
+  sums.at_1 = sum_across(at_1);
+}
+
+// A student's tile: z becomes e^((z - max)/T). `target` is the teacher's t - max, `teacher` e^((t - max)/T).
+template <int POWER>
+void student_exps(float* z, const float* target, const float* teacher, int64_t width, float shift, float inv_t,
+                  TileSums& sums) {
+  vf at_t{}, at_1{}, cross{};
+  for (int64_t c = 0; c < width; c += LANES) {
+    const vf d = load<vf>(z + c) - shift;
+    const vf e = exp_nonpositive(d * inv_t);
+    store(z + c, e);
+    at_t += e;
+    if constexpr (POWER == 0) {
+      at_1 += exp_nonpositive(d);
+    } else {
+      at_1 += power<POWER>(e);
+    }
+    const vf t = load<vf>(teacher + c);
+    const vf gap = load<vf>(target + c) - d;
+    cross += t * (t == vf{} ? vf{} : gap);  // 0 * (-inf - -inf) counts 0
+  }
+  sums.at_t = sum_across(at_t);
+  sums.at_1 = sum_across(at_1);
+  sums.cross = sum_across(cross);
+}
+
+// sum e^((t - maxt)/T) ((t - maxt) - (z - max)) of a teacher and a student, both shifted.
+double cross_sum(const float* teacher, const float* target, const float* shifted, int64_t width) {
+  vf cross{};
+  for (int64_t c = 0; c < width; c += LANES) {
+    const vf t = load<vf>(teacher + c);
+    const vf gap = load<vf>(target + c) - load<vf>(shifted + c);
+    cross += t * (t == vf{} ? vf{} : gap);
+  }
+  return sum_across(cross);
+}
+
+// e^z of the ensemble, from `shifted` = z - max or its e^((z - max)/T).
+template <int POWER>
+void exps_at_1(float* at_1, const float* shifted, const float* exps, int64_t width) {
+  for (int64_t c = 0; c < width; c += LANES) {
+    if constexpr (POWER == 0) {
+      store(at_1 + c, exp_nonpositive(load<vf>(shifted + c)));
+    } else {
+      store(at_1 + c, power<POWER>(load<vf>(exps + c)));
+    }
+  }
+}
+
+// What the ensemble's probabilities at T = 1 expect of a student's logits: `mass` and `moment` of its tile.
+// Returns the sum of those logits that are finite.
+double expectation(const float* z, const float* at_1, int64_t width, float shift, TileSums& sums) {
+  vf mass{}, moment{}, sum{};
+  for (int64_t c = 0; c < width; c += LANES) {
+    const vf x = load<vf>(z + c), d = x - shift, e = load<vf>(at_1 + c);
+    const auto finite = x > splat(-INFINITY);  // 0 * -inf counts 0
+    mass += finite ? e : vf{};
+    moment += finite ? e * d : vf{};
+    sum += finite ? x : vf{};
+  }
+  sums.mass = sum_across(mass);
+  sums.moment = sum_across(moment);
+  return sum_across(sum);
+}
+
+// sum += w x
+void add_scaled(float* sum, const float* x, float w, int64_t width) {
+  for (int64_t c = 0; c < width; c += LANES) store(sum + c, load<vf>(x + c) * w + load<vf>(sum + c));
+}
+
+void fill(float* x, float value, int64_t width) {
+  for (int64_t c = 0; c < width; c += LANES) store(x + c, splat(value));
+}
+
+// g = a e^z + b e^(z/T) - c t - k, from exponentials or, RECOMPUTE, from logits; g may be either.
+template <int POWER, bool RECOMPUTE>
+void gradients(float* g, const float* z, const float* teacher, int64_t width, float shift, float inv_t, float a,
+               float b, float c, float k) {
+  for (int64_t i = 0; i < width; i += LANES) {
+    vf e = load<vf>(z + i), e1;
+    if constexpr (RECOMPUTE) {
+      const vf d = e - shift;
+      e = exp_nonpositive(d * inv_t);
+      if constexpr (POWER == 0) e1 = exp_nonpositive(d);
+    }
+    if constexpr (POWER != 0) e1 = power<POWER>(e);
+    store(g + i, e1 * a + (e * b - (load<vf>(teacher + i) * c + k)));
+  }
+}
+
+template <class T>
+void put(T* dst, int64_t n, const float* src, bool streamed) {
+  int64_t c = 0;
+  if constexpr (sizeof(T) == 4) {
+    if (streamed) {
+      for (; c < n && reinterpret_cast<uintptr_t>(dst + c) % sizeof(vf); ++c) dst[c] = src[c];
+      for (; c + LANES <= n; c += LANES) stream(dst + c, load<vf>(src + c));
+    }
+  }
+  for (; c + LANES <= n; c += LANES) store_float(dst + c, load<vf>(src + c));
+  if (c < n) {
+    float part_in[LANES] = {};
+    T part_out[LANES];
+    __builtin_memcpy(part_in, src + c, (n - c) * sizeof(float));
+    store_float(part_out, load<vf>(part_in));
+    __builtin_memcpy(dst + c, part_out, (n - c) * sizeof(T));
+  }
+}
+
+}  // namespace
+}  // namespace oekd::OEKD_ISA

@@ -1,0 +1,229 @@
+// The BatchNorm, residual and ReLU ops on CPU tensors: checks, threads, sums over all rows. Schemas: oekd_fast/layers/norm_relu.py.
+#include "cpu/norm_relu/norm_relu_cpu.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/norm_relu/norm_relu.h"
+
+namespace oekd {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Floats of a piece of work, which the statistics read twice: part of a second-level cache. Wide maps get more, so that
+// their tables are not most of the work. Pieces and their sums do not depend on the threads.
+constexpr int64_t PIECE = 16384;
+constexpr int64_t TILES_OF_A_PIECE = 8;
+constexpr int64_t VECTORS_OF_A_TILE = 32;  // at least: an entry of a table is not wanted again at once
+
+// Rows [B * H * W, C] of a map [B, C, H, W]; copied where they are not dense.
+Tensor rows_of(const char* name, const Tensor& map, const Tensor& like) {
+  TORCH_CHECK_TYPE(map.scalar_type() == at::kFloat, name, ": expected float32, got ", map.scalar_type());
+  TORCH_CHECK_VALUE(map.dim() == 4 && map.sizes() == like.sizes(), name, ": expected the shape of x, ", like.sizes(),
+                    ", got ", map.sizes());
+  TORCH_CHECK_VALUE(map.device().is_cpu(), name, ": expected a tensor on the CPU, got ", map.device());
+  return map.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
+  TORCH_CHECK_TYPE(values.scalar_type() == at::kFloat, name, ": expected float32, got ", values.scalar_type());
+  TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == channels, name, ": expected [", channels,
+                    "], one number a channel of x, got ", values.sizes());
+  TORCH_CHECK_VALUE(values.device().is_cpu(), name, ": expected a tensor on the CPU, got ", values.device());
+  return values.contiguous();
+}
+
+int64_t count_rows(const Tensor& x, int64_t least) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) > 0, "x: expected [B, C, H, W] with C >= 1, got ", x.sizes());
+  const int64_t rows = x.numel() / x.size(1);
+  TORCH_CHECK_VALUE(rows >= least, "x: expected at least ", least, " values a channel, got ", x.sizes());
+  return rows;
+}
+
+Tensor map_like(const Tensor& x) { return at::empty_like(x, {}, at::MemoryFormat::ChannelsLast); }
+
+Tensor vector_of(int64_t channels) { return at::empty({channels}, at::TensorOptions().dtype(at::kFloat)); }
+
+// How rows are cut: into pieces, which threads take, and pieces into tiles, see norm_relu.h.
+struct Cut {
+  Cut(const NormReLUKernel& kernel, int64_t rows, int64_t channels)
+      : rows(rows),
+        channels(channels),
+        tile(kernel.lanes * channels * ((VECTORS_OF_A_TILE + channels - 1) / channels)),
+        piece(tile / channels * std::max(TILES_OF_A_PIECE, PIECE / tile)),
+        pieces((rows + piece - 1) / piece) {}
+
+  // A number for each channel, as often as fits a tile.
+  template <class Value>
+  std::vector<float> table(const Value& value) const {
+    std::vector<float> numbers(tile);
+    for (int64_t c = 0; c < channels; ++c) numbers[c] = static_cast<float>(value(c));
+    for (int64_t p = channels; p < tile; ++p) numbers[p] = numbers[p - channels];
+    return numbers;
+  }
+
+  // work(piece, first row, last row + 1, scratch of so many tables) for each piece.
+  template <class Work>
+  void run(int64_t tables, const Work& work) const {
+    each([&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(tables * tile);
+      for (int64_t i = begin; i < end; ++i) work(i, i * piece, std::min(rows, (i + 1) * piece), scratch.data());
+    });
+  }
+
+  // work(first row, last row + 1) for each piece, the last first: what `run` read last is still cached.
+  template <class Work>
+  void run_back(const Work& work) const {
+    each([&](int64_t begin, int64_t end) {
+      for (int64_t i = end; i-- > begin;) work(i * piece, std::min(rows, (i + 1) * piece));
+    });
+  }
+
+  const int64_t rows, channels, tile, piece, pieces;  // rows of a piece, floats of a tile
+
+ private:
+  template <class Some>
+  void each(Some some) const {
+    // torch's own threads by its C interface: at::parallel_for in a header would need torch's OpenMP at build time.
+    TORCH_CHECK(torch_parallel_for(0, pieces, 1,
+                                   [](int64_t begin, int64_t end, void* s) { (*static_cast<Some*>(s))(begin, end); },
+                                   &some) == 0,
+                "norm_relu: a worker thread failed (out of memory?)");
+  }
+};
+
+// Mean and sum of squared distances from it over all rows, [channels] each, from those of the pieces.
+struct Statistics {
+  Statistics(const float* x, const NormReLUKernel& kernel, const Cut& cut)
+      : mean(cut.channels), squares(cut.channels) {
+    const int64_t channels = cut.channels;
+    std::vector<double> means(cut.pieces * channels), distances(cut.pieces * channels);
+    cut.run(3, [&](int64_t i, int64_t begin, int64_t end, float* scratch) {
+      kernel.statistics(x, channels, cut.tile, begin, end, scratch, &means[i * channels], &distances[i * channels]);
+    });
+    const auto share = [&](int64_t i) {
+      return static_cast<double>(std::min(cut.piece, cut.rows - i * cut.piece));
+    };
+    for (int64_t i = 0; i < cut.pieces; ++i) {
+      for (int64_t c = 0; c < channels; ++c) mean[c] += share(i) * means[i * channels + c];
+    }
+    for (double& m : mean) m /= static_cast<double>(cut.rows);
+    for (int64_t i = 0; i < cut.pieces; ++i) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const double apart = means[i * channels + c] - mean[c];
+        squares[c] += distances[i * channels + c] + share(i) * apart * apart;
+      }
+    }
+  }
+
+  std::vector<double> mean, squares;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                                     const OptionalTensor& residual, double eps,
+                                                     std::string_view isa) {
+  const int64_t rows = count_rows(x, 2), channels = x.size(1);
+  const Tensor map = rows_of("x", x, x), scales = channels_of("weight", weight, channels);
+  const Tensor biases = channels_of("bias", bias, channels);
+  const Tensor added = residual ? rows_of("residual", *residual, x) : Tensor();
+  const NormReLUKernel& kernel = choose_isa(isa).norm_relu;
+  const Cut cut(kernel, rows, channels);
+
+  const Statistics statistics(map.const_data_ptr<float>(), kernel, cut);
+  Tensor y = map_like(x), mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
+  float *const means = mean.mutable_data_ptr<float>(), *const rstds = rstd.mutable_data_ptr<float>();
+  for (int64_t c = 0; c < channels; ++c) {
+    means[c] = static_cast<float>(statistics.mean[c]);
+    variance.mutable_data_ptr<float>()[c] = static_cast<float>(statistics.squares[c] / static_cast<double>(rows - 1));
+    rstds[c] = static_cast<float>(1 / std::sqrt(statistics.squares[c] / static_cast<double>(rows) + eps));
+  }
+
+  const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
+  const std::vector<float> mean_table = cut.table([&](int64_t c) { return means[c]; });
+  const std::vector<float> scale_table = cut.table([&](int64_t c) { return w[c] * rstds[c]; });
+  const std::vector<float> bias_table = cut.table([&](int64_t c) { return b[c]; });
+  NormForward problem{};
+  problem.channels = channels;
+  problem.tile = cut.tile;
+  problem.x = map.const_data_ptr<float>();
+  problem.residual = residual ? added.const_data_ptr<float>() : nullptr;
+  problem.y = y.mutable_data_ptr<float>();
+  problem.mean = mean_table.data();
+  problem.scale = scale_table.data();
+  problem.bias = bias_table.data();
+  cut.run_back([&](int64_t begin, int64_t end) { kernel.forward(problem, begin, end); });
+  return {y, mean, variance, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, const Tensor& x,
+                                                              const OptionalTensor& y, const Tensor& weight,
+                                                              const Tensor& bias, const Tensor& mean,
+                                                              const Tensor& rstd, bool residual_grad,
+                                                              std::string_view isa) {
+  const int64_t rows = count_rows(x, 1), channels = x.size(1);
+  TORCH_CHECK_VALUE(y || !residual_grad, "y: expected a tensor where residual_grad is true, got None");
+  const Tensor upstream = rows_of("dy", dy, x), map = rows_of("x", x, x);
+  const Tensor output = y ? rows_of("y", *y, x) : Tensor();
+  const Tensor scales = channels_of("weight", weight, channels), biases = channels_of("bias", bias, channels);
+  const Tensor means = channels_of("mean", mean, channels), rstds = channels_of("rstd", rstd, channels);
+  const NormReLUKernel& kernel = choose_isa(isa).norm_relu;
+  const Cut cut(kernel, rows, channels);
+
+  Tensor dx = map_like(x), dweight = vector_of(channels), dbias = vector_of(channels);
+  Tensor dresidual = residual_grad ? map_like(x) : vector_of(0);
+  const float *const m = means.const_data_ptr<float>(), *const r = rstds.const_data_ptr<float>();
+  const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
+  const std::vector<float> mean_table = cut.table([&](int64_t c) { return m[c]; });
+  const std::vector<float> scale_table = cut.table([&](int64_t c) { return w[c] * r[c]; });
+  const std::vector<float> bias_table = cut.table([&](int64_t c) { return b[c]; });
+  NormBackward problem{};
+  problem.channels = channels;
+  problem.tile = cut.tile;
+  problem.dy = upstream.const_data_ptr<float>();
+  problem.x = map.const_data_ptr<float>();
+  problem.y = y ? output.const_data_ptr<float>() : nullptr;
+  problem.g = residual_grad ? dresidual.mutable_data_ptr<float>() : nullptr;
+  problem.dx = dx.mutable_data_ptr<float>();
+  problem.mean = mean_table.data();
+  problem.scale = scale_table.data();
+  problem.bias = bias_table.data();
+
+  std::vector<double> g(channels), g_x(channels), g_pieces(cut.pieces * channels);
+  std::vector<double> g_x_pieces(cut.pieces * channels);
+  cut.run(2, [&](int64_t i, int64_t begin, int64_t end, float* scratch) {
+    kernel.gradient_sums(problem, begin, end, scratch, &g_pieces[i * channels], &g_x_pieces[i * channels]);
+  });
+  for (int64_t i = 0; i < cut.pieces; ++i) {
+    for (int64_t c = 0; c < channels; ++c) {
+      g[c] += g_pieces[i * channels + c];
+      g_x[c] += g_x_pieces[i * channels + c];
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    dbias.mutable_data_ptr<float>()[c] = static_cast<float>(g[c]);
+    dweight.mutable_data_ptr<float>()[c] = static_cast<float>(g_x[c] * r[c]);
+  }
+
+  // dx = weight rstd (g - mean of g - xhat * mean of g xhat),    xhat = (x - mean) rstd
+  const double per_row = 1 / static_cast<double>(rows);
+  const auto scaled = [&](int64_t c, double sum) { return double{w[c]} * r[c] * sum * per_row; };
+  const std::vector<float> slope = cut.table([&](int64_t c) { return scaled(c, g_x[c]) * r[c] * r[c]; });
+  const std::vector<float> offset = cut.table([&](int64_t c) { return scaled(c, g[c]); });
+  problem.slope = slope.data();
+  problem.offset = offset.data();
+  cut.run_back([&](int64_t begin, int64_t end) { kernel.gradient(problem, begin, end); });
+  return {dx, dweight, dbias, dresidual};
+}
+
+}  // namespace oekd

@@ -1,0 +1,152 @@
+// Pixels of many channels to planes of one channel each, and back. Included as vec.h is.
+#pragma once
+
+#include "cpu/simd/vec.h"
+
+namespace oekd::OEKD_ISA {
+
+#if defined(__AVX__)
+
+namespace detail {
+
+// 8 x 8: row i, column j becomes row j, column i.
+inline void transpose(__m256 (&r)[8]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
+    r[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
+  }
+}
+
+inline __m256i first(int64_t n) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);
+}
+
+// n of 8 floats.
+#if defined(__AVX512VL__)
+inline void store_first(float* to, __m256 v, int64_t n) {
+  _mm256_mask_storeu_ps(to, static_cast<__mmask8>((1u << n) - 1), v);
+}
+#else
+// By parts: masked stores are slow on some processors.
+inline void store_first(float* to, __m256 v, int64_t n) {
+  alignas(32) float all[8];
+  _mm256_store_ps(all, v);
+  switch (n) {
+    case 1: __builtin_memcpy(to, all, 4); break;
+    case 2: __builtin_memcpy(to, all, 8); break;
+    case 3: __builtin_memcpy(to, all, 12); break;
+    case 4: __builtin_memcpy(to, all, 16); break;
+    case 5: __builtin_memcpy(to, all, 20); break;
+    case 6: __builtin_memcpy(to, all, 24); break;
+    case 7: __builtin_memcpy(to, all, 28); break;
+    default: _mm256_storeu_ps(to, v);
+  }
+}
+#endif
+
+// Channels of a block of up to 8 from `begin` on; what is left of few is not worth a block.
+struct Block {
+  int64_t begin, width;
+
+  Block(int64_t from, int64_t channels)
+      : begin(channels < 8 ? 0 : from + 8 <= channels ? from : channels - 8), width(channels < 8 ? channels : 8) {}
+};
+
+constexpr int64_t FEW = 2;
+
+}  // namespace detail
+
+// n pixels, `step` floats apart, to columns 0..n-1 of `channels` planes, `plane` floats apart.
+inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t channels, float* planes, int64_t plane) {
+  for (int64_t c = 0; c < channels; c += 8) {
+    if (c > 0 && channels - c <= detail::FEW) {
+      for (; c < channels; ++c) {
+        for (int64_t j = 0; j < n; ++j) planes[c * plane + j] = pixels[j * step + c];
+      }
+      break;
+    }
+    const detail::Block block(c, channels);
+    const __m256i mask = detail::first(block.width);
+    for (int64_t j = 0; j < n; j += 8) {
+      const int64_t count = n - j < 8 ? n - j : 8;
+      const float* const from = pixels + j * step + block.begin;
+      float* const to = planes + block.begin * plane + j;
+      __m256 r[8];
+      if (count == 8 && block.width == 8) {
+        for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * step);
+        detail::transpose(r);
+        for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + i * plane, r[i]);
+      } else {
+        for (int i = 0; i < 8; ++i) {
+          r[i] = i < count ? _mm256_maskload_ps(from + i * step, mask) : _mm256_setzero_ps();
+        }
+        detail::transpose(r);
+        for (int i = 0; i < 8; ++i) {
+          if (i < block.width) detail::store_first(to + i * plane, r[i], count);
+        }
+      }
+    }
+  }
+}
+
+// The way back. Planes are readable to the next multiple of 8 columns.
+inline void from_planes(const float* planes, int64_t plane, int64_t n, int64_t channels, float* pixels, int64_t step) {
+  for (int64_t c = 0; c < channels; c += 8) {
+    if (c > 0 && channels - c <= detail::FEW) {
+      for (; c < channels; ++c) {
+        for (int64_t j = 0; j < n; ++j) pixels[j * step + c] = planes[c * plane + j];
+      }
+      break;
+    }
+    const detail::Block block(c, channels);
+    for (int64_t j = 0; j < n; j += 8) {
+      const int64_t count = n - j < 8 ? n - j : 8;
+      const float* const from = planes + block.begin * plane + j;
+      float* const to = pixels + j * step + block.begin;
+      __m256 r[8];
+      if (count == 8 && block.width == 8) {
+        for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * plane);
+        detail::transpose(r);
+        for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + i * step, r[i]);
+      } else {
+        for (int i = 0; i < 8; ++i) {
+          r[i] = i < block.width ? _mm256_loadu_ps(from + i * plane) : _mm256_setzero_ps();
+        }
+        detail::transpose(r);
+        for (int i = 0; i < 8; ++i) {
+          if (i < count) detail::store_first(to + i * step, r[i], block.width);
+        }
+      }
+    }
+  }
+}
+
+#else
+
+inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t channels, float* planes, int64_t plane) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t c = 0; c < channels; ++c) planes[c * plane + j] = pixels[j * step + c];
+  }
+}
+
+inline void from_planes(const float* planes, int64_t plane, int64_t n, int64_t channels, float* pixels, int64_t step) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t c = 0; c < channels; ++c) pixels[j * step + c] = planes[c * plane + j];
+  }
+}
+
+#endif
+
+}  // namespace oekd::OEKD_ISA

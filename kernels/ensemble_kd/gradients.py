@@ -1,0 +1,174 @@
+"""The gradients from saved row statistics: what the differentiable form launches backward, 1 read and 1 write.
+
+Also the second pass of the streamed loss, which shares ``write_gradients``.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..common.arrival import last_to_arrive
+from .row_statistics import (
+    CROSS,
+    LOG2_E,
+    MAXIMUM,
+    QUADS,
+    SUM,
+    SUM_1,
+    common_gradient,
+    ensemble_gradient,
+    in_force,
+    mixture,
+    place,
+    places,
+    student_gradient,
+    weight_of,
+)
+
+
+@triton.jit
+def load_columns(row_statistics, r, counts, FIELD: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
+    """A field of rows r as a tuple of COLUMNS [R]; 1 where a row does not count."""
+    columns = ()
+    for j in tl.static_range(COLUMNS):
+        at = row_statistics + r * (QUADS * 4 * WIDTH) + place(FIELD, j, WIDTH)
+        columns = columns + (tl.load(at, mask=counts, other=1.0, cache_modifier=".cg"),)
+    return columns
+
+
+@triton.jit
+def upstream_scale(grad_scale, number, MEAN: tl.constexpr):
+    """What multiplies every gradient: the upstream one, over the rows that count."""
+    scale = 1.0
+    if grad_scale is not None:
+        scale = tl.load(grad_scale).to(tl.float32)
+    if MEAN:
+        scale /= tl.maximum(number, 1.0)
+    return scale
+
+
+@triton.jit
+def student_weight(
+    weights, weights_stride, j: tl.constexpr, STUDENTS: tl.constexpr, weights_row=None, r=None, counts=None
+):
+    w = 1.0 / STUDENTS
+    if weights is not None:
+        w = weight_of(weights, weights_stride, weights_row, r, counts, j)
+    return w
+
+
+@triton.jit
+def write_gradients(
+    logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride, row_statistics,
+    weight_sums, r, inside, counts, label, first, tiles, scale, temperature, ce_weight, kd_weight, label_smoothing,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr,
+    POWER: tl.constexpr, SMOOTH: tl.constexpr, DETACH: tl.constexpr,
+):  # fmt: skip
+    """Gradients of rows r [R] in classes first .. first + tiles * BLOCK; the last tile first, as it is cached still.
+
+    Returns `weight_sums`, a tuple of S sums [R, BLOCK] of dL/dzE z_j (empty: not asked for), with this part added.
+    """
+    S: tl.constexpr = len(logits)
+    k = LOG2_E / temperature
+    m = load_columns(row_statistics, r, counts, MAXIMUM, S + 1, WIDTH)
+    s = load_columns(row_statistics, r, counts, SUM, S + 1, WIDTH)
+    s1 = load_columns(row_statistics, r, counts, SUM_1, S, WIDTH)
+    at_t = ()
+    at_1 = ()
+    for j in tl.static_range(S):
+        at_t = at_t + (tl.where(counts, scale * kd_weight * temperature / s[j], 0.0),)
+        at_1 = at_1 + (tl.where(counts, scale * ce_weight / s1[j], 0.0),)
+    per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
+    per_label = tl.where(counts, scale * ce_weight, 0.0)
+    per_class = None
+    if SMOOTH:
+        per_class = per_label * (label_smoothing / CLASSES)
+    if not DETACH:
+        cross = load_columns(row_statistics, r, counts, CROSS, S + 1, WIDTH)
+        mean_gap = cross[S]  # 0
+        for j in tl.static_range(S):
+            mean_gap += cross[j]
+        mean_gap = tl.where(counts, mean_gap / s[S], 0.0)
+
+    for i in range(0, tiles):
+        c = first + (tiles - 1 - i) * BLOCK + tl.arange(0, BLOCK)[None, :]
+        mask = counts[:, None] & (c < CLASSES)
+        z = ()
+        for j in tl.static_range(S):
+            at = places(r, c, logits_row[j], logits_class[j], VEC, UNIT)
+            z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
+        mixed_d = mixture(z, weights, weights_stride, mask) - m[S][:, None]
+        mixed_e = tl.exp2(mixed_d * k)
+        common = common_gradient(mixed_e, per_t, c, label, per_label * (1.0 - label_smoothing), per_class)
+        if not DETACH:
+            gaps = S * mixed_d
+            for j in tl.static_range(S):
+                gaps -= z[j] - m[j][:, None]
+            through = ensemble_gradient(mixed_e, gaps, per_t, mean_gap, temperature)
+        sums = ()
+        for j in tl.static_range(S):
+            d = z[j] - m[j][:, None]
+            grad = student_gradient(tl.exp2(d * k), d, at_t[j], at_1[j], common, POWER)
+            if not DETACH:
+                grad += student_weight(weights, weights_stride, j, S) * through
+                if len(weight_sums) > 0:
+                    # 0 * -inf: a class that the ensemble excludes moves nothing.
+                    sums = sums + (weight_sums[j] + tl.where(through != 0, through * z[j], 0.0),)
+            at = places(r, c, grads_row[j], grads_class[j], VEC, UNIT)
+            tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
+        weight_sums = sums
+    return weight_sums
+
+
+@triton.jit(do_not_specialize=["rows", "ignore_index"])
+def gradients(
+    logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
+    grads, grads_row, grads_class,  # alike
+    target, target_stride,  # int64 [rows], or None
+    weights, weights_stride,  # [S], or None for 1/S each
+    grad_scale,  # one element
+    values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
+    counted,  # fp32 [], the rows that count
+    row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
+    weights_grad,  # fp32 [S] dL/dw, or None
+    partials,  # fp32 [programs, S], or None
+    done,  # int32 [1], 0 before and after, or None
+    rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
+    CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr,
+    UNIT: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr,
+    DETACH: tl.constexpr,
+):  # fmt: skip
+    S: tl.constexpr = len(logits)
+    CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
+    temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
+    scale = upstream_scale(grad_scale, tl.load(counted), MEAN)
+    weight_sums = ()
+    if weights_grad is not None:
+        for _ in tl.static_range(S):
+            weight_sums = weight_sums + (tl.zeros([ROWS, BLOCK], tl.float32),)
+    for item in range(tl.program_id(0), tl.cdiv(rows, ROWS) * CHUNKS, tl.num_programs(0)):
+        r = (item // CHUNKS) * ROWS + tl.arange(0, ROWS)
+        inside = r < rows
+        r = r.to(tl.int64)
+        counts = inside
+        label = None
+        if target is not None:
+            label = tl.load(target + r * target_stride, mask=inside, other=ignore_index)
+            counts = inside & (label != ignore_index)
+        weight_sums = write_gradients(
+            logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride, row_statistics,
+            weight_sums, r, inside, counts, label, (item % CHUNKS) * (TILES * BLOCK), TILES, scale, temperature,
+            ce_weight, kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH,
+        )  # fmt: skip
+    if weights_grad is not None:
+        for j in tl.static_range(S):
+            tl.store(partials + tl.program_id(0) * S + j, tl.sum(tl.sum(weight_sums[j], 1), 0))
+        if last_to_arrive(done, tl.num_programs(0)):
+            for j in tl.static_range(S):
+                total = tl.zeros([128], tl.float64)
+                for first in range(0, tl.num_programs(0), 128):
+                    program = first + tl.arange(0, 128)
+                    at = partials + program * S + j
+                    total += tl.load(at, mask=program < tl.num_programs(0), other=0.0, cache_modifier=".cg")
+                tl.store(weights_grad + j, tl.sum(total, 0).to(tl.float32))

@@ -1,0 +1,290 @@
+"""The loss of rows too long for the registers: each logit is read from device memory about once all the same.
+
+Work comes in tickets, taken in order by however many programs the GPU holds: the statistics of a chunk of a row, and,
+LAG rows later, the gradients of one. So the second pass finds the logits in the second-level cache, long rows are
+shared by many programs, and a program waits only for tickets taken before its own, whose holders never wait for it:
+nothing depends on which programs run at the same time. Who does what varies, what comes out does not.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..common.arrival import last_to_arrive
+from .gradients import upstream_scale, write_gradients
+from .row_statistics import (
+    AT_LABEL,
+    CROSS,
+    LOG2_E,
+    MAXIMUM,
+    QUADS,
+    RIGHT,
+    SUM,
+    SUM_1,
+    add_rows,
+    by_thread,
+    counted_rows,
+    exp_at_1,
+    in_force,
+    logits_at,
+    max_together,
+    mixture,
+    place,
+    places,
+    stack,
+    store_quads,
+    store_sums,
+    sum_together,
+    thread_max,
+    thread_sum,
+    write_statistics,
+)
+
+# Fields of a chunk: as a row's, but the maximum before the label and the sum of z in place of its label's.
+EARLY = AT_LABEL
+EVEN = RIGHT
+LOWEST = tl.constexpr(-1e38)  # below every logit that matters; finite, so that differences are numbers
+TICKETS = tl.constexpr(0)
+DONE = tl.constexpr(1)
+ARRIVED = tl.constexpr(2)  # one counter a row: its chunks that are done; CHUNKS + 1 once the row's statistics are there
+
+
+@triton.jit
+def statistics_of_chunk(
+    logits, logits_row, logits_class, weights, weights_stride, r, counts, label, first, tiles, temperature,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
+    THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
+):  # fmt: skip
+    """Tables [1, WIDTH] of row r [1] in classes first .. first + tiles * BLOCK, relative to their own maxima.
+
+    Every thread keeps sums of its own, relative to its own maxima; threads meet only at the end.
+    """
+    S: tl.constexpr = len(logits)
+    k = LOG2_E / temperature
+    m, early, s, s1, cross, even = (), (), (), (), (), ()
+    for _ in tl.static_range(S + 1):
+        m = m + (tl.full([1, THREADS], LOWEST, tl.float32),)
+        early = early + (tl.full([1, THREADS], -float("inf"), tl.float32),)
+        s = s + (tl.zeros([1, THREADS], tl.float32),)
+        s1 = s1 + (tl.zeros([1, THREADS], tl.float32),)
+        cross = cross + (tl.zeros([1, THREADS], tl.float32),)
+        even = even + (tl.zeros([1, THREADS], tl.float32),)
+    for i in range(0, tiles):
+        c = first + i * BLOCK + tl.arange(0, BLOCK)[None, :]
+        mask = counts[:, None] & (c < CLASSES)
+        z = ()
+        for j in tl.static_range(S):
+            at = places(r, c, logits_row[j], logits_class[j], VEC, UNIT)
+            z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
+        z = z + (mixture(z, weights, weights_stride, mask),)
+        new_m, new_early, new_s, new_s1, new_cross, new_even, scale = (), (), (), (), (), (), ()
+        for j in tl.static_range(S + 1):
+            highest = tl.maximum(m[j], thread_max(z[j], THREADS, RUN))
+            new_m = new_m + (highest,)
+            scale = scale + (tl.exp2((m[j] - highest) * k),)
+            if label is not None:
+                # So far everything was before the label, or nothing more will be.
+                new_early = new_early + (tl.where(first + (i + 1) * BLOCK <= label, highest, early[j]),)
+            if SMOOTH:
+                new_even = new_even + (even[j] + thread_sum(tl.where(mask, z[j], 0.0), THREADS, RUN),)
+        if label is not None:
+            if (first + i * BLOCK <= label) & (label < first + (i + 1) * BLOCK):
+                before = tl.where(c < label, 0.0, -float("inf"))
+                within = ()
+                for j in tl.static_range(S + 1):
+                    within = within + (tl.maximum(early[j], thread_max(z[j] + before, THREADS, RUN)),)
+                new_early = within
+            early = new_early
+        mixed_d = by_thread(z[S], THREADS, RUN) - new_m[S][:, None, :, None]
+        mixed_e = tl.exp2(mixed_d * k)
+        given = mixed_e > 0
+        for j in tl.static_range(S + 1):
+            d = mixed_d
+            e = mixed_e
+            if j < S:
+                d = by_thread(z[j], THREADS, RUN) - new_m[j][:, None, :, None]
+                e = tl.exp2(d * k)
+            new_s = new_s + (s[j] * scale[j] + tl.sum(tl.sum(e, 3), 1),)
+            moved = s1[j] * exp_at_1(scale[j], m[j] - new_m[j], POWER)
+            new_s1 = new_s1 + (moved + tl.sum(tl.sum(exp_at_1(e, d, POWER), 3), 1),)
+            shift = (m[S] - new_m[S]) - (m[j] - new_m[j])
+            moved = tl.where(scale[S] > 0, scale[S] * (cross[j] + s[S] * shift), 0.0)
+            gap = mixed_e * tl.where(given, mixed_d - d, 0.0)
+            new_cross = new_cross + (moved + tl.sum(tl.sum(gap, 3), 1),)
+        m, s, s1, cross = new_m, new_s, new_s1, new_cross
+        if SMOOTH:
+            even = new_even
+    infinite: tl.constexpr = -float("inf")
+    threads = (stack(m, LOWEST, WIDTH), stack(s, 0.0, WIDTH), stack(s1, 0.0, WIDTH), stack(cross, 0.0, WIDTH),
+               stack(early, infinite, WIDTH), stack(even, 0.0, WIDTH))  # fmt: skip
+    return merge(threads, temperature, S, WIDTH, POWER)
+
+
+@triton.jit
+def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr):
+    """Statistics [1, N, WIDTH] of N parts of a row, relative to their own maxima, as those [1, WIDTH] of the whole."""
+    m, s, s1, cross, early, even = tables
+    column = tl.arange(0, WIDTH)[None, None, :]
+    whole, early = max_together(m, early)
+    moved = m - whole[:, None, :]
+    scale = tl.exp2(moved * (LOG2_E / temperature))
+    mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 2)[:, :, None]
+    mixed_scale = tl.sum(tl.where(column == STUDENTS, scale, 0.0), 2)[:, :, None]
+    mixed_moved = tl.sum(tl.where(column == STUDENTS, moved, 0.0), 2)[:, :, None]
+    cross = tl.where(mixed_scale > 0, mixed_scale * (cross + mixed_s * (mixed_moved - moved)), 0.0)  # 0 * inf
+    s1 = s1 * exp_at_1(scale, moved, POWER)
+    s, s1, cross, even = sum_together(s * scale, s1, cross, even)
+    return whole, s, s1, cross, early, even
+
+
+@triton.jit
+def load_chunks(chunk_statistics, r, FIELD: tl.constexpr, other, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+    """A field [1, N, WIDTH] of all chunks of row r [1], stored by other programs; N is a power of two."""
+    PADDED: tl.constexpr = triton.next_power_of_2(CHUNKS)
+    chunk = tl.arange(0, PADDED)[None, :, None]
+    at = chunk_statistics + ((r * CHUNKS)[:, None, None] + chunk) * (QUADS * 4 * WIDTH)
+    at += place(FIELD, tl.arange(0, WIDTH), WIDTH)[None, None, :]
+    return tl.load(at, mask=chunk < CHUNKS, other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def some_missing(arrived, inside, CHUNKS: tl.constexpr):
+    """Whether the statistics of some rows, of which `arrived` points at the counters [R], are not there yet."""
+    there = tl.load(arrived, mask=inside, other=CHUNKS + 1, volatile=True)
+    return tl.min(there, 0) <= CHUNKS
+
+
+@triton.jit
+def store_row(
+    row_statistics, r, inside, tables, label, valid, logits, logits_row, logits_class, weights, weights_stride,
+    label_smoothing, CLASSES: tl.constexpr, VEC: tl.constexpr, WIDTH: tl.constexpr, SMOOTH: tl.constexpr,
+):  # fmt: skip
+    """The tables of row r [1] from those merged of its chunks."""
+    most, s, s1, cross, early, even = tables
+    store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
+    if label is not None:
+        z_y = logits_at(logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC, WIDTH)
+        at_label = z_y - most
+        if SMOOTH:
+            at_label = (1.0 - label_smoothing) * at_label + label_smoothing * (even / CLASSES - most)
+        right = ((z_y == most) & (early < most)).to(tl.float32)
+        store_quads(row_statistics, r, inside, 1, at_label, right, right, right, WIDTH)
+
+
+@triton.jit(do_not_specialize=["rows", "ignore_index", "lag"])
+def streamed(
+    logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
+    grads, grads_row, grads_class,  # alike, or () where no gradients are asked for
+    target, target_stride,  # int64 [rows], or None
+    weights, weights_stride,  # [S], or None for 1/S each
+    grad_scale,  # one element, or None for 1
+    values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
+    number,  # one element, the rows that count where they are too many to count here; or None
+    loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
+    counted,  # fp32 [], the rows that count, for a backward pass; or None
+    row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
+    chunk_statistics,  # fp32 [rows, CHUNKS, QUADS, WIDTH, 4]
+    partials,  # fp32 [programs, 4 WIDTH]
+    counters,  # int32 [2 + rows], 0 before and after
+    rows, lag, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
+    THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
+    ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
+):  # fmt: skip
+    S: tl.constexpr = len(logits)
+    GRADS: tl.constexpr = len(grads) > 0
+    CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
+    temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
+    scale = 1.0
+    if GRADS:
+        total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
+        scale = upstream_scale(grad_scale, total, MEAN)
+    # In turn the chunks' statistics of a row and the chunks' gradients of the row LAG before it.
+    turns = rows
+    if GRADS:
+        turns = rows + lag
+    PASSES: tl.constexpr = 2 if GRADS else 1
+    ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
+    while ticket < turns * (PASSES * CHUNKS):
+        row = ticket // (PASSES * CHUNKS)
+        within = ticket % (PASSES * CHUNKS)
+        chunk = within % CHUNKS
+        second = within >= CHUNKS
+        if second:
+            row -= lag
+        if (row >= 0) & (row < rows):
+            r = row.to(tl.int64) + tl.zeros([1], tl.int64)
+            inside = r < rows
+            counts = inside
+            valid = inside
+            label = None
+            scalar_label = None
+            if target is not None:
+                label = tl.load(target + r * target_stride)
+                scalar_label = tl.load(target + row.to(tl.int64) * target_stride)
+                counts = label != ignore_index
+                valid = counts & (label >= 0) & (label < CLASSES)
+            arrived = counters + ARRIVED + row
+            if GRADS:
+                if second:
+                    while tl.atomic_add(arrived, 0, sem="acquire") <= CHUNKS:
+                        pass
+                    tl.debug_barrier()
+                    write_gradients(
+                        logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride,
+                        row_statistics, (), r, inside, counts, label, chunk * (TILES * BLOCK), TILES, scale,
+                        temperature, ce_weight, kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER,
+                        SMOOTH, DETACH,
+                    )  # fmt: skip
+            if not second:
+                parts = statistics_of_chunk(
+                    logits, logits_row, logits_class, weights, weights_stride, r, counts, scalar_label,
+                    chunk * (TILES * BLOCK), TILES, temperature, CLASSES, BLOCK, VEC, UNIT, THREADS, RUN, WIDTH, POWER,
+                    SMOOTH,
+                )  # fmt: skip
+                at = r * CHUNKS + chunk
+                store_quads(chunk_statistics, at, inside, 0, parts[0], parts[1], parts[2], parts[3], WIDTH)
+                store_quads(chunk_statistics, at, inside, 1, parts[4], parts[5], parts[4], parts[5], WIDTH)
+                if last_to_arrive(arrived, CHUNKS):
+                    chunks = (
+                        load_chunks(chunk_statistics, r, MAXIMUM, LOWEST, CHUNKS, WIDTH),
+                        load_chunks(chunk_statistics, r, SUM, 0.0, CHUNKS, WIDTH),
+                        load_chunks(chunk_statistics, r, SUM_1, 0.0, CHUNKS, WIDTH),
+                        load_chunks(chunk_statistics, r, CROSS, 0.0, CHUNKS, WIDTH),
+                        load_chunks(chunk_statistics, r, EARLY, -float("inf"), CHUNKS, WIDTH),
+                        load_chunks(chunk_statistics, r, EVEN, 0.0, CHUNKS, WIDTH),
+                    )
+                    store_row(
+                        row_statistics, r, inside, merge(chunks, temperature, S, WIDTH, POWER), label, valid, logits,
+                        logits_row, logits_class, weights, weights_stride, label_smoothing, CLASSES, VEC, WIDTH, SMOOTH,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+                    tl.atomic_add(arrived, CHUNKS + 1, sem="release")
+        ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
+
+    # A share of the rows: all tickets are taken, so each row is there or in the hands of a program that runs.
+    sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
+    mine = tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))
+    for first in range(0, mine, SUM_ROWS):
+        i = first + tl.arange(0, SUM_ROWS)
+        r = tl.program_id(0) + i * tl.num_programs(0)
+        inside = i < mine
+        while some_missing(counters + ARRIVED + r, inside, CHUNKS):
+            pass
+        # Nothing is added: a fence between what was seen just now and the rows' statistics.
+        tl.atomic_add(counters + DONE, 0, sem="acq_rel")
+        tl.debug_barrier()
+        counts = inside
+        if target is not None:
+            counts &= tl.load(target + r.to(tl.int64) * target_stride, mask=counts, other=ignore_index) != ignore_index
+        sums = add_rows(sums, row_statistics, r.to(tl.int64), counts, target is not None, temperature, S, WIDTH)
+    store_sums(partials, sums, WIDTH)
+    if last_to_arrive(counters + DONE, tl.num_programs(0)):
+        write_statistics(
+            partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight, S, WIDTH,
+            ENTRIES, MEAN,
+        )  # fmt: skip
+        for start in range(0, rows + ARRIVED, LABELS):
+            counter = start + tl.arange(0, LABELS)
+            tl.store(counters + counter, tl.zeros([LABELS], tl.int32), mask=counter < rows + ARRIVED)

@@ -1,0 +1,214 @@
+"""Recipes: protocols by name, as the fields of a `TrainConfig`. What a recipe does not name has the config's default.
+
+No field says these parts of what is reproduced, so that they stay ours: the paper trains on all training images and
+chooses on the test images (here a tenth is held out to choose on); the released code does not normalise its inputs, and
+its momentum is not Nesterov's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from oekd_fast.config.train_config import OBJECTIVES_OWN, TrainConfig
+from oekd_fast.data.known import known_name
+from oekd_fast.paper import paper_tables
+
+# Spans in epochs that are parts of the schedule. A warm-up is not: it is as long as the first steps need.
+_SPANS = ("decay_epochs", "ramp_epochs")
+
+
+class RecipeError(ValueError):
+    """There is no such recipe or field, or it is for another data set."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A protocol: its name, where it is from and what differs from there, and its fields of `TrainConfig`."""
+
+    name: str
+    source: str
+    fields: Mapping[str, Any]
+
+    def config(self, **overrides: Any) -> TrainConfig:
+        """The recipe's config with `overrides`. Other ``epochs`` scale everything of its schedule that is in epochs;
+        another ``objective`` has its own weights and temperature.
+
+        Raises:
+            RecipeError: there is no such field, or ``dataset`` is not the recipe's.
+            ValueError: a value is none that the field can have.
+        """
+        known = [field.name for field in fields(TrainConfig)]
+        for name in overrides:
+            if name not in known:
+                raise RecipeError(f"{name}: no such field of TrainConfig; {_nearest(name, known)}")
+        dataset = overrides.pop("dataset", self.fields["dataset"])
+        if (known_name(dataset) or dataset) != self.fields["dataset"]:
+            raise RecipeError(
+                f"dataset: expected {self.fields['dataset']}, which recipe {self.name} is for, got {dataset!r}; "
+                "data_dir says where its files are"
+            )
+        own = self.fields
+        if overrides.get("objective", TrainConfig.objective) != own.get("objective", TrainConfig.objective):
+            own = {name: value for name, value in own.items() if name not in OBJECTIVES_OWN}
+        epochs = overrides.get("epochs", own["epochs"])
+        spans = {name: own.get(name, getattr(TrainConfig, name)) * epochs / own["epochs"] for name in _SPANS}
+        return TrainConfig(**{**own, **spans, **overrides})
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return all names, a source after the other."""
+    return tuple(_recipes())
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe called `name`.
+
+    Raises:
+        RecipeError: there is none; the message has the nearest names.
+    """
+    if name not in _recipes():
+        raise RecipeError(f"recipe: {name!r} is unknown; {_nearest(name, recipe_names())}; --list-recipes shows all")
+    return _recipes()[name]
+
+
+def recipe_config(name: str, **overrides: Any) -> TrainConfig:
+    """Return the config of the recipe called `name`, as `Recipe.config`."""
+    return get_recipe(name).config(**overrides)
+
+
+def _nearest(name: str, names: list[str] | tuple[str, ...]) -> str:
+    near = get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else "nothing is called alike"
+
+
+@cache
+def _recipes() -> Mapping[str, Recipe]:
+    found = (*_paper(), *_published(), *_modern(), *_evidence())
+    table = {recipe.name: recipe for recipe in found}
+    assert len(table) == len(found)
+    return MappingProxyType(table)
+
+
+def _recipe(group: str, source: str, dataset: str, model: str, **values: Any) -> Recipe:
+    values = {"dataset": dataset, "model": model, **values}
+    return Recipe(f"{group}/{dataset}/{model}", source, MappingProxyType(values))
+
+
+# -- the paper: Walawalkar, Shen, Savvides, ECCV 2020, section 4
+
+_STEPS = dict(optimizer="sgd", learning_rate=0.1, momentum=0.9, schedule="multistep", milestones=(0.5, 0.75), decay=0.1)
+_EFFICIENTNET = dict(
+    optimizer="rmsprop", learning_rate=0.256, momentum=0.9, schedule="exponential", decay=0.97, decay_epochs=3.0
+)
+_LOSS = dict(temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15, num_students=5)
+
+
+@dataclass(frozen=True)
+class _PaperTable:
+    number: int
+    dataset: str
+    epochs: int
+    batch_size: int = 128
+    ours: str = "weight decay"
+
+
+_PAPER = {
+    "cifar10": _PaperTable(2, "cifar10", 350),
+    "cifar100": _PaperTable(3, "cifar100", 450),
+    "svhn": _PaperTable(5, "svhn", 50),
+    "imagenet": _PaperTable(6, "imagenet_1k", 100, batch_size=256, ours="weight decay and batch size"),
+}
+
+
+def _paper() -> Iterator[Recipe]:
+    for name, rows in paper_tables()["accuracy"].items():
+        table = _PAPER[name]
+        for model in rows:
+            yield _recipe(
+                "paper",
+                f"the paper, Table {table.number}; {table.ours} ours",
+                table.dataset,
+                model,
+                epochs=table.epochs,
+                batch_size=table.batch_size,
+                weight_decay=1e-4,
+                warmup_epochs=0.0,
+                **_LOSS,
+                **(_EFFICIENTNET if model.startswith("efficientnet") else _STEPS),
+            )
+
+
+# -- configurations of the released code
+
+_RELEASED = dict(num_students=5, batch_size=128, schedule="multistep", warmup_epochs=0.0, adapter_rate=0.5)
+
+
+def _published() -> Iterator[Recipe]:
+    for model in ("resnet32", "resnet44", "resnet56", "resnet110"):
+        yield _recipe(
+            "published", "released code; inputs are normalised here", "cifar100", model, **_RELEASED, optimizer="adam",
+            learning_rate=1e-3, weight_decay=1e-5, epochs=350, milestones=_shares(350, 200, 300), decay=0.1,
+            temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15,
+        )  # fmt: skip
+    # Model, learning rate, epochs, milestones, weights of cross-entropy, features and distillation.
+    for model, rate, epochs, milestones, weights in (
+        ("resnet20", 0.01, 400, (100, 180, 250, 350), (0.4, 0.2, 0.4)),
+        ("resnet32", 0.1, 400, (50, 130, 220, 270), (0.4, 0.3, 0.3)),
+        ("resnet110", 0.001, 250, (100, 150), (1.0, 1.0, 1.0)),
+    ):
+        yield _recipe(
+            "published", "released code; normalised inputs and Nesterov's momentum here", "cifar10", model, **_RELEASED,
+            optimizer="sgd", learning_rate=rate, momentum=0.9, weight_decay=1e-4, epochs=epochs,
+            milestones=_shares(epochs, *milestones), decay=0.1, temperature=3.0,
+            **dict(zip(("ce_weight", "feature_weight", "kd_weight"), weights, strict=True)),
+        )  # fmt: skip
+    yield _recipe(
+        "published", "released code; it lacks weights of the losses, here the paper's", "imagenet_1k",
+        "efficientnet_b0", **_RELEASED, optimizer="adam", learning_rate=1e-3, weight_decay=1e-4, epochs=100,
+        milestones=_shares(100, 50, 70, 90), decay=0.5, temperature=3.0, ce_weight=0.7, feature_weight=0.15,
+        kd_weight=0.15,
+    )  # fmt: skip
+
+
+def _shares(epochs: int, *milestones: int) -> tuple[float, ...]:
+    return tuple(milestone / epochs for milestone in milestones)
+
+
+# -- our own
+
+_MODERN = dict(
+    optimizer="sgd", learning_rate=0.1, momentum=0.9, schedule="cosine", warmup_epochs=1.0, label_smoothing=0.1,
+    weight_decay=5e-4, ema_decay=0.999, precision="bf16", batch_size=128,
+)  # fmt: skip
+
+
+def _modern() -> Iterator[Recipe]:
+    for dataset in ("cifar10", "cifar100"):
+        for model in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet_bc_12"):
+            yield _recipe(
+                "modern",
+                "the paper's, but cosine, label smoothing, weight decay 5e-4, EMA, bf16, 300 epochs; not yet measured",
+                dataset,
+                model,
+                epochs=300,
+                **_LOSS,
+                **_MODERN,
+            )
+
+
+# -- small enough to run anywhere
+
+
+def _evidence() -> Iterator[Recipe]:
+    yield _recipe(
+        "evidence", "ours, what make train runs", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
+    )
+    yield _recipe(
+        "evidence", "ours, 12,000 images", "fashion_mnist", "resnet20", epochs=5,
+        schedule="cosine", learning_rate=0.1, train_images=12000,
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""What a student's forward pass computes, in floating-point operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from oekd_fast.family.ensemble import StudentEnsemble
+
+
+@torch.no_grad()
+def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -> list[int]:
+    """Operations of the forward pass of each member alone, base and branch, for one image.
+
+    A multiply-add counts as two; only convolutions and matrix products count. Nothing is computed: the networks are
+    built once more, without memory.
+
+    Args:
+        ensemble: of any device; in the order of its `members`.
+        image_size: height and width, or one number for both.
+
+    Raises:
+        ValueError: `image_size` is not of numbers >= 1.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"image_size: expected one or two numbers >= 1, got {image_size!r}")
+    architecture, n = ensemble.architecture, ensemble.num_students
+    with torch.device("meta"):
+        shared, base = _count(
+            architecture.build_base(ensemble.in_channels), torch.empty(1, ensemble.in_channels, *size)
+        )
+        branches = [architecture.build_branch(j, n, ensemble.num_classes) for j in ensemble.members]
+    return [base + _count(branch, shared)[1] for branch in branches]
+
+
+def _count(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    """What `module` returns for `x`, and its operations."""
+    with FlopCounterMode(display=False) as counter:
+        result = module.eval()(x)
+    return result, counter.get_total_flops()

@@ -1,0 +1,201 @@
+"""What the losses refuse: errors name the argument, what was expected and what came.
+
+None waits for a device, but ``check_labels`` and ``check_values`` where they are asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oekd_fast.losses.calls import DEVICE_VALUES, KDOptions, check_value
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_call(logits, target, options: KDOptions, ensemble_weights, teacher_logits) -> list[Tensor]:
+    """The tensors of a call of the ensemble distillation loss; its S students."""
+    students = _check_logits(logits)
+    first = students[0]
+    for name in DEVICE_VALUES:
+        if isinstance(value := getattr(options, name), Tensor):
+            check_tensor(name, value, first.device)
+    _check_target(target, len(first), first.device, options)
+    if ensemble_weights is not None:
+        _check_ensemble_weights(ensemble_weights, students, options)
+    if teacher_logits is not None:
+        _check_teacher_logits(teacher_logits, first)
+    if options.mixing is not None:
+        _check_mixing_shape(options.mixing, students, teacher_logits)
+    return students
+
+
+def _check_logits(logits) -> list[Tensor]:
+    if isinstance(logits, Tensor):
+        if logits.dim() != 3:
+            raise ValueError(
+                f"logits: expected S tensors [B, C] or one [S, B, C], got one of shape {list(logits.shape)}"
+            )
+        students = list(logits.unbind(0))
+    elif isinstance(logits, Sequence):
+        students = list(logits)
+    else:
+        raise TypeError(f"logits: expected a sequence of tensors or one tensor, got {type(logits).__name__}")
+    if not students:
+        raise ValueError("logits: expected at least one student, got none")
+    first = students[0]
+    for j, z in enumerate(students):
+        if not isinstance(z, Tensor):
+            raise TypeError(f"logits[{j}]: expected a tensor, got {type(z).__name__}")
+        if z.dim() != 2 or z.shape != first.shape:
+            expected = f"[B, C] = {list(first.shape)} as logits[0]" if first.dim() == 2 else "[B, C]"
+            raise ValueError(f"logits[{j}]: expected shape {expected}, got {list(z.shape)}")
+        if z.dtype != first.dtype:
+            raise TypeError(f"logits[{j}]: expected dtype {first.dtype} as logits[0], got {z.dtype}")
+        if z.device != first.device:
+            raise ValueError(f"logits[{j}]: expected device {first.device} as logits[0], got {z.device}")
+    if first.dtype not in DTYPES:
+        raise TypeError(f"logits: expected float32, float16, bfloat16 or float64, got {first.dtype}")
+    if first.shape[1] == 0:
+        raise ValueError("logits: expected at least one class, got C = 0")
+    return students
+
+
+def _check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) -> None:
+    check_tensor("ensemble_weights", weights, students[0].device)
+    each, gate = [len(students)], [len(students[0]), len(students)]
+    came = list(weights.shape)
+    if came not in (each, gate):
+        raise ValueError(
+            f"ensemble_weights: expected shape {each}, one a student, or a gate {gate}, one a row and student, "
+            f"got {came}"
+        )
+    if came == gate and options.mixing is not None:
+        raise ValueError(f"ensemble_weights: expected shape {each} beside mixing, which makes the targets, got {came}")
+    if not weights.is_floating_point():
+        raise TypeError(f"ensemble_weights: expected a floating dtype, got {weights.dtype}")
+
+
+def _check_teacher_logits(teacher, like: Tensor) -> None:
+    check_tensor("teacher_logits", teacher, like.device)
+    if teacher.shape != like.shape:
+        raise ValueError(
+            f"teacher_logits: expected shape {list(like.shape)} as a student's logits, got {list(teacher.shape)}"
+        )
+    if teacher.dtype not in DTYPES:
+        raise TypeError(f"teacher_logits: expected float32, float16, bfloat16 or float64, got {teacher.dtype}")
+
+
+def _check_mixing_shape(mixing: Tensor, students: list[Tensor], teacher_logits: Tensor | None) -> None:
+    check_tensor("mixing", mixing, students[0].device)
+    expected = [len(students), len(students) + (teacher_logits is not None)]
+    if list(mixing.shape) != expected:
+        who = "the students and teacher_logits" if teacher_logits is not None else "the students, no teacher_logits"
+        raise ValueError(f"mixing: expected shape {expected} for {who}, got {list(mixing.shape)}")
+
+
+def check_weights_grad(weights_grad, ensemble_weights: Tensor | None) -> None:
+    if ensemble_weights is None:
+        raise ValueError("weights_grad: expected ensemble_weights beside it, got ensemble_weights None")
+    check_tensor("weights_grad", weights_grad, ensemble_weights.device)
+    for what in ("shape", "dtype"):
+        expected, came = getattr(ensemble_weights, what), getattr(weights_grad, what)
+        if expected != came:
+            kind = TypeError if what == "dtype" else ValueError
+            raise kind(f"weights_grad: expected {what} {expected} as ensemble_weights, got {came}")
+    _check_own_places("weights_grad", weights_grad)
+
+
+def _check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
+    if target is None:
+        # What a tensor holds is not known here, and may change.
+        for name in ("ce_weight", "ensemble_ce_weight"):
+            value = getattr(options, name)
+            if isinstance(value, Tensor) or value != 0:
+                came = f"a tensor as {name}" if isinstance(value, Tensor) else f"{name} {value}"
+                raise ValueError(
+                    f"target: expected int64 [B] (None only if {name} is the number 0), got None with {came}"
+                )
+        return
+    check_tensor("target", target, device)
+    if target.dtype != torch.int64:
+        raise TypeError(f"target: expected dtype torch.int64, got {target.dtype}")
+    if target.shape != (rows,):
+        raise ValueError(f"target: expected shape [{rows}], one label a row of the logits, got {list(target.shape)}")
+
+
+def check_tensor(name: str, value: object, device: torch.device, like: str = "the logits") -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device} as {like}, got {value.device}")
+
+
+def check_labels(target: Tensor | None, logits: Tensor, ignore_index: int, backend: str, validate: bool) -> None:
+    """Labels in range; on a GPU only where asked for, since the host would wait for it: there the loss becomes NaN."""
+    if target is None or torch.compiler.is_compiling():
+        return
+    # The native kernel looks at the labels in its own pass over the rows.
+    if not validate and (not target.is_cpu or backend == "native"):
+        return
+    classes = logits.shape[1]
+    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"target: expected labels in [0, {classes}) or ignore_index {ignore_index}, "
+            f"got {int(target[row])} at row {row}"
+        )
+
+
+def check_values(options: KDOptions, backend: str, validate: bool) -> None:
+    """What tensors in the options hold; on a GPU only where asked for, since the host would wait for it."""
+    if torch.compiler.is_compiling():
+        return
+    for name in DEVICE_VALUES:
+        value = getattr(options, name)
+        # The native kernel looks for itself.
+        if isinstance(value, Tensor) and (validate or (value.is_cpu and backend != "native")):
+            check_value(name, value.item())
+
+
+def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Tensor]:
+    buffers = list(out.unbind(0)) if isinstance(out, Tensor) else list(out)
+    if len(buffers) != len(students):
+        raise ValueError(f"out: expected {len(students)} buffers, one a student, got {len(buffers)}")
+    for j, (buffer, z) in enumerate(zip(buffers, students, strict=True)):
+        check_tensor(f"out[{j}]", buffer, z.device, like=f"logits[{j}]")
+        for what in ("shape", "dtype"):
+            expected, came = getattr(z, what), getattr(buffer, what)
+            if expected != came:
+                kind = TypeError if what == "dtype" else ValueError
+                raise kind(f"out[{j}]: expected {what} {expected} as logits[{j}], got {came}")
+        _check_own_places(f"out[{j}]", buffer)
+    return buffers
+
+
+def _check_own_places(name: str, buffer: Tensor) -> None:
+    if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
+        raise ValueError(f"{name}: expected a place of its own for every element, got strides {list(buffer.stride())}")
+
+
+def check_block(block: int, maps, teacher: Tensor, weights, biases) -> None:
+    if not len(maps) == len(weights) == len(biases):
+        raise ValueError(
+            f"block {block}: expected as many student maps as weights and biases, "
+            f"got {len(maps)}, {len(weights)} and {len(biases)}"
+        )
+    for j, (student, weight, bias) in enumerate(zip(maps, weights, biases, strict=True)):
+        where = f"block {block}, student map {j}"
+        if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+            raise ValueError(
+                f"{where}: expected batch and size of the teacher's {list(teacher.shape)}, got {list(student.shape)}"
+            )
+        if weight.shape[:2] != (teacher.shape[1], student.shape[1]) or weight.numel() != weight.shape[:2].numel():
+            raise ValueError(
+                f"{where}: expected a weight [{teacher.shape[1]}, {student.shape[1]}(, 1, 1)], got {list(weight.shape)}"
+            )
+        if bias.shape != (teacher.shape[1],):
+            raise ValueError(f"{where}: expected a bias [{teacher.shape[1]}], got {list(bias.shape)}")

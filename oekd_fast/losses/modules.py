@@ -1,0 +1,74 @@
+"""The losses as modules, for trainers that want one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from oekd_fast.losses.calls import KDOptions
+from oekd_fast.losses.ensemble_kd import ensemble_kd_loss
+from oekd_fast.losses.feature_kd import feature_kd_loss
+
+
+class EnsembleKDLoss(nn.Module):
+    """:func:`oekd_fast.ensemble_kd_loss` with its options fixed: the drop-in.
+
+    Args:
+        **options: fields of :class:`oekd_fast.losses.calls.KDOptions`, ``backend`` and ``validate``. A tensor
+            among them is held as it is: neither saved nor moved with the module.
+    """
+
+    def __init__(self, *, backend: str = "auto", validate: bool = False, **options) -> None:
+        super().__init__()
+        self.options = KDOptions(**options)
+        self.backend, self.validate = backend, validate
+
+    def forward(
+        self,
+        logits: Sequence[Tensor] | Tensor,
+        target: Tensor | None,
+        *,
+        ensemble_weights: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> Tensor:
+        """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B].
+
+        ``ensemble_weights`` ([S], or a gate [B, S]) and ``teacher_logits`` ([B, C]) as the function takes them.
+        """
+        return ensemble_kd_loss(
+            logits,
+            target,
+            ensemble_weights=ensemble_weights,
+            teacher_logits=teacher_logits,
+            backend=self.backend,
+            validate=self.validate,
+            **vars(self.options),
+        ).loss
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
+
+
+class FeatureKDLoss(nn.Module):
+    """:func:`oekd_fast.feature_kd_loss` over a family's features and adapters."""
+
+    def __init__(self, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, features: Sequence[Sequence[Tensor]], adapters: Sequence[Sequence[nn.Conv2d]]) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            features: S x blocks maps, the pseudo teacher's first, as in ``EnsembleOutput.features``.
+            adapters: blocks x (S - 1) 1x1 convolutions with bias, as ``StudentEnsemble.adapters``.
+        """
+        teacher, *students = features
+        return feature_kd_loss(
+            list(zip(*students, strict=True)) if students else [()] * len(teacher),
+            teacher,
+            [[adapter.weight for adapter in block] for block in adapters],
+            [[adapter.bias for adapter in block] for block in adapters],
+            backend=self.backend,
+        )

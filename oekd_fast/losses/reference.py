@@ -1,0 +1,161 @@
+"""The losses in plain PyTorch: definition, oracle, and fallback on any device.
+
+Notation (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449): S students give logits z_j of B rows and
+C classes; the ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper; a gate has a w_j for each row.
+Arguments are checked in ``ops``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oekd_fast.losses.calls import DEVICE_VALUES, KDOptions
+
+
+class EnsembleKDOutput(NamedTuple):
+    """Loss and statistics of S students; everything stays on the logits' device.
+
+    Statistics are detached. ``loss``, ``ce``, ``kd`` and ``ensemble_ce`` are fp32 (fp64 for fp64 logits) and
+    follow ``reduction``. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
+    """
+
+    loss: Tensor  # scalar, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd) + ensemble_ce_weight * ensemble_ce
+    ce: Tensor  # [S] cross-entropy of each student
+    kd: Tensor  # [S] T^2 KL(target || student) at temperature T
+    ensemble_ce: Tensor  # scalar, cross-entropy of the ensemble
+    correct: Tensor  # int64 [S + 1] rows whose first largest logit is the target: students, then ensemble
+
+
+def ensemble_kd(
+    logits: Sequence[Tensor],
+    target: Tensor | None,
+    options: KDOptions,
+    ensemble_weights: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+) -> EnsembleKDOutput:
+    """Cross-entropy and ensemble distillation of all students; see :func:`oekd_fast.ensemble_kd_loss`.
+
+    A label outside [0, C) is never used as an index: its row makes the loss NaN.
+    """
+    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    temperature, ce_weight, kd_weight, ensemble_ce_weight = (
+        _taken(getattr(options, name), dtype) for name in DEVICE_VALUES
+    )
+    z = [student.to(dtype) for student in logits]
+    external = [] if teacher_logits is None else [teacher_logits.detach().to(dtype)]
+    rows, classes = z[0].shape
+
+    counted = valid = None
+    number = torch.full((), float(rows), dtype=dtype, device=z[0].device)
+    if target is not None:
+        counted = target != options.ignore_index
+        valid = (target >= 0) & (target < classes)
+        number = counted.sum().to(dtype)
+        # What an ignored row holds, NaN included, must reach neither the loss nor the gradient.
+        z = [student.where(counted[:, None], 0.0) for student in z]
+        external = [teacher.where(counted[:, None], 0.0) for teacher in external]
+        if ensemble_weights is not None and ensemble_weights.dim() == 2:
+            ensemble_weights = ensemble_weights.where(counted[:, None], 0.0)
+
+    ensemble = _mix(z, ensemble_weights)
+
+    def reduce(per_row: Tensor) -> Tensor:
+        if counted is not None:
+            per_row = per_row.where(counted, 0.0)
+        total = per_row.sum()
+        return total / number.clamp(min=1.0) if options.reduction == "mean" else total
+
+    def cross_entropy(log_probs: Tensor) -> Tensor:
+        index = target.clamp(0, classes - 1)
+        loss = -log_probs.gather(1, index[:, None]).squeeze(1)
+        if options.label_smoothing > 0.0:
+            smooth = -log_probs.mean(dim=1)
+            loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing * smooth
+        return reduce(loss.where(valid, float("nan")))
+
+    def target_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = F.log_softmax(scores / temperature, dim=1)
+        return log_probs, log_probs.exp()
+
+    def divergence(target: tuple[Tensor, Tensor], student: Tensor) -> Tensor:
+        teacher_log_probs, teacher_probs = target
+        student_log_probs = F.log_softmax(student / temperature, dim=1)
+        # Where the teacher gives nothing, -inf - -inf must not be formed: 0 * (log 0 - log q) is 0.
+        gap = (teacher_log_probs - student_log_probs).where(teacher_probs > 0, 0.0)
+        kl = (teacher_probs * gap).sum(dim=1)
+        # Rounding can give -1e-9; KL >= 0, and the gradient must not notice the clamp.
+        kl = kl + (kl.clamp(min=0.0) - kl).detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return reduce(kl) * temperature**2
+
+    def count_correct(scores: Tensor) -> Tensor:
+        return ((scores.argmax(dim=1) == target) & counted).sum()
+
+    if options.mixing is None:
+        teacher = external[0] if external else ensemble.detach() if options.detach_ensemble else ensemble
+        teacher = target_of(teacher)
+        kd = torch.stack([divergence(teacher, student) for student in z])
+    else:
+        sources = [scores.detach() for scores in (*z, *external)]
+        mixing = options.mixing.detach().to(dtype)
+        if options.mixes == "logits":
+            targets = [target_of(_mix(sources, row)) for row in mixing]
+            kd = torch.stack([divergence(*pair) for pair in zip(targets, z, strict=True)])
+        else:
+            targets = [target_of(scores) for scores in sources]
+            pairs = torch.stack([torch.stack([divergence(target, student) for target in targets]) for student in z])
+            # A weight of 0 gives no say: 0 * inf would be NaN.
+            kd = (mixing * pairs.where(mixing != 0, 0.0)).sum(dim=1)
+    loss = kd_weight * kd.sum()
+    if target is None:
+        ce, ensemble_ce = torch.zeros_like(kd), torch.zeros_like(loss)
+        correct = torch.zeros(len(z) + 1, dtype=torch.int64, device=kd.device)
+    else:
+        ce = torch.stack([cross_entropy(F.log_softmax(student, dim=1)) for student in z])
+        learning = ensemble if options.ensemble_learns else ensemble.detach()
+        ensemble_ce = cross_entropy(F.log_softmax(learning, dim=1))
+        correct = torch.stack([count_correct(scores) for scores in (*z, ensemble)])
+        loss = loss + ce_weight * ce.sum()
+        if options.ensemble_learns:
+            loss = loss + ensemble_ce_weight * ensemble_ce
+    return EnsembleKDOutput(loss, ce.detach(), kd.detach(), ensemble_ce.detach(), correct)
+
+
+def _taken(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A copy of a tensor's value, so that backward sees what the loss saw, whatever the tensor holds by then."""
+    return value.detach().to(dtype, copy=True).reshape(()) if isinstance(value, Tensor) else value
+
+
+def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    """sum_j w_j z_j, [B, C], with w [S], or a gate [B, S]; None: the mean."""
+    if weights is None:
+        return torch.stack(tuple(z)).mean(dim=0)
+    terms = []
+    for weight, student in zip(weights.to(z[0].dtype).unbind(-1), z, strict=True):
+        if weight.dim():
+            weight = weight[:, None]
+        # A student of weight 0 has no say, even where its logit is -inf: 0 * -inf would be NaN. So would be, of a
+        # weight that is not 0, its gradient there, where the mixture's is 0.
+        finite = student.isfinite()
+        term = weight * student.where(finite, 0.0)
+        terms.append(term.where(finite | (weight == 0), (weight * student).detach()))
+    return torch.stack(terms).sum(dim=0)
+
+
+def feature_kd(
+    student_maps: Sequence[Tensor], teacher_map: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """Sum over students of the mean squared error of the adapted map to the pseudo teacher's detached map.
+
+    See :func:`oekd_fast.feature_kd_loss`.
+    """
+    teacher = teacher_map.detach()
+    losses = [
+        F.mse_loss(F.conv2d(student, weight.view(*weight.shape[:2], 1, 1), bias), teacher)
+        for student, weight, bias in zip(student_maps, weights, biases, strict=True)
+    ]
+    return torch.stack(losses).sum() if losses else teacher.new_zeros((), dtype=torch.float32)

@@ -1,0 +1,52 @@
+"""The paper's numbers for one data set and model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oekd_fast.data.known import known_name
+from oekd_fast.paper import paper_tables
+
+STUDENTS = 5
+
+
+def papers_numbers(dataset: str, model: str, num_students: int, objective: str) -> dict[str, Any] | None:
+    """Return the paper's results for five students trained with its own objective; None if it has none.
+
+    Returns:
+        ``family`` and ``baseline`` (percent a student), ``gain_points``, ``gain_percent``; ``ensemble`` (percent) and
+        ``minutes`` ({way of training: minutes on a GTX 1080 Ti}), None where the paper has none.
+    """
+    tables, dataset = paper_tables(), _papers_name(dataset)
+    row = tables["accuracy"].get(dataset, {}).get(model)
+    if row is None or num_students != STUDENTS or objective != "oekd":
+        return None
+    pairs = list(zip(row["ensemble"], row["baseline"], strict=True))
+    errors = tables["ensemble_error_percent"]
+    errors = dict(zip(errors["columns"], errors["paper"], strict=True))
+    error = errors.get(f"{dataset}/{model}")
+    return {
+        "family": row["ensemble"],
+        "baseline": row["baseline"],
+        "gain_points": [family - alone for family, alone in pairs],
+        "gain_percent": [100.0 * (family - alone) / alone for family, alone in pairs],
+        "ensemble": None if error is None else 100.0 - error,
+        "minutes": _minutes(tables["training_minutes_1080ti"].get(dataset), model),
+    }
+
+
+def papers_ablation(name: str) -> dict[str, list[float]]:
+    """Accuracies in percent of students 1 to 5 and their ensemble for each value; ResNet110 on CIFAR-100."""
+    return paper_tables()["ablation_cifar100_resnet110"][name]
+
+
+def _papers_name(dataset: str) -> str:
+    name = known_name(dataset) or dataset
+    return "imagenet" if name == "imagenet_1k" else name
+
+
+def _minutes(table: dict[str, Any] | None, model: str) -> dict[str, int] | None:
+    if table is None or model not in table["models"]:
+        return None
+    place = table["models"].index(model)
+    return {way: table[way][place] for way in ("ensemble", "sequential", "parallel")}

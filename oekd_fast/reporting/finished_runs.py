@@ -1,0 +1,152 @@
+"""Finished runs, read from their folders, and which of them differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from oekd_fast.config.train_config import TrainConfig
+
+
+class ReportError(ValueError):
+    """A folder that no report can be made of; the message says which and what is missing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    config: what it was trained with; a field that its config.json does not know has its default.
+    summary: what summary.json holds.
+    histories: the lines of metrics.jsonl for each phase, in order.
+    """
+
+    path: Path
+    config: TrainConfig
+    summary: dict[str, Any]
+    histories: dict[str, list[dict[str, Any]]]
+
+    @property
+    def title(self) -> str:
+        objective = "" if self.config.objective == "oekd" else f", {self.config.objective}"
+        return f"{self.config.model} x {len(self.summary['students'])} on {self.summary['dataset']}{objective}"
+
+    @property
+    def has_baselines(self) -> bool:
+        return self.summary["students"][0]["baseline_accuracy"] is not None
+
+    def saved(self, kind: str) -> list[Path]:
+        """Where the weights of "students" or "baselines" are, in the family's order; none if one is missing."""
+        paths = [self.path / kind / f"student_{student['index']}.safetensors" for student in self.summary["students"]]
+        return paths if all(path.is_file() for path in paths) else []
+
+
+def read_run(path: Path) -> Run:
+    """Read the run folder `path`.
+
+    Raises:
+        ReportError: it is no run folder, the run is not finished, or a file is damaged.
+    """
+    if not path.is_dir():
+        raise ReportError(f"runs: expected folders of finished runs, but {path} is not a folder")
+    if not (path / "config.json").is_file():
+        raise ReportError(f"runs: {path} is no run folder: it has no config.json")
+    if not (path / "summary.json").is_file():
+        raise ReportError(f"runs: {path} is not finished: it has no summary.json; train with --resume to finish it")
+    stored = _read_json(path / "config.json")
+    known = {field.name for field in fields(TrainConfig)}
+    try:
+        config = TrainConfig(
+            **{name: _as_field(name, value) for name, value in stored.items() if name in known} | {"output_dir": path}
+        )
+    except (TypeError, ValueError) as error:
+        raise ReportError(f"runs: {path / 'config.json'} is damaged ({error})") from error
+    summary = _read_json(path / "summary.json")
+    _check_summary(summary, config, path / "summary.json")
+    return Run(path, config, summary, _read_histories(path / "metrics.jsonl", config.epochs))
+
+
+def _read_histories(file: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
+    histories = defaultdict(list)
+    if not file.is_file():
+        raise ReportError(f"runs: {file} is missing")
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            histories[entry["phase"]].append(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReportError(f"runs: {file}, line {number}, is damaged ({error})") from error
+    for phase in {"ensemble", *(name for name in histories if name.startswith("baseline_"))}:
+        if len(histories[phase]) != epochs:
+            raise ReportError(
+                f"runs: {file}: expected {epochs} lines of the phase {phase!r}, got {len(histories[phase])}"
+            )
+    return dict(histories)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ReportError(f"runs: {file} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise ReportError(f"runs: {file}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _as_field(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if name in ("data_dir", "initial_weights", "teacher") and value is not None else value
+
+
+def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:
+    needed = ("dataset", "students", "ensemble_accuracy", "selected_epoch", "test_images", "seconds", "versions")
+    if missing := [name for name in needed if name not in summary]:
+        raise ReportError(f"runs: {file} lacks {', '.join(missing)}; an older version wrote it")
+    count = 1 if config.family_objective.alone else config.num_students
+    if len(summary["students"]) != count:
+        raise ReportError(f"runs: {file}: expected {count} students, got {len(summary['students'])}")
+    of_student = ("index", "parameters", "relative_size", "flops", "accuracy", "baseline_accuracy", "relative_gain")
+    if missing := [name for name in of_student if any(name not in student for student in summary["students"])]:
+        raise ReportError(f"runs: {file}: students lack {', '.join(missing)}; an older version wrote it")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed, and so are averaged.
+
+    differences: how they were trained otherwise than the first group of the same title, for the reader to tell them
+        apart.
+    """
+
+    title: str
+    runs: tuple[Run, ...]
+    differences: tuple[str, ...] = ()
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put runs that differ in nothing but the seed together, in the order in which they came."""
+    members: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        members[json.dumps(_protocol(run), sort_keys=True)].append(run)
+    first: dict[str, Run] = {}
+    groups = []
+    for same in members.values():
+        title = same[0].title
+        reference = _protocol(first.setdefault(title, same[0]))
+        differences = tuple(
+            f"{name} {value} (not {reference[name]})"
+            for name, value in _protocol(same[0]).items()
+            if value != reference[name]
+        )
+        groups.append(Group(title, tuple(same), differences))
+    return groups
+
+
+def _protocol(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.config.training_fields().items() if name != "seed"}

@@ -1,0 +1,304 @@
+"""Training checkpoints that survive a kill at any moment: atomic save, verified load, random state.
+
+A folder belongs to one run and one writer. A checkpoint is `step-<step>.pt` with a checksum beside it in
+the format of `sha256sum`; it exists once the `.pt` carries its final name. Saving a step again gives it a
+new name (`step-<step>-r1.pt`, ...), so no file is ever replaced while it may be the only good one.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+import re
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from oekd_fast.common.files import TEMPORARY_SUFFIX, sync_folder, temporary_path, write_durably
+
+_CHECKPOINT = re.compile(r"step-(?P<step>\d{10}|[1-9]\d{10,})(-r(?P<revision>[1-9]\d*))?\.pt")
+_CHECKSUM_SUFFIX = ".sha256"
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None))
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none of those present can be read."""
+
+
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint that was read back: what was saved, where it lies, and its step."""
+
+    state: dict[str, Any]
+    path: Path
+    step: int
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 2) -> Path:
+    """Write `state` as the checkpoint of `step` and return its path.
+
+    At whatever point the process dies, the newest complete checkpoint in `folder` stays loadable.
+    Afterwards only the newest `keep` steps are left.
+
+    Args:
+        folder: where the checkpoints of this run lie; created if missing.
+        state: tensors, numbers, strings and None in lists, tuples and dicts.
+        step: optimisation steps done so far.
+        keep: how many steps to keep, this one included.
+
+    Raises:
+        TypeError: `state` holds something that could not be loaded again; the message says where.
+        ValueError: `step` is negative or `keep` is below 1.
+        CheckpointError: writing failed, or `folder` holds an intact checkpoint of a later step.
+    """
+    if step < 0:
+        raise ValueError(f"step: expected an integer >= 0, got {step}")
+    if keep < 1:
+        raise ValueError(f"keep: expected an integer >= 1, got {keep}")
+    _check_plain(state, "state")
+    # Serialised in memory first: when a write fails half-way, torch.save hides the reason.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+
+    folder = Path(folder)
+    existing: list[_Entry] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(_leftovers(folder))
+        existing = _entries(folder)
+        _refuse_to_go_back(folder, existing, step)
+        saved = _Entry.after(existing, step)
+        path = folder / saved.file_name
+        _commit(path, data)
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write the checkpoint of step {step} ({len(data)} bytes) to {folder}: "
+            f"{error.strerror or error}; {_what_remains(folder, existing)}"
+        ) from error
+    _prune(folder, saved, existing, keep)
+    return path
+
+
+def load_latest_checkpoint(folder: Path, map_location: str | torch.device = "cpu") -> LoadedCheckpoint | None:
+    """Load the newest checkpoint in `folder` that is intact; None if there is none at all.
+
+    A damaged one is skipped with a warning that names it and the damage.
+
+    Args:
+        folder: where `save_checkpoint` wrote; may be missing.
+        map_location: the device that tensors are loaded to.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged.
+    """
+    folder = Path(folder)
+    entries = _entries(folder) if folder.is_dir() else []
+    reasons = []
+    for entry in reversed(entries):
+        path = folder / entry.file_name
+        try:
+            state = _load(_read_verified(path), map_location)
+        except _DamagedError as damage:
+            reasons.append(f"{path}: {damage}")
+            warnings.warn(f"skipped a damaged checkpoint, {reasons[-1]}", stacklevel=2)
+        else:
+            return LoadedCheckpoint(state, path, entry.step)
+    if reasons:
+        raise CheckpointError("every checkpoint is damaged: " + "; ".join(reasons))
+    return None
+
+
+def capture_random_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
+    """Return the state of every random generator, in types that a checkpoint can hold.
+
+    Covers Python's `random`, numpy's global generator, torch on the CPU and on all CUDA devices, and the
+    named `generators`.
+    """
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "python": random.getstate(),
+        "numpy": {
+            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "position": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "generators": {name: generator.get_state() for name, generator in generators.items()},
+    }
+
+
+def restore_random_state(state: dict[str, Any], generators: Mapping[str, torch.Generator]) -> None:
+    """Continue every random generator where `capture_random_state` saw it.
+
+    CUDA devices are restored in order, as many as there are both now and in `state`.
+
+    Raises:
+        ValueError: `generators` has other names than `state`, or one of them lives on another kind of
+            device. Nothing has been restored in the first case.
+    """
+    saved = state["generators"]
+    if saved.keys() != generators.keys():
+        raise ValueError(f"generators: expected the names {sorted(saved)}, got {sorted(generators)}")
+    for name, generator in generators.items():
+        try:
+            generator.set_state(saved[name].cpu())
+        except RuntimeError as error:
+            raise ValueError(
+                f"generators: {name!r} on {generator.device} cannot take the saved state, which came from "
+                f"another kind of device ({error})"
+            ) from error
+
+    random.setstate(state["python"])
+    numpy_state = state["numpy"]
+    key = numpy_state["key"].cpu().numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", key, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))
+    torch.set_rng_state(state["torch"].cpu())
+    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(cuda_state.cpu(), device)
+
+
+class _DamagedError(Exception):
+    """Why a checkpoint cannot be trusted."""
+
+
+class _Entry(NamedTuple):
+    """A checkpoint in a folder; entries sort from the oldest to the newest."""
+
+    step: int
+    revision: int
+
+    @classmethod
+    def after(cls, existing: Iterable["_Entry"], step: int) -> "_Entry":
+        """Return a fresh entry for `step`, newer than all existing ones of that step."""
+        return cls(step, max((e.revision + 1 for e in existing if e.step == step), default=0))
+
+    @property
+    def file_name(self) -> str:
+        revision = f"-r{self.revision}" if self.revision else ""
+        return f"step-{self.step:010d}{revision}.pt"
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    matches = (_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(_Entry(int(m["step"]), int(m["revision"] or 0)) for m in matches if m)
+
+
+def _commit(path: Path, data: memoryview) -> None:
+    """Write the checksum and then the checkpoint; renaming the latter makes both valid."""
+    checksum = _checksum_path(path)
+    line = f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+    try:
+        write_durably(temporary_path(path), data)
+        write_durably(temporary_path(checksum), line)
+        os.replace(temporary_path(checksum), checksum)
+        os.replace(temporary_path(path), path)
+    except BaseException:
+        for unfinished in (temporary_path(path), temporary_path(checksum), checksum):
+            unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _read_verified(path: Path) -> bytes:
+    """Return the content of a checkpoint after comparing it with its checksum."""
+    checksum = _checksum_path(path)
+    try:
+        expected = checksum.read_text(encoding="ascii").split()
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{Path(error.filename).name} is missing") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _DamagedError(f"cannot be read ({error})") from error
+    if expected[:1] != [hashlib.sha256(data).hexdigest()]:
+        raise _DamagedError(f"its {len(data)} bytes do not match the checksum in {checksum.name}")
+    return data
+
+
+def _load(data: bytes, map_location: str | torch.device) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+    except Exception as error:  # torch.load documents no set of exceptions
+        raise _DamagedError(f"torch.load failed ({error})") from error
+
+
+def _refuse_to_go_back(folder: Path, existing: list[_Entry], step: int) -> None:
+    """Raise if there is an intact later step: it would be lost, or a resume would prefer it."""
+    newest = _newest_intact(folder, [entry for entry in existing if entry.step > step])
+    if newest is not None:
+        raise CheckpointError(
+            f"step: {newest} is later than the step to save, {step}; resume from it or use another folder"
+        )
+
+
+def _what_remains(folder: Path, existing: list[_Entry]) -> str:
+    newest = _newest_intact(folder, existing)
+    return f"the last good checkpoint is {newest}" if newest else "there is no earlier good checkpoint"
+
+
+def _newest_intact(folder: Path, entries: list[_Entry]) -> Path | None:
+    for entry in reversed(entries):
+        path = folder / entry.file_name
+        with contextlib.suppress(_DamagedError):
+            _read_verified(path)
+            return path
+    return None
+
+
+def _prune(folder: Path, saved: _Entry, existing: list[_Entry], keep: int) -> None:
+    """Remove damaged later steps, superseded revisions, and all but the newest `keep` steps."""
+    newest_of_step = {entry.step: entry for entry in existing if entry.step < saved.step}
+    kept = [*newest_of_step.values(), saved][-keep:]
+    names = [entry.file_name for entry in existing if entry not in kept]
+    # The checkpoint goes before its checksum: a checksum alone is a leftover, not a damaged checkpoint.
+    paths = [path for name in names for path in (folder / name, _checksum_path(folder / name))]
+    try:
+        _remove(paths)
+    except OSError as error:
+        warnings.warn(f"could not remove an old checkpoint: {error}", stacklevel=3)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Return temporaries of interrupted saves, and checksums whose checkpoint never appeared."""
+    found = []
+    for path in folder.iterdir():
+        name = path.name.removesuffix(TEMPORARY_SUFFIX)
+        checkpoint = name.removesuffix(_CHECKSUM_SUFFIX)
+        if not _CHECKPOINT.fullmatch(checkpoint) or path.name == checkpoint:
+            continue
+        if name != path.name or not (folder / checkpoint).exists():
+            found.append(path)
+    return found
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + _CHECKSUM_SUFFIX)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Raise TypeError unless `torch.load(weights_only=True)` will accept `value`."""
+    kind = type(value)  # exact: numpy's float64 and named tuples are subclasses that do not load
+    if kind in (dict, OrderedDict, Counter):
+        for key, item in value.items():
+            _check_plain(key, f"{where}, a key")
+            _check_plain(item, f"{where}[{key!r}]")
+    elif kind in (list, tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif kind not in _PLAIN_TYPES:
+        raise TypeError(
+            f"{where}: expected a tensor, number, string or None, or a list, tuple or dict of these, "
+            f"got {kind.__module__}.{kind.__qualname__}"
+        )

@@ -1,0 +1,102 @@
+"""The folder of one run: config.json, metrics.jsonl, summary.json, report.png, checkpoints/, students/, baselines/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from oekd_fast.common.files import write_atomically
+from oekd_fast.config.train_config import TrainConfig
+
+
+class RunFolderError(ValueError):
+    """The output folder cannot take this run."""
+
+
+class RunFolder:
+    """A folder that may take a run, or that holds the one to resume; nothing is written before `claim`.
+
+    Raises:
+        RunFolderError: the folder holds a run and `config.resume` is False, or the run was trained with another
+            config.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.path = config.run_folder
+        holds_run = any(path.exists() for path in (self.config_file, self.metrics_file, self.path / "checkpoints"))
+        if holds_run and not config.resume:
+            raise RunFolderError(
+                f"output_dir: {self.path} already holds a run; --resume continues it, another folder starts afresh"
+            )
+        if self.config_file.exists():
+            check_same_training(self._read_config(), config, str(self.config_file))
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.png"
+
+    @property
+    def students(self) -> Path:
+        return self.path / "students"
+
+    @property
+    def baselines(self) -> Path:
+        return self.path / "baselines"
+
+    def checkpoints(self, phase: str) -> Path:
+        return self.path / "checkpoints" / phase
+
+    def claim(self, config: TrainConfig) -> None:
+        """Make the folder this run's."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_json(self.config_file, config.as_dict())
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl: what a killed run wrote after its last checkpoint goes."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.metrics_file, text.encode())
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        _write_json(self.summary_file, summary)
+
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.config_file.read_bytes())
+        except ValueError as error:
+            raise RunFolderError(f"output_dir: {self.config_file} is damaged ({error})") from error
+
+
+def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:
+    """Raise RunFolderError, naming each field, unless `config` trains what `before` (plain values) trained.
+
+    A field that `before` does not know had the behaviour of its default.
+    """
+    before = TrainConfig().training_fields() | before
+    differences = [
+        f"{name}: expected {before[name]!r}, got {value!r}"
+        for name, value in config.training_fields().items()
+        if before[name] != value
+    ]
+    if differences:
+        raise RunFolderError(f"the config does not match {where}; " + "; ".join(differences))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,61 @@
+"""The benchmarks measure what they say: same losses, every variant, files that can be read again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.measure import interleave, machine
+from bench.ops.ensemble_kd import naive_loss, variants
+from oekd_fast import ensemble_kd_loss
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_naive_loss_is_the_same_loss():
+    generator = torch.Generator().manual_seed(0)
+    logits = list(torch.randn(5, 16, 30, generator=generator, dtype=torch.float64))
+    target = torch.randint(30, (16,), generator=generator)
+    torch.testing.assert_close(naive_loss(logits, target), ensemble_kd_loss(logits, target).loss)
+
+
+@pytest.mark.parametrize("name", ["eager", "value_and_grad", "differentiable"])
+def test_a_variant_can_be_called_again_and_again(name):
+    call = variants(4, 10)[name]
+    call()
+    call()
+
+
+def test_samples_are_interleaved_and_summarised():
+    calls = []
+    timings = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, min_sample=0.0)
+    assert calls[-20:] == ["a", "b"] * 10
+    assert all(t.samples == 10 and 0 < t.lower <= t.median <= t.upper for t in timings.values())
+
+
+def test_the_machine_is_named():
+    where = machine()
+    assert where["torch"] == torch.__version__ and where["threads"] >= 1 and where["processor"]
+
+
+def test_the_command_writes_its_table_and_file(tmp_path):
+    file = tmp_path / "out.json"
+    command = [
+        sys.executable,
+        "-m",
+        "bench.ops.ensemble_kd",
+        "--sizes",
+        "8x16",
+        "--seconds",
+        "0.1",
+        "--json",
+        str(file),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["milliseconds"].keys() == {"eager", "compiled", "value_and_grad", "differentiable"}
+    assert f"B={result['rows']}" in done.stdout and "x eager" in done.stdout

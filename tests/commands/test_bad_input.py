@@ -1,0 +1,551 @@
+"""What the losses refuse: each message names the argument, what was expected and what came."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
+
+from ..conftest import IMPLEMENTATIONS, INTERPRETED, ISAS, TRITON, batch, op_arguments, op_objective
+
+needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
+LOGITS, TARGET = batch(students=2, rows=3, classes=4)
+Z, Y = LOGITS[0], TARGET
+
+# name: (arguments changed, kind, message)
+BAD = {
+    "no students": ({"logits": []}, ValueError, "logits: expected at least one student, got none"),
+    "no students, stacked": (
+        {"logits": torch.zeros(0, 3, 4)},
+        ValueError,
+        "logits: expected at least one student, got none",
+    ),
+    "no classes": ({"logits": [Z[:, :0]] * 2}, ValueError, "logits: expected at least one class, got C = 0"),
+    "one matrix": (
+        {"logits": Z},
+        ValueError,
+        "logits: expected S tensors [B, C] or one [S, B, C], got one of shape [3, 4]",
+    ),
+    "three dimensions": ({"logits": [Z[None]]}, ValueError, "logits[0]: expected shape [B, C], got [1, 3, 4]"),
+    "shapes differ": (
+        {"logits": [Z, Z[:, :3]]},
+        ValueError,
+        "logits[1]: expected shape [B, C] = [3, 4] as logits[0], got [3, 3]",
+    ),
+    "dtypes differ": (
+        {"logits": [Z, Z.bfloat16()]},
+        TypeError,
+        "logits[1]: expected dtype torch.float32 as logits[0], got torch.bfloat16",
+    ),
+    "devices differ": (
+        {"logits": [Z, Z.to("meta")]},
+        ValueError,
+        "logits[1]: expected device cpu as logits[0], got meta",
+    ),
+    "no tensor": ({"logits": [Z, [1.0]]}, TypeError, "logits[1]: expected a tensor, got list"),
+    "no sequence": ({"logits": None}, TypeError, "logits: expected"),
+    "integers": (
+        {"logits": [Z.long()]},
+        TypeError,
+        "logits: expected float32, float16, bfloat16 or float64, got torch.int64",
+    ),
+    "complex": (
+        {"logits": [Z.to(torch.complex64)]},
+        TypeError,
+        "logits: expected float32, float16, bfloat16 or float64, got torch.complex64",
+    ),
+    "target of other dtype": (
+        {"target": Y.int()},
+        TypeError,
+        "target: expected dtype torch.int64, got torch.int32",
+    ),
+    "target of other length": (
+        {"target": Y[:2]},
+        ValueError,
+        "target: expected shape [3], one label a row of the logits, got [2]",
+    ),
+    "target of probabilities": ({"target": Z}, TypeError, "target: expected dtype torch.int64, got torch.float32"),
+    "target a column": (
+        {"target": Y[:, None]},
+        ValueError,
+        "target: expected shape [3], one label a row of the logits, got [3, 1]",
+    ),
+    "target a list": ({"target": [0, 1, 2]}, TypeError, "target: expected a tensor, got list"),
+    "target elsewhere": (
+        {"target": Y.to("meta")},
+        ValueError,
+        "target: expected device cpu as the logits, got meta",
+    ),
+    "no target": (
+        {"target": None},
+        ValueError,
+        "target: expected int64 [B] (None only if ce_weight is the number 0), got None with ce_weight 0.7",
+    ),
+    "no target, ce_weight in a tensor": (
+        {"target": None, "ce_weight": torch.tensor(0.0)},
+        ValueError,
+        "target: expected int64 [B] (None only if ce_weight is the number 0), got None with a tensor as ce_weight",
+    ),
+    "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: expected a finite number > 0, got 0.0"),
+    "temperature -1": ({"temperature": -1}, ValueError, "temperature: expected a finite number > 0, got -1"),
+    "temperature nan": ({"temperature": math.nan}, ValueError, "temperature: expected a finite number > 0, got nan"),
+    "temperature inf": ({"temperature": math.inf}, ValueError, "temperature: expected a finite number > 0, got inf"),
+    "temperature text": ({"temperature": "2"}, TypeError, "temperature: expected"),
+    "ce_weight nan": ({"ce_weight": math.nan}, ValueError, "ce_weight: expected a finite number, got nan"),
+    "kd_weight inf": ({"kd_weight": math.inf}, ValueError, "kd_weight: expected a finite number, got inf"),
+    "temperatures": (
+        {"temperature": torch.ones(2)},
+        ValueError,
+        "temperature: expected a number or a tensor of one element, got shape [2]",
+    ),
+    "temperature an empty tensor": (
+        {"temperature": torch.ones(0)},
+        ValueError,
+        "temperature: expected a number or a tensor of one element, got shape [0]",
+    ),
+    "temperature of integers": (
+        {"temperature": torch.tensor(2)},
+        TypeError,
+        "temperature: expected a floating dtype, got torch.int64",
+    ),
+    "ce_weight elsewhere": (
+        {"ce_weight": torch.ones((), device="meta")},
+        ValueError,
+        "ce_weight: expected device cpu as the logits, got meta",
+    ),
+    "kd_weight a list": (
+        {"kd_weight": [0.5]},
+        TypeError,
+        "kd_weight: expected a number or a tensor of one element, got",
+    ),
+    "temperature 0 in a tensor": (
+        {"temperature": torch.tensor(0.0)},
+        ValueError,
+        "temperature: expected a finite number > 0, got 0",
+    ),
+    "temperature nan in a tensor": (
+        {"temperature": torch.tensor(math.nan)},
+        ValueError,
+        "temperature: expected a finite number > 0, got nan",
+    ),
+    "ce_weight inf in a tensor": (
+        {"ce_weight": torch.tensor(math.inf)},
+        ValueError,
+        "ce_weight: expected a finite number, got inf",
+    ),
+    "kd_weight nan in a tensor": (
+        {"kd_weight": torch.tensor(math.nan)},
+        ValueError,
+        "kd_weight: expected a finite number, got nan",
+    ),
+    "smoothing in a tensor": (
+        {"label_smoothing": torch.tensor(0.1)},
+        TypeError,
+        "label_smoothing: expected a number, got Tensor",
+    ),
+    "smoothing 1.5": ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected a number in [0, 1], got 1.5"),
+    "smoothing nan": (
+        {"label_smoothing": math.nan},
+        ValueError,
+        "label_smoothing: expected a number in [0, 1], got nan",
+    ),
+    "reduction none": (
+        {"reduction": "none"},
+        ValueError,
+        "reduction: expected one of ('mean', 'sum'), got 'none'",
+    ),
+    "weights of other length": (
+        {"ensemble_weights": torch.ones(3)},
+        ValueError,
+        "ensemble_weights: expected shape [2], one a student, or a gate [3, 2], one a row and student, got [3]",
+    ),
+    "weights a matrix": (
+        {"ensemble_weights": torch.ones(1, 2)},
+        ValueError,
+        "ensemble_weights: expected shape [2], one a student, or a gate [3, 2], one a row and student, got [1, 2]",
+    ),
+    "a gate transposed": (
+        {"ensemble_weights": torch.ones(2, 3)},
+        ValueError,
+        "ensemble_weights: expected shape [2], one a student, or a gate [3, 2], one a row and student, got [2, 3]",
+    ),
+    "a gate beside mixing": (
+        {"ensemble_weights": torch.ones(3, 2), "mixing": torch.eye(2)},
+        ValueError,
+        "ensemble_weights: expected shape [2] beside mixing, which makes the targets, got [3, 2]",
+    ),
+    "a gate for one student": (
+        {"logits": [Z], "ensemble_weights": torch.ones(3)},
+        ValueError,
+        "ensemble_weights: expected shape [1], one a student, or a gate [3, 1], one a row and student, got [3]",
+    ),
+    "no target, the ensemble's cross-entropy": (
+        {"target": None, "ce_weight": 0.0, "ensemble_ce_weight": 0.5},
+        ValueError,
+        "target: expected int64 [B] (None only if ensemble_ce_weight is the number 0), got None with "
+        "ensemble_ce_weight 0.5",
+    ),
+    "ensemble_ce_weight nan": (
+        {"ensemble_ce_weight": math.nan},
+        ValueError,
+        "ensemble_ce_weight: expected a finite number, got nan",
+    ),
+    "ensemble_ce_weight elsewhere": (
+        {"ensemble_ce_weight": torch.ones((), device="meta")},
+        ValueError,
+        "ensemble_ce_weight: expected device cpu as the logits, got meta",
+    ),
+    "teacher of other shape": (
+        {"teacher_logits": Z[:, :3]},
+        ValueError,
+        "teacher_logits: expected shape [3, 4] as a student's logits, got [3, 3]",
+    ),
+    "teacher of integers": (
+        {"teacher_logits": Z.long()},
+        TypeError,
+        "teacher_logits: expected float32, float16, bfloat16 or float64, got torch.int64",
+    ),
+    "teacher a list": ({"teacher_logits": [Z]}, TypeError, "teacher_logits: expected a tensor, got list"),
+    "teacher elsewhere": (
+        {"teacher_logits": Z.to("meta")},
+        ValueError,
+        "teacher_logits: expected device cpu as the logits, got meta",
+    ),
+    "mixing of other shape": (
+        {"mixing": torch.eye(3)},
+        ValueError,
+        "mixing: expected shape [2, 2] for the students, no teacher_logits, got [3, 3]",
+    ),
+    "mixing without the teacher": (
+        {"mixing": torch.eye(2), "teacher_logits": Z},
+        ValueError,
+        "mixing: expected shape [2, 3] for the students and teacher_logits, got [2, 2]",
+    ),
+    "mixing of a teacher that is not there": (
+        {"mixing": torch.ones(2, 3)},
+        ValueError,
+        "mixing: expected shape [2, 2] for the students, no teacher_logits, got [2, 3]",
+    ),
+    "mixing a row": (
+        {"mixing": torch.ones(2)},
+        ValueError,
+        "mixing: expected a matrix, a row for each student, got shape [2]",
+    ),
+    "mixing of integers": (
+        {"mixing": torch.eye(2).long()},
+        TypeError,
+        "mixing: expected a floating dtype, got torch.int64",
+    ),
+    "mixing a list": ({"mixing": [[0, 1]]}, TypeError, "mixing: expected a tensor [S, S] or None, got list"),
+    "mixing elsewhere": (
+        {"mixing": torch.eye(2, device="meta")},
+        ValueError,
+        "mixing: expected device cpu as the logits, got meta",
+    ),
+    "mixing with the ensemble attached": (
+        {"mixing": torch.eye(2), "detach_ensemble": False},
+        ValueError,
+        "mixing: expected detach_ensemble=True beside it, got detach_ensemble=False",
+    ),
+    "mixes of nothing": (
+        {"mixes": "probabilities"},
+        ValueError,
+        "mixes: expected mixing beside 'probabilities', got mixing None",
+    ),
+    "mixes unknown": (
+        {"mixing": torch.eye(2), "mixes": "logit"},
+        ValueError,
+        "mixes: expected one of ('logits', 'probabilities'), got 'logit'",
+    ),
+    "weights a list": ({"ensemble_weights": [0.5, 0.5]}, TypeError, "ensemble_weights: expected a tensor, got list"),
+    "weights of integers": (
+        {"ensemble_weights": torch.ones(2, dtype=torch.int64)},
+        TypeError,
+        "ensemble_weights: expected a floating dtype, got torch.int64",
+    ),
+    "weights elsewhere": ({"ensemble_weights": torch.ones(2, device="meta")}, ValueError, "ensemble_weights: expected"),
+}
+BAD_VALUE_AND_GRAD = {
+    "grad_scale of two": (
+        {"grad_scale": torch.ones(2)},
+        ValueError,
+        "grad_scale: expected a tensor of one element, got shape [2]",
+    ),
+    "grad_scale a number": ({"grad_scale": 2.0}, TypeError, "grad_scale: expected"),
+    "grad_scale elsewhere": ({"grad_scale": torch.ones((), device="meta")}, ValueError, "grad_scale: expected"),
+    "weights_grad without weights": (
+        {"weights_grad": torch.ones(2)},
+        ValueError,
+        "weights_grad: expected ensemble_weights beside it, got ensemble_weights None",
+    ),
+    "weights_grad of other shape": (
+        {"weights_grad": torch.ones(2), "ensemble_weights": torch.ones(3, 2)},
+        ValueError,
+        "weights_grad: expected shape torch.Size([3, 2]) as ensemble_weights, got torch.Size([2])",
+    ),
+    "weights_grad of other dtype": (
+        {"weights_grad": torch.ones(2).double(), "ensemble_weights": torch.ones(2)},
+        TypeError,
+        "weights_grad: expected dtype torch.float32 as ensemble_weights, got torch.float64",
+    ),
+    "weights_grad whose rows are one": (
+        {"weights_grad": torch.ones(2).expand(3, 2), "ensemble_weights": torch.ones(3, 2)},
+        ValueError,
+        "weights_grad: expected a place of its own for every element, got strides [0, 1]",
+    ),
+    "weights_grad a list": (
+        {"weights_grad": [0.0, 0.0], "ensemble_weights": torch.ones(2)},
+        TypeError,
+        "weights_grad: expected a tensor, got list",
+    ),
+    "one buffer": ({"out": [Z]}, ValueError, "out: expected 2 buffers, one a student, got 1"),
+    "buffer of other shape": (
+        {"out": [Z.clone(), Z[:2].clone()]},
+        ValueError,
+        "out[1]: expected shape torch.Size([3, 4]) as logits[1], got torch.Size([2, 4])",
+    ),
+    "buffer of other dtype": (
+        {"out": [Z.half(), Z.clone()]},
+        TypeError,
+        "out[0]: expected dtype torch.float32 as logits[0], got torch.float16",
+    ),
+    "buffer elsewhere": (
+        {"out": [Z.to("meta"), Z.clone()]},
+        ValueError,
+        "out[0]: expected device cpu as logits[0], got meta",
+    ),
+    "buffers no tensors": ({"out": [Z.clone(), None]}, TypeError, "out[1]: expected"),
+    "buffer whose rows are one": (
+        {"out": [torch.zeros(1, 4).expand(3, 4), Z.clone()]},
+        (ValueError, RuntimeError),
+        "out[0]: expected",
+    ),
+}
+
+
+def refuse(function, changed, kind, message, **more):
+    arguments = {"logits": LOGITS, "target": TARGET} | changed | more
+    with pytest.raises(kind, match=re.escape(message)):
+        function(arguments.pop("logits"), arguments.pop("target"), **arguments)
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("function", [ensemble_kd_loss, ensemble_kd_value_and_grad])
+def test_arguments(function, name, backend):
+    refuse(function, *BAD[name], backend=backend)
+
+
+@pytest.mark.parametrize("name", BAD_VALUE_AND_GRAD)
+def test_arguments_of_value_and_grad(name, backend):
+    refuse(ensemble_kd_value_and_grad, *BAD_VALUE_AND_GRAD[name], backend=backend)
+
+
+# -- labels
+
+
+@pytest.mark.parametrize("label", [4, -1, -99, 2**40, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_a_label_outside_the_classes_is_found_before_anything_is_written(value_and_grad, label, rows):
+    logits, target = batch(students=2, rows=rows, classes=4)
+    target[-1] = label
+    out = [torch.full_like(z, math.nan) for z in logits]
+    message = f"target: expected labels in [0, 4) or ignore_index -100, got {label} at row {rows - 1}"
+    for buffers in (None, out):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            value_and_grad(logits, target, out=buffers)
+    assert all(buffer.isnan().all() for buffer in out)
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_outside_the_classes_in_the_differentiable_form(backend, label):
+    logits = [z.clone().requires_grad_() for z in LOGITS]
+    message = f"target: expected labels in [0, 4) or ignore_index -100, got {label} at row 1"
+    for z in (logits, [x.detach() for x in logits], torch.stack(LOGITS).requires_grad_()):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ensemble_kd_loss(z, torch.tensor([0, label, 3]), backend=backend)
+
+
+def test_minus_one_is_fine_as_the_ignore_index(value_and_grad):
+    target = torch.tensor([0, -1, 3])
+    output, grads = value_and_grad(LOGITS, target, ignore_index=-1)
+    assert output.loss.isfinite() and not any(grad[1].any() for grad in grads)
+    with pytest.raises(ValueError, match=re.escape("or ignore_index -1, got -100 at row 1")):
+        value_and_grad(LOGITS, torch.tensor([0, -100, 3]), ignore_index=-1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_label_outside_the_classes_in_the_value_op(isa):
+    with pytest.raises(ValueError, match=re.escape("target: expected labels in [0, 4)")):
+        torch.ops.oekd_fast.ensemble_kd_value(LOGITS, *op_arguments(torch.tensor([0, 4, 3])), isa=isa)
+
+
+# -- backends
+
+
+def test_unknown_backend():
+    expected = "backend: expected one of ('auto', 'reference', 'native', 'triton'), got 'cuda'"
+    refuse(ensemble_kd_loss, {"backend": "cuda"}, ValueError, expected)
+    refuse(ensemble_kd_value_and_grad, {"backend": None}, ValueError, "got None")
+
+
+@needs_native
+def test_native_says_what_it_does_not_cover():
+    doubles = [z.double() for z in LOGITS]
+    message = "backend 'native': expected float32, bfloat16 or float16 logits, got torch.float64"
+    refuse(ensemble_kd_loss, {"logits": doubles, "backend": "native"}, ValueError, message)
+    message = "backend 'native': expected detach_ensemble=True, got False; backend='reference' does this"
+    refuse(ensemble_kd_loss, {"detach_ensemble": False, "backend": "native"}, ValueError, message)
+    elsewhere = {"logits": [z.to("meta") for z in LOGITS], "target": TARGET.to("meta"), "backend": "native"}
+    refuse(ensemble_kd_loss, elsewhere, ValueError, "backend 'native': expected logits on the CPU, got meta")
+
+
+OTHER_OBJECTIVES = {
+    "a gate": {"ensemble_weights": torch.ones(3, 2)},
+    "ensemble_ce_weight": {"ensemble_ce_weight": 0.5},
+    "teacher_logits": {"teacher_logits": torch.zeros(3, 40000)},
+    "mixing": {"mixing": torch.eye(2)},
+}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="Triton is not installed, or not interpreted")
+@pytest.mark.parametrize("name", OTHER_OBJECTIVES)
+def test_triton_says_which_objectives_it_does_not_cover_in_long_rows(name):
+    logits, target = batch(students=2, rows=3, classes=40000)
+    message = (
+        f"backend 'triton': expected a row of all students and teachers to fit the registers with {name}, "
+        "got 2 students and C = 40000; backend='reference' does this"
+    )
+    changed = {"logits": logits, "target": target, "backend": "triton", **OTHER_OBJECTIVES[name]}
+    refuse(ensemble_kd_loss, changed, ValueError, message)
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_triton_on_the_cpu_says_what_to_do():
+    code = """
+    import torch
+    from oekd_fast import ensemble_kd_loss
+    try:
+        ensemble_kd_loss([torch.ones(3, 4)], torch.tensor([0, 1, 2]), backend="triton")
+    except ValueError as error:
+        print(error)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout.strip() == (
+        "backend 'triton': expected logits on CUDA (or on the CPU with TRITON_INTERPRET=1 set before the first use, "
+        "for tests: slow), got cpu"
+    ), done.stderr
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="Triton is not installed, or not interpreted")
+def test_triton_says_what_it_does_not_cover():
+    message = "backend 'triton': expected float32, bfloat16 or float16 logits, got torch.float64"
+    refuse(ensemble_kd_loss, {"logits": [z.double() for z in LOGITS], "backend": "triton"}, ValueError, message)
+    message = "backend 'triton': expected at most 62 students, got 63; backend='reference' does this"
+    refuse(ensemble_kd_loss, {"logits": [Z] * 63, "backend": "triton"}, ValueError, message)
+    many = {"logits": [Z[:1].expand(1 << 24, 4)] * 2, "target": TARGET[:1].expand(1 << 24), "backend": "triton"}
+    refuse(ensemble_kd_loss, many, ValueError, "backend 'triton': expected fewer than 2^24 rows")
+    elsewhere = {"logits": [z.to("meta") for z in LOGITS], "target": TARGET.to("meta"), "backend": "triton"}
+    refuse(ensemble_kd_loss, elsewhere, ValueError, "got meta")
+
+
+def test_validate_finds_labels_in_every_backend(backend):
+    for function in (ensemble_kd_loss, ensemble_kd_value_and_grad):
+        with pytest.raises(ValueError, match=r"target: expected labels in \[0, 4\) .* got 7 at row 1"):
+            function(LOGITS, torch.tensor([0, 7, -100]), backend=backend, validate=True)
+        function(LOGITS, torch.tensor([0, 3, -100]), backend=backend, validate=True)
+
+
+def test_validate_finds_values_in_every_backend(backend):
+    for function in (ensemble_kd_loss, ensemble_kd_value_and_grad):
+        with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got -1.0"):
+            function(LOGITS, TARGET, temperature=torch.tensor(-1.0), backend=backend, validate=True)
+        function(LOGITS, TARGET, temperature=torch.tensor(1.0), backend=backend, validate=True)
+
+
+def test_another_device_has_the_reference():
+    output = ensemble_kd_loss([z.to("meta") for z in LOGITS], TARGET.to("meta"))
+    assert output.loss.device.type == "meta" and [tuple(t.shape) for t in output] == [(), (2,), (2,), (), (3,)]
+
+
+# -- the ops, called directly: they defend themselves
+
+
+def op_value_and_grad(
+    logits=LOGITS, target=TARGET, *, values=None, out=None, grad_scale=None, weights_grad=None, **options
+):
+    keywords = {**op_objective(options), "grad_scale": grad_scale}
+    arguments = (*op_arguments(target, **options), values)
+    if out is None:
+        return torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, *arguments, **keywords)
+    return torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
+        logits, *arguments, **keywords, out=out, weights_grad=weights_grad
+    )
+
+
+BAD_OP = {
+    "no students": ({"logits": []}, "logits"),
+    "no classes": ({"logits": [Z[:, :0]]}, "logits"),
+    "one dimension": ({"logits": [Z[0]]}, "logits"),
+    "shapes differ": ({"logits": [Z, Z[:2]]}, "logits"),
+    "dtypes differ": ({"logits": [Z, Z.half()]}, "logits"),
+    "doubles": ({"logits": [Z.double()]}, "logits"),
+    "target of other length": ({"target": Y[:2]}, "target"),
+    "target of other dtype": ({"target": Y.int()}, "target"),
+    "weights of other length": ({"ensemble_weights": torch.ones(3)}, "ensemble_weights"),
+    "temperature 0": ({"temperature": 0.0}, "temperature"),
+    "temperature nan": ({"temperature": math.nan}, "temperature"),
+    "ce_weight nan": ({"ce_weight": math.nan}, "ce_weight"),
+    "two values": ({"values": torch.ones(2)}, "values"),
+    "values in a matrix": ({"values": torch.ones(1, 3)}, "values"),
+    "values of doubles": ({"values": torch.ones(3).double()}, "values"),
+    "five values": ({"values": torch.ones(5)}, "values"),
+    "a fourth value that is nan": ({"values": torch.tensor([2.0, 0.7, 0.15, math.nan])}, "ensemble_ce_weight"),
+    "ensemble_ce_weight without a target": (
+        {"target": None, "ce_weight": 0.0, "ensemble_ce_weight": 0.5},
+        "target",
+    ),
+    "a gate transposed": ({"ensemble_weights": torch.ones(2, 3)}, "ensemble_weights"),
+    "teacher of other shape": ({"teacher_logits": Z[:2]}, "teacher_logits"),
+    "teacher of integers": ({"teacher_logits": Z.long()}, "teacher_logits"),
+    "mixing of other shape": ({"mixing": torch.eye(3)}, "mixing"),
+    "mixing without the teacher": ({"mixing": torch.eye(2), "teacher_logits": Z}, "mixing"),
+    "mixing of integers": ({"mixing": torch.eye(2).long()}, "mixing"),
+    "weights_grad of other shape": (
+        {"ensemble_weights": torch.ones(2), "weights_grad": torch.ones(3, 2), "out": [Z.clone(), Z.clone()]},
+        "weights_grad",
+    ),
+    "weights_grad without weights": (
+        {"weights_grad": torch.ones(2), "out": [Z.clone(), Z.clone()]},
+        "weights_grad",
+    ),
+    "a value below 0": ({"values": torch.tensor([-1.0, 0.7, 0.15])}, "temperature"),
+    "one buffer": ({"out": [Z.clone()]}, "out"),
+    "buffer of other shape": ({"out": [Z.clone(), Z[:2].clone()]}, "out"),
+    "buffer of other dtype": ({"out": [Z.clone(), Z.half()]}, "out"),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", BAD_OP)
+def test_ops_defend_themselves(name):
+    changed, argument = BAD_OP[name]
+    with pytest.raises((ValueError, TypeError), match=f"{argument}: (expected|the native backend takes)"):
+        op_value_and_grad(**changed)
+
+
+@needs_native
+def test_ops_refuse_a_grad_scale_of_two():
+    with pytest.raises((ValueError, TypeError, RuntimeError)):
+        op_value_and_grad(grad_scale=torch.ones(2))
+
+
+def test_every_implementation_is_tested_here():
+    assert len(IMPLEMENTATIONS) == 1 + (1 + len(ISAS) if ISAS else 0) + TRITON

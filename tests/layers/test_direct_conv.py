@@ -1,0 +1,305 @@
+"""Convolutions of few channels: the ops against fp64 and PyTorch's own error, and when a module takes them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from oekd_fast import native
+from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.layers import direct_conv
+from oekd_fast.layers.direct_conv import DirectConv2d, use_direct_convs
+
+from ..conftest import ISAS
+from ..support.oracle import EPSILON, error
+
+ops = torch.ops.oekd_fast
+needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
+MOST = direct_conv._MOST_CHANNELS.get(native.isa(), 0)
+measured = pytest.mark.skipif(not MOST, reason="modules take the ops on AVX2 and AVX-512 processors alone")
+# (B, C, K, H, W, side, stride): a student's widths, every remainder of channels and columns, one pixel, more images
+# than are summed together, odd sizes with stride 2, wide rows, and rows that fill few vectors, which go plane by plane.
+SHAPES = [
+    (2, 3, 16, 32, 32, 3, 1),
+    (3, 9, 9, 28, 28, 3, 1),
+    (40, 19, 19, 16, 16, 3, 1),
+    (5, 16, 25, 16, 16, 3, 2),
+    (4, 12, 6, 7, 7, 3, 1),
+    (4, 7, 5, 7, 9, 3, 2),
+    (33, 51, 38, 8, 8, 3, 1),
+    (3, 8, 2, 5, 9, 3, 2),
+    (3, 10, 11, 6, 13, 1, 1),
+    (3, 13, 1, 7, 9, 1, 2),
+    (2, 1, 10, 1, 1, 3, 1),
+    (1, 2, 4, 1, 1, 3, 2),
+    (2, 4, 4, 2, 2, 3, 2),
+    (1, 17, 18, 3, 70, 3, 1),
+    (3, 5, 8, 28, 28, 3, 2),
+    (2, 6, 4, 9, 4, 1, 1),
+    (130, 2, 3, 3, 3, 3, 1),
+]
+
+
+def random(*shape, seed=0):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def problem(batch, channels, outputs, height, width, side, stride):
+    """x, weight, dy."""
+    out = [-(-size // stride) for size in (height, width)]
+    return (
+        random(batch, channels, height, width),
+        random(outputs, channels, side, side, seed=1),
+        random(batch, outputs, *out, seed=2),
+    )
+
+
+def naive(x, weight, stride):
+    """One product after the other, added up."""
+    side, out = weight.shape[2], [-(-size // stride) for size in x.shape[2:]]
+    padded = functional.pad(x, [side // 2] * 4)
+    rows, columns = ((size - 1) * stride + 1 for size in out)
+    y = 0
+    for c in range(x.shape[1]):
+        for i in range(side):
+            for j in range(side):
+                moved = padded[:, c, i : i + rows : stride, j : j + columns : stride]
+                y = y + moved[:, None] * weight[:, c, i, j, None, None]
+    return y
+
+
+def one_after_the_other(x, weight, dy, stride):
+    """y, dx, dweight of the sums as they are written, in the tensors' dtype."""
+    spread = torch.zeros(len(dy), dy.shape[1], *x.shape[2:])
+    spread[:, :, ::stride, ::stride] = dy
+    leaf = weight.clone().requires_grad_()
+    y = naive(x, leaf, stride)
+    (dweight,) = torch.autograd.grad(y, leaf, dy)
+    return [y.detach(), naive(spread, weight.transpose(0, 1).flip(2, 3), 1), dweight]
+
+
+def plain(x, weight, dy, stride, dtype):
+    """y, dx, dweight by PyTorch in `dtype`."""
+    x, weight, dy = (t.to(dtype, copy=True).contiguous() for t in (x, weight, dy))
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
+    y = functional.conv2d(*leaves, stride=stride, padding=weight.shape[2] // 2)
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def by_ops(x, weight, dy, stride, isa="auto"):
+    grads = ops.direct_conv_backward(dy, x, weight, stride, True, True, isa=isa)
+    return [ops.direct_conv(x, weight, stride, isa=isa), *grads]
+
+
+@needs_native
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_no_worse_than_fp32_pytorch(isa, shape):
+    *tensors, stride = *problem(*shape), shape[-1]
+    truth = plain(*tensors, stride, torch.float64)
+    theirs = [plain(*tensors, stride, torch.float32), one_after_the_other(*tensors, stride)]
+    for name, got, exact, *others in zip(
+        ("y", "dx", "dweight"), by_ops(*tensors, stride, isa=isa), truth, *theirs, strict=True
+    ):
+        assert error(got, exact) <= max(error(other, exact) for other in others) + EPSILON, name
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+def test_whole_numbers_are_exact(isa):
+    x, weight, dy = (t.mul(4).round() for t in problem(5, 11, 7, 9, 12, 3, 1))
+    for got, exact in zip(by_ops(x, weight, dy, 1, isa=isa), plain(x, weight, dy, 1, torch.float64), strict=True):
+        assert torch.equal(got.double(), exact)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_a_call_leaves_in_memory_does_not_matter(isa):
+    """Borders are zeros even where scratch memory held something else."""
+    tensors = problem(4, 9, 6, 10, 10, 3, 2)
+    clean = by_ops(*tensors, 2, isa=isa)
+    for _ in range(3):
+        by_ops(*(t.fill_(float("nan")) for t in problem(4, 9, 6, 10, 10, 3, 2)), 2, isa=isa)
+        assert all(torch.equal(a, b) for a, b in zip(by_ops(*tensors, 2, isa=isa), clean, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_same_bits_with_any_number_of_threads(isa):
+    tensors, before = problem(37, 9, 9, 16, 16, 3, 1), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(by_ops(*tensors, 1, isa=isa))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("column", [0, 4, 7])
+def test_infinities_and_nan_reach_what_they_touch(isa, column):
+    x, weight, _ = problem(2, 3, 4, 8, 8, 3, 1)
+    x[0, 1, 4, column] = float("nan")
+    y = ops.direct_conv(x, weight, 1, isa=isa)
+    assert torch.equal(y.isnan(), functional.conv2d(x, weight, padding=1).isnan())
+    assert y.isnan().sum() == 4 * 3 * (3 if column == 4 else 2)
+
+
+@needs_native
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last", "slices"])
+def test_any_memory_layout(layout):
+    x, weight, dy = problem(3, 6, 9, 8, 8, 3, 1)
+    expected = by_ops(x, weight, dy, 1)
+    if layout == "NCHW":
+        x, weight, dy = x.contiguous(), weight.contiguous(), dy.contiguous()
+    elif layout == "slices":
+        x, weight, dy = (torch.stack([t, t], -1)[..., 0] for t in (x, weight, dy))
+    got = by_ops(x, weight, dy, 1)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_native
+def test_a_gradient_that_is_not_wanted_is_empty():
+    x, weight, dy = problem(3, 6, 9, 8, 8, 3, 1)
+    dx, dweight = ops.direct_conv_backward(dy, x, weight, 1, True, True)
+    for wanted in ((True, False), (False, True)):
+        grads = ops.direct_conv_backward(dy, x, weight, 1, *wanted)
+        for grad, full, asked in zip(grads, (dx, dweight), wanted, strict=True):
+            assert torch.equal(grad, full) if asked else grad.numel() == 0
+
+
+@needs_native
+def test_an_empty_batch():
+    x, weight, dy = (random(0, 5, 8, 8), random(7, 5, 3, 3), random(0, 7, 8, 8))
+    y, dx, dweight = by_ops(x, weight, dy, 1)
+    assert y.shape == dy.shape and dx.shape == x.shape
+    assert torch.equal(dweight, torch.zeros_like(weight))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"x": torch.zeros(2, 4, 8)}, "x: expected four dimensions, got \\[2, 4, 8\\]"),
+        ({"x": torch.zeros(2, 4, 8, 8, dtype=torch.float64)}, "x: expected float32, got Double"),
+        ({"weight": torch.zeros(3, 5, 3, 3)}, "weight: expected \\[K, 4, side, side\\].*got \\[3, 5, 3, 3\\]"),
+        ({"weight": torch.zeros(3, 4, 5, 5)}, "side 1 or 3"),
+        ({"stride": 3}, "stride: expected 1 or 2, got 3"),
+        ({"isa": "mmx"}, "isa: expected one of auto"),
+        ({"dy": torch.zeros(2, 3, 8, 9)}, "dy: expected the output's shape \\[2, 3, 8, 8\\], got \\[2, 3, 8, 9\\]"),
+    ],
+)
+def test_bad_input(change, text):
+    given = {"x": torch.zeros(2, 4, 8, 8), "weight": torch.zeros(3, 4, 3, 3), "stride": 1, "isa": "auto"} | change
+    dy = given.pop("dy", torch.zeros(2, 3, 8, 8))
+    isa = given.pop("isa")
+    with pytest.raises((TypeError, ValueError), match=text):
+        ops.direct_conv_backward(dy, *given.values(), True, True, isa=isa)
+
+
+@needs_native
+def test_opcheck():
+    x, weight, dy = problem(2, 5, 7, 8, 8, 3, 2)
+    torch.library.opcheck(ops.direct_conv.default, (x, weight, 2))
+    torch.library.opcheck(ops.direct_conv_backward.default, (dy, x, weight, 2, True, False))
+
+
+def of_module(conv, x, dy):
+    leaf = x.clone().requires_grad_()
+    y = conv(leaf)
+    return [y.detach(), *torch.autograd.grad(y, [leaf, conv.weight], dy)]
+
+
+@measured
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_module_gives_what_plain_pytorch_gives(stride):
+    x, weight, dy = problem(6, 9, 19, 16, 16, 3, stride)
+    conv = DirectConv2d(9, 19, stride).to(memory_format=torch.channels_last)
+    conv.load_state_dict({"weight": weight})
+    theirs = of_module(conv, x, dy)
+    use_direct_convs(conv)
+    ours = of_module(conv, x, dy)
+    assert all(torch.equal(a, b) for a, b in zip(ours, by_ops(x, conv.weight.detach(), dy, stride), strict=True))
+    truth = plain(x, weight, dy, stride, torch.float64)
+    for got, other, exact in zip(ours, theirs, truth, strict=True):
+        assert error(got, exact) <= error(other, exact) + EPSILON
+
+
+@measured
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("nothing", True),
+        ("evaluation", False),
+        ("disabled", False),
+        ("NCHW", False),
+        ("float64", False),
+        ("autocast", False),
+        ("whole vectors", False),
+        ("many channels", False),
+        ("no more than that", True),
+        ("a narrow map", False),
+    ],
+)
+def test_when_a_module_takes_the_op(change, expected):
+    channels = {"whole vectors": 16, "many channels": MOST + 1, "no more than that": MOST - 1}.get(change, 9)
+    conv, x = DirectConv2d(channels, channels), random(2, channels, 8, 8)
+    use_direct_convs(conv)
+    if change == "evaluation":
+        conv.eval()
+    elif change == "disabled":
+        use_direct_convs(conv, False)
+    elif change == "NCHW":
+        x = x.contiguous()
+    elif change == "float64":
+        conv, x = conv.double(), x.double()
+    elif change == "a narrow map":
+        x = x[:, :, :, :5].contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+        assert conv.takes(x) is expected
+
+
+def test_a_module_is_a_convolution():
+    conv = DirectConv2d(3, 5, 2)
+    other = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False)
+    other.load_state_dict(conv.state_dict())
+    x = random(2, 3, 9, 9)
+    assert torch.equal(conv(x), other(x))
+    assert not conv.direct
+
+
+@measured
+def test_once_differentiable():
+    conv, x = DirectConv2d(9, 9), random(2, 9, 8, 8).requires_grad_()
+    use_direct_convs(conv)
+    with pytest.raises(RuntimeError, match="DirectConv2d: the direct form is differentiable once"):
+        torch.autograd.grad(conv(x).sum(), x, create_graph=True)
+
+
+@measured
+def test_a_family_trains_alike():
+    """Through all layers at most twice as far from fp64 as the plain form; the ops alone are held to no further."""
+    torch.manual_seed(0)
+    family = build_ensemble("resnet20", 5, 10).to(memory_format=torch.channels_last)
+    images = random(8, 3, 32, 32)
+
+    def gradients(direct, dtype=torch.float32):
+        copied = copy.deepcopy(family).to(dtype)
+        use_direct_convs(copied, direct)
+        sum(z.square().mean() for z in copied(images.to(dtype)).logits).backward()
+        return [p.grad.double() for p in copied.network_parameters()]
+
+    truth = gradients(False, torch.float64)
+    # The worst is that of an output so near 0 that its sign is a matter of rounding.
+    direct, plain = (
+        sorted(error(ours, exact) for ours, exact in zip(gradients(form), truth, strict=True)) for form in (True, False)
+    )
+    assert direct[len(truth) // 2] <= 2 * plain[len(truth) // 2] and direct[-1] < 0.05

@@ -1,0 +1,237 @@
+"""torch.compile around the loss: one graph, same numbers, no recompilation when a batch's values change."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
+
+from ..conftest import BACKENDS, batch
+from ..support import oracle
+from ..support.objectives import OBJECTIVES
+
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
+needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="the native extension was not built")
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "triton"])
+def backend(request) -> str:
+    """Triton's interpreter is called past the dispatcher, which a graph goes through; on a GPU see test_*_gpu.py."""
+    return request.param
+
+
+def compiled(function, compiler="aot_eager"):
+    """aot_eager traces and partitions as inductor does, without seconds of C++ compilation."""
+    return torch.compile(function, fullgraph=True, backend=compiler, dynamic=False)
+
+
+def requiring_grad(logits):
+    return [z.clone().requires_grad_() for z in logits]
+
+
+def same(came, expected, backend):
+    """A kernel gives the same bits; compiled PyTorch operations may round in another order."""
+    for a, b in zip(came, expected, strict=True):
+        if backend == "native":
+            assert torch.equal(a, b)
+        else:
+            assert oracle.error(a.detach(), b.detach()) <= 5 * oracle.EPSILON
+
+
+@pytest.mark.parametrize("compiler, scale", [("aot_eager", 1.0), ("aot_eager", 2.5), ("inductor", 2.5)])
+def test_loss_and_gradients(backend, compiler, scale):
+    if compiler == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("inductor needs a C++ compiler")
+
+    def function(z, y):
+        output = ensemble_kd_loss(z, y, backend=backend)
+        return scale * output.loss, output
+
+    logits, target = batch(students=3)
+    eager, by_compiler = requiring_grad(logits), requiring_grad(logits)
+    loss, expected = function(eager, target)
+    loss.backward()
+    loss, output = compiled(function, compiler)(by_compiler, target)
+    loss.backward()
+    same(output, expected, backend)
+    same([z.grad for z in by_compiler], [z.grad for z in eager], backend)
+
+
+def test_stacked_logits_and_weights(backend):
+    def function(z, y, w):
+        return ensemble_kd_loss(z, y, ensemble_weights=w, temperature=3.0, backend=backend)
+
+    logits, target = batch(students=3)
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    eager, by_compiler = requiring_grad([torch.stack(logits)] * 2)
+    expected, output = function(eager, target, weights), compiled(function)(by_compiler, target, weights)
+    expected.loss.backward()
+    output.loss.backward()
+    same(output, expected, backend)
+    same([by_compiler.grad], [eager.grad], backend)
+
+
+@pytest.mark.parametrize("name", ["hinton", "mutual", "one", "gate", "logits and a teacher mixed, T = 2.0"])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_objectives(backend, name, scale):
+    _, tensors, arguments = OBJECTIVES[name]
+    logits, target = batch(students=3)
+    tensors = tensors(3, *logits[0].shape)
+
+    def function(z, y, tensors):
+        output = ensemble_kd_loss(z, y, backend=backend, **tensors, **arguments)
+        return scale * output.loss, output
+
+    results = []
+    for call in (function, compiled(function)):
+        leaves = requiring_grad(logits)
+        given = {name: t.clone().requires_grad_(name == "ensemble_weights") for name, t in tensors.items()}
+        loss, output = call(leaves, target, given)
+        loss.backward()
+        gates = [t.grad for t in given.values() if t.grad is not None]
+        results.append([*(t.detach() for t in output), *(z.grad for z in leaves), *gates])
+    assert len(results[0]) == 5 + 3 + (name == "one")
+    same(results[1], results[0], backend)
+
+
+def test_value_without_gradients(backend):
+    logits, target = batch(students=3)
+
+    def function(z, y):
+        return ensemble_kd_loss(z, y, backend=backend)
+
+    same(compiled(function)(logits, target), function(logits, target), backend)
+
+
+@needs_native
+@pytest.mark.parametrize("temperature", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
+def test_value_and_grad_with_and_without_buffers(temperature):
+    logits, target = batch(students=3)
+    options = {"temperature": temperature, "backend": "native"}
+    expected, expected_grads = ensemble_kd_value_and_grad(logits, target, **options)
+
+    @compiled
+    def function(z, y):
+        return ensemble_kd_value_and_grad(z, y, **options)
+
+    @compiled
+    def into(z, y, out):
+        return ensemble_kd_value_and_grad(z, y, out=out, **options)[0]
+
+    output, grads = function(logits, target)
+    same((*output, *grads), (*expected, *expected_grads), "native")
+    out = [torch.full_like(z, float("nan")) for z in logits]
+    same((*into(logits, target, out), *out), (*expected, *expected_grads), "native")
+
+
+def test_the_first_call_of_a_process_may_be_a_compiled_one():
+    # The backend is chosen, and its extension loaded, while the graph is traced.
+    code = """
+import torch
+from oekd_fast import ensemble_kd_loss
+z, y = [torch.randn(3, 4) for _ in range(2)], torch.tensor([0, 1, 2])
+loss = torch.compile(lambda z, y: ensemble_kd_loss(z, y).loss, fullgraph=True, backend="eager")
+assert torch.allclose(loss(z, y), ensemble_kd_loss(z, y, backend="reference").loss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_new_values_do_not_recompile(backend):
+    function = compiled(lambda z, y: ensemble_kd_loss(z, y, backend=backend).loss)
+    logits, target = batch(students=3, seed=0)
+    function(requiring_grad(logits), target).backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for seed in range(1, 5):
+            logits, target = batch(students=3, seed=seed)
+            target[seed] = -100
+            leaves = requiring_grad(logits)
+            function(leaves, target).backward()
+            oracle.Expected(logits, target).check_grads([z.grad for z in leaves])
+
+
+@pytest.mark.parametrize("names", [("temperature",), ("temperature", "ce_weight", "kd_weight")], ids="+".join)
+def test_new_values_in_tensors_do_not_recompile(backend, names):
+    values = {name: torch.tensor(0.5) for name in names}
+
+    def function(z, y, values):
+        output = ensemble_kd_loss(z, y, backend=backend, **values)
+        return 1.5 * output.loss, output
+
+    traced = compiled(function)
+    logits, target = batch(students=3)
+    traced(requiring_grad(logits), target, values)[0].backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for number in (2.0, 2.5):
+            for value in values.values():
+                value.fill_(number)
+            eager, by_compiler = requiring_grad(logits), requiring_grad(logits)
+            for leaves, call in ((eager, function), (by_compiler, traced)):
+                call(leaves, target, values)[0].backward()
+            same(traced(by_compiler, target, values)[1], function(eager, target, values)[1], backend)
+            same([z.grad for z in by_compiler], [z.grad for z in eager], backend)
+
+
+class Heads(nn.Module):
+    def __init__(self, backend, temperature=3.0):
+        super().__init__()
+        self.base = nn.Linear(6, 8)
+        self.heads = nn.ModuleList(nn.Linear(8, 10) for _ in range(3))
+        self.loss = EnsembleKDLoss(temperature=temperature, label_smoothing=0.1, backend=backend)
+
+    def forward(self, x, y):
+        x = F.relu(self.base(x))
+        return self.loss([head(x) for head in self.heads], y)
+
+
+@pytest.mark.parametrize("temperature", [3.0, torch.tensor(3.0)], ids=["number", "tensor"])
+def test_module_within_a_model(backend, temperature):
+    torch.manual_seed(0)
+    model, x, y = Heads(backend, temperature), torch.randn(12, 6), torch.randint(10, (12,))
+    model(x, y).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = compiled(model)(x, y)
+    loss.backward()
+    torch.testing.assert_close(loss, model(x, y))
+    for p, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, wanted)
+
+
+@needs_native
+def test_labels_are_checked_in_a_compiled_graph():
+    function = compiled(lambda z, y: ensemble_kd_loss(z, y, backend="native").loss)
+    logits, target = batch(students=2, classes=4)
+    function(requiring_grad(logits), target)
+    target[2] = 4
+    with pytest.raises(ValueError, match=r"target: expected labels in \[0, 4\) or ignore_index -100, got 4 at row 2"):
+        function(requiring_grad(logits), target)
+
+
+@needs_native
+def test_values_in_tensors_are_checked_in_a_compiled_graph():
+    function = compiled(lambda z, y, t: ensemble_kd_loss(z, y, temperature=t, backend="native").loss)
+    logits, target = batch(students=2, classes=4)
+    function(requiring_grad(logits), target, torch.tensor(2.0))
+    with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got -2"):
+        function(requiring_grad(logits), target, torch.tensor(-2.0))
+
+
+def test_labels_make_the_loss_nan_in_a_compiled_graph_of_the_reference():
+    function = compiled(lambda z, y: ensemble_kd_loss(z, y, backend="reference").loss)
+    logits, target = batch(students=2, classes=4)
+    assert function(logits, target).isfinite()
+    target[2] = -7
+    assert function(logits, target).isnan()

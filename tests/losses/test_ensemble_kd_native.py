@@ -1,0 +1,167 @@
+"""The compiled CPU kernel: threads, instruction sets, the ops as torch sees them."""
+
+import math
+
+import pytest
+import torch
+
+from oekd_fast import ensemble_kd_loss
+
+from ..conftest import IMPLEMENTATIONS, ISAS, batch, op_arguments, op_objective
+from ..support.objectives import OBJECTIVES
+
+native = pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
+ops = torch.ops.oekd_fast
+OPS = (ops.ensemble_kd_value, ops.ensemble_kd_value_and_grad, ops.ensemble_kd_value_and_grad_out)
+COMPILED = [name for name in IMPLEMENTATIONS if name.startswith("native")]
+SHAPES = [(5, 128, 10), (3, 64, 1271), (5, 7, 5000), (2, 3, 40000), (1, 1, 2)]
+
+
+def run(name, logits, target, **options):
+    output, grads = IMPLEMENTATIONS[name](logits, target, **options)
+    return [*output, *grads]
+
+
+def same_bits(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", COMPILED)
+def test_bits_do_not_depend_on_threads_or_runs(name, shape, dtype, threads):
+    logits, target = batch(*shape, dtype=dtype)
+    threads(1)
+    alone = run(name, logits, target)
+    assert same_bits(run(name, logits, target), alone)
+    threads(2)
+    assert all(same_bits(run(name, logits, target), alone) for _ in range(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.5}, {"label_smoothing": 0.1}, {"reduction": "sum"}])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_alone_is_the_value_with_gradients(shape, isa, options):
+    logits, target = batch(*shape)
+    target[0] = -100
+    value = ops.ensemble_kd_value(logits, *op_arguments(target, **options), isa=isa)
+    assert same_bits(value, run(f"native-{isa}", logits, target, **options)[:5])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_public_forms_give_the_same_value(shape):
+    logits, target = batch(*shape)
+    expected = run("native", logits, target)[:5]
+    assert same_bits(ensemble_kd_loss(logits, target, backend="native"), expected)
+    leaves = [z.requires_grad_() for z in logits]
+    assert same_bits(ensemble_kd_loss(leaves, target, backend="native"), expected)
+
+
+def test_auto_is_the_widest_instruction_set():
+    assert tuple(native.isa_names()) == ISAS and ISAS[-1] == "baseline"
+    logits, target = batch(classes=3000)
+    assert same_bits(run("native", logits, target), run(f"native-{ISAS[0]}", logits, target))
+
+
+@pytest.mark.parametrize("isa", ["avx1024", "", "AUTO", "avx512 "])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_an_instruction_set_that_is_not_there_is_refused(isa, rows):
+    logits, target = batch(rows=rows)
+    with pytest.raises(ValueError, match=rf"isa: expected one of auto, .*baseline on this processor, got {isa}"):
+        ops.ensemble_kd_value(logits, *op_arguments(target), isa=isa)
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_only_instruction_sets_of_this_processor_are_offered(isa):
+    capability = torch.backends.cpu.get_cpu_capability()  # that of torch's own kernels
+    known = {"DEFAULT": set(), "AVX2": {"avx2"}, "AVX512": {"avx2", "avx512"}}
+    if capability not in known:
+        pytest.skip(f"torch reports {capability}: not an x86 processor")
+    logits, target = batch()
+    if isa in ISAS:
+        run(f"native-{isa}", logits, target)  # an illegal instruction would end the process
+    else:
+        with pytest.raises(ValueError, match="on this processor"):
+            ops.ensemble_kd_value(logits, *op_arguments(target), isa=isa)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_subnormal_numbers_still_work_afterwards(num_threads, threads):
+    threads(num_threads)
+    logits, target = batch(rows=256, classes=1000)
+    run("native", logits, target)
+    tiny = torch.full((1 << 20,), 1e-40)
+    assert torch.equal(tiny * 0.5, torch.full_like(tiny, 5e-41)) and (tiny * 0.5 > 0).all()
+
+
+def test_calls_from_several_threads_do_not_disturb_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    problems = [batch(classes=c, rows=32) for c in (10, 100, 2000, 5000)]
+    expected = [run("native", *problem) for problem in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            came = list(pool.map(lambda problem: run("native", *problem), problems))
+            assert all(same_bits(a, b) for a, b in zip(came, expected, strict=True))
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize("with_target", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 4, 10), (1, 3, 1500), (2, 0, 7)])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def test_opcheck(op, shape, dtype, with_target, with_weights, one_thread):
+    logits, target = batch(*shape, dtype=dtype)
+    weights = torch.full((shape[0],), 1 / shape[0]) if with_weights else None
+    keywords = {"out": [torch.full_like(z, math.nan) for z in logits]} if op is OPS[2] else {}
+    arguments = op_arguments(target if with_target else None, weights, ce_weight=0.7 if with_target else 0.0)
+    torch.library.opcheck(op.default, (logits, *arguments), keywords)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def test_opcheck_of_values_in_a_tensor(op, one_thread):
+    logits, target = batch(3, 4, 6)
+    keywords = {"out": [torch.full_like(z, math.nan) for z in logits]} if op is OPS[2] else {}
+    torch.library.opcheck(op.default, (logits, *op_arguments(target), torch.tensor([2.5, 0.7, 0.15])), keywords)
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize("mixes", [None, "logits", "probabilities"])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def test_opcheck_of_objectives(op, mixes, with_teacher, one_thread):
+    logits, target = batch(3, 4, 6)
+    gate = torch.rand(4, 3).softmax(dim=1)
+    keywords = {"ensemble_ce_weight": 0.5, "mix_probabilities": mixes == "probabilities"}
+    if with_teacher:
+        keywords["teacher_logits"] = torch.randn(4, 6)
+    if mixes:
+        keywords["mixing"] = torch.rand(3, 3 + with_teacher)
+    if op is OPS[2]:
+        keywords |= {"out": [torch.full_like(z, math.nan) for z in logits], "weights_grad": torch.rand(4, 3)}
+    torch.library.opcheck(op.default, (logits, *op_arguments(target, gate)), keywords)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "T = 2.5" not in name])
+@pytest.mark.parametrize("isa", ISAS)
+def test_objectives_do_not_depend_on_threads_or_gradients(isa, name, threads):
+    _, tensors, arguments = OBJECTIVES[name]
+    logits, target = batch(4, 64, 1271)
+    target[::5] = -100
+    options = {**tensors(4, 64, 1271), **arguments}
+    threads(1)
+    alone = run(f"native-{isa}", logits, target, **options)
+    threads(2)
+    assert same_bits(run(f"native-{isa}", logits, target, **options), alone)
+    keywords = op_objective(options)
+    assert same_bits(ops.ensemble_kd_value(logits, *op_arguments(target, **options), **keywords, isa=isa), alone[:5])
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "scaled"])
+def test_opcheck_of_strides_and_grad_scale(layout, one_thread):
+    logits, target = batch(3, 4, 6)
+    if layout == "transposed":
+        logits = [z.t().contiguous().t() for z in logits]
+    if layout == "sliced":
+        logits = [torch.cat([z, z], dim=1)[:, 1:7] for z in logits]
+    keywords = {"grad_scale": torch.tensor(2.0)} if layout == "scaled" else {}
+    torch.library.opcheck(ops.ensemble_kd_value_and_grad.default, (logits, *op_arguments(target)), keywords)

@@ -1,0 +1,195 @@
+"""Temperature and weights in tensors: the same numbers, read by the device at each call."""
+
+import pytest
+import torch
+
+from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
+from oekd_fast.losses.calls import KDOptions
+
+from ..conftest import ISAS, batch, op_arguments
+from ..support import oracle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# At small integers Triton's kernels save exponentials if they know the temperature, and round otherwise. A power of
+# two, since Triton's interpreter divides by a number in fp64, by what a tensor holds in fp32.
+NUMBERS = {"temperature": 8.0, "ce_weight": 0.3, "kd_weight": 2.25}
+MIXED = [("temperature",), ("ce_weight", "kd_weight"), tuple(NUMBERS)]
+
+
+def in_tensors(names=tuple(NUMBERS), **numbers):
+    """Values of which those in `names` are tensors, and the numbers that they hold: 0.3 in fp32 is another number."""
+    numbers = NUMBERS | numbers
+    tensors = {name: torch.tensor(numbers[name]) for name in numbers}
+    return {name: tensors[name] if name in names else numbers[name] for name in numbers}, {
+        name: tensor.item() for name, tensor in tensors.items()
+    }
+
+
+def at_once(backend, **options):
+    logits, target = batch(students=3)
+    target[1] = -100
+    output, grads = ensemble_kd_value_and_grad(logits, target, backend=backend, **options)
+    return [*output, *grads]
+
+
+def by_autograd(backend, *, grad_scale=None, stacked=False, **options):
+    logits, target = batch(students=3)
+    target[1] = -100
+    leaves = [torch.stack(logits).requires_grad_()] if stacked else [z.requires_grad_() for z in logits]
+    output = ensemble_kd_loss(leaves[0] if stacked else leaves, target, backend=backend, **options)
+    return [*(t.detach() for t in output), *torch.autograd.grad(output.loss, leaves, grad_scale)]
+
+
+def same_bits(came, expected):
+    assert len(came) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(came, expected, strict=True))
+
+
+@pytest.mark.parametrize("names", MIXED, ids="+".join)
+@pytest.mark.parametrize("form", [at_once, by_autograd])
+def test_tensors_give_the_bits_of_the_numbers_in_them(backend, form, names):
+    given, numbers = in_tensors(names)
+    scale = torch.tensor(1.5)
+    same_bits(form(backend, grad_scale=scale, **given), form(backend, grad_scale=scale, **numbers))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1, "reduction": "sum"},
+        {"ensemble_weights": torch.tensor([0.5, 0.0, 0.5])},
+        {"detach_ensemble": False, "ensemble_weights": torch.tensor([0.5, 0.3, 0.2])},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_beside_other_options(backend, options):
+    if backend == "native" and "detach_ensemble" in options:
+        backend = "auto"  # the reference does it
+    given, numbers = in_tensors()
+    for form in (at_once, by_autograd):
+        same_bits(form(backend, **options, **given), form(backend, **options, **numbers))
+
+
+def test_stacked_logits(backend):
+    given, numbers = in_tensors()
+    same_bits(by_autograd(backend, stacked=True, **given), by_autograd(backend, stacked=True, **numbers))
+
+
+def test_into_buffers(backend):
+    given, numbers = in_tensors()
+    out = [torch.full((7, 13), float("nan")) for _ in range(3)]
+    came = at_once(backend, out=out, **given)
+    same_bits(came, at_once(backend, **numbers))
+    assert all(grad is buffer for grad, buffer in zip(came[5:], out, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0, 2.5, 0.75])
+def test_is_as_exact_as_naive_pytorch_at_every_temperature(backend, temperature):
+    given, numbers = in_tensors(temperature=temperature)
+    logits, target = batch()
+    output, grads = ensemble_kd_value_and_grad(logits, target, backend=backend, **given)
+    oracle.check(output, grads, logits, target, orders=4, **numbers)
+
+
+def test_distillation_alone_with_a_temperature_in_a_tensor(backend):
+    logits, _ = batch()
+    temperature = torch.tensor(2.5)
+    output, grads = ensemble_kd_value_and_grad(logits, None, temperature=temperature, ce_weight=0, backend=backend)
+    oracle.check(output, grads, logits, None, temperature=2.5, ce_weight=0.0, orders=4)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_tensors_of_any_floating_dtype_and_shape_of_one_element(backend, dtype, shape):
+    exact = {"temperature": 8.0, "ce_weight": 0.75, "kd_weight": 0.125}  # in each of the dtypes
+    given = {name: torch.full(shape, value, dtype=dtype) for name, value in exact.items()}
+    same_bits(at_once(backend, **given), at_once(backend, **exact))
+
+
+def test_double_logits_take_a_double():
+    logits, target = batch(dtype=torch.float64)
+    given = {name: torch.tensor(value, dtype=torch.float64) for name, value in NUMBERS.items()}
+    output, grads = ensemble_kd_value_and_grad(logits, target, **given)
+    oracle.check(output, grads, logits, target, **NUMBERS)
+
+
+@pytest.mark.parametrize("form", [at_once, by_autograd])
+def test_what_is_changed_in_place_is_used_by_the_next_call(backend, form):
+    given, _ = in_tensors()
+    first = form(backend, **given)
+    for changed in ({"temperature": 0.5}, {"ce_weight": 0.0}, {"kd_weight": -0.5, "temperature": 16.0}):
+        for name, number in changed.items():
+            given[name].fill_(number)
+        came = form(backend, **given)
+        same_bits(came, form(backend, **{name: tensor.item() for name, tensor in given.items()}))
+        assert came[0] != first[0]
+
+
+def test_backward_uses_what_the_loss_saw(backend):
+    given, numbers = in_tensors()
+    logits, target = batch(students=3)
+    leaves = [z.requires_grad_() for z in logits]
+    for upstream in (1.0, 2.5):
+        loss = ensemble_kd_loss(leaves, target, backend=backend, **given).loss
+        for tensor in given.values():
+            tensor.add_(1.0)
+        grads = torch.autograd.grad(loss, leaves, torch.tensor(upstream))
+        loss = ensemble_kd_loss(leaves, target, backend=backend, **numbers).loss
+        same_bits(grads, torch.autograd.grad(loss, leaves, torch.tensor(upstream)))
+        for name, tensor in given.items():
+            tensor.fill_(numbers[name])
+
+
+def test_tensors_are_neither_changed_nor_differentiated(backend):
+    given, numbers = in_tensors()
+    given = {name: tensor.requires_grad_() for name, tensor in given.items()}
+    logits, target = batch(students=3)
+    assert not ensemble_kd_loss(logits, target, backend=backend, **given).loss.requires_grad
+    ensemble_kd_loss([z.requires_grad_() for z in logits], target, backend=backend, **given).loss.backward()
+    output, grads = ensemble_kd_value_and_grad(logits, target, backend=backend, **given)
+    assert not any(t.requires_grad for t in (*output, *grads))
+    for name, tensor in given.items():
+        assert tensor.grad is None and tensor.item() == numbers[name]
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_tensors_of_every_grad_mode(backend, grad_mode):
+    with grad_mode():
+        given, numbers = in_tensors()
+        inside = at_once(backend, **given)
+    expected = at_once(backend, **numbers)
+    same_bits(inside, expected)
+    same_bits(at_once(backend, **given), expected)
+    same_bits(by_autograd(backend, **given), by_autograd(backend, **numbers))
+
+
+def test_module_holds_the_tensor_it_was_given(backend):
+    temperature = torch.tensor(8.0)
+    module = EnsembleKDLoss(temperature=temperature, backend=backend)
+    assert module.options.temperature is temperature and not module.state_dict()
+    logits, target = batch(students=3)
+    for number in (8.0, 0.5):
+        temperature.fill_(number)
+        expected = ensemble_kd_loss(logits, target, temperature=number, backend=backend).loss
+        assert oracle.error(module(logits, target), expected) <= 2 * oracle.EPSILON  # 0.7 and 0.15 are fp32 beside it
+
+
+def test_options_hold_tensors():
+    kd_weight = torch.tensor([0.5])
+    assert KDOptions(kd_weight=kd_weight).kd_weight is kd_weight
+
+
+@pytest.mark.parametrize("temperature", [2.0, 2.5])
+@pytest.mark.parametrize("isa", ISAS)
+def test_ops_of_every_instruction_set(isa, temperature):
+    _, numbers = in_tensors(temperature=temperature)
+    logits, target = batch(students=3)
+    values = torch.tensor(list(numbers.values()))
+    unread = op_arguments(target, temperature=0.0, ce_weight=0.0, kd_weight=0.0)
+    op = torch.ops.oekd_fast.ensemble_kd_value_and_grad
+    *statistics, grads = op(logits, *unread, values, isa=isa)
+    *expected, expected_grads = op(logits, *op_arguments(target, **numbers), isa=isa)
+    same_bits([*statistics, *grads], [*expected, *expected_grads])
+    strided = torch.stack([values, values], dim=1)[:, 0]
+    same_bits(torch.ops.oekd_fast.ensemble_kd_value(logits, *unread, strided, isa=isa), expected)

@@ -1,0 +1,125 @@
+"""What importing loads, and what still works where little is installed."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import oekd_fast
+
+OPTIONAL = ("triton", "safetensors", "tyro", "rich", "matplotlib", "datasets", "sklearn", "PIL", "oekd_fast._native")
+BLOCK = f"""
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name in {OPTIONAL} or name.split(".")[0] in {OPTIONAL}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}, says the test", name=name)
+
+sys.meta_path.insert(0, Block())
+sys.modules["triton"] = None  # how the import system spells "not there"
+"""
+
+
+def run(code: str) -> str:
+    """In a fresh interpreter; what it prints."""
+    command = [sys.executable, "-W", "error::UserWarning:oekd_fast", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_alone_loads_nothing_more():
+    code = """
+    import sys
+    import oekd_fast
+    print(sorted(name for name in sys.modules if name.split(".")[0] in ("oekd_fast", "torch", "numpy")))
+    """
+    assert run(code) == "['oekd_fast']"
+
+
+def test_the_loss_loads_neither_models_nor_trainer_nor_their_packages():
+    code = f"""
+    import sys
+    import torch
+    before = set(sys.modules)
+    from oekd_fast import EnsembleKDLoss
+    z = [torch.randn(3, 4, requires_grad=True) for _ in range(2)]
+    EnsembleKDLoss()(z, torch.tensor([0, 1, 2])).backward()
+    loaded = set(sys.modules) - before
+    print([name for name in {OPTIONAL[:-1]} if name in loaded])
+    print(sorted(name for name in loaded if name.startswith("oekd_fast.")))
+    """
+    foreign, own = run(code).splitlines()
+    assert foreign == "[]"
+    assert {name.split(".")[1] for name in eval(own)} <= {"_native", "native", "losses"}
+
+
+def test_the_loss_works_without_anything_optional():
+    code = f"""{BLOCK}
+import torch
+import oekd_fast
+from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad, feature_kd_loss
+
+torch.manual_seed(0)
+z, y = [torch.randn(3, 4, requires_grad=True) for _ in range(2)], torch.tensor([0, 1, 2])
+auto = ensemble_kd_loss(z, y)
+auto.loss.backward()
+assert all(s.grad.any() for s in z)
+assert torch.equal(auto.loss, ensemble_kd_loss(z, y, backend="reference").loss)
+_, grads = ensemble_kd_value_and_grad(z, y)
+assert all(torch.equal(s.grad, g) for s, g in zip(z, grads))
+assert oekd_fast.EnsembleKDLoss()(z, y) == auto.loss
+maps = torch.ones(1, 2, 3, 3)
+assert feature_kd_loss([maps], maps, [torch.eye(2)], [torch.zeros(2)]) == 0
+for backend in ("native", "triton"):
+    try:
+        ensemble_kd_loss(z, y, backend=backend)
+    except RuntimeError as error:
+        print(error)
+    """
+    native, triton = run(code).splitlines()
+    assert native.startswith("backend 'native' is not there: ") and "_native" in native
+    assert native.endswith("install with a C++ compiler and without OEKD_FAST_NATIVE=0")
+    assert triton.startswith("backend 'triton' is not there: ") and triton.endswith("install triton >= 3.6 (Linux)")
+
+
+@pytest.mark.parametrize("name", ["ensemble_kd_loss", "EnsembleKDLoss", "FeatureKDLoss", "EnsembleKDOutput"])
+def test_public_names_are_listed_and_load(name):
+    assert name in oekd_fast.__all__ and name in dir(oekd_fast)
+    assert getattr(oekd_fast, name).__name__ == name
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="module 'oekd_fast' has no attribute 'ensemble_kl_loss'"):
+        oekd_fast.ensemble_kl_loss  # noqa: B018
+
+
+def test_kernels_folder_is_no_package_of_its_own():
+    code = """
+    import sys
+    import oekd_fast
+    print("kernels" in sys.modules, "oekd_fast.kernels" in sys.modules)
+    """
+    assert run(code) == "False False"
+
+
+def test_an_extension_that_does_not_load_is_not_passed_over_in_silence():
+    code = """
+    import sys, warnings
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "oekd_fast._native":
+                raise ImportError("undefined symbol, says the test")
+
+    sys.meta_path.insert(0, Broken())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import oekd_fast.losses.ensemble_kd
+    print([str(w.message) for w in caught if "extension" in str(w.message)][0])
+    """
+    assert run(code) == (
+        "the native extension does not load and will not be used: undefined symbol, says the test; build it again"
+    )

@@ -1,0 +1,118 @@
+"""Executors that are called from several threads, from within students, across a fork, and their end."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from .calls import SECONDS, failing, fine, finishes, native, parallel
+
+
+@native
+def test_python_threads_share_an_executor():
+    executor = parallel(4)
+
+    def calls(offset):
+        for i in range(50):
+            inputs = [torch.full((3,), float(offset + i), requires_grad=True) for _ in range(4)]
+            results = executor.forward([torch.exp] * 4, inputs)
+            executor.backward([[r.sum()] for r in results], [[None]] * 4)
+            assert all(torch.equal(x.grad, x.exp()) for x in inputs)
+        return "done"
+
+    assert finishes(*(lambda i=i: calls(i / 100) for i in range(3))) == ["done"] * 3
+
+
+@native
+def test_students_may_call_executors_themselves():
+    outer, other = parallel(), parallel()
+
+    def add(x):
+        return x + 1
+
+    def nested(x):
+        return outer.forward([add] * 2, [x, x])
+
+    def through_another(x):
+        return other.forward([nested] * 2, [x, x])
+
+    (came,) = finishes(lambda: outer.forward([nested, through_another], [1, 2]))
+    assert came == [[2, 2], [[3, 3], [3, 3]]]
+    (error,) = finishes(lambda: outer.forward([fine, lambda x: outer.forward([fine, failing], [x, x])], [1, 2]))
+    assert str(error) == "student 2: StudentError: student 2: ValueError: cannot take 2"
+
+
+@native
+def test_a_backward_pass_inside_a_students_backward():
+    executor = parallel()
+
+    class Reentrant(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            x = torch.ones(2, requires_grad=True)
+            with torch.enable_grad():
+                executor.backward([[(3 * x).sum()], []], [[None], []])
+            return grad * x.grad
+
+    inputs = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    finishes(lambda: executor.backward([[Reentrant.apply(x).sum()] for x in inputs], [[None]] * 2))
+    assert all(x.grad.tolist() == [3, 3] for x in inputs)
+
+
+@native
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_the_pool_ends_with_its_executor():
+    def count():
+        return len(os.listdir("/proc/self/task"))
+
+    before = count()
+    executor = parallel()
+    assert count() == before + 2
+    del executor
+    deadline = time.monotonic() + 5  # a thread that was joined may still be listed for a moment
+    while count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert count() == before
+
+
+@native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork_and_exit_with_a_living_executor():
+    code = """
+    import os, sys, warnings
+    import torch
+    from oekd_fast.parallel.executor import make_executor
+
+    warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+    torch.set_num_threads(2)
+    used, dropped = (make_executor("parallel", 2, "cpu") for _ in range(2))
+
+    def check(executor):
+        x = [torch.full((2,), 2.0, requires_grad=True) for _ in range(2)]
+        for _ in range(2):
+            results = executor.forward([torch.square] * 2, x)
+        executor.backward([[r.sum()] for r in results], [[None]] * 2)
+        assert all(t.grad.tolist() == [4, 4] for t in x)
+
+    check(used), check(dropped)
+    child = os.fork()
+    if child == 0:
+        del dropped
+        check(used)
+        print("child", flush=True)
+        sys.exit(7)
+    _, status = os.waitpid(child, 0)
+    check(used)
+    print("parent", os.waitstatus_to_exitcode(status))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "child\nparent 7\n", "")

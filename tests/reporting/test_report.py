@@ -1,0 +1,342 @@
+"""The report of finished runs: what the page holds, that it needs nothing else, and what it says is missing."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.report import ReportConfig, main, report
+from oekd_fast.reporting import section
+from oekd_fast.reporting.evidence import load_networks, one_of_each_class
+from oekd_fast.reporting.finished_runs import read_run
+from oekd_fast.reporting.predictions import predict
+from oekd_fast.runs.run import dataset_of, train
+
+PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "grad_cam")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run of two students and their baselines, on a folder whose name is no HTML."""
+    folder = tmp_path_factory.mktemp("report")
+    data = folder / "a<b>&c"
+    data.mkdir()
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 30)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 90
+        np.save(data / f"{split}.images.npy", images)
+        np.save(data / f"{split}.labels.npy", labels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = TrainConfig(dataset=str(data), num_students=2, epochs=2, batch_size=20, output_dir=folder / "run",
+                         learning_rate=0.05, baseline=True, progress=False)  # fmt: skip
+    train(config, Console(quiet=True))
+    torch.set_num_threads(before)
+    return config.run_folder
+
+
+@pytest.fixture
+def drawn_run(trained, tmp_path, one_thread) -> Path:
+    """A copy to damage; checkpoints are of no use to a report."""
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+@pytest.fixture
+def run(drawn_run, monkeypatch) -> Path:
+    """One whose pictures are not drawn, which is most of the time."""
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    return drawn_run
+
+
+def change(file: Path, **fields) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def page_of(*runs: Path, **options) -> str:
+    return report(ReportConfig(runs=runs, images=2, device="cpu", **options)).read_text()
+
+
+class Checker(HTMLParser):
+    """Collects what is open at the end, and every address."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.addresses, self.tags = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_holds_everything_and_needs_nothing_else(drawn_run):
+    text = page_of(drawn_run)
+    assert sorted(p.name for p in (drawn_run / "report").iterdir()) == sorted(
+        ["index.html", *(f"{n}.png" for n in PICTURES)]
+    )
+    for name in PICTURES:
+        with Image.open(drawn_run / "report" / f"{name}.png") as picture:
+            assert picture.format == "PNG" and min(picture.size) > 200
+    parsed = Checker(text)
+    assert parsed.open == [] and not parsed.tags & {"script", "link", "iframe"}
+    assert len(parsed.addresses) == len(PICTURES)
+    assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
+    assert "url(" not in text and "@import" not in text
+    summary = json.loads((drawn_run / "summary.json").read_text())
+    for student in summary["students"]:
+        assert f"<td>{student['accuracy']:.2f}</td>" in text and f"<td>{student['parameters']:,}</td>" in text
+    assert summary["versions"]["torch"] in text and "<td>learning_rate</td>" in text
+    assert 'class="note"' not in text
+
+
+def test_text_is_escaped(run):
+    text = page_of(run)
+    assert "a&lt;b&gt;&amp;c" in text and "a<b>" not in text
+
+
+def test_predictions_give_the_accuracies_of_the_run(run):
+    finished = read_run(run)
+    networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
+    result = predict(networks.students, networks.baselines, dataset.test, dataset.augmentation, CPU)
+    assert result.names == ("student 1", "student 2", "ensemble", "student 1 alone", "student 2 alone")
+    students = finished.summary["students"]
+    expected = [s["accuracy"] for s in students] + [finished.summary["ensemble_accuracy"]]
+    expected += [s["baseline_accuracy"] for s in students]
+    assert result.accuracy() == pytest.approx(expected, abs=1e-3)
+    assert result.confidence.min() >= 1 / 3 - 1e-6 and result.confidence.max() <= 1
+
+
+def test_runs_that_differ_in_the_seed_are_averaged(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    change(other / "config.json", seed=1)
+    summary = json.loads((other / "summary.json").read_text())
+    summary["students"][0]["accuracy"] = 50.0
+    change(run / "summary.json", ensemble_accuracy=90.0)
+    change(other / "summary.json", students=summary["students"], ensemble_accuracy=80.0)
+    text = page_of(run, other, output=tmp_path / "page")
+    assert text.count("<h2>") == 1 and "of 2 runs (seed 0, 1)" in text and "<td>85.00 ± 7.07</td>" in text
+    # One accuracy was made up.
+    assert "differ from summary.json by up to" in text
+
+
+def test_other_runs_get_sections_of_their_own(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    change(other / "config.json", temperature=3.0)
+    text = page_of(run, other, output=tmp_path / "page")
+    assert text.count("<h2>") == 2 and "temperature 3.0 (not 2.0)" in text
+    assert {p.name for p in (tmp_path / "page").glob("*.png")} == {f"{i}_{n}.png" for i in (1, 2) for n in PICTURES}
+
+
+def test_without_weights_of_baselines_a_line_says_so(run):
+    shutil.rmtree(run / "baselines")
+    text = page_of(run)
+    assert "No weights of baselines" in text and "<td>student 1 alone</td>" not in text
+    assert all((run / "report" / f"{name}.png").exists() for name in PICTURES)
+
+
+def test_without_the_data_set_the_page_says_what_is_missing(run, trained, tmp_path):
+    change(run / "config.json", dataset="no_such_data")
+    text = page_of(run)
+    assert "No calibration, agreement, accuracy by class and Grad-CAM: unknown dataset &#x27;no_such_data&#x27;" in text
+    assert {p.stem for p in (run / "report").glob("*.png")} == {"sizes", "curves"}
+    moved = page_of(run, data_dir=trained.parent / "a<b>&c", output=tmp_path / "page")
+    assert 'class="note"' not in moved and "ECE" in moved
+
+
+def test_other_images_are_not_taken_for_the_runs(run, tmp_path):
+    change(run / "summary.json", test_images=29)
+    assert re.search(r"expected the 29 test images of .*run, got 30: other data", page_of(run))
+
+
+def test_an_ensemble_of_its_own_kind_is_told_from_the_mean(run):
+    change(run / "config.json", objective="one", ensemble_ce_weight=1.0)
+    text = page_of(run)
+    assert "&amp;c, one</h2>" in text and "is of its gate too" in text
+
+
+@pytest.fixture(scope="module")
+def gated(trained) -> Path:
+    """A run of ONE on the data of the other."""
+    config = TrainConfig(dataset=str(trained.parent / "a<b>&c"), objective="one", num_students=2, epochs=1,
+                         batch_size=20, output_dir=trained.parent / "gated", progress=False)  # fmt: skip
+    train(config, Console(quiet=True))
+    return config.run_folder
+
+
+def test_the_reported_ensemble_is_the_gated_one(gated, tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    finished = read_run(gated)
+    networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
+    result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
+    assert result.accuracy()[-1] == pytest.approx(finished.summary["ensemble_accuracy"], abs=1e-3)
+
+    # By hand, with a gate whose weights are far from a mean.
+    with torch.no_grad():
+        networks.gate.norm.bias.copy_(torch.tensor([0.0, 3.0]))
+        result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
+        scaled = networks.students[0].preprocess(dataset.test.images)
+        first, second = (student(scaled) for student in networks.students)
+        weights = networks.gate(networks.students[0].base(scaled))
+        mixed = (weights[:, :1] * first + weights[:, 1:] * second).softmax(dim=1).max(dim=1)
+    assert weights[:, 1].min() > 0.6
+    assert torch.equal(result.predicted[-1], mixed.indices)
+    torch.testing.assert_close(result.confidence[-1], mixed.values)
+
+    assert 'class="note">From here on' not in page_of(gated, output=tmp_path / "page")
+    older = shutil.copytree(gated, tmp_path / "older", ignore=shutil.ignore_patterns("checkpoints"))
+    (older / "students" / "gate.safetensors").unlink()
+    assert "gate too (a run keeps it in students/; older versions did not)" in page_of(older)
+    # Of a group, all or none: averages are of one kind.
+    change(older / "config.json", seed=1)
+    assert "gate too" in page_of(gated, older, output=tmp_path / "page")
+
+
+def test_a_damaged_gate_leaves_the_rest(gated, tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    copy = shutil.copytree(gated, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    (copy / "students" / "gate.safetensors").write_bytes(b"")
+    assert re.search("No calibration, .*gate.safetensors: damaged", page_of(copy))
+
+
+def test_snapshots_are_told_from_the_last_network(run):
+    summary = json.loads((run / "summary.json").read_text())
+    change(run / "summary.json", students=summary["students"][:1])
+    change(run / "config.json", objective="snapshot", schedule="cyclic", snapshots=1)
+    assert "is of its earlier networks too" in page_of(run)
+
+
+def test_paths_of_a_config_are_read_as_paths(run):
+    names = ("data_dir", "initial_weights", "teacher")
+    change(run / "config.json", objective="kd", **{name: f"somewhere/{name}" for name in names})
+    config = read_run(run).config
+    assert [getattr(config, name) for name in names] == [Path("somewhere", name) for name in names]
+
+
+def test_another_method_is_not_put_beside_the_papers_numbers(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    change(run / "summary.json", students=summary["students"][:1] * 5, dataset="cifar100")
+    change(run / "config.json", objective="dml", dataset="cifar100", model="resnet32", num_students=5,
+           data_dir=str(tmp_path))  # fmt: skip
+    assert "paper: " not in page_of(run)
+
+
+def test_one_network_is_not_put_beside_the_papers_families(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
+    change(run / "summary.json", students=summary["students"][:1], dataset="cifar100")
+    changes = {"dataset": "cifar100", "model": "resnet32", "num_students": 5, "data_dir": str(tmp_path)}
+    change(run / "config.json", objective="born_again", **changes)
+    text = page_of(run)
+    assert "resnet32 x 1 on cifar100, born_again" in text and "paper: " not in text
+    change(run / "config.json", objective="oekd")
+    change(run / "summary.json", students=summary["students"][:1] * 5)
+    assert "paper: in the family %" in page_of(run)
+
+
+def test_damaged_weights_leave_the_rest(run):
+    (run / "students" / "student_2.safetensors").write_bytes(b"")
+    assert "damaged, or not saved together with student_2.json" in page_of(run)
+
+
+def test_grad_cam_can_be_left_out_and_explain_the_true_class(run):
+    report(ReportConfig(runs=(run,), images=0, device="cpu"))
+    assert not (run / "report" / "grad_cam.png").exists()
+    assert "for the class that is true" in page_of(run, explain="true")
+    assert (run / "report" / "grad_cam.png").exists()
+
+
+def no_folder(run):
+    shutil.rmtree(run)
+
+
+def no_config(run):
+    (run / "config.json").unlink()
+
+
+def unfinished(run):
+    (run / "summary.json").unlink()
+
+
+def damaged_line(run):
+    (run / "metrics.jsonl").write_text("{}\n")
+
+
+def lost_line(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+
+def damaged_config(run):
+    change(run / "config.json", epochs=0)
+
+
+def old_summary(run):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["students"][0]["flops"]
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_folder, "but {run} is not a folder"),
+        (no_config, "{run} is no run folder: it has no config.json"),
+        (unfinished, "{run} is not finished: it has no summary.json; train with --resume to finish it"),
+        (damaged_line, "{run}/metrics.jsonl, line 1, is damaged ('phase')"),
+        (lost_line, "{run}/metrics.jsonl: expected 2 lines of the phase 'baseline_2', got 1"),
+        (damaged_config, "{run}/config.json is damaged (epochs: expected an integer >= 1, got 0)"),
+        (old_summary, "{run}/summary.json: students lack flops; an older version wrote it"),
+    ],
+)
+def test_a_bad_run_is_one_clear_line(run, damage, message, monkeypatch, capsys):
+    damage(run)
+    monkeypatch.setattr(sys, "argv", ["report", str(run)])
+    assert main() == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: runs: ") and message.format(run=run) in errors and errors.count("\n") == 1
+    assert not (run / "report").exists()
+
+
+def test_the_command_line_says_where_the_page_is(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", str(run), "--images", "1", "--device", "cpu"])
+    assert main() == 0
+    assert capsys.readouterr().out == f"Report: {run}/report/index.html\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runs": ()}, "runs: expected at least one run folder, got none"),
+        ({"runs": (Path("x"),), "images": -1}, "images: expected an integer >= 0, got -1"),
+        ({"runs": (Path("x"),), "explain": "other"}, "explain: expected predicted or true, got 'other'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReportConfig(**options)
+
+
+def test_images_are_of_classes_spread_over_all():
+    labels = torch.tensor([3, 3, 0, 1, 0, 5, 1])  # classes 0, 1, 3 and 5
+    assert one_of_each_class(labels, 2).tolist() == [2, 0]
+    assert one_of_each_class(labels, 4).tolist() == [2, 3, 0, 5]
+    assert one_of_each_class(labels, 6).tolist() == [2, 3, 0, 5, 4, 6]
+    assert one_of_each_class(labels, 99).numel() == 7 and one_of_each_class(labels, 0).numel() == 0

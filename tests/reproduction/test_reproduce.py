@@ -1,0 +1,400 @@
+"""Reproductions: statistics, which seeds count as finished, stopping and continuing, what is written."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from oekd_fast import reproduce as command
+from oekd_fast.config.recipes import RecipeError, get_recipe, recipe_config
+from oekd_fast.config.train_config import OBJECTIVES_OWN, TrainConfig
+from oekd_fast.paper import paper_tables
+from oekd_fast.paper.expected import papers_ablation, papers_numbers
+from oekd_fast.reproduce import reproduce
+from oekd_fast.reproduction import ablations, seeds
+from oekd_fast.reproduction.ablations import SWEEPS, ablate
+from oekd_fast.reproduction.markdown import number, render
+from oekd_fast.reproduction.results import gather, write
+from oekd_fast.reproduction.seeds import finished, run, seed_config
+from oekd_fast.reproduction.statistics import accuracies
+from oekd_fast.reproduction.timing import time_epochs
+from oekd_fast.runs.interrupt import Interrupted
+from oekd_fast.runs.run_folder import RunFolderError
+from oekd_fast.training.engine import Engine
+
+QUIET = Console(quiet=True)
+DIGITS, PAPER = "evidence/digits/resnet20", "paper/cifar100/resnet110"
+
+
+def summary_of(family, alone, ensemble=80.0, epochs=450, best=None) -> dict:
+    """As a run leaves it; `best`: by how much the best test epoch is above the selected one, None: not known."""
+    students = [
+        {
+            "index": j + 1,
+            "parameters": 1000 // (j + 1),
+            "relative_size": 100.0 / (j + 1),
+            "accuracy": a,
+            "baseline_accuracy": b,
+            "last_epoch_accuracy": a - 1.0,
+            "last_epoch_baseline_accuracy": b - 1.0,
+            "best_test_accuracy": None if best is None else a + best,
+            "best_test_baseline_accuracy": None if best is None else b + best,
+        }
+        for j, (a, b) in enumerate(zip(family, alone, strict=True))
+    ]
+    return {
+        "epochs": epochs,
+        "students": students,
+        "ensemble_accuracy": ensemble,
+        "last_epoch_ensemble_accuracy": ensemble - 1.0,
+        "best_test_ensemble_accuracy": None if best is None else ensemble + best,
+        "test_images": 10000,
+        "device": "a device",
+    }
+
+
+FIVE = [
+    summary_of([72.0, 70.0, 67.0, 65.0, 46.0], [70.0, 69.0, 66.0, 64.0, 40.0], 76.0, best=0.5),
+    summary_of([74.0, 71.0, 68.0, 66.0, 48.0], [73.0, 69.5, 67.5, 64.5, 44.0], 78.0, best=0.5),
+]
+
+
+def test_statistics_by_hand():
+    found = accuracies(FIVE, "selected")
+    assert found["family"][0] == pytest.approx({"mean": 73.0, "deviation": 2**0.5})
+    assert found["baseline"][4] == pytest.approx({"mean": 42.0, "deviation": 8**0.5})
+    # Paired: 6 and 4 points, 15 % and 9.0909 %.
+    assert found["gain_points"][4] == pytest.approx({"mean": 5.0, "deviation": 2**0.5})
+    assert found["gain_percent"][4] == pytest.approx(
+        {"mean": (15 + 100 / 11) / 2, "deviation": (15 - 100 / 11) / 2**0.5}
+    )
+    assert found["ensemble"] == pytest.approx({"mean": 77.0, "deviation": 2**0.5})
+    assert accuracies(FIVE, "last_epoch")["family"][0]["mean"] == pytest.approx(72.0)
+    assert accuracies(FIVE, "best_test")["family"][0]["mean"] == pytest.approx(73.5)
+
+
+def test_a_best_test_epoch_that_one_seed_does_not_know_is_not_stated():
+    unknown = summary_of([1.0], [1.0])
+    older = {name: value for name, value in unknown.items() if not name.startswith("best_test")}
+    older["students"] = [{k: v for k, v in s.items() if not k.startswith("best_test")} for s in unknown["students"]]
+    for summary in (unknown, older):
+        assert accuracies([summary_of([1.0], [1.0], best=0.5), summary], "best_test") is None
+        assert accuracies([summary], "selected")["family"] == [{"mean": 1.0, "deviation": None}]
+        assert accuracies([summary], "last_epoch")["gain_percent"] == [None]  # of 0 % alone
+
+
+def test_an_ensemble_that_one_seed_does_not_know_leaves_the_rest_of_the_measure():
+    one = summary_of([2.0], [1.0], best=0.5) | {"best_test_ensemble_accuracy": None}
+    found = accuracies([summary_of([4.0], [1.0], best=0.5), one], "best_test")
+    assert found["ensemble"] is None and found["family"][0]["mean"] == pytest.approx(3.5)
+    assert found["gain_points"][0]["mean"] == pytest.approx(2.0)
+    assert accuracies([one], "selected")["ensemble"] == {"mean": 80.0, "deviation": None}
+    assert accuracies([], "selected") is None
+
+
+def numbers_for(config: TrainConfig):
+    return papers_numbers(config.dataset, config.model, config.num_students, config.objective)
+
+
+def test_the_papers_numbers_stand_for_the_papers_families_alone():
+    paper = numbers_for(recipe_config(PAPER))
+    assert paper["family"][4] == 46.76 and paper["gain_percent"][4] == pytest.approx(10.64, abs=0.01)
+    assert paper["ensemble"] == pytest.approx(78.86)
+    assert paper["minutes"]["sequential"] / paper["minutes"]["ensemble"] == pytest.approx(2.49, abs=0.01)
+    assert numbers_for(recipe_config("paper/imagenet_1k/resnet50"))["ensemble"] is None
+    assert numbers_for(recipe_config(PAPER, num_students=3)) is None
+    assert numbers_for(recipe_config(DIGITS)) is None
+    assert numbers_for(replace(recipe_config(PAPER), dataset="uoft-cs/cifar100")) == paper
+    for objective in ("dml", "one", "independent", "born_again"):
+        assert numbers_for(recipe_config(PAPER, objective=objective)) is None
+
+
+def results_of(summaries, **overrides) -> dict:
+    return gather(get_recipe(PAPER), recipe_config(PAPER, **overrides), dict(enumerate(summaries)), range(3))
+
+
+def test_markdown_says_what_was_measured_beside_the_paper():
+    results = results_of(FIVE, epochs=45, weight_decay=5e-4)
+    results["timing"] = {
+        "family": 2.0, "alone": [1.0] * 5, "sequential": 5.0, "rounds": 5, "steps": 50, "steps_per_epoch": 352,
+        "ratio": {"median": 2.5, "lowest": 2.4, "highest": 2.6}, "device": "cpu",
+    }  # fmt: skip
+    own = {measure: accuracies(FIVE, measure) for measure in ("selected", "last_epoch", "best_test")}
+    values = {value: own for value in papers_ablation("temperature")}
+    results["ablations"]["temperature"] = {"table": 9, "values": values, "paper": papers_ablation("temperature")}
+    text = render(results)
+    for part in (
+        "# paper/cifar100/resnet110\n",
+        "2 seeds of 3 asked for: mean ± sample standard deviation",
+        "Changed from the recipe: epochs 450 -> 45, weight_decay 0.0001 -> 0.0005.",
+        "sgd at 0.1, times 0.1 at 50 %, 75 %; no warm-up",
+        "## Selected epoch: chosen on held-out training images",
+        "## Last epoch",
+        "## Best test epoch: chosen on the test images, as the paper does",
+        "| 5 | 200 | 20.00 | 42.00 ± 2.83 | 47.00 ± 1.41 | +5.00 ± 1.41 | +12.05 ± 4.18 | 42.26 | 46.76 | +4.50 | +10",
+        "Ensemble 77.00 ± 1.41 %; the paper's 78.86 %.",
+        "| times longer | 2.50 [2.40, 2.60] | 2.49 |",
+        "(the paper's Table 9: ResNet110 on CIFAR-100)",
+        "| 6 | paper | 66.92 | 66.28 | 65.33 | 55.97 | 43.06 | 69.34 |",
+        "Trained on a device.",
+    ):
+        assert part in text, part
+    assert "-" == number(None) and number({"mean": 1.0, "deviation": None}) == "1.00"
+
+
+def test_one_seed_has_no_spread_and_what_is_not_known_is_not_stated():
+    text = render(results_of([summary_of([2.0, 1.0], [1.0, 1.0])], num_students=2))
+    assert "| 1 | 1,000 | 100.00 | 1.00 | 2.00 | +1.00 | +100.00 |\n" in text
+    assert "Not known: not every run looked at the test images after every epoch." in text
+
+
+def test_an_ensemble_that_is_not_known_is_a_dash_and_not_drawn(tmp_path):
+    unknown = {f"{prefix}ensemble_accuracy": None for prefix in ("", "last_epoch_", "best_test_")}
+    results = results_of([summary | unknown for summary in FIVE])
+    assert render(results).count("\nEnsemble -; the paper's 78.86 %.\n") == 3
+    write(tmp_path, results)
+    assert json.loads((tmp_path / "results.json").read_text())["accuracy"]["last_epoch"]["ensemble"] is None
+
+
+def test_another_name_of_the_same_data_set_is_no_change():
+    assert results_of(FIVE)["changed"] == {} == results_of(FIVE, dataset="uoft-cs/cifar100")["changed"]
+
+
+def test_all_three_files_are_written(tmp_path):
+    write(tmp_path, results_of(FIVE))
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", "results.png"}
+    assert json.loads((tmp_path / "results.json").read_text())["accuracy"]["selected"]["ensemble"]["mean"] == 77.0
+    with Image.open(tmp_path / "results.png") as picture:
+        assert picture.width > 1000
+
+
+# -- which seeds are finished
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    """Two students, two steps an epoch."""
+    return recipe_config(
+        DIGITS, epochs=2, num_students=2, train_images=60, batch_size=20, baseline=True, track_test=True,
+        progress=False, output_dir=tmp_path / "out",
+    )  # fmt: skip
+
+
+def leave(config: TrainConfig, summary: object) -> None:
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.json").write_text(json.dumps(config.as_dict()))
+    (config.run_folder / "summary.json").write_text(summary if isinstance(summary, str) else json.dumps(summary))
+
+
+COMPLETE = summary_of([2.0, 1.0], [1.0, 1.0], epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("summary", "counts"),
+    [
+        (COMPLETE, True),
+        (json.dumps(COMPLETE)[:-40], False),
+        ("", False),
+        ([], False),
+        ({"students": []} | {k: v for k, v in COMPLETE.items() if k != "students"}, False),
+        ({k: v for k, v in COMPLETE.items() if k != "ensemble_accuracy"}, False),
+        (COMPLETE | {"students": [COMPLETE["students"][0] | {"baseline_accuracy": None}]}, False),
+        (COMPLETE | {"ensemble_accuracy": float("nan")}, False),
+        (COMPLETE | {"epochs": 1}, False),
+    ],
+)
+def test_only_a_complete_summary_counts(config, summary, counts):
+    seed = seed_config(config, config.output_dir, 3)
+    assert finished(seed) is None
+    leave(seed, summary)
+    assert finished(seed) == (COMPLETE if counts else None)
+    assert seed.run_folder == config.output_dir / "seed-3" and seed.seed == 3
+
+
+def test_generations_need_no_ensemble_of_the_last_epoch(config):
+    born_again = recipe_config(DIGITS, epochs=2, objective="born_again", output_dir=config.output_dir)
+    unknown = COMPLETE | {"last_epoch_ensemble_accuracy": None}
+    for k, (kind, counts) in enumerate(((config, False), (born_again, True))):
+        seed = seed_config(kind, config.output_dir, k)
+        leave(seed, unknown)
+        assert (finished(seed) is not None) == counts
+
+
+def test_a_summary_without_its_config_does_not_count(config):
+    seed = seed_config(config, config.output_dir, 0)
+    leave(seed, COMPLETE)
+    (seed.run_folder / "config.json").unlink()
+    assert finished(seed) is None
+
+
+def test_a_seed_of_other_training_is_refused_by_the_field(config):
+    seed = seed_config(config, config.output_dir, 0)
+    leave(replace(seed, weight_decay=0.5), COMPLETE)
+    with pytest.raises(RunFolderError, match=r"seed-0/config.json; weight_decay: expected 0.5, got 0.0001"):
+        reproduce(DIGITS, config, 1, console=QUIET)
+
+
+def test_nothing_is_trained_for_a_recipe_that_does_not_fit(config):
+    for recipe, message in ((PAPER, "dataset: expected cifar100"), ("digits", "recipe: 'digits' is unknown")):
+        with pytest.raises(RecipeError, match=message):
+            reproduce(recipe, config, 1, console=QUIET)
+    assert not config.output_dir.exists()
+
+
+def test_a_stop_that_a_run_outlived_still_stops(config, monkeypatch):
+    def train_to_its_end(config, console, stop):
+        stop.signal_number = signal.SIGINT
+        return COMPLETE
+
+    monkeypatch.setattr(seeds, "train", train_to_its_end)
+    with pytest.raises(Interrupted, match="seed-0: finished, stopped before the next run"):
+        run(seed_config(config, config.output_dir, 0), QUIET)
+
+
+# -- whole reproductions
+
+
+def test_stopped_continued_and_done_again(config, monkeypatch):
+    """Stopped in the second seed, whose rest follows; then nothing is left to train but what was damaged."""
+    config = replace(config, epochs=1)
+    folder, step, done = config.output_dir, Engine.step, []
+
+    def stop(self):
+        done.append(1)
+        if len(done) == 9:  # a seed has 6: two of each phase
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", stop)
+        with pytest.raises(Interrupted):
+            reproduce(DIGITS, config, 2, console=QUIET)
+    assert json.loads((folder / "results.json").read_text())["seeds"] == [0]
+    results = reproduce(DIGITS, config, 2, console=QUIET)
+    assert results["seeds"] == [0, 1] and results["accuracy"]["best_test"]["gain_points"][1]["deviation"] is not None
+    assert results["accuracy"]["best_test"]["family"][0]["mean"] >= results["accuracy"]["selected"]["family"][0]["mean"]
+    assert results["paper"] is None and results["machine"]["torch"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seeds, "train", None)
+        assert reproduce(DIGITS, config, 2, console=QUIET)["accuracy"] == results["accuracy"]
+    file = folder / "seed-1" / "summary.json"
+    file.write_bytes(file.read_bytes()[:100])
+    assert reproduce(DIGITS, config, 2, console=QUIET)["accuracy"] == results["accuracy"]
+    with pytest.raises(RunFolderError, match="temperature: expected 2.0, got 3.0"):
+        reproduce(DIGITS, replace(config, temperature=3.0), 2, console=QUIET)
+
+
+def test_a_seed_of_generations_is_not_trained_again(config, monkeypatch):
+    """Their ensemble is that of the networks of the selected epochs, and there is none that goes with another epoch."""
+    fields = {"objective": "born_again", "generations": 2, "epochs": 1}
+    weights = dict.fromkeys(OBJECTIVES_OWN)
+    config = replace(config, **fields, **weights)
+    results = reproduce(DIGITS, config, 1, console=QUIET)
+    measures = results["accuracy"]
+    assert measures["selected"]["ensemble"]["mean"] >= 0
+    assert measures["last_epoch"]["ensemble"] is None and measures["best_test"]["ensemble"] is None
+    assert len(measures["best_test"]["family"]) == 1
+    assert (config.output_dir / "results.md").read_text().count("\nEnsemble -.\n") == 2
+    monkeypatch.setattr(seeds, "train", None)
+    assert reproduce(DIGITS, config, 1, console=QUIET)["accuracy"] == measures
+
+
+TIMING = {
+    "family": 2.0, "alone": [1.0] * 2, "sequential": 2.0, "rounds": 5, "steps": 2, "steps_per_epoch": 2,
+    "ratio": {"median": 1.0, "lowest": 1.0, "highest": 1.0}, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(config, monkeypatch):
+    """A reproduction of two seeds with timing and an ablation, nothing of which is trained."""
+    config.output_dir.mkdir()
+    monkeypatch.setattr(command, "run", lambda config, console: COMPLETE)
+    monkeypatch.setattr(ablations, "run", lambda config, console: COMPLETE)
+    monkeypatch.setattr(command, "time_epochs", lambda config: TIMING)
+    return reproduce(DIGITS, config, 2, timing=True, ablations=("alpha",), console=QUIET)
+
+
+def test_what_was_measured_before_stays_in_the_results(config, measured):
+    for seeds_asked in (2, 3):
+        again = reproduce(DIGITS, config, seeds_asked, console=QUIET)
+        assert again["timing"] == TIMING and again["ablations"] == measured["ablations"] != {}
+        text = (config.output_dir / "results.md").read_text()
+        assert "## Time" in text and "## alpha" in text
+        assert ("All else stays as above. Seeds 0, 1.\n" in text) == (seeds_asked == 3)
+    both = reproduce(DIGITS, config, 2, ablations=("temperature",), console=QUIET)
+    assert both["ablations"].keys() == {"alpha", "temperature"} and both["timing"] == TIMING
+
+
+def test_results_from_before_a_field_existed_stay_too(config, measured):
+    file = config.output_dir / "results.json"
+    older = json.loads(file.read_text())
+    del older["config"]["ce_schedule"], older["ablations"]["alpha"]["seeds"]
+    file.write_text(json.dumps(older))
+    again = reproduce(DIGITS, config, 3, console=QUIET)
+    assert again["timing"] == TIMING and "alpha" in again["ablations"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', "other"])
+def test_damaged_results_and_those_of_another_config_are_ignored(config, measured, content):
+    file = config.output_dir / "results.json"
+    other = content == "other"
+    if not other:
+        file.write_text(content)
+    again = reproduce(DIGITS, replace(config, weight_decay=0.5) if other else config, 2, console=QUIET)
+    assert again["timing"] is None and again["ablations"] == {}
+
+
+def test_ablations_train_the_family_alone_and_own_values_not_again(config, monkeypatch):
+    runs = []
+    monkeypatch.setattr(ablations, "run", lambda config, console: runs.append(config) or COMPLETE)
+    for name, sweep in SWEEPS.items():
+        found = ablate(name, config, config.output_dir, [0, 1], QUIET)
+        assert found["values"].keys() == paper_tables()["ablation_cifar100_resnet110"][name].keys()
+        assert all(sweep.fields(value) for value in found["values"])
+    assert len({run.run_folder for run in runs}) == 2 * (7 + 5 + 6 - 2)
+    places = {run.run_folder.relative_to(config.output_dir): run for run in runs}
+    assert places[Path("seed-0")].baseline and places[Path("seed-1")].ce_weight == 0.7
+    other = places[Path("ablations/beta_gamma-0.05-0.25/seed-1")]
+    assert (other.feature_weight, other.kd_weight, other.baseline, other.seed) == (0.05, 0.25, False, 1)
+    assert places[Path("ablations/temperature-6/seed-0")].temperature == 6.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "students"), [({}, 2), ({"objective": "snapshot", "schedule": "cyclic", "snapshots": 1}, 1)]
+)
+def test_epochs_of_family_and_students_are_timed(config, fields, students):
+    timing = time_epochs(replace(config, **fields), rounds=2, steps=1)
+    assert len(timing["alone"]) == students and timing["steps_per_epoch"] == 2 and timing["steps"] == 1
+    ratio = timing["ratio"]
+    assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"] and timing["family"] > 0
+    assert timing["sequential"] == pytest.approx(sum(timing["alone"]))  # of two rounds, medians are means
+    assert not config.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "recipe: expected a name, --list-recipes shows all, got none"),
+        (("--recipe", "paper/cifar100/resnet101"), "did you mean paper/cifar100/resnet110"),
+        (("--recipe", PAPER, "--dataset", "svhn"), "dataset: expected cifar100"),
+        (("--recipe", PAPER, "--objective", "okd"), "error: objective: did you mean oekd or kd? expected one of oekd"),
+        (("--recipe", PAPER, "--seeds", "0"), "seeds: expected an integer >= 1, got 0"),
+    ],
+)
+def test_the_command_names_what_it_cannot_use(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    try:
+        status = command.main()
+    except SystemExit as left:
+        status = left.code
+    assert status != 0 and message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())

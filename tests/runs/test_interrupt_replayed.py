@@ -1,0 +1,78 @@
+"""Ctrl-C while steps are replayed: answered after the step at hand, saved, and continued to the same end."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from oekd_fast.runs import phase
+from oekd_fast.runs.checkpoint import load_latest_checkpoint
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.training.engine import Engine
+from oekd_fast.runs.interrupt import Interrupted
+from oekd_fast.runs.run import train
+
+from ..support.op_tape import TapeRecorder
+
+QUIET = Console(quiet=True)
+
+
+class Interrupting(TapeRecorder):
+    """Sends SIGINT in the middle of replay number `at`, of training or evaluation."""
+
+    def __init__(self, state, at):
+        super().__init__(state)
+        self._left = at
+
+    def record(self, call, generators):
+        replay = super().record(call, generators)
+
+        def interrupted():
+            self._left -= 1
+            if self._left == 0:
+                signal.raise_signal(signal.SIGINT)
+                self.events.append("Ctrl-C")
+            replay()
+
+        return interrupted
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """The recorders of the engines made, and at which replay the next one interrupts; nowhere, if there is none."""
+    made, at = [], []
+
+    def make(*args, **kwargs):
+        recorder = Interrupting(
+            lambda: engine._training_state() | {"evaluation": engine._evaluation_metrics.sums}, at.pop() if at else 0
+        )
+        engine = Engine(*args, **kwargs, recorder=recorder)
+        made.append(recorder)
+        return engine
+
+    monkeypatch.setattr(phase, "Engine", make)
+    return made, at
+
+
+# Three steps and an evaluation an epoch.
+@pytest.mark.parametrize(("at", "steps"), [(2, 2), (4, 3), (6, 5)], ids=["a step", "an evaluation", "a later step"])
+def test_replayed_steps_stop_after_the_one_at_hand(at, steps, recorders, tmp_path, one_thread):
+    made, interrupt_at = recorders
+    config = TrainConfig(
+        num_students=2, epochs=2, batch_size=40, train_images=140, executor="sequential", warmup_epochs=0.0,
+        progress=False, output_dir=tmp_path / "stopped",
+    )  # fmt: skip
+    interrupt_at[:] = [at]
+    with pytest.raises(Interrupted, match="--resume continues"):
+        train(config, QUIET)
+    (recorder,) = made
+    assert recorder.events[-2:] == ["Ctrl-C", "replay"]  # and no other after it
+    assert load_latest_checkpoint(tmp_path / "stopped" / "checkpoints" / "ensemble").step == steps
+
+    train(replace(config, resume=True), QUIET)
+    train(replace(config, output_dir=tmp_path / "straight"), QUIET)
+    ends = [load_latest_checkpoint(tmp_path / run / "checkpoints" / "ensemble") for run in ("stopped", "straight")]
+    models = [end.state["engine"]["model"] for end in ends]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())

@@ -1,0 +1,317 @@
+"""One training step against the paper's loss written out, in every precision."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
+from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.family.teacher import Teacher
+from oekd_fast.parallel.executor import StudentError
+from oekd_fast.training import backward as gradients
+from oekd_fast.training.engine import Engine
+
+from ..support.smooth_network import SMOOTH
+
+NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+CPU = torch.device("cpu")
+
+
+def make_engine(config=None, members=None, augmentation=None, recorder=None, teacher=None, architecture=None):
+    config = config or TrainConfig(num_students=3, warmup_epochs=0)
+    torch.manual_seed(0)
+    ensemble = build_ensemble(
+        architecture or config.model,
+        config.num_students,
+        10,
+        3,
+        members,
+        gated=config.family_objective.gated,
+        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+    )
+    if config.channels_last:
+        ensemble = ensemble.to(memory_format=torch.channels_last)
+    return Engine(
+        config,
+        ensemble,
+        config.family_loss() if len(ensemble.members) > 1 else config.baseline_loss(),
+        device=CPU,
+        normalisation=NORMALISATION,
+        augmentation=augmentation or Augmentation(pad=0, flip=False),
+        steps_per_epoch=10,
+        teacher=teacher,
+        recorder=recorder,
+    )
+
+
+def make_teacher():
+    torch.manual_seed(7)
+    return Teacher(build_ensemble("resnet20", 1, 10).student(0), NORMALISATION, (16, 32, 64), 10, 3)
+
+
+def make_batch(rows=8):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (rows, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(10, (rows,), generator=generator)
+
+
+def scale(images):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
+    return (images / 255 - mean) / std
+
+
+def papers_loss(ensemble, images, labels, config):
+    """Alpha CE + beta MSE + gamma T^2 KL, term by term."""
+    output = ensemble(scale(images))
+    t = config.temperature
+    ensemble_logits = torch.stack(output.logits).mean(0)
+    if config.detach_ensemble:
+        ensemble_logits = ensemble_logits.detach()
+    teacher = F.softmax(ensemble_logits / t, dim=1)
+    loss = 0.0
+    for logits in output.logits:
+        kl = F.kl_div(F.log_softmax(logits / t, dim=1), teacher, reduction="batchmean")
+        loss = loss + config.ce_weight * F.cross_entropy(logits, labels) + config.kd_weight * t * t * kl
+    for block, adapters in enumerate(ensemble.adapters):
+        for j, adapter in enumerate(adapters, start=1):
+            target = output.features[0][block].detach()
+            loss = loss + config.feature_weight * F.mse_loss(adapter(output.features[j][block]), target)
+    return loss
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradients_are_those_of_the_papers_loss(channels_last):
+    config = TrainConfig(num_students=3, warmup_epochs=0, channels_last=channels_last)
+    engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    loss = papers_loss(twin, images.double(), labels, config)
+    loss.backward()
+    engine.train_step(images, labels)
+    assert engine.metrics.read().loss == pytest.approx(loss.item(), rel=1e-5)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        error = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+        assert error < 1e-4, name
+
+
+def test_a_baseline_is_plain_cross_entropy():
+    config = TrainConfig(num_students=3, warmup_epochs=0)
+    engine, (images, labels) = make_engine(config, members=(1,)), make_batch()
+    twin = copy.deepcopy(engine.ensemble).train()
+    loss = F.cross_entropy(twin(scale(images)).logits[0], labels)
+    engine.train_step(images, labels)
+    read = engine.metrics.read()
+    assert read.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert read.kd == pytest.approx([0.0], abs=1e-6) and read.feature == 0.0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains_like_fp32(precision):
+    images, labels = make_batch(32)
+    losses = {}
+    for name in ("fp32", precision):
+        engine = make_engine(TrainConfig(num_students=2, warmup_epochs=0, learning_rate=0.02, precision=name))
+        losses[name] = []
+        for _ in range(8):
+            engine.metrics.reset()
+            engine.train_step(images, labels)
+            losses[name].append(engine.metrics.read().loss)
+        assert all(p.dtype == torch.float32 for p in engine.ensemble.parameters())
+    assert losses[precision][0] == pytest.approx(losses["fp32"][0], rel=0.02)
+    assert losses[precision][-1] < 0.7 * losses[precision][0]
+
+
+def test_fp16_scales_the_loss_and_skips_a_step_that_overflows():
+    engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, precision="fp16")), make_batch()
+    before = copy.deepcopy(engine.ensemble.state_dict())
+    engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**40})
+    engine.train_step(images, labels)
+    assert engine.scaler.get_scale() == 2.0**39
+    for name, parameter in engine.ensemble.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
+    engine, (images, labels) = make_engine(), make_batch(13)
+    engine.train_step(*make_batch())
+    before = copy.deepcopy(engine.ensemble.state_dict())
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    for name, value in engine.ensemble.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(scale(images)).logits
+    assert read.images == 13
+    assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+def test_images_may_be_larger_than_what_the_family_sees(one_thread):
+    engine, (images, labels) = make_engine(augmentation=ResizedCrop(6, flip=True)), make_batch(13)
+    engine.train_step(images, labels)
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(scale(images[:, :, 1:7, 1:7])).logits
+    assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(pad=1, flip=True), ResizedCrop(7, flip=True)])
+def test_no_step_reads_a_value_back(monkeypatch, augmentation):
+    engine, (images, labels) = make_engine(augmentation=augmentation), make_batch()
+    engine.train_step(images, labels)
+
+    def refuse(self, *args):
+        raise AssertionError("a value was read in the step")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    engine.train_step(images, labels)
+
+
+WRITTEN_DOWN = [
+    {"precision": "bf16", "clip_norm": 1.0},
+    {"optimizer": "adam"},
+    {"precision": "fp16", "clip_norm": 1.0},
+    {"precision": "fp16", "optimizer": "adam"},
+]
+
+
+@pytest.mark.parametrize("fields", WRITTEN_DOWN, ids=str)
+def test_the_step_needs_no_values_to_be_written_down(fields):
+    config = TrainConfig(num_students=2, executor="sequential", **fields)
+    with FakeTensorMode():
+        ensemble = build_ensemble("resnet20", 2, 10)
+        engine = Engine(
+            config, ensemble, config.family_loss(), device=CPU, normalisation=NORMALISATION,
+            augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=4,
+        )  # fmt: skip
+        images, labels = torch.empty(4, 3, 8, 8, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
+        for _ in range(2):
+            engine.train_step(images, labels)
+        assert all(p.grad.shape == p.shape for p in ensemble.parameters())
+
+
+def test_state_continues_bit_for_bit():
+    def run(engine, steps):
+        for _ in range(steps):
+            engine.train_step(*make_batch(16))
+
+    augmentation = Augmentation(pad=1, flip=True)
+    straight = make_engine(augmentation=augmentation)
+    run(straight, 4)
+    first = make_engine(augmentation=augmentation)
+    run(first, 2)
+    second = make_engine(augmentation=augmentation)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.augmentation_generator.set_state(first.augmentation_generator.get_state())
+    run(second, 2)
+    for name, value in straight.ensemble.state_dict().items():
+        assert torch.equal(value, second.ensemble.state_dict()[name]), name
+    assert torch.equal(straight.metrics.sums, second.metrics.sums)
+
+
+@pytest.mark.parametrize("executor", ["parallel", "sequential"])
+@pytest.mark.parametrize("detach_ensemble", [True, False])
+def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble):
+    if executor == "parallel":
+        pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
+    config = TrainConfig(num_students=3, warmup_epochs=0, executor=executor, detach_ensemble=detach_ensemble)
+    engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    papers_loss(twin, images.double(), labels, config).backward()
+    engine.train_step(images, labels)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
+
+
+@pytest.mark.parametrize("fields", [{}, {"objective": "fitnets", "teacher": "given"}, {"objective": "one"}], ids=str)
+def test_what_streams_run_is_what_threads_run(fields, monkeypatch, one_thread):
+    """Here both on the CPU: on CUDA the intermediate loss comes before all backward passes."""
+    config = TrainConfig(num_students=3, warmup_epochs=0, **fields)
+    images, labels = make_batch()
+    states, losses = [], []
+    for backward in (gradients._backward_in_threads, gradients._backward_on_streams):
+        monkeypatch.setattr(gradients, "_backward_in_threads", backward)
+        engine = make_engine(config, teacher=None if config.teacher is None else make_teacher())
+        engine.train_step(images, labels)
+        states.append(engine.ensemble.state_dict())
+        losses.append(engine.metrics.read().loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_where_it_is_deterministic_both_executors_train_to_the_same_bits(threads):
+    pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
+    threads(2)
+    states = []
+    for executor in ("parallel", "sequential"):
+        engine = make_engine(TrainConfig(num_students=3, warmup_epochs=0, executor=executor, deterministic=True))
+        for _ in range(3):
+            engine.train_step(*make_batch())
+        states.append([*engine.ensemble.state_dict().values(), engine.metrics.sums])
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_the_base_may_be_frozen():
+    engine, batch = make_engine(), make_batch()
+    engine.ensemble.base.requires_grad_(False)
+    before = copy.deepcopy(engine.ensemble.state_dict())
+    engine.train_step(*batch)
+    changed = {name for name, p in engine.ensemble.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name, p in engine.ensemble.named_parameters() if p.requires_grad}
+
+
+def test_clipping_scales_all_gradients_to_the_norm():
+    norms = {}
+    for clip in (None, 0.01):
+        engine = make_engine(TrainConfig(num_students=2, warmup_epochs=0, clip_norm=clip))
+        engine.train_step(*make_batch())
+        norms[clip] = torch.cat([p.grad.flatten() for p in engine.ensemble.parameters()])
+    assert norms[None].norm() > 0.1 and norms[0.01].norm() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(norms[0.01], norms[None] * (0.01 / norms[None].norm()), rtol=1e-3, atol=1e-9)
+
+
+def test_the_average_is_what_is_evaluated():
+    engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, ema_decay=0.5)), make_batch(13)
+    first = copy.deepcopy(engine.ensemble.state_dict())
+    engine.train_step(images, labels)
+    for name, value in engine.evaluated.state_dict().items():
+        if value.is_floating_point():  # decay (1 + 0) / (10 + 0) in the first step
+            expected = 0.1 * first[name] + 0.9 * engine.ensemble.state_dict()[name]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.evaluated(scale(images)).logits
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+def test_a_split_that_fills_no_last_batch_is_counted_once(monkeypatch):
+    monkeypatch.setattr("oekd_fast.training.engine.EVALUATION_BATCH", 5)
+    engine, (images, labels) = make_engine(), make_batch(13)
+    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(scale(images)).logits
+    assert read.images == 13
+    assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
+    assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
+def test_a_student_that_raises_is_named_and_the_engine_goes_on():
+    engine, batch = make_engine(), make_batch()
+    branch = engine.ensemble.branches[1]
+    forward = branch.forward
+
+    def fail(x):
+        raise ArithmeticError("no luck")
+
+    branch.forward = fail
+    with pytest.raises(StudentError, match="^student 2: ArithmeticError: no luck$") as caught:
+        engine.train_step(*batch)
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    branch.forward = forward
+    engine.train_step(*batch)
+    assert engine.metrics.read().first_bad_step is None

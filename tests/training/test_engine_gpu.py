@@ -1,0 +1,127 @@
+"""The captured step on a GPU: what eager steps train, without growing, and eager where it cannot be captured."""
+
+import pytest
+import torch
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data import Augmentation, DeviceBatches, HostBatches, Split
+from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.training.engine import Engine
+from oekd_fast.training.graph_capture import CudaRecorder
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ROWS, BATCH = 64, 16
+CONFIGS = {
+    "fp32, sgd": {},
+    "bf16, adam, clipped, averaged": {"precision": "bf16", "optimizer": "adam", "clip_norm": 1.0, "ema_decay": 0.9},
+    "fp16, one stream": {"precision": "fp16", "executor": "sequential"},
+    "fp32, one graph of autograd": {"detach_ensemble": False},
+}
+
+
+def split(rows=ROWS):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (rows, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(10, (rows,), generator=generator))
+
+
+def make(recorder=None, **fields):
+    fields = {"num_students": 3, "epochs": 100, "warmup_epochs": 0.0, "learning_rate": 0.01} | fields
+    config = TrainConfig(**fields)
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    ensemble = build_ensemble("resnet20", config.num_students, 10).to(device, memory_format=torch.channels_last)
+    return Engine(
+        config,
+        ensemble,
+        config.family_loss(),
+        device=device,
+        normalisation=((0.5,) * 3, (0.25,) * 3),
+        augmentation=Augmentation(pad=2, flip=True),
+        steps_per_epoch=ROWS // BATCH,
+        recorder=recorder,
+    )
+
+
+def train(engine, batches, steps):
+    losses = []
+    for step in range(steps):
+        if step % (ROWS // BATCH) == 0:
+            engine.begin_epoch(batches, torch.arange(ROWS), BATCH)
+        engine.metrics.reset()
+        engine.step()
+        losses.append(engine.metrics.read().loss)
+    return losses
+
+
+@pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("batches", [DeviceBatches, HostBatches])
+def test_replayed_steps_train_as_eager_ones(fields, batches):
+    eager, captured = make(capture=False, **fields), make(**fields)
+    expected = train(eager, batches(split(), "cuda"), 12)
+    assert train(captured, batches(split(), "cuda"), 12) == pytest.approx(expected, rel=0.02)
+    assert captured.eager_because is None and eager.eager_because == "capture is off"
+    # The same draws: crops and flips go on from the same place.
+    states = [engine.augmentation_generator.get_state() for engine in (eager, captured)]
+    assert torch.equal(*states)
+
+
+def test_the_first_replayed_step_is_the_first_step():
+    eager, captured = make(capture=False), make()
+    expected = train(eager, DeviceBatches(split(), "cuda"), 1)
+    assert train(captured, DeviceBatches(split(), "cuda"), 1) == pytest.approx(expected, rel=1e-4)
+    for (name, one), two in zip(
+        eager.ensemble.state_dict().items(), captured.ensemble.state_dict().values(), strict=True
+    ):
+        if name.endswith("num_batches_tracked"):
+            assert one == two == 1, name
+
+
+def test_evaluation_is_captured_and_agrees():
+    captured, eager = make(), make(capture=False)
+    eager.ensemble.load_state_dict(captured.ensemble.state_dict())
+    results = [engine.evaluate(DeviceBatches(split(50), "cuda")) for engine in (captured, eager)]
+    assert results[0].accuracy == results[1].accuracy and results[0].images == 50
+    assert results[0].ce == pytest.approx(results[1].ce, rel=1e-4)
+    assert captured.eager_because is None
+
+
+def test_five_hundred_steps_take_no_more_memory():
+    engine, batches = make(), DeviceBatches(split(), "cuda")
+    train(engine, batches, 20)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    train(engine, batches, 500)
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def test_without_memory_for_a_graph_steps_are_eager_and_the_size_is_named():
+    class Full(CudaRecorder):
+        def record(self, call, generators):
+            def and_then_some():
+                call()
+                torch.empty(torch.cuda.get_device_properties(0).total_memory, dtype=torch.uint8, device="cuda")
+
+            return super().record(and_then_some, generators)
+
+    engine = make(recorder=Full(torch.device("cuda")))
+    losses = train(engine, DeviceBatches(split(), "cuda"), 4)
+    assert engine.eager_because.startswith("out of memory: a captured step keeps about ")
+    assert losses == pytest.approx(train(make(capture=False), DeviceBatches(split(), "cuda"), 4), rel=0.02)
+
+
+def test_what_waits_for_the_host_is_not_captured_and_said():
+    engine = make()
+    forward = engine.ensemble.base.forward
+
+    def waits(x):
+        x.sum().item()
+        return forward(x)
+
+    engine.ensemble.base.forward = waits
+    train(engine, DeviceBatches(split(), "cuda"), 4)
+    assert engine.eager_because is not None and "\n" not in engine.eager_because

@@ -1,0 +1,206 @@
+"""Capture and replay of whole training steps, on the CPU by a stand-in that replays operators without their Python."""
+
+import copy
+
+import pytest
+import torch
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
+from oekd_fast.parallel.executor import StudentError
+from oekd_fast.training.graph_capture import STEPS_AHEAD, CaptureError, capture
+
+from ..support.op_tape import Tape, TapeRecorder
+from .test_engine import make_engine, make_teacher
+
+BATCH = 6
+PAD_CROP_FLIP = Augmentation(pad=1, flip=True)
+CONFIGS = {
+    "sgd, cosine": {"schedule": "cosine", "warmup_epochs": 0.5},
+    "adam, clipped, averaged": {"optimizer": "adam", "clip_norm": 0.5, "ema_decay": 0.9},
+    "fp16, clipped": {"precision": "fp16", "clip_norm": 0.5, "learning_rate": 0.02},
+    "bf16, one graph": {"precision": "bf16", "detach_ensemble": False},
+    "resized crops": {"augmentation": ResizedCrop(6, flip=True)},
+}
+
+
+def split(rows=26):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (rows, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(10, (rows,), generator=generator))
+
+
+OBJECTIVES = {
+    "one": {"objective": "one"},
+    "codistillation": {"objective": "codistillation"},
+    "codistillation, of copies": {"objective": "codistillation", "codistillation_delay": 2},
+    "kd": {"objective": "kd", "teacher": "given"},
+    "fitnets, hints of a teacher": {"objective": "fitnets", "teacher": "given"},
+    "schedules": {"kd_schedule": "sigmoid", "temperature_schedule": "linear", "ramp_epochs": 1},
+}
+
+
+def engines(fault=None, at="", augmentation=PAD_CROP_FLIP, **fields):
+    """The same engine twice: eager, and with steps recorded; `fault` at an operator with `at` in its name."""
+    # One student after the other: only the caller's thread is written down.
+    fields = {"num_students": 2, "epochs": 2, "executor": "sequential", "warmup_epochs": 0.0} | fields
+    config = TrainConfig(**fields)
+    teacher = None if config.teacher is None else make_teacher()
+    eager = make_engine(config, augmentation=augmentation, teacher=teacher)
+    recorder = TapeRecorder(
+        lambda: recorded._training_state() | {"evaluation": recorded._evaluation_metrics.sums}, fault, at
+    )
+    recorded = make_engine(config, augmentation=augmentation, recorder=recorder, teacher=teacher)
+    return eager, recorded, recorder
+
+
+def everything(engine):
+    state = copy.deepcopy(engine.state_dict())
+    return state | {"random": engine.augmentation_generator.get_state()}
+
+
+def assert_equal(one, two, where=""):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_equal(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        for i, pair in enumerate(zip(one, two, strict=True)):
+            assert_equal(*pair, f"{where}[{i}]")
+    else:
+        assert one == two, where
+
+
+def train(engine, batches, epochs=2):
+    torch.manual_seed(3)  # students draw from the process's generator
+    for epoch in range(epochs):
+        order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))
+        engine.begin_epoch(batches, order, BATCH)
+        for _ in range(batches.num_batches(BATCH, drop_last=True)):
+            engine.step()
+
+
+@pytest.mark.parametrize("fields", (CONFIGS | OBJECTIVES).values(), ids=CONFIGS | OBJECTIVES)
+def test_replayed_steps_train_as_eager_ones_bit_for_bit(fields, one_thread):
+    eager, recorded, recorder = engines(**fields)
+    for engine in (eager, recorded):
+        train(engine, DeviceBatches(split(), "cpu"))
+    assert recorded.eager_because is None
+    assert recorder.events == ["warm-up", "record"] + ["replay"] * 8
+    assert_equal(everything(eager), everything(recorded))
+    assert eager.metrics.read() == recorded.metrics.read()
+
+
+def test_replayed_steps_draw_anew_in_the_students(one_thread):
+    eager, recorded, _ = engines(model="efficientnet_b0", learning_rate=0.01)
+    batches = DeviceBatches(split(), "cpu")
+    with Tape():  # PyTorch rounds some operators of this network otherwise while they are written down
+        train(eager, batches, epochs=1)
+    train(recorded, batches, epochs=1)
+    assert recorded.eager_because is None
+    assert_equal(eager.state_dict()["model"], recorded.state_dict()["model"])
+
+
+def test_capturing_changes_nothing(one_thread):
+    _, recorded, recorder = engines(optimizer="adam", ema_decay=0.9)
+    batches = DeviceBatches(split(), "cpu")
+    recorded.begin_epoch(batches, torch.arange(26), BATCH)
+    before, cursor = everything(recorded), [tensor.clone() for tensor in batches.state()]
+    capture(recorded._next_step, recorder, recorded._training_state, recorded._generators())
+    after = everything(recorded)
+    for state in after["optimizer"]["state"].values():
+        assert not any(value.any() for value in state.values())  # as Adam makes them
+    assert_equal(*({k: v for k, v in state.items() if k != "optimizer"} for state in (before, after)))
+    assert_equal(cursor, batches.state())
+
+
+def test_evaluation_is_recorded_once_for_each_split(one_thread):
+    eager, recorded, recorder = engines(ema_decay=0.5)
+    results = []
+    for engine in (eager, recorded):
+        batches, held_out = DeviceBatches(split(), "cpu"), DeviceBatches(split(9), "cpu")
+        train(engine, batches, epochs=1)
+        results.append([engine.evaluate(held_out) for _ in range(2)] + [engine.evaluate(DeviceBatches(split(), "cpu"))])
+    assert results[0] == results[1]
+    assert recorder.events.count("record") == 3
+    assert [result.images for result in results[1]] == [9, 9, 26]
+
+
+def test_the_host_stays_a_few_steps_ahead_at_most(one_thread):
+    _, recorded, recorder = engines()
+    train(recorded, DeviceBatches(split(), "cpu"))
+    assert recorder.marks == 8 and recorder.waits == 8 - STEPS_AHEAD
+
+
+def test_other_batches_are_recorded_anew(one_thread):
+    eager, recorded, recorder = engines()
+    for engine in (eager, recorded):
+        for size in (26, 20):
+            train(engine, DeviceBatches(split(size), "cpu"), epochs=1)
+    assert recorder.events.count("record") == 2
+    assert_equal(everything(eager), everything(recorded))
+
+
+def test_a_loaded_state_is_recorded_anew(one_thread):
+    eager, recorded, recorder = engines()
+    for engine in (eager, recorded):
+        batches = DeviceBatches(split(), "cpu")
+        train(engine, batches, epochs=1)
+        engine.load_state_dict(copy.deepcopy(engine.state_dict()))
+        train(engine, batches, epochs=1)
+    assert recorder.events.count("record") == 2
+    assert_equal(everything(eager), everything(recorded))
+
+
+FAULTS = {
+    "RuntimeError: operation not permitted when stream is capturing": RuntimeError(
+        "operation not permitted when stream is capturing\nmore lines"
+    ),
+    "out of memory: a captured step keeps about 3.00 GB for itself, 1.25 GB are free": torch.OutOfMemoryError("full"),
+}
+
+
+# In the middle of the backward pass, of clipping, of the optimizer's step.
+@pytest.mark.parametrize("at", ["convolution_backward", "linalg_vector_norm", "_fused_sgd"])
+@pytest.mark.parametrize(("line", "fault"), FAULTS.items())
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(line, fault, at, one_thread):
+    eager, recorded, recorder = engines(fault, at, precision="fp16", clip_norm=0.5, learning_rate=0.02)
+    for engine in (eager, recorded):
+        train(engine, DeviceBatches(split(), "cpu"))
+    assert recorded.eager_because == line
+    assert recorder.events == ["warm-up", "record"]  # not tried again
+    assert_equal(everything(eager), everything(recorded))
+
+
+def test_out_of_memory_before_the_first_steps_end_says_at_least_how_much():
+    class Full(TapeRecorder):
+        def warm_up(self, call, times):
+            raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(CaptureError, match="^out of memory: a captured step keeps at least 3.00 GB for itself, 1.25"):
+        capture(lambda: None, Full(dict), dict, [])
+
+
+def test_an_optimizer_that_looks_whether_fp16_overflowed_is_not_captured():
+    _, recorded, recorder = engines(precision="fp16", optimizer="rmsprop", learning_rate=1e-3)
+    train(recorded, DeviceBatches(split(), "cpu"), epochs=1)
+    assert recorded.eager_because == "after fp16 gradients rmsprop asks on the host whether they are finite"
+    assert recorder.events == []
+
+
+def test_a_student_that_runs_out_of_memory_is_named_as_such():
+    error = StudentError(0, "student 1: OutOfMemoryError: full")
+    error.__cause__ = torch.OutOfMemoryError("full")
+
+    def fail():
+        raise error
+
+    with pytest.raises(CaptureError, match="^out of memory: a captured step keeps at least 3.00 GB"):
+        capture(fail, TapeRecorder(dict), dict, [])
+
+
+def test_without_graphs_there_is_a_reason():
+    assert make_engine(TrainConfig(num_students=1)).eager_because == "there are no graphs on cpu"
+    assert make_engine(TrainConfig(num_students=1, capture=False)).eager_because == "capture is off"

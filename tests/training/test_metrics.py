@@ -1,0 +1,60 @@
+"""Sums on the device against plain means, and the first loss that is not finite."""
+
+import pytest
+import torch
+
+from oekd_fast import ensemble_kd_loss
+from oekd_fast.losses import reference
+from oekd_fast.losses.calls import KDOptions
+from oekd_fast.training.metrics import RunningMetrics
+
+
+def outputs(sizes, students=3, classes=7):
+    generator = torch.Generator().manual_seed(0)
+    for rows in sizes:
+        logits = torch.randn(students, rows, classes, generator=generator)
+        target = torch.randint(classes, (rows,), generator=generator)
+        yield rows, logits, target, ensemble_kd_loss(logits, target)
+
+
+def test_means_weigh_batches_by_their_images():
+    metrics = RunningMetrics(3, torch.device("cpu"))
+    batches = list(outputs([4, 9, 1]))
+    for rows, _, _, output in batches:
+        metrics.update(output, rows, torch.tensor(0.5 * rows), output.loss)
+    whole = ensemble_kd_loss(torch.cat([b[1] for b in batches], dim=1), torch.cat([b[2] for b in batches]))
+    read = metrics.read()
+    assert read.images == 14 and read.first_bad_step is None
+    assert read.loss == pytest.approx(whole.loss.item(), rel=1e-6)
+    assert read.ce == pytest.approx(whole.ce.tolist(), rel=1e-6)
+    assert read.kd == pytest.approx(whole.kd.tolist(), rel=1e-5)
+    assert read.ensemble_ce == pytest.approx(whole.ensemble_ce.item(), rel=1e-6)
+    assert read.feature == pytest.approx(0.5 * (16 + 81 + 1) / 14)
+    *students, ensemble = (100 * whole.correct / 14).tolist()
+    assert read.accuracy == pytest.approx(students) and read.ensemble_accuracy == pytest.approx(ensemble)
+
+
+def test_the_first_bad_step_is_kept():
+    metrics = RunningMetrics(3, torch.device("cpu"))
+    (batch,) = outputs([4])
+    rows, _, _, output = batch
+    for loss in (1.0, 2.0, float("inf"), 1.0, float("nan")):
+        metrics.update(output, rows, None, torch.tensor(loss))
+    assert metrics.read().first_bad_step == 3
+    metrics.reset()
+    assert metrics.read().images == 0 and metrics.read().first_bad_step is None
+
+
+@pytest.mark.parametrize("label, blamed", [(7, True), (-5, True), (6, False)])
+def test_a_label_that_is_no_class_is_told_from_a_loss_that_diverged(label, blamed):
+    # What a GPU gives, where nobody waits to look at the labels: the reference as it is, past the checks.
+    rows, logits, target, _ = next(outputs([4]))
+    target[2] = label
+    metrics = RunningMetrics(3, torch.device("cpu"))
+    output = reference.ensemble_kd(list(logits), target, KDOptions())
+    metrics.update(output, rows, None, output.loss)
+    assert metrics.read().labels_out_of_range == blamed
+    metrics.reset()
+    output = reference.ensemble_kd([z * float("nan") for z in logits], target, KDOptions())
+    metrics.update(output, rows, None, output.loss)
+    assert metrics.read().first_bad_step == 1 and not metrics.read().labels_out_of_range
