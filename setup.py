@@ -15,18 +15,23 @@ from setuptools import setup
 
 KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 KERNELS = ("direct_conv", "ensemble_kd", "norm_relu")
-# The same kernel source, once for each instruction set; the widest that the processor has is chosen at run time.
-X86_COPIES = {
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mfma",
-        "-mf16c",
-        "-mprefer-vector-width=512",
-    ],
+# Each kernel source is compiled once for each instruction set; the widest that the processor supports is chosen at run
+# time. An instruction set: floats in a vector, compiler flags.
+BASELINE = {"baseline": (4, [])}  # what the processor family guarantees (SSE2, NEON)
+X86_ISAS = {
+    "avx2": (8, ["-mavx2", "-mfma", "-mf16c"]),
+    "avx512": (
+        16,
+        [
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mfma",
+            "-mf16c",
+            "-mprefer-vector-width=512",
+        ],
+    ),
 }
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -52,18 +57,19 @@ def native() -> dict:
         """Compiles the kernel copies, each with its own flags, then the extension around them."""
 
         def build_extension(self, ext):
-            copies = {"baseline": [], **(X86_COPIES if IS_X86_64 else {})}
+            copies = BASELINE | (X86_ISAS if IS_X86_64 else {})
             os.makedirs(self.build_temp, exist_ok=True)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 ext.extra_objects += pool.map(self.compile_copy, product(KERNELS, copies.items()))
             super().build_extension(ext)
 
         def compile_copy(self, copy):
-            kernel, (isa, flags) = copy
+            kernel, (isa, (lanes, flags)) = copy
             # An absolute path, since torch's ninja links from another folder.
             output = os.path.abspath(os.path.join(self.build_temp, f"{kernel}_{isa}.o"))
-            source = f"csrc/cpu/{kernel}/{kernel}_{isa}.cpp"
-            command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, "-Icsrc", "-c", source, "-o", output]
+            source = f"csrc/cpu/{kernel}/{kernel}_kernel.cpp"
+            defines = [f"-DOEKD_ISA={isa}", f"-DOEKD_LANES={lanes}"]
+            command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, *defines, "-Icsrc", "-c", source, "-o", output]
             print(" ".join(command), flush=True)
             subprocess.run(command, check=True)
             return output

@@ -1,5 +1,6 @@
 // Vectors of LANES floats in the compiler's own vector types: one source for every instruction set.
-// Included with OEKD_ISA (a namespace) and OEKD_LANES defined; see ensemble_kd_kernel.h.
+// setup.py compiles the sources that include it once for each instruction set, with -DOEKD_ISA=<namespace> and
+// -DOEKD_LANES=<floats in a vector>.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The kernel of the ensemble distillation loss, compiled once an instruction set.
+// The kernel of the ensemble distillation loss, compiled once for each instruction set (setup.py).
 //
 // A row of all S students is cut into tiles of columns that fit the first-level cache together. The first sweep
 // reads each logit once, leaves e^((z - m_t)/T) in scratch (m_t: the tile's own maximum) and the tile's sums;

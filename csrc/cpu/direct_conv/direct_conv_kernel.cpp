@@ -1,4 +1,4 @@
-// The kernel of convolutions of few channels, compiled once an instruction set.
+// The kernel of convolutions of few channels, compiled once for each instruction set (setup.py).
 //
 // An image becomes padded planes; with stride 2 each plane is cut into its even and odd rows and columns, so that what
 // one filter tap reads is dense in all cases. Then

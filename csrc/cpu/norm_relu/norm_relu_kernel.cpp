@@ -1,4 +1,4 @@
-// The kernel of BatchNorm, residual and ReLU, compiled once an instruction set.
+// The kernel of BatchNorm, residual and ReLU, compiled once for each instruction set (setup.py).
 //
 // Most widths are no multiple of a vector, but LANES rows of C channels are C whole vectors whatever C is. So rows are
 // taken a tile at a time, some multiple of LANES, and what belongs to a channel (coefficients, running sums) is kept in
