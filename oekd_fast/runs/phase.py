@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data import AnyAugmentation, Batches, DataError, ImageDataset, ResizedCrop, place
+from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
+from oekd_fast.family.teacher import Teacher
+from oekd_fast.models import load_standard_weights
 from oekd_fast.runs.checkpoint import (
     capture_random_state,
     load_latest_checkpoint,
     restore_random_state,
     save_checkpoint,
 )
-from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import AnyAugmentation, Batches, DataError, ImageDataset, ResizedCrop, place
-from oekd_fast.training.engine import Engine
-from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
-from oekd_fast.training.metrics import EpochMetrics
-from oekd_fast.models import load_standard_weights
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.run_folder import RunFolder, check_same_training
-from oekd_fast.family.teacher import Teacher
+from oekd_fast.training.engine import Engine
+from oekd_fast.training.metrics import EpochMetrics
 
 
 class TrainingDiverged(RuntimeError):

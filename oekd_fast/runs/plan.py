@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.runs.phase import DeviceData, Phase, PhaseResult, PhaseTask
 from oekd_fast.family.teacher import Teacher
+from oekd_fast.runs.phase import DeviceData, Phase, PhaseResult, PhaseTask
 
 FAMILY, PRETRAINING = "ensemble", "pretraining"
 _GENERATION, _BASELINE = "generation_", "baseline_"

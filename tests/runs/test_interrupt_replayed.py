@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs import phase
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
-from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.training.engine import Engine
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run import train
+from oekd_fast.training.engine import Engine
 
 from ..support.op_tape import TapeRecorder
 

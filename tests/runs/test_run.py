@@ -16,21 +16,21 @@ from PIL import Image
 from rich.console import Console
 
 from oekd_fast import load_student
-from oekd_fast.losses import reference
-from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.config.train_config import OBJECTIVES_OWN, TrainConfig
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, Split, centre, load_dataset
-from oekd_fast.training.engine import Engine
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.runs.interrupt import Interrupted
-from oekd_fast.losses.calls import KDOptions
-from oekd_fast.runs.phase import DeviceData, Phase, TrainingDiverged
-from oekd_fast.runs.plan import phase_task
-from oekd_fast.reproduction.seeds import finished
-from oekd_fast.runs.run_folder import RunFolder, RunFolderError
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_student
 from oekd_fast.family.teacher import Teacher
+from oekd_fast.losses import reference
+from oekd_fast.losses.calls import KDOptions
+from oekd_fast.reproduction.seeds import finished
+from oekd_fast.runs.checkpoint import load_latest_checkpoint
+from oekd_fast.runs.interrupt import Interrupted
+from oekd_fast.runs.phase import DeviceData, Phase, TrainingDiverged
+from oekd_fast.runs.plan import phase_task
 from oekd_fast.runs.run import dataset_of, train
+from oekd_fast.runs.run_folder import RunFolder, RunFolderError
+from oekd_fast.training.engine import Engine
 
 from ..models.published_nets import published
 
