@@ -4,7 +4,7 @@ RUN ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 WORKERS ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
-NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
 
 .PHONY: train test bench lint clean $(VENV)
 

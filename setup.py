@@ -1,6 +1,8 @@
-"""Build of the native extension; everything else is in pyproject.toml.
+"""Builds the native extension. All other packaging metadata is in pyproject.toml.
 
-OEKD_FAST_NATIVE=0 asks for an install without it (pure PyTorch); nothing else leaves it out.
+Set OEKD_FAST_NATIVE=0 to install without the extension (pure PyTorch). Without this variable a missing compiler is an
+error. A rebuild compiles only what is older than its sources; delete build/ to compile everything, for instance after a
+change of compiler.
 """
 
 import os
@@ -10,14 +12,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from itertools import product
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.modified import newer_group
 
 KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 KERNELS = ("direct_conv", "ensemble_kd", "norm_relu")
-# Each kernel source is compiled once for each instruction set; the widest that the processor supports is chosen at run
-# time. An instruction set: floats in a vector, compiler flags.
-BASELINE = {"baseline": (4, [])}  # what the processor family guarantees (SSE2, NEON)
+# Each kernel source is compiled once for each instruction set. At run time the widest one that the processor supports
+# is chosen. Name of the instruction set -> (floats in a vector, compiler flags).
+BASELINE = {"baseline": (4, [])}  # SSE2 or NEON, which every 64-bit processor has
 X86_ISAS = {
     "avx2": (8, ["-mavx2", "-mfma", "-mf16c"]),
     "avx512": (
@@ -40,7 +44,20 @@ def fail(why: str) -> None:
     sys.exit(f"oekd_fast: {why}; OEKD_FAST_NATIVE=0 installs the pure-PyTorch loss instead.")
 
 
+def is_current(output: Path, depfile: Path) -> bool:
+    """Whether `output` is newer than setup.py and every file that the compiler read for it, as listed in `depfile`."""
+    if not depfile.exists():
+        return False
+    dependencies = depfile.read_text().partition(":")[2].replace("\\\n", " ").split()
+    return not newer_group(["setup.py", *dependencies], str(output), missing="newer")
+
+
 def native() -> dict:
+    """Return the arguments of `setup` that build the extension.
+
+    Raises:
+        SystemExit: torch or a C++ compiler is missing.
+    """
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
     except ImportError:
@@ -54,7 +71,7 @@ def native() -> dict:
         fail(f"no C++ compiler (looked for {get_cxx_compiler()!r}; set CXX to name another)")
 
     class BuildNative(BuildExtension):
-        """Compiles the kernel copies, each with its own flags, then the extension around them."""
+        """Compiles each kernel for each instruction set, then links these objects into the extension."""
 
         def build_extension(self, ext):
             copies = BASELINE | (X86_ISAS if IS_X86_64 else {})
@@ -63,16 +80,19 @@ def native() -> dict:
                 ext.extra_objects += pool.map(self.compile_copy, product(KERNELS, copies.items()))
             super().build_extension(ext)
 
-        def compile_copy(self, copy):
+        def compile_copy(self, copy) -> str:
             kernel, (isa, (lanes, flags)) = copy
-            # An absolute path, since torch's ninja links from another folder.
-            output = os.path.abspath(os.path.join(self.build_temp, f"{kernel}_{isa}.o"))
-            source = f"csrc/cpu/{kernel}/{kernel}_kernel.cpp"
-            defines = [f"-DOEKD_ISA={isa}", f"-DOEKD_LANES={lanes}"]
-            command = [get_cxx_compiler(), *KERNEL_FLAGS, *flags, *defines, "-Icsrc", "-c", source, "-o", output]
-            print(" ".join(command), flush=True)
-            subprocess.run(command, check=True)
-            return output
+            # The path is absolute because ninja, which torch calls, links from another folder.
+            output = Path(self.build_temp, f"{kernel}_{isa}.o").absolute()
+            depfile = output.with_suffix(".d")
+            if not is_current(output, depfile):
+                source = f"csrc/cpu/{kernel}/{kernel}_kernel.cpp"
+                options = [*KERNEL_FLAGS, *flags, f"-DOEKD_ISA={isa}", f"-DOEKD_LANES={lanes}", "-Icsrc"]
+                dependencies = ["-MMD", "-MF", str(depfile)]  # without system headers
+                command = [get_cxx_compiler(), *options, *dependencies, "-c", source, "-o", str(output)]
+                print(" ".join(command), flush=True)
+                subprocess.run(command, check=True)
+            return str(output)
 
     extension = CppExtension(
         "oekd_fast._native",
@@ -82,6 +102,7 @@ def native() -> dict:
             *(f"csrc/cpu/{kernel}/{kernel}_cpu.cpp" for kernel in KERNELS),
             *sorted(glob("csrc/executor/*.cpp")),
         ],
+        depends=["setup.py", *sorted(glob("csrc/**/*.*", recursive=True))],
         include_dirs=[os.path.abspath("csrc")],
         define_macros=[("OEKD_HAVE_X86_COPIES", None)] if IS_X86_64 else [],
         extra_compile_args=["-O2", "-fvisibility=hidden"],

@@ -1,15 +1,30 @@
-"""Installing: the extension is left out only when asked by name, and what is installed works alone."""
+"""Building and installing: with the extension unless OEKD_FAST_NATIVE=0, and rebuilding only what changed."""
 
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Stands in for a compiler: writes the files that it is asked for, and logs the kernels that it compiles.
+COMPILER = r"""#!{python}
+import sys
+from pathlib import Path
+
+options = dict(zip(sys.argv, sys.argv[1:]))
+if "-o" in options:
+    Path(options["-o"]).write_text("")
+if "-MF" in options:
+    Path(options["-MF"]).write_text(f"{{options['-o']}}: {{options['-c']}} \\\n csrc/cpu/simd/vec.h\n")
+if options.get("-c", "").endswith("_kernel.cpp"):
+    with open({log!r}, "a") as log:
+        print(Path(options["-c"]).stem, file=log)
+"""
 SOURCES = ("csrc", "kernels", "oekd_fast", "LICENSE", "README.md", "pyproject.toml", "setup.py")
 
 
@@ -41,7 +56,7 @@ def test_a_missing_compiler_is_one_clear_line(sources):
     )
 
 
-def test_a_pure_install_asked_by_name_works_without_the_extension(sources, tmp_path):
+def test_an_install_with_oekd_fast_native_0_works_without_the_extension(sources, tmp_path):
     built = setup(sources, "bdist_wheel", "--dist-dir", str(tmp_path), OEKD_FAST_NATIVE="0", CXX="no-such-compiler")
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -64,3 +79,24 @@ def test_a_pure_install_asked_by_name_works_without_the_extension(sources, tmp_p
     )  # fmt: skip
     file, loss = run.stdout.split()
     assert Path(file).is_relative_to(installed) and loss == "2.91122", run.stderr
+
+
+def test_a_rebuild_compiles_only_the_kernels_that_changed(sources, tmp_path):
+    compiler, log = tmp_path / "compiler", tmp_path / "log"
+    compiler.write_text(COMPILER.format(python=sys.executable, log=str(log)))
+    compiler.chmod(0o755)
+
+    def compiled() -> dict[str, int]:
+        log.write_text("")
+        built = setup(sources, "build_ext", "--inplace", CXX=str(compiler))
+        assert built.returncode == 0, built.stderr
+        return Counter(log.read_text().split())
+
+    first = compiled()
+    kernels = {"ensemble_kd_kernel", "norm_relu_kernel"}
+    assert kernels <= set(first) and len(set(first.values())) == 1  # once for each instruction set
+    assert not compiled()
+    (sources / "csrc/cpu/norm_relu/norm_relu_kernel.cpp").touch()
+    assert compiled() == {"norm_relu_kernel": first["norm_relu_kernel"]}
+    (sources / "csrc/cpu/simd/vec.h").touch()
+    assert compiled() == first
