@@ -22,7 +22,6 @@ from bench.gpu import timing as gpu_timing
 from bench.gpu.profile import Busy, busy, on_device
 from bench.measure import Timing
 from bench.model import roofline
-from bench.readme import tables
 
 from ..conftest import TRITON
 
@@ -434,19 +433,6 @@ def test_figures_that_follow(no_gpu):
     assert derived["share_of_copy"] == pytest.approx(moved / 2e-3 / 4e12, abs=1e-4)
     assert 0 < derived["share_of_floor"] < 1 and derived["faster_than"] == {"eager": 10.0}
     assert "share_of_copy" not in gpu_report.derive(result, None)["value_and_grad"]
-
-
-def test_table_of_the_readme(tmp_path, monkeypatch, no_gpu):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    table = tables.losses_on_a_gpu("gpu_suite_*.json")
-    empty = table()
-    assert empty.count(tables.NOT_YET) == 14 * len(tables.GPU_COLUMNS)
-    result = measured_loss(deadline=0.0)[-1] | {"rows": 8192, "classes": 1000}
-    (tmp_path / "gpu_suite_x.json").write_text(json.dumps(a_report(result)))
-    (line,) = (line for line in table().splitlines() if line.startswith("| 8192 x 1000 | float32"))
-    cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells[2:6] == ["4", tables.NOT_YET, "2", "3"] and cells[-2:] == ["2.0x / -", "1.3x / -"]
-    assert "4,000 GB/s" in table() and "NVIDIA H200" in table()
 
 
 def test_the_child_process_starts(tmp_path):

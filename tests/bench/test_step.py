@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bench.measure import Timing
-from bench.readme import tables
 from bench.step import agreement as step_agreement
 from bench.step import command as step
 from bench.step import eager as step_eager
@@ -196,22 +195,6 @@ def test_the_table_marks_who_disagrees(result):
     assert "DISAGREES" in by_name["ours_eager"] and by_name["published"].endswith("yes")
     assert by_name["ours_captured"].endswith(step_variants.NO_GRAPHS) and by_name["sequential"].endswith("-")
     assert any("published 4.00x" in line for line in lines)
-
-
-def test_the_table_of_the_readme(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    table = tables.training_steps("step_*_cpu.json", "gpu_suite_*.json")
-    assert table().count(tables.NOT_YET) > 50 and "GPU: not yet measured" in table()
-    place = {"processor": "a CPU", "threads": 2, "cpu_capability": "AVX2", "torch": "t", "commit": "c"}
-    result["agreement"] = {"variants": {"ours_eager": {"agrees": True}, "eager": {"agrees": False}}}
-    small = {**result, "problem": {**result["problem"], "image_size": 8}, "machine": place}
-    (tmp_path / "step_a_cpu.json").write_text(json.dumps(small))
-    assert "4.00x" not in table()
-    (tmp_path / "step_b_cpu.json").write_text(json.dumps({**result, "machine": place}))
-    (line,) = (line for line in table().splitlines() if line.startswith("| resnet20 x 5, B = 128 | CPU"))
-    cells = [cell.strip() for cell in line.split("|")[3:-1]]
-    assert cells[:6] == ["20", "12 (trains differently)", "11", tables.NOT_YET, "5", "-"]
-    assert cells[-1] == "4.00x / 2.20x / -" and "a CPU" in table()
 
 
 def test_compiling_again_is_left_out_of_a_short_check(monkeypatch):

@@ -1,0 +1,94 @@
+"""Tables of the ensemble distillation loss with its gradients against PyTorch and torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..gpu import report as gpu_report
+from .markdown import EMPTY, load, load_all, machine, machines, milliseconds, table
+
+OURS = {"differentiable": "ours, `.backward()`", "value_and_grad": "ours, value and grad"}
+THEIRS = {"eager": "eager", "compiled": "torch.compile"}
+VARIANTS = THEIRS | OURS
+FASTER = [f"{name}, times faster" for name in OURS.values()]
+
+
+def one_processor(results: Path, file: str) -> str:
+    """The float32 sizes of one processor: medians only."""
+    result = load(results, file)
+    if result is None:
+        return ""
+    rows = [
+        (f"{r['rows']} x {r['classes']}", *(milliseconds(r["milliseconds"][name]["median"]) for name in VARIANTS))
+        for r in result["results"]
+        if r["dtype"] == "float32"
+    ]
+    caption = f"Milliseconds, median, float32, 5 students. {machine(result['machine'])}."
+    return table(("B x C", *VARIANTS.values()), rows, caption)
+
+
+def all_processors(results: Path, pattern: str) -> str:
+    """Every size and dtype of every processor, with quartiles."""
+    found = load_all(results, pattern)
+    rows = [
+        (
+            f"{r['rows']} x {r['classes']}",
+            r["dtype"],
+            result["machine"]["cpu_capability"],
+            *(_with_quartiles(r["milliseconds"][name]) for name in VARIANTS),
+            *(_times_faster(r[f"{ours}_speedup"]) for ours in OURS),
+        )
+        for result in found
+        for r in result["results"]
+    ]
+    caption = (
+        f"Milliseconds, median [quartiles], 5 students. Times faster: than eager / than torch.compile. "
+        f"{machines(found)}."
+    )
+    return table(("B x C", "dtype", "CPU", *VARIANTS.values(), *FASTER), rows, caption)
+
+
+def on_a_gpu(results: Path, pattern: str) -> str:
+    """The sizes that bench.gpu measured, one report a card."""
+    reports = load_all(results, pattern)
+    rows = [row for report in reports for row in _gpu_rows(report)]
+    heading = ("B x C", "dtype", "GPU", *VARIANTS.values(), "value and grad, GB/s", "of a copy's", *FASTER)
+    captions = []
+    for report in reports:
+        where, bandwidth = report["environment"], gpu_report.copy_bandwidth(report)
+        versions = [f"{name} {where.get(name)}" for name in ("torch", "triton", "cuda", "commit")]
+        copy = [f"a device copy in the same run: {bandwidth / 1e9:,.0f} GB/s"] if bandwidth else []
+        captions.append(", ".join([str(where.get("gpu")), *versions, *copy]))
+    caption = (
+        f"Milliseconds of device time, median, 5 students. Times faster: than eager / than torch.compile. "
+        f"{'; '.join(captions)}."
+    )
+    return table(heading, rows, caption)
+
+
+def _gpu_rows(report: dict) -> Iterator[tuple[str, ...]]:
+    bandwidth, card = gpu_report.copy_bandwidth(report), report["environment"].get("gpu", "")
+    for r in report.get("sections", {}).get("loss", {}).get("results", {}).values():
+        if not r["device_ms"]:
+            continue
+        derived = gpu_report.derive(r, bandwidth, card)
+        ours = derived.get("value_and_grad", {})
+        speed, share = ours.get("gigabytes_per_second"), ours.get("share_of_copy")
+        yield (
+            f"{r['rows']} x {r['classes']}",
+            r["dtype"],
+            card,
+            *(milliseconds(r["device_ms"][n]["median"]) if n in r["device_ms"] else EMPTY for n in VARIANTS),
+            EMPTY if speed is None else f"{speed:,.0f}",
+            EMPTY if share is None else f"{100 * share:.0f} %",
+            *(_times_faster(derived.get(name, {}).get("faster_than", {})) for name in OURS),
+        )
+
+
+def _with_quartiles(timing: dict[str, float]) -> str:
+    return f"{timing['median']:.3g} [{timing['lower']:.3g}, {timing['upper']:.3g}]"
+
+
+def _times_faster(factors: dict[str, float]) -> str:
+    return " / ".join(f"{factors[name]:.1f}" if name in factors else EMPTY for name in THEIRS)
