@@ -1,38 +1,31 @@
-"""The public intermediate loss: argument checks, choice of the backend, autograd."""
+"""The public intermediate loss: choice of the backend for each block, op definitions, autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from oekd_fast.losses import feature_rows, reference
-from oekd_fast.losses.checks import check_block, check_tensor
+from oekd_fast.losses.checks import check_tensor
+from oekd_fast.losses.feature_block import FeatureBlock, FeatureGradients, feature_blocks
 
 BACKENDS = ("auto", "reference", "triton")
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Beyond, the multiplications that the kernels repeat cost more than the trips to memory that they save.
+# With more channels, the multiplications that the kernels repeat cost more than the memory traffic that they save.
 MAX_CHANNELS = 512
-_HAS_TRITON = find_spec("triton") is not None  # loaded at its first launch: it takes a second
+_HAS_TRITON = find_spec("triton") is not None  # imported at its first launch, because that takes a second
 
 _BLOCK = "Tensor[] maps, Tensor teacher, Tensor[] weights, Tensor[] biases"
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
-# The loss is added to `previous`, so that the blocks of a network need no launch of their own to be summed.
+# The loss is added to `previous`, so that the sum over the blocks of a network needs no launch of its own.
 _library.define(f"feature_kd_value({_BLOCK}, *, Tensor? previous=None) -> Tensor")
 _library.define(
     f"feature_kd_value_and_grad({_BLOCK}, *, Tensor? grad_scale=None, Tensor? previous=None)"
     " -> (Tensor, Tensor[], Tensor[], Tensor[])"
 )
-
-
-class _Block(NamedTuple):
-    maps: Sequence[Tensor]
-    teacher: Tensor
-    weights: Sequence[Tensor]
-    biases: Sequence[Tensor]
 
 
 def feature_kd_loss(
@@ -43,40 +36,30 @@ def feature_kd_loss(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Intermediate loss: MSE of each student's adapted map to the pseudo teacher's, summed (paper, section 3.2).
+    """Compute the intermediate loss: the MSE of each student's adapted map to the pseudo teacher's map, summed.
+
+    Source: Walawalkar, Shen, Savvides 2020, arXiv 2011.07449, section 3.2.
 
     Args:
-        student_maps: of one block, n maps [B, C_j, H, W]; or of all blocks, a sequence of those.
-        teacher_map: [B, C_0, H, W], never given a gradient; or one a block.
-        weights: adapters, n of [C_0, C_j] or [C_0, C_j, 1, 1]; or a sequence of those, one a block.
-        biases: n of [C_0]; or a sequence of those, one a block.
-        backend: "auto" takes the compiled kernels for each block that they cover where they are there, else the
-            reference; "reference" and "triton" (CUDA) insist. The kernels take maps of one dtype, float32, bfloat16 or
-            float16, contiguous or channels_last (others are copied), adapters of any of these dtypes, at most 512
-            channels.
+        student_maps: n maps [B, C_j, H, W] of one block, or a sequence of those, one a block.
+        teacher_map: [B, C_0, H, W], or one map a block. It receives no gradient.
+        weights: n adapters [C_0, C_j] or [C_0, C_j, 1, 1], or a sequence of those, one a block.
+        biases: n tensors [C_0], or a sequence of those, one a block.
+        backend: "auto" uses the compiled kernels for each block that they support, and the reference for the others.
+            "reference" and "triton" (CUDA) use that backend alone. The kernels support maps of one dtype, float32,
+            bfloat16 or float16, contiguous or channels_last (others are copied), adapters of any of these dtypes, and
+            at most 512 channels.
 
     Returns:
-        Scalar, float32 (float64 for float64 maps): the mean over elements of each map, summed over students and
-        blocks. No student: 0. Empty maps: NaN, as ``torch.nn.functional.mse_loss``.
+        A scalar, float32 (float64 for float64 maps): the mean over the elements of each map, summed over students and
+        blocks. It is 0 without students and NaN for empty maps, as ``torch.nn.functional.mse_loss``.
 
     Raises:
-        ValueError: lengths or shapes that do not fit, naming block and student; what the backend does not cover.
-        RuntimeError: the backend asked for is not there.
+        ValueError: lengths or shapes do not fit together, or an explicit backend does not support a block; the message
+            names the block and the student.
+        RuntimeError: an explicit backend is unavailable.
     """
-    blocks = _blocks(student_maps, teacher_map, weights, biases)
-    compiled, others = _divide(backend, blocks)
-    if not compiled:
-        return _reference(blocks)
-    loss = _compiled([blocks[i] for i in compiled])
-    return loss + _reference([blocks[i] for i in others]) if others else loss
-
-
-def _compiled(blocks: Sequence[_Block]) -> Tensor:
-    tensors = [tensor for block in blocks for tensor in (*block.maps, *block.weights, *block.biases)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        counts = tuple(len(block.maps) for block in blocks)
-        return _FeatureKD.apply(counts, *(block.teacher for block in blocks), *tensors)
-    return _value(blocks)
+    return blocks_loss(feature_blocks(student_maps, teacher_map, weights, biases), backend=backend)
 
 
 def feature_kd_value_and_grad(
@@ -88,38 +71,72 @@ def feature_kd_value_and_grad(
     grad_scale: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple, tuple, tuple]:
-    """Loss and its gradients at once, one launch a block, outside autograd; arguments as :func:`feature_kd_loss`.
+    """Compute the intermediate loss and its gradients in one launch a block, outside autograd.
 
     Args:
-        grad_scale: one-element tensor that multiplies the gradients (not the loss): a loss scale.
+        student_maps, teacher_map, weights, biases, backend: as :func:`feature_kd_loss`.
+        grad_scale: one-element tensor that multiplies the gradients but not the loss, such as a loss scale.
 
     Returns:
-        The loss, and the gradients of maps, weights and biases, each in the shape and dtype of its own: n of one block,
-        or a tuple of n for each block.
+        The loss, and the gradients of maps, weights and biases, each with the shape and dtype of its tensor: n tensors
+        for one block, or a tuple of n tensors a block.
     """
-    blocks = _blocks(student_maps, teacher_map, weights, biases)
+    blocks = feature_blocks(student_maps, teacher_map, weights, biases)
+    loss, gradients = blocks_value_and_grad(blocks, grad_scale=grad_scale, backend=backend)
+    if isinstance(teacher_map, Tensor):
+        return loss, gradients[0].maps, gradients[0].weights, gradients[0].biases
+    maps, weights, biases = (tuple(getattr(g, part) for g in gradients) for part in ("maps", "weights", "biases"))
+    return loss, maps, weights, biases
+
+
+def blocks_loss(blocks: Sequence[FeatureBlock], *, backend: str = "auto") -> Tensor:
+    """Return the differentiable loss of checked blocks; see :func:`feature_kd_loss`."""
+    compiled, others = _divide(backend, blocks)
+    if not compiled:
+        return _reference(blocks)
+    loss = _compiled([blocks[i] for i in compiled])
+    return loss + _reference([blocks[i] for i in others]) if others else loss
+
+
+def blocks_value_and_grad(
+    blocks: Sequence[FeatureBlock], *, grad_scale: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, list[FeatureGradients]]:
+    """Return the loss of checked blocks and the gradients of each; see :func:`feature_kd_value_and_grad`."""
     if grad_scale is not None:
         check_tensor("grad_scale", grad_scale, blocks[0].teacher.device, like="the teacher's map")
         if grad_scale.numel() != 1:
             raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
+        grad_scale = grad_scale.detach()
     compiled, others = _divide(backend, blocks)
-    losses, grads = [], [((), (), ())] * len(blocks)
-    for part, run in ((compiled, _value_and_grad), (others, _reference_value_and_grad)):
-        if part:
-            loss, of_blocks = run([blocks[i] for i in part], None if grad_scale is None else grad_scale.detach())
+    losses, gradients = [], [FeatureGradients()] * len(blocks)
+    for chosen, run in ((compiled, _value_and_grad), (others, _reference_value_and_grad)):
+        if chosen:
+            loss, of_chosen = run([blocks[i] for i in chosen], grad_scale)
             losses.append(loss)
-            for i, of_block in zip(part, of_blocks, strict=True):
-                grads[i] = of_block
-    loss, *more = losses or [_reference(blocks)]
-    for other in more:
-        loss = loss + other
-    if isinstance(teacher_map, Tensor):
-        return loss, *grads[0]
-    return loss, *zip(*grads, strict=True)
+            for i, of_block in zip(chosen, of_chosen, strict=True):
+                gradients[i] = of_block
+    if not losses:  # there are no students
+        return _reference(blocks), gradients
+    return (losses[0] if len(losses) == 1 else losses[0] + losses[1]), gradients
+
+
+def gradient_buffers(
+    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Allocate dense gradients; a map's is channels_last where channels are the map's innermost axis."""
+    formats = [torch.channels_last if x.stride(1) == 1 else torch.contiguous_format for x in maps]
+    return (
+        [torch.empty_like(x, memory_format=form) for x, form in zip(maps, formats, strict=True)],
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
+        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in biases],
+    )
+
+
+# -- the compiled kernels
 
 
 class _FeatureKD(torch.autograd.Function):
-    """Loss first, saving only its inputs; gradients when the upstream one is known, in one launch a block."""
+    """Computes the loss first and saves its inputs alone; backward computes the gradients in one launch a block."""
 
     @staticmethod
     def forward(ctx, counts, *tensors):
@@ -134,21 +151,29 @@ class _FeatureKD(torch.autograd.Function):
                 "feature_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
                 "backend='reference' is differentiable twice"
             )
-        _, grads = _value_and_grad(_unflatten(ctx.counts, ctx.saved_tensors), upstream)
-        return None, *(None for _ in ctx.counts), *(grad for block in grads for part in block for grad in part)
+        _, gradients = _value_and_grad(_unflatten(ctx.counts, ctx.saved_tensors), upstream)
+        return None, *(None for _ in ctx.counts), *(grad for block in gradients for grad in block.flat)
 
 
-def _unflatten(counts: tuple[int, ...], tensors: Sequence[Tensor]) -> list[_Block]:
-    """Blocks of `counts` students from their teachers' maps, then maps, weights and biases of one after the other."""
+def _compiled(blocks: Sequence[FeatureBlock]) -> Tensor:
+    tensors = [tensor for block in blocks for tensor in block.differentiable]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        counts = tuple(len(block.maps) for block in blocks)
+        return _FeatureKD.apply(counts, *(block.teacher for block in blocks), *tensors)
+    return _value(blocks)
+
+
+def _unflatten(counts: tuple[int, ...], tensors: Sequence[Tensor]) -> list[FeatureBlock]:
+    """Rebuild blocks of `counts` students from all teachers' maps followed by each block's differentiable tensors."""
     blocks, at = [], len(counts)
     for teacher, n in zip(tensors, counts, strict=False):
         maps, weights, biases = (tensors[at + part * n : at + (part + 1) * n] for part in range(3))
-        blocks.append(_Block(maps, teacher, weights, biases))
+        blocks.append(FeatureBlock(maps, teacher, weights, biases))
         at += 3 * n
     return blocks
 
 
-def _value(blocks: Sequence[_Block]) -> Tensor:
+def _value(blocks: Sequence[FeatureBlock]) -> Tensor:
     loss = None
     for block in blocks:
         loss = torch.ops.oekd_fast.feature_kd_value(
@@ -157,15 +182,14 @@ def _value(blocks: Sequence[_Block]) -> Tensor:
     return loss
 
 
-def _value_and_grad(blocks: Sequence[_Block], grad_scale: Tensor | None) -> tuple[Tensor, list[tuple]]:
-    loss, grads = None, []
-    for block in blocks:
-        maps, weights, biases = ([t.detach() for t in part] for part in (block.maps, block.weights, block.biases))
-        loss, *of_block = torch.ops.oekd_fast.feature_kd_value_and_grad(
-            maps, block.teacher.detach(), weights, biases, grad_scale=grad_scale, previous=loss
+def _value_and_grad(blocks: Sequence[FeatureBlock], grad_scale: Tensor | None) -> tuple[Tensor, list[FeatureGradients]]:
+    loss, gradients = None, []
+    for block in (block.detached() for block in blocks):
+        loss, maps, weights, biases = torch.ops.oekd_fast.feature_kd_value_and_grad(
+            block.maps, block.teacher, block.weights, block.biases, grad_scale=grad_scale, previous=loss
         )
-        grads.append(tuple(map(tuple, of_block)))
-    return loss, grads
+        gradients.append(FeatureGradients(tuple(maps), tuple(weights), tuple(biases)))
+    return loss, gradients
 
 
 def _run_value(maps, teacher, weights, biases, *, previous=None):
@@ -182,18 +206,6 @@ def _run_value_and_grad(maps, teacher, weights, biases, *, grad_scale=None, prev
     return loss, *out
 
 
-def gradient_buffers(
-    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Not filled; dense. A map's gradient is channels_last where the map's channels are its innermost axis."""
-    formats = [torch.channels_last if x.stride(1) == 1 else torch.contiguous_format for x in maps]
-    return (
-        [torch.empty_like(x, memory_format=form) for x, form in zip(maps, formats, strict=True)],
-        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
-        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in biases],
-    )
-
-
 def _fake_value(maps, teacher, weights, biases, *, previous=None):
     return teacher.new_empty((), dtype=torch.float32)
 
@@ -204,46 +216,42 @@ def _fake_value_and_grad(maps, teacher, weights, biases, *, grad_scale=None, pre
 
 torch.library.register_fake("oekd_fast::feature_kd_value", _fake_value, lib=_library)
 torch.library.register_fake("oekd_fast::feature_kd_value_and_grad", _fake_value_and_grad, lib=_library)
-for _device in ("CUDA", "CPU"):  # CPU: in Triton's interpreter, else refused before
+for _device in ("CUDA", "CPU"):  # on the CPU the kernels run in Triton's interpreter alone, see `_divide`
     _library.impl("feature_kd_value", _run_value, _device)
     _library.impl("feature_kd_value_and_grad", _run_value_and_grad, _device)
 
 
-def _blocks(student_maps, teacher_map, weights, biases) -> list[_Block]:
-    if isinstance(teacher_map, Tensor):
-        blocks = [_Block(student_maps, teacher_map, weights, biases)]
-    else:
-        given = {"student_maps": student_maps, "weights": weights, "biases": biases}
-        for name, value in given.items():
-            if len(value) != len(teacher_map):
-                raise ValueError(f"{name}: expected one entry a block ({len(teacher_map)}), got {len(value)}")
-        blocks = [_Block(*parts) for parts in zip(student_maps, teacher_map, weights, biases, strict=True)]
-        if not blocks:
-            raise ValueError("teacher_map: expected at least one block, got none")
-    for index, block in enumerate(blocks):
-        check_block(index, *block)
-    return blocks
+# -- the reference
 
 
-def _reference(blocks: Sequence[_Block]) -> Tensor:
-    losses = torch.stack([reference.feature_kd(*block) for block in blocks])
+def _reference(blocks: Sequence[FeatureBlock]) -> Tensor:
+    losses = torch.stack([reference.feature_kd(b.maps, b.teacher, b.weights, b.biases) for b in blocks])
     return losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
 
 
-def _reference_value_and_grad(blocks: Sequence[_Block], grad_scale: Tensor | None) -> tuple[Tensor, list[tuple]]:
-    losses, grads = [], []
-    for maps, teacher, weights, biases in blocks:
+def _reference_value_and_grad(
+    blocks: Sequence[FeatureBlock], grad_scale: Tensor | None
+) -> tuple[Tensor, list[FeatureGradients]]:
+    losses, gradients = [], []
+    for block in blocks:
         of_students = [
-            feature_rows.value_and_grad(*student, grad_scale)
-            for student in zip(maps, [teacher] * len(maps), weights, biases, strict=True)
+            feature_rows.value_and_grad(student, block.teacher, weight, bias, grad_scale)
+            for student, weight, bias in zip(block.maps, block.weights, block.biases, strict=True)
         ]
-        losses += [loss for loss, *_ in of_students]
-        grads.append(tuple(zip(*(of_student[1:] for of_student in of_students), strict=True)))
-    return torch.stack(losses).sum(), grads
+        of_block, maps, weights, biases = zip(*of_students, strict=True)
+        losses += of_block
+        gradients.append(FeatureGradients(maps, weights, biases))
+    return torch.stack(losses).sum(), gradients
 
 
-def _divide(backend: str, blocks: Sequence[_Block]) -> tuple[list[int], list[int]]:
-    """Which blocks the kernels take, and which the reference; those without students none."""
+# -- choice of the backend
+
+
+def _divide(backend: str, blocks: Sequence[FeatureBlock]) -> tuple[list[int], list[int]]:
+    """Return the indices of the blocks that the kernels compute, and of those that the reference computes.
+
+    Blocks without students are in neither list.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
     given = [i for i, block in enumerate(blocks) if block.maps]
@@ -251,19 +259,20 @@ def _divide(backend: str, blocks: Sequence[_Block]) -> tuple[list[int], list[int
         return [], given
     device = blocks[given[0]].teacher.device
     if backend == "auto":
-        there = device.type == "cuda" and _HAS_TRITON
-        compiled = [i for i in given if there and not _uncovered(i, blocks[i], device)]
+        if device.type != "cuda" or not _HAS_TRITON:
+            return [], given
+        compiled = [i for i in given if _unsupported(i, blocks[i], device) is None]
         return compiled, [i for i in given if i not in compiled]
     if not _HAS_TRITON:
-        raise RuntimeError("backend 'triton' is not there: No module named 'triton'; install triton >= 3.6 (Linux)")
+        raise RuntimeError("backend 'triton' is unavailable: No module named 'triton'; install triton >= 3.6 (Linux)")
     if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
         raise ValueError(
             f"backend 'triton': expected maps on CUDA, got {device}; TRITON_INTERPRET=1, set before the kernels are "
             "first imported, runs them on the CPU"
         )
     for i in given:
-        if why := _uncovered(i, blocks[i], device):
-            raise ValueError(f"backend 'triton': {why}; backend='reference' does this")
+        if why := _unsupported(i, blocks[i], device):
+            raise ValueError(f"backend 'triton': {why}; backend='reference' supports this")
     return given, []
 
 
@@ -273,8 +282,8 @@ def _interpreted() -> bool:
     return INTERPRETED
 
 
-def _uncovered(index: int, block: _Block, device: torch.device) -> str | None:
-    """What the kernels do not do of this block, if anything; `device` is that of the first."""
+def _unsupported(index: int, block: FeatureBlock, device: torch.device) -> str | None:
+    """Return why the kernels do not support block `index`, or None; `device` is that of the first block."""
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         if gpu.major < 8:
@@ -287,7 +296,7 @@ def _uncovered(index: int, block: _Block, device: torch.device) -> str | None:
     for x in (teacher, *block.maps):
         if not 1 <= x.shape[1] <= MAX_CHANNELS:
             return f"block {index}: expected 1 to {MAX_CHANNELS} channels, got {x.shape[1]}"
-    # Positions are counted, and placed within an image, in 32 bits.
+    # The kernels count positions, and offsets within an image, in 32 bits.
     batch, pixels = teacher.shape[0], teacher.shape[2:].numel()
     if batch * pixels >= 2**30 or pixels >= 2**30 // MAX_CHANNELS:
         limits = f"{2**30} positions and {2**30 // MAX_CHANNELS} an image"

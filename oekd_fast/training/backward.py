@@ -1,8 +1,8 @@
-"""Losses of a family on a batch and the gradients of all its parameters: students side by side, the base last."""
+"""Losses of a family on one batch and the gradients of all its parameters: students side by side, then the base."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
-from oekd_fast.losses.feature_kd import feature_kd_loss, feature_kd_value_and_grad
+from oekd_fast.losses.feature_block import FeatureBlock, check_blocks
+from oekd_fast.losses.feature_kd import blocks_loss, blocks_value_and_grad
 from oekd_fast.losses.reference import EnsembleKDOutput
 from oekd_fast.parallel.executor import Executor
-from oekd_fast.training.distillation import Sources, family_loss, family_value_and_grad
+from oekd_fast.training.distillation import TeacherSignals, family_loss, family_value_and_grad
 
 
 @dataclass(frozen=True)
 class FamilyLosses:
-    """Of one batch; scalars stay on the device.
+    """Losses of one batch, detached, on the device.
 
     statistics: of the logits.
-    feature: the intermediate loss, not weighted; None where there are no adapters.
-    total: all terms weighted.
+    feature: scalar intermediate loss before its weight is applied; None without adapters.
+    total: scalar, the weighted sum of all terms.
     """
 
     statistics: EnsembleKDOutput
@@ -32,40 +33,46 @@ class FamilyLosses:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What a step's losses depend on beside the batch: scalars on the device.
+class StepTerms:
+    """Loss terms of one training step and their weights. Tensors are scalars on the device unless noted.
 
-    logits: keyword arguments of `ensemble_kd_loss`.
-    feature: weight of the intermediate loss; None leaves it out.
-    scale: multiplies all gradients and no loss; None is 1.
-    sources: what the students learn from beside labels and each other.
-    base_learns_from_all: False: the base learns from student 0 alone (and from the gate).
+    loss_options: keyword arguments of `ensemble_kd_loss`.
+    feature_weight: weight of the intermediate loss; None leaves that loss out.
+    grad_scale: multiplies all gradients but no loss; None means 1.
+    signals: teacher signals for the batch.
+    base_learns_from_all: False trains the base on student 0 alone, and on the gate if there is one.
     """
 
-    logits: dict[str, Any]
-    feature: Tensor | None = None
-    scale: Tensor | None = None
-    sources: Sources = Sources()
+    loss_options: dict[str, Any]
+    feature_weight: Tensor | None = None
+    grad_scale: Tensor | None = None
+    signals: TeacherSignals = TeacherSignals()
     base_learns_from_all: bool = True
 
     @property
-    def feature_scale(self) -> Tensor:
-        """Of the intermediate loss' gradients."""
-        return self.feature if self.scale is None else self.feature * self.scale
+    def feature_grad_scale(self) -> Tensor:
+        """Multiplies the gradients of the intermediate loss."""
+        return self.feature_weight if self.grad_scale is None else self.feature_weight * self.grad_scale
+
+
+Backward = Callable[
+    [StudentEnsemble, Tensor, Tensor, StepTerms, Executor, AbstractContextManager],
+    FamilyLosses,
+]
 
 
 def backward_side_by_side(
     ensemble: StudentEnsemble,
     images: Tensor,
     labels: Tensor,
-    weights: Weights,
+    terms: StepTerms,
     executor: Executor,
     autocast: AbstractContextManager,
 ) -> FamilyLosses:
-    """Add every parameter's gradient to its `.grad`; S backward passes of their own, then the base's.
+    """Add every parameter's gradient to its `.grad` by S separate backward passes of the students, then the base's.
 
-    Since every student's target is detached, or its gradient taken by the loss itself, no student's backward needs
-    another's. The gradients at the base's output are added up in the students' order.
+    The passes are independent of each other, because each student's target is detached or the loss itself computes the
+    gradient through it. The gradients at the base's output are summed in the order of the students.
 
     Args:
         images: float [B, C_in, H, W].
@@ -75,32 +82,30 @@ def backward_side_by_side(
     gate = gate_input = None
     with autocast:
         shared = ensemble.base(images)
-        inputs = _inputs(shared, len(ensemble.branches), weights.base_learns_from_all)
+        inputs = _branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
         logits, features = zip(*executor.forward(ensemble.branches, inputs), strict=True)
         if ensemble.gate is not None:
             gate_input = shared.detach().requires_grad_(shared.requires_grad)
             gate = ensemble.gate(gate_input)
     statistics, logits_grads, gate_grad = family_value_and_grad(
-        logits, labels, weights.logits, weights.sources, gate, weights.scale
+        logits, labels, terms.loss_options, terms.signals, gate, terms.grad_scale
     )
-    students = [_Student([z], [grad]) for z, grad in zip(logits, logits_grads, strict=True)]
-    teacher = None
-    if weights.feature is not None:
-        teacher, taught, maps = _taught(students, features, weights.sources.hints)
-        adapters = zip(*ensemble.adapters, strict=True)  # by student
-        for student, own, of_student in zip(taught, maps, adapters, strict=True):
-            student.add_maps(own, of_student)
-        del maps, taught
-    del logits, logits_grads, features
+    students = [_StudentBackward(z, grad) for z, grad in zip(logits, logits_grads, strict=True)]
+    targets: Sequence[Tensor] = ()
+    if terms.feature_weight is not None:
+        targets, first = _feature_targets(features, terms.signals)
+        for i, student in enumerate(students[first:]):
+            student.compare(features[first + i], [of_block[i] for of_block in ensemble.adapters])
+    del logits, logits_grads, features  # each student's backward frees its own
 
     backward = _backward_on_streams if images.is_cuda else _backward_in_threads
-    feature = backward(students, teacher, weights, executor)
+    feature = backward(students, targets, terms, executor)
     if gate is not None:
         gate.backward(gate_grad)
         inputs.append(gate_input)
     if shared.requires_grad:
         shared.backward(_sum([x.grad for x in inputs if x.requires_grad]))
-    total = statistics.loss if feature is None else statistics.loss + weights.feature * feature
+    total = statistics.loss if feature is None else statistics.loss + terms.feature_weight * feature
     return FamilyLosses(statistics, feature, total)
 
 
@@ -108,30 +113,32 @@ def backward_as_one(
     ensemble: StudentEnsemble,
     images: Tensor,
     labels: Tensor,
-    weights: Weights,
+    terms: StepTerms,
     executor: Executor,
     autocast: AbstractContextManager,
 ) -> FamilyLosses:
-    """As `backward_side_by_side`, but as one autograd graph: forward side by side, backward as autograd orders it."""
+    """Do the same as `backward_side_by_side` with one autograd graph, whose backward runs in autograd's order.
+
+    The forward passes of the students still run side by side.
+    """
     with autocast:
         shared = ensemble.base(images)
-        inputs = [shared] + [shared if weights.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
+        inputs = [shared] + [shared if terms.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
         logits, features = zip(*executor.forward(ensemble.branches, inputs), strict=True)
         gate = None if ensemble.gate is None else ensemble.gate(shared)
-    statistics = family_loss(logits, labels, weights.logits, weights.sources, gate)
+    statistics = family_loss(logits, labels, terms.loss_options, terms.signals, gate)
     total, feature = statistics.loss, None
-    if weights.feature is not None:
-        teacher, _, maps = _taught(list(logits), features, weights.sources.hints)
-        adapters = ensemble.adapters
+    if terms.feature_weight is not None:
+        targets, first = _feature_targets(features, terms.signals)
+        blocks = [
+            _feature_block([maps[b] for maps in features[first:]], target, adapters)
+            for b, (target, adapters) in enumerate(zip(targets, ensemble.adapters, strict=True))
+        ]
+        check_blocks(blocks)
         with autocast:
-            feature = feature_kd_loss(
-                list(zip(*maps, strict=True)),
-                teacher,
-                [[adapter.weight for adapter in block] for block in adapters],
-                [[adapter.bias for adapter in block] for block in adapters],
-            )
-        total = total + weights.feature * feature
-    total.backward(weights.scale)
+            feature = blocks_loss(blocks)
+        total = total + terms.feature_weight * feature
+    total.backward(terms.grad_scale)
     detached = statistics._replace(loss=statistics.loss.detach())
     return FamilyLosses(detached, None if feature is None else feature.detach(), total.detach())
 
@@ -139,93 +146,91 @@ def backward_as_one(
 def forward_side_by_side(
     ensemble: StudentEnsemble, images: Tensor, executor: Executor
 ) -> tuple[EnsembleOutput, Tensor | None]:
-    """What `ensemble(images)` returns, branches run by `executor`, in one autograd graph; and the gate's weights."""
+    """Return `ensemble(images)`, computed by `executor` in one autograd graph, and the gate's weights [B, S]."""
     shared = ensemble.base(images)
     logits, features = zip(*executor.forward(ensemble.branches, [shared] * len(ensemble.branches)), strict=True)
     return EnsembleOutput(logits, features), None if ensemble.gate is None else ensemble.gate(shared)
 
 
-def _inputs(shared: Tensor, count: int, learns_from_all: bool) -> list[Tensor]:
-    """The base's map for each student, as a leaf of its own, with a gradient where the base learns from it."""
+def _branch_inputs(shared: Tensor, count: int, learns_from_all: bool) -> list[Tensor]:
+    """Return the base's map as one leaf a student, which requires a gradient if the base learns from that student."""
     wanted = [shared.requires_grad] + [shared.requires_grad and learns_from_all] * (count - 1)
     return [shared.detach().requires_grad_(each) for each in wanted]
 
 
-def _taught(
-    students: list[Any], features: Sequence[Sequence[Tensor]], hints: tuple[Tensor, ...] | None
-) -> tuple[Sequence[Tensor], list[Any], Sequence[Sequence[Tensor]]]:
-    """The maps to compare with, the students whose maps are compared, and those maps."""
-    if hints is not None:
-        return hints, students, features
-    return features[0], students[1:], features[1:]
+def _feature_targets(features: Sequence[Sequence[Tensor]], signals: TeacherSignals) -> tuple[Sequence[Tensor], int]:
+    """Return the maps to compare with, one a block, and the first student that is compared."""
+    return (features[0], 1) if signals.hints is None else (signals.hints, 0)
 
 
-class _Student:
-    """Where the backward pass of one student begins: its logits, and its maps where they are compared."""
-
-    def __init__(self, roots: list[Tensor], grads: list[Tensor]) -> None:
-        self.roots, self.grads = roots, grads
-        self._adapters: Sequence[nn.Conv2d] = ()
-
-    def add_maps(self, maps: Sequence[Tensor], adapters: Sequence[nn.Conv2d]) -> None:
-        """One of each a block; their gradients come with `add_gradients`."""
-        self.roots += maps
-        self._adapters = adapters
-
-    @property
-    def taught(self) -> bool:
-        """Whether its maps are compared."""
-        return bool(self._adapters)
-
-    @property
-    def compared(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Map, weight and bias of the adapter, one a block."""
-        return [(x, a.weight, a.bias) for x, a in zip(self.roots[1:], self._adapters, strict=True)]
-
-    def add_gradients(self, maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        """One of each a block."""
-        self.grads += maps
-        for adapter, weight, bias in zip(self._adapters, weights, biases, strict=True):
-            for parameter, grad in ((adapter.weight, weight), (adapter.bias, bias)):
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-
-    def backward(self) -> None:
-        """Run it, and let go of what it began from."""
-        roots, grads = self.roots, self.grads
-        self.roots, self.grads = [], []
-        torch.autograd.backward(roots, grads)
+def _feature_block(maps: Sequence[Tensor], target: Tensor, adapters: Sequence[nn.Conv2d]) -> FeatureBlock:
+    return FeatureBlock(maps, target, [a.weight for a in adapters], [a.bias for a in adapters])
 
 
-def _feature_gradients(students: Sequence[_Student], teacher: Sequence[Tensor], weights: Weights) -> Tensor:
-    """The intermediate loss of `students`, who are given its gradients. By blocks: all students of one at once."""
-    blocks = zip(*(student.compared for student in students), strict=True)
-    maps, of_weights, of_biases = zip(*(zip(*block, strict=True) for block in blocks), strict=True)
-    loss, *grads = feature_kd_value_and_grad(maps, teacher, of_weights, of_biases, grad_scale=weights.feature_scale)
-    for student, of_student in zip(
-        students, zip(*(zip(*part, strict=True) for part in grads), strict=True), strict=True
-    ):
-        student.add_gradients(*of_student)
+class _StudentBackward:
+    """The tensors where one student's backward pass begins, and their gradients.
+
+    maps: the student's map after each block if the intermediate loss compares them, else empty.
+    adapters: one a map.
+    """
+
+    def __init__(self, logits: Tensor, grad: Tensor) -> None:
+        self._roots, self._grads = [logits], [grad]
+        self.maps: Sequence[Tensor] = ()
+        self.adapters: Sequence[nn.Conv2d] = ()
+
+    def compare(self, maps: Sequence[Tensor], adapters: Sequence[nn.Conv2d]) -> None:
+        """Add the maps to the roots; `add_map_gradient` adds their gradients, one block after the other."""
+        self._roots += maps
+        self.maps, self.adapters = maps, adapters
+
+    def add_map_gradient(self, adapter: nn.Conv2d, grad: Tensor, weight_grad: Tensor, bias_grad: Tensor) -> None:
+        self._grads.append(grad)
+        for parameter, own in ((adapter.weight, weight_grad), (adapter.bias, bias_grad)):
+            parameter.grad = own if parameter.grad is None else parameter.grad + own
+
+    def take(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return roots and gradients, and release them, so that backward can free the graph as it goes."""
+        roots, grads = self._roots, self._grads
+        self._roots, self._grads, self.maps = [], [], ()
+        return roots, grads
+
+
+def _feature_gradients(students: Sequence[_StudentBackward], targets: Sequence[Tensor], terms: StepTerms) -> Tensor:
+    """Return the intermediate loss of `students` and hand each of them its gradients; one call computes all blocks."""
+    blocks = [
+        _feature_block([student.maps[b] for student in students], target, [student.adapters[b] for student in students])
+        for b, target in enumerate(targets)
+    ]
+    check_blocks(blocks)
+    loss, gradients = blocks_value_and_grad(blocks, grad_scale=terms.feature_grad_scale)
+    for b, of_block in enumerate(gradients):
+        of_students = zip(students, of_block.maps, of_block.weights, of_block.biases, strict=True)
+        for student, grad, weight_grad, bias_grad in of_students:
+            student.add_map_gradient(student.adapters[b], grad, weight_grad, bias_grad)
     return loss
 
 
 def _backward_on_streams(
-    students: list[_Student], teacher: Sequence[Tensor] | None, weights: Weights, executor: Executor
+    students: list[_StudentBackward], targets: Sequence[Tensor], terms: StepTerms, executor: Executor
 ) -> Tensor | None:
-    """The intermediate loss of all students, in few launches, then all their backward passes."""
-    taught = [student for student in students if student.taught]
-    loss = _feature_gradients(taught, teacher, weights) if taught else None
-    executor.backward([student.roots for student in students], [student.grads for student in students])
+    """Compute the intermediate loss of all students in few launches, then run all backward passes."""
+    compared = [student for student in students if student.maps]
+    loss = _feature_gradients(compared, targets, terms) if compared else None
+    begins = [student.take() for student in students]
+    executor.backward([roots for roots, _ in begins], [grads for _, grads in begins])
     return loss
 
 
 def _backward_in_threads(
-    students: list[_Student], teacher: Sequence[Tensor] | None, weights: Weights, executor: Executor
+    students: list[_StudentBackward], targets: Sequence[Tensor], terms: StepTerms, executor: Executor
 ) -> Tensor | None:
-    """Each student's intermediate loss right before its backward, so that few gradients of maps stand at a time."""
+    """Compute each student's intermediate loss right before its backward, so that few map gradients exist at once."""
 
     def run(j: int) -> Tensor | None:
-        loss = _feature_gradients(students[j : j + 1], teacher, weights) if students[j].taught else None
-        students[j].backward()
+        student = students[j]
+        loss = _feature_gradients([student], targets, terms) if student.maps else None
+        torch.autograd.backward(*student.take())
         return loss
 
     losses = [loss for loss in executor.forward([run] * len(students), range(len(students))) if loss is not None]

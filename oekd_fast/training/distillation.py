@@ -1,4 +1,4 @@
-"""The loss on a family's logits with what a step's objective adds to it: a gate, a teacher, copies of the students."""
+"""The loss on a family's logits with the signals of one step: a gate, an external teacher, copies of the students."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from oekd_fast.losses.reference import EnsembleKDOutput
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What the students learn from in one step, beside labels and each other.
+class TeacherSignals:
+    """Teacher signals for one batch, beside the labels and the other students.
 
-    teacher_logits: [B, C] of an external teacher.
-    hints: its maps, one [B, C_b, H_b, W_b] a block, for the intermediate loss of all students.
-    copies: logits [B, C] of a copy of each student: the students learn from these instead of each other.
+    teacher_logits: [B, C], of an external teacher; None without one.
+    hints: maps of the external teacher, one [B, C_b, H_b, W_b] a block; the intermediate loss compares all students
+        with them. None compares the students with the pseudo teacher.
+    copies: logits [B, C] of a delayed copy of each student, which the students learn from instead of each other.
     """
 
     teacher_logits: Tensor | None = None
@@ -29,33 +30,42 @@ class Sources:
 
 
 def family_loss(
-    logits: Sequence[Tensor], labels: Tensor, options: Mapping[str, Any], sources: Sources, gate: Tensor | None
+    logits: Sequence[Tensor], labels: Tensor, options: Mapping[str, Any], signals: TeacherSignals, gate: Tensor | None
 ) -> EnsembleKDOutput:
-    """Statistics whose loss is differentiable; `options` are keyword arguments of `ensemble_kd_loss`.
+    """Return the statistics of a batch, whose loss is differentiable.
 
     Args:
-        gate: weights of the ensemble, [B, S].
+        logits: S tensors [B, C].
+        labels: int64 [B].
+        options: keyword arguments of `ensemble_kd_loss`.
+        signals: of this batch.
+        gate: weights of the students in the ensemble, [B, S]; None weights them equally.
     """
-    return ensemble_kd_loss(logits, labels, ensemble_weights=gate, teacher_logits=sources.teacher_logits, **options)
+    return ensemble_kd_loss(logits, labels, ensemble_weights=gate, teacher_logits=signals.teacher_logits, **options)
 
 
 def family_value_and_grad(
     logits: Sequence[Tensor],
     labels: Tensor,
     options: Mapping[str, Any],
-    sources: Sources,
+    signals: TeacherSignals,
     gate: Tensor | None,
     grad_scale: Tensor | None,
 ) -> tuple[EnsembleKDOutput, tuple[Tensor, ...], Tensor | None]:
-    """Statistics, the gradient of each student's logits, and that of the gate; arguments as `family_loss`."""
-    if sources.copies:
-        return *_from_copies(logits, sources.copies, labels, options, grad_scale), None
+    """Return the statistics, the gradient of each student's logits, and the gradient of the gate.
+
+    Args:
+        logits, labels, options, signals, gate: as `family_loss`.
+        grad_scale: one-element tensor that multiplies the gradients; None means 1.
+    """
+    if signals.copies:
+        return *_from_copies(logits, signals.copies, labels, options, grad_scale), None
     weights_grad = None if gate is None else torch.empty_like(gate)
     statistics, grads = ensemble_kd_value_and_grad(
         logits,
         labels,
         ensemble_weights=None if gate is None else gate.detach(),
-        teacher_logits=sources.teacher_logits,
+        teacher_logits=signals.teacher_logits,
         grad_scale=grad_scale,
         weights_grad=weights_grad,
         **options,

@@ -18,9 +18,9 @@ from oekd_fast.layers.norm_relu import use_fused_norms
 from oekd_fast.losses.calls import KDOptions
 from oekd_fast.losses.ensemble_kd import ensemble_kd_loss
 from oekd_fast.parallel.executor import make_executor
-from oekd_fast.training.backward import Weights, backward_as_one, backward_side_by_side, forward_side_by_side
+from oekd_fast.training.backward import StepTerms, backward_as_one, backward_side_by_side, forward_side_by_side
 from oekd_fast.training.compile_blocks import compile_blocks
-from oekd_fast.training.distillation import Sources
+from oekd_fast.training.distillation import TeacherSignals
 from oekd_fast.training.graph_capture import CaptureError, CudaRecorder, Recorder, RunAhead, State, capture
 from oekd_fast.training.metrics import EpochMetrics, RunningMetrics
 from oekd_fast.training.optimizer import build_optimizer, load_optimizer, optimizer_state
@@ -150,14 +150,14 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         pixels = augment(images, self._augmentation, self.augmentation_generator)
         images = self._normalise(pixels)
-        weights = Weights(
+        terms = StepTerms(
             self._loss_options | {name: getattr(values, name) for name in ("temperature", "ce_weight", "kd_weight")},
-            feature=values.feature_weight if self._features else None,
-            scale=self.scaler.scale(self._one) if scaled else None,
-            sources=self._sources(pixels, images),
+            feature_weight=values.feature_weight if self._features else None,
+            grad_scale=self.scaler.scale(self._one) if scaled else None,
+            signals=self._teacher_signals(pixels, images),
             base_learns_from_all=self._base_learns_from_all,
         )
-        losses = self._backward(self.ensemble, images, labels, weights, self.executor, self._autocast())
+        losses = self._backward(self.ensemble, images, labels, terms, self.executor, self._autocast())
         if self._clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.ensemble.parameters(), self._clip_norm)
@@ -168,17 +168,17 @@ class Engine:
         self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
 
     @torch.no_grad()
-    def _sources(self, pixels: Tensor, images: Tensor) -> Sources:
+    def _teacher_signals(self, pixels: Tensor, images: Tensor) -> TeacherSignals:
         """What others say of a batch: uint8 pixels, and the images made of them."""
         with self._autocast():
             if self._teacher is not None:
                 logits, maps = self._teacher(pixels, self._format)
-                return Sources(logits, maps if self.ensemble.hinted else None)
+                return TeacherSignals(logits, maps if self.ensemble.hinted else None)
             if self._copies is not None:
                 self._copies.update(self.schedule.copy_share)
                 output, _ = forward_side_by_side(self._copies.ensemble, images, self.executor)
-                return Sources(copies=output.logits)
-        return Sources()
+                return TeacherSignals(copies=output.logits)
+        return TeacherSignals()
 
     # -- evaluation
 

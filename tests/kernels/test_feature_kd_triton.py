@@ -440,7 +440,7 @@ def test_what_the_kernels_do_not_cover(name):
     make, message = UNCOVERED[name]
     with pytest.raises(ValueError) as caught:
         feature_kd_loss(*make().arguments, backend="triton")
-    assert str(caught.value) == f"backend 'triton': {message}; backend='reference' does this"
+    assert str(caught.value) == f"backend 'triton': {message}; backend='reference' supports this"
 
 
 def test_auto_leaves_to_the_reference_what_the_kernels_do_not_cover():
