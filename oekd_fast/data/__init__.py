@@ -1,7 +1,13 @@
-"""Image data for the trainer: sources, batches on the device wherever the images are, whole-batch augmentation.
+"""Image data for training: load a data set, serve its batches on a device, augment whole batches there.
 
-Importing this package needs torch and numpy; Pillow, pyarrow, `datasets` and scikit-learn are imported by
-the sources that use them, when they are used.
+- `load`: `load_dataset`, from a name or a folder to an `ImageDataset` with three splits (`dataset`, `lazy`).
+- `known`: data sets known by name; `assemble`: the checks and missing splits that all readers share.
+- `readers`: one module per file layout or hub.
+- `augmentation`: random crops and flips of whole batches, on the device of the images.
+- `batches`: a split as batches at fixed addresses on a device, from device memory, host memory or disk.
+
+Importing this package needs torch and numpy only. Pillow, pyarrow, `datasets` and scikit-learn are imported by the
+readers that use them, at their first use.
 """
 
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop

@@ -1,4 +1,4 @@
-"""From what a source read to an `ImageDataset`: checks that all sources share, and missing splits."""
+"""Build an `ImageDataset` from the splits that a reader found: check them and cut the missing ones."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from oekd_fast.data.augmentation.settings import Protocol
+from oekd_fast.data.augmentation.settings import ImageSettings
 from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Statistics, stratified_split
 from oekd_fast.data.readers.reading import ReadSplit
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 
-# Fixed, so that a test split or a subset made here stays the same whatever the seed of the run.
+# Fixed seeds, so that a test split or a subset made here is the same for every seed of a run.
 TEST_FRACTION = 0.2
 TEST_SEED = 0
 SUBSET_SEED = 0
 
 
 @dataclass(frozen=True)
-class RawSplits:
-    """What a source found: class names, and splits by role: "train" and maybe "validation" and "test".
+class SourceSplits:
+    """Splits and class names that a reader found.
 
-    notes: a line for each split that images were left out of.
+    Args:
+        splits: "train", and "validation" and "test" if the source has them.
+        classes: name of each class, in the order of the labels.
+        notes: one line for each split from which unreadable images were left out.
     """
 
     splits: Mapping[str, AnySplit]
@@ -32,65 +35,79 @@ class RawSplits:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, read: Mapping[str, ReadSplit], classes: Iterable[str]) -> RawSplits:
+    def of(cls, read: Mapping[str, ReadSplit], classes: Iterable[str]) -> SourceSplits:
+        """Collect the splits and notes of `read`, by "train", "validation" and "test"."""
         notes = tuple(part.note for part in read.values() if part.note is not None)
-        return cls({role: part.split for role, part in read.items()}, tuple(classes), notes)
+        return cls({name: part.split for name, part in read.items()}, tuple(classes), notes)
 
 
-def split_roles(names: Collection[str]) -> dict[str, str]:
-    """Role -> name among the split names at hand; a validation split without a test split is the test."""
-    validation = next((name for name in VALIDATION_NAMES if name in names), None)
-    roles = {"train": "train" if "train" in names else None, "validation": validation, "test": "test"}
-    if "test" not in names:
-        roles |= {"validation": None, "test": validation}
-    return {role: name for role, name in roles.items() if name}
+def stored_names(available: Collection[str]) -> dict[str, str]:
+    """Map "train", "validation" and "test" to the names under which a source stores them.
+
+    Missing splits are left out. A validation split without a test split becomes the test split.
+    """
+    validation = next((name for name in VALIDATION_NAMES if name in available), None)
+    stored = {"train": "train" if "train" in available else None, "validation": validation, "test": "test"}
+    if "test" not in available:
+        stored |= {"validation": None, "test": validation}
+    return {split: name for split, name in stored.items() if name}
 
 
 def numbered_classes(labels: Tensor, source: str) -> tuple[str, ...]:
-    """Names "0", "1", ... for training labels (int64 [N]) without names; they must leave no number out."""
+    """Return the class names "0", "1", ... for labels (int64 [N]) that have no names.
+
+    Raises:
+        DataError: the labels do not use every integer from 0 to their maximum.
+    """
     present = labels.unique().tolist()
     if present and present[0] < 0:
-        raise DataError(f"{source}: labels must count from 0, got {present[0]}")
+        raise DataError(f"{source}: expected labels that count from 0, got {present[0]}")
     for expected, label in enumerate(present):
         if label != expected:
-            raise DataError(f"{source}: labels must count from 0 without gaps, got none of {expected} but {label}")
+            raise DataError(f"{source}: expected labels that count from 0 without gaps, got {label} but no {expected}")
     return tuple(str(label) for label in present)
 
 
 def check_same_classes(train: Collection[str], other: Collection[str], split: str) -> None:
-    """Raise unless the classes of `split` are those of train, in the same order."""
+    """Raise DataError unless the class names `other` of `split` equal those of train, in the same order."""
     if list(train) == list(other):
         return
     only_train = [name for name in train if name not in other]
     only_other = [name for name in other if name not in train]
     if only_train or only_other:
-        detail = f"only in train: {only_train}, only in {split}: {only_other}"
+        difference = f"classes only in train: {only_train}, only in {split}: {only_other}"
     else:
-        detail = "the same names in another order"
-    raise DataError(f"the classes of {split} differ from those of train ({detail})")
+        difference = "the same classes in another order"
+    raise DataError(f"{split}: expected the classes of train in the same order, got {difference}")
 
 
 def assemble(
     name: str,
-    raw: RawSplits,
-    protocol: Protocol,
+    source: SourceSplits,
+    settings: ImageSettings,
     published: Statistics | None,
     train_images: int | None,
     validation_fraction: float,
     seed: int,
 ) -> ImageDataset:
-    """Check `raw` and cut the splits that it lacks from its training split."""
-    if len(raw.classes) < 2:
-        raise DataError(f"{name}: two classes or more are needed, got {list(raw.classes)}")
-    channels = max(split.image_shape[0] for split in raw.splits.values())
-    # Grey images beside a split in colour become colour.
-    splits = {role: split.with_channels(channels) for role, split in raw.splits.items()}
-    for role, split in splits.items():
-        _check(f"{name}, {role}", split, splits["train"], len(raw.classes))
+    """Check `source` and cut missing validation and test splits from its training images.
+
+    Arguments are those of `load_dataset`; `published` are channel statistics in common use.
+
+    Raises:
+        DataError: the splits are inconsistent, or have too few images.
+    """
+    if len(source.classes) < 2:
+        raise DataError(f"{name}: expected at least two classes, got {list(source.classes)}")
+    channels = max(split.image_shape[0] for split in source.splits.values())
+    # A grey split beside a colour split is repeated over its channels.
+    splits = {split_name: split.with_channels(channels) for split_name, split in source.splits.items()}
+    for split_name, split in splits.items():
+        _check(f"{name}, {split_name}", split, splits["train"], len(source.classes))
     if "test" not in splits:
         splits["train"], splits["test"] = _hold_out(name, "test", splits["train"], TEST_FRACTION, TEST_SEED)
     if train_images is not None:
-        splits["train"] = _subset(name, splits["train"], train_images, len(raw.classes))
+        splits["train"] = _subset(name, splits["train"], train_images, len(source.classes))
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(
             name, "validation", splits["train"], validation_fraction, seed
@@ -98,42 +115,40 @@ def assemble(
     return ImageDataset(
         name=name,
         **splits,
-        classes=raw.classes,
-        augmentation=protocol.augmentation(splits["train"].image_shape[1]),
+        classes=source.classes,
+        augmentation=settings.augmentation(splits["train"].image_shape[1]),
         published=published,
-        notes=raw.notes,
+        notes=source.notes,
     )
 
 
 def _check(where: str, split: AnySplit, train: AnySplit, num_classes: int) -> None:
     if len(split) == 0:
-        raise DataError(f"{where}: no image")
+        raise DataError(f"{where}: expected at least one image, got none")
     if split.image_shape != train.image_shape:
         raise DataError(
-            f"{where}: images must have the shape of the training images, C x H x W "
-            f"{_shape(train)}, got {_shape(split)}"
+            f"{where}: expected images of shape {_shape(train)} (C x H x W) as in train, got {_shape(split)}"
         )
     low, high = (int(label) for label in split.labels.aminmax())
     if low < 0 or high >= num_classes:
-        raise DataError(f"{where}: labels must be in [0, {num_classes}), got {low if low < 0 else high}")
+        raise DataError(f"{where}: expected labels in [0, {num_classes}), got {low if low < 0 else high}")
 
 
 def _subset(name: str, train: AnySplit, count: int, num_classes: int) -> AnySplit:
-    """`count` of the training images, each class by its share: all but what a stratified split would hold out."""
+    """Return `count` of the training images, with the class shares of all of them."""
     if not num_classes <= count <= len(train):
         raise DataError(
-            f"{name}: train_images must be from {num_classes}, one of each class, to {len(train)}, all there are; "
-            f"got {count}"
+            f"train_images: expected {num_classes} (one per class) to {len(train)} (all images of {name}), got {count}"
         )
     if count == len(train):
         return train
     return train.select(stratified_split(train.labels, 1 - count / len(train), SUBSET_SEED)[0])
 
 
-def _hold_out(name: str, role: str, train: AnySplit, fraction: float, seed: int) -> tuple[AnySplit, AnySplit]:
+def _hold_out(name: str, split: str, train: AnySplit, fraction: float, seed: int) -> tuple[AnySplit, AnySplit]:
     keep, held = stratified_split(train.labels, fraction, seed)
     if len(held) == 0:
-        raise DataError(f"{name}: {fraction} of {len(train)} training images leaves none for {role}")
+        raise DataError(f"{name}: expected enough training images for a {split} split of {fraction}, got {len(train)}")
     return train.select(keep), train.select(held)
 
 

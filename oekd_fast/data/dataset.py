@@ -1,4 +1,4 @@
-"""What a loaded data set is, and the split that holds a share of every class out."""
+"""Data sets and splits in memory, and a stratified split into a kept and a held-out part."""
 
 from __future__ import annotations
 
@@ -12,53 +12,63 @@ from torch import Tensor
 
 from oekd_fast.data.augmentation.settings import AnyAugmentation
 
-# One grey level: a channel that varies less than its own quantisation is constant.
+# One grey level: a channel that varies less than its quantisation step is treated as constant.
 MIN_STD = 1 / 255
 
 
 class DataError(ValueError):
-    """Data that is missing, malformed or inconsistent; the message says which and what was expected."""
+    """Raised for data that is missing, malformed or inconsistent, and for arguments of the loader out of range."""
 
 
 class AnySplit(Protocol):
-    """Labelled images, in memory or wherever they are: class indices (int64 [N]) are at hand, images are asked for."""
+    """Interface of labelled images. Labels are in memory; images may be read from disk when they are gathered."""
 
     @property
-    def labels(self) -> Tensor: ...
+    def labels(self) -> Tensor:
+        """Class indices, int64 [N]."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """C, H, W."""
+        """Shape (C, H, W) of one image."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of images, N."""
 
     def select(self, indices: Tensor) -> AnySplit:
-        """The split of the rows in `indices` (int64 [M])."""
+        """Return the split of the images at `indices` (int64 [M])."""
 
     def with_channels(self, channels: int) -> AnySplit:
-        """The split with its grey level repeated over `channels`, if it has no more than that one."""
+        """Return the split with a grey channel repeated `channels` times; a split in colour is returned unchanged."""
 
     def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
-        """The images (uint8 [B, C, H, W]) at `indices` (int64 [B] on the CPU), into `out` where it is given."""
+        """Return the images at `indices` (int64 [B], on the CPU) as uint8 [B, C, H, W], written to `out` if given."""
 
     def chunks(self) -> Iterator[Tensor]:
-        """All images in order, in pieces (uint8 [n, C, H, W]) that fit in memory."""
+        """Iterate over all images in order, in pieces (uint8 [n, C, H, W]) that fit in memory."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """An `AnySplit` in memory: images (uint8 [N, C, H, W]) and their class indices (int64 [N])."""
+    """A split in memory.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: class indices, int64 [N].
+
+    Raises:
+        DataError: a tensor has another dtype or shape, or the lengths differ.
+    """
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            raise DataError(f"images must be uint8 [N, C, H, W], got {_describe(self.images)}")
+            raise DataError(f"images: expected uint8 [N, C, H, W], got {_describe(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.dim() != 1:
-            raise DataError(f"labels must be int64 [N], got {_describe(self.labels)}")
+            raise DataError(f"labels: expected int64 [N], got {_describe(self.labels)}")
         if len(self.images) != len(self.labels):
-            raise DataError(f"images and labels differ in length: {len(self.images)} and {len(self.labels)}")
+            raise DataError(f"labels: expected {len(self.images)}, one per image, got {len(self.labels)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +78,7 @@ class Split:
         return tuple(self.images.shape[1:])
 
     def select(self, indices: Tensor) -> Split:
-        """Copy of the rows in `indices` (int64 [M])."""
+        """Return a copy of the images and labels at `indices` (int64 [M])."""
         return Split(self.images[indices], self.labels[indices])
 
     def with_channels(self, channels: int) -> Split:
@@ -83,16 +93,24 @@ class Split:
         yield self.images
 
 
-# Mean and standard deviation a channel, for pixels in [0, 1].
+# Mean and standard deviation per channel, for pixels in [0, 1].
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Three splits of equally shaped square images, class names, and what training images go through.
+    """Training, validation and test splits of square images of one shape.
 
-    published: the channels' statistics that others use, where there are any.
-    notes: a line for each split that images were left out of.
+    Args:
+        name: name of the data set, used in messages.
+        train, validation, test: the splits.
+        classes: name of each class, in the order of the labels.
+        augmentation: augmentation of the training images.
+        published: channel statistics in common use, or None.
+        notes: one line for each split from which unreadable images were left out.
+
+    Raises:
+        DataError: the images are not square.
     """
 
     name: str
@@ -107,7 +125,7 @@ class ImageDataset:
     def __post_init__(self) -> None:
         height, width = self.train.image_shape[1:]
         if height != width:
-            raise DataError(f"{self.name}: images must be square, got {height}x{width}: image_size makes them so")
+            raise DataError(f"{self.name}: expected square images, got {height}x{width}; set image_size to resize them")
 
     @property
     def in_channels(self) -> int:
@@ -115,7 +133,7 @@ class ImageDataset:
 
     @property
     def image_size(self) -> int:
-        """Height, which is the width too, of what a network sees, in pixels; stored images may be larger."""
+        """Height and width of the network's input, in pixels; stored images may be larger."""
         return self.augmentation.output_size(self.train.image_shape[1])
 
     @property
@@ -123,26 +141,28 @@ class ImageDataset:
         return len(self.classes)
 
     def published_normalisation(self) -> Statistics:
-        """Mean and standard deviation per channel as `published`.
+        """Return the published mean and standard deviation per channel.
 
         Raises:
-            DataError: there are none, or they are for other channels.
+            DataError: there are no published statistics, or they are for another number of channels.
         """
         if self.published is None:
-            raise DataError(f"normalisation: none is published for {self.name}, expected 'computed'")
+            raise DataError(
+                f"normalisation: expected 'computed', got 'published'; {self.name} has no published statistics"
+            )
         if len(self.published[0]) != self.in_channels:
             raise DataError(
-                f"normalisation: the published one of {self.name} is for {len(self.published[0])} channels, "
-                f"the images have {self.in_channels}"
+                f"normalisation: expected statistics of {self.in_channels} channels, "
+                f"got the published ones of {self.name} with {len(self.published[0])}"
             )
         return self.published
 
     def normalisation(self) -> Statistics:
-        """Mean and standard deviation per channel of the training split, pixels scaled to [0, 1].
+        """Return mean and standard deviation per channel of the training images, for pixels in [0, 1].
 
-        A standard deviation is at least 1/255, so dividing by it is safe on a constant channel.
+        Standard deviations are at least 1/255, so that a constant channel can be divided by its own.
         """
-        # A histogram is exact and needs no floating-point copy of the split.
+        # Histograms are exact and need no floating-point copy of the images.
         counts = torch.zeros(self.in_channels, 256, dtype=torch.int64)
         for images in self.train.chunks():
             counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
@@ -157,27 +177,30 @@ class ImageDataset:
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices so that every class gives the same share to the held-out part.
+    """Split indices into a kept and a held-out part, which takes the same share of every class.
 
     Args:
-        labels: int64 [N], class indices of 0 or more.
+        labels: class indices >= 0, int64 [N], on the CPU.
         fraction: share to hold out, in (0, 1).
-        seed: 0 or more; the same seed gives the same split, whatever the global random state.
+        seed: integer >= 0. The split depends on the labels, the fraction and the seed only.
 
     Returns:
-        `(keep, held_out)`, ascending int64 indices. `held_out` has round(fraction * N) entries, fewer only
-        where every class would otherwise not keep one image.
+        `(keep, held_out)`, ascending int64 indices. `held_out` has round(fraction * N) entries, or fewer where more
+        would leave a class without an image in `keep`.
+
+    Raises:
+        ValueError: `fraction` or `seed` is out of range.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
+        raise ValueError(f"fraction: expected a number in (0, 1), got {fraction}")
     if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+        raise ValueError(f"seed: expected an integer >= 0, got {seed}")
     values = labels.numpy()
     total = len(values)
     sizes = np.bincount(values)
     held_sizes = _held_out_sizes(sizes, fraction)
 
-    # RandomState over MT19937: a stream that NumPy keeps the same in every version.
+    # NumPy guarantees that the stream of RandomState over MT19937 stays the same in every version.
     shuffled = np.random.RandomState(np.random.MT19937(seed)).permutation(total)
     by_class = shuffled[np.argsort(values[shuffled], kind="stable")]
     rank = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -187,7 +210,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def _held_out_sizes(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    """Largest-remainder rounding of fraction * sizes that leaves one image in every class."""
+    """Round fraction * sizes by largest remainders, leaving at least one image in every class."""
     limits = np.maximum(sizes - 1, 0)
     quotas = fraction * sizes
     held = np.minimum(np.floor(quotas).astype(np.int64), limits)

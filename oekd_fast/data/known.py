@@ -1,4 +1,4 @@
-"""Data sets known by name: where they are published, their columns, what suits them and what others do with them."""
+"""Data sets known by name: their place on the hub, columns, augmentation, statistics and number of epochs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop
 from oekd_fast.data.dataset import Statistics
 
-# Of the training images of ILSVRC 2012, as torchvision's models have it; usual for photographs of that size.
+# Statistics of the training images of ILSVRC 2012, as in torchvision; in common use for other photographs too.
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A name's facts.
+    """Facts about a known data set.
 
-    augmentation: of training images; a `ResizedCrop` also says that they differ in size, and the size to make of them.
-    hub_id: None for data that is on no hub and must be given as files.
-    config: of the hub's data set, where there are several.
-    without: splits that are of no use, as they have no labels.
-    published: mean and standard deviation a channel that are widely used (of all training pixels, to four places).
-    epochs: of the paper's runs (Walawalkar et al. 2020, section 4), None where it has none.
+    Args:
+        augmentation: augmentation of the training images. A `ResizedCrop` implies that stored images differ in size,
+            and gives the size of the network's input.
+        hub_id: name on the Hugging Face hub; None for data that is not there and has to be given as files.
+        config: configuration on the hub, for data sets that have several.
+        image_column, label_column: columns of its tables.
+        skip_splits: splits that are not read, since they have no labels.
+        published: mean and standard deviation per channel in common use (of all training pixels, to four places).
+        epochs: number of epochs in the paper (Walawalkar et al. 2020, section 4), or None.
     """
 
     augmentation: AnyAugmentation
@@ -29,7 +32,7 @@ class KnownDataset:
     config: str | None = None
     image_column: str = "image"
     label_column: str = "label"
-    without: tuple[str, ...] = ()
+    skip_splits: tuple[str, ...] = ()
     published: Statistics | None = None
     epochs: int | None = None
 
@@ -50,7 +53,7 @@ KNOWN: Mapping[str, KnownDataset] = {
         published=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
         epochs=450,
     ),
-    # Its split "extra" is not used, here as in the paper.
+    # As in the paper, the split "extra" is not used.
     "svhn": KnownDataset(
         Augmentation(pad=4, flip=False),
         "ufldl-stanford/svhn",
@@ -62,16 +65,16 @@ KNOWN: Mapping[str, KnownDataset] = {
         Augmentation(pad=2, flip=True), "zalando-datasets/fashion_mnist", published=((0.2860,), (0.3530,))
     ),
     "mnist": KnownDataset(Augmentation(pad=2, flip=False), "ylecun/mnist", published=((0.1307,), (0.3081,))),
-    # The labelled part: 5,000 and 8,000 images.
+    # The labelled part: 5,000 training and 8,000 test images.
     "stl10": KnownDataset(
         Augmentation(pad=12, flip=True),
         "tanganke/stl10",
         published=((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     ),
     "cub200": KnownDataset(ResizedCrop(224, flip=True), "Donghyun99/CUB-200-2011", published=IMAGENET),
-    # Its splits are those of whoever put it there: the data set itself has none.
+    # The original data set has no splits; these were chosen by the uploader.
     "caltech256": KnownDataset(ResizedCrop(224, flip=True), "ilee0022/Caltech-256", published=IMAGENET),
-    # Tested on its validation images, as there are no others with labels.
+    # The test split has no labels, so the validation images are the test split.
     "tiny_imagenet": KnownDataset(
         Augmentation(pad=8, flip=True),
         "zh-plus/tiny-imagenet",
@@ -79,7 +82,7 @@ KNOWN: Mapping[str, KnownDataset] = {
     ),
     "tiny_imagenet25": KnownDataset(Augmentation(pad=8, flip=True)),
     "imagenet_1k": KnownDataset(
-        ResizedCrop(224, flip=True), "ILSVRC/imagenet-1k", without=("test",), published=IMAGENET, epochs=100
+        ResizedCrop(224, flip=True), "ILSVRC/imagenet-1k", skip_splits=("test",), published=IMAGENET, epochs=100
     ),
 }
 
@@ -88,6 +91,6 @@ _BY_HUB_ID = {known.hub_id: name for name, known in KNOWN.items() if known.hub_i
 
 
 def known_name(name: str) -> str | None:
-    """The name in `KNOWN` that `name` means, which may have hyphens or be that of the hub; None if it means none."""
+    """Return the key of `KNOWN` for `name`, which may have hyphens or be a name on the hub; None if it is unknown."""
     plain = _BY_HUB_ID.get(name, name.replace("-", "_"))
     return plain if plain in KNOWN else None

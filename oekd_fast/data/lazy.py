@@ -1,4 +1,4 @@
-"""A split whose images stay where they are until they are asked for: for data that does not fit in memory."""
+"""Splits whose images are read when they are gathered, for data that does not fit in memory."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Pixels read at a time by `chunks`; more gains nothing.
+# Bytes of pixels that `chunks` reads at a time.
 CHUNK_BYTES = 1 << 26
 
 
 class ImageSource(Protocol):
-    """Images of one shape that can be read in any order; `read` is called from one thread at a time."""
+    """Interface of images of one shape (C, H, W) that can be read in any order, from one thread at a time."""
 
     image_shape: tuple[int, int, int]
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Write the images at `rows` (int64 [B]) to `out` (uint8 [B, C, H, W]); grey fills all C channels.
+        """Write the images at `rows` (int64 [B]) to `out` (uint8 [B, C, H, W]); a grey image fills all C channels.
 
         Raises:
-            DataError: an image cannot be read, or is not like the first; the message names it.
+            DataError: an image cannot be read, or its size differs from that of the first; the message names it.
         """
 
 
 @dataclass(frozen=True)
 class LazySplit:
-    """An `AnySplit` that reads its images when they are gathered.
+    """A split that reads its images when they are gathered.
 
-    `labels` (int64 [N]) are in memory; image i is at `rows[i]` (int64 [N]) of `source`, as one of `channels` channels.
+    Args:
+        source: where the images are read from.
+        labels: class indices, int64 [N].
+        rows: row of `source` that holds each image, int64 [N].
+        channels: number of channels of the images returned.
     """
 
     source: ImageSource
@@ -41,7 +45,7 @@ class LazySplit:
 
     @classmethod
     def of(cls, source: ImageSource, labels: Tensor) -> LazySplit:
-        """All of `source`, whose classes are `labels`."""
+        """Return the split of all images of `source`, with class indices `labels` (int64 [N])."""
         return cls(source, labels, torch.arange(len(labels)), source.image_shape[0])
 
     def __len__(self) -> int:
@@ -52,7 +56,7 @@ class LazySplit:
         return (self.channels, *self.source.image_shape[1:])
 
     def select(self, indices: Tensor) -> LazySplit:
-        """The rows in `indices` (int64 [M]); no image is read."""
+        """Return the split of the images at `indices` (int64 [M]), without reading any."""
         return replace(self, labels=self.labels[indices], rows=self.rows[indices])
 
     def with_channels(self, channels: int) -> LazySplit:

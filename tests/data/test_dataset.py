@@ -24,12 +24,12 @@ def test_import_needs_no_optional_package():
     assert result.returncode == 0, result.stderr
 
 
-def test_properties():
+def test_properties_of_a_data_set():
     toy = dataset(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
     assert (toy.in_channels, toy.image_size, toy.num_classes, len(toy.train)) == (3, 4, 2, 2)
 
 
-def test_normalisation_is_that_of_the_pixels():
+def test_normalisation_equals_the_statistics_of_the_pixels():
     images = torch.randint(256, (7, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = dataset(images).normalisation()
     pixels = images.double() / 255
@@ -47,32 +47,32 @@ def test_normalisation_of_a_constant_channel():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64), r"images must be uint8 .*got float32"),
+        (torch.zeros(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64), r"images: expected uint8 .*got float32"),
         (
             torch.zeros(2, 3, 3, dtype=torch.uint8),
             torch.zeros(2, dtype=torch.int64),
             r"got uint8 \[2, 3, 3\]",
         ),
-        (torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2), "labels must be int64 .*got float32"),
+        (torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(2), "labels: expected int64 .*got float32"),
         (
             torch.zeros(2, 1, 3, 3, dtype=torch.uint8),
             torch.zeros(3, dtype=torch.int64),
-            "images and labels differ in length: 2 and 3",
+            "labels: expected 2, one per image, got 3",
         ),
     ],
 )
-def test_split_checks_its_tensors(images, labels, message):
+def test_split_rejects_other_tensors(images, labels, message):
     with pytest.raises(DataError, match=message):
         Split(images, labels)
 
 
 def test_images_must_be_square():
-    with pytest.raises(DataError, match="toy: images must be square, got 4x5: image_size makes them so"):
+    with pytest.raises(DataError, match="toy: expected square images, got 4x5; set image_size to resize them"):
         dataset(torch.zeros(2, 3, 4, 5, dtype=torch.uint8))
 
 
-def test_augmentation_checks_pad():
-    with pytest.raises(ValueError, match="pad must be 0 or more pixels, got -1"):
+def test_augmentation_rejects_a_negative_pad():
+    with pytest.raises(ValueError, match="pad: expected pixels >= 0, got -1"):
         Augmentation(pad=-1, flip=False)
 
 
@@ -82,7 +82,7 @@ def test_augmentation_checks_pad():
     fraction=st.floats(0.01, 0.99),
     seed=st.integers(0, 2**64),
 )
-def test_stratified_split(sizes, fraction, seed):
+def test_stratified_split_holds_out_the_same_share_of_every_class(sizes, fraction, seed):
     counts = torch.tensor(sizes)
     labels = torch.arange(len(sizes)).repeat_interleave(counts)
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
@@ -99,7 +99,7 @@ def test_stratified_split(sizes, fraction, seed):
         assert ((taken - fraction * counts).abs() < 1 + 1e-6).all()
 
 
-def test_stratified_split_depends_on_the_seed_alone():
+def test_stratified_split_depends_on_its_seed_only():
     labels = torch.arange(10).repeat(20)
     torch.manual_seed(1)
     first = stratified_split(labels, 0.1, 3)
@@ -111,15 +111,19 @@ def test_stratified_split_depends_on_the_seed_alone():
     assert not torch.equal(first[1], stratified_split(labels, 0.1, 4)[1])
 
 
-def test_stratified_split_is_the_same_in_every_version():
+def test_stratified_split_has_a_known_result():
     _, held = stratified_split(torch.arange(2).repeat(10), 0.2, 0)
     assert held.tolist() == [1, 4, 10, 11]
 
 
 @pytest.mark.parametrize(
     ("fraction", "seed", "message"),
-    [(0.0, 0, "fraction must be above 0"), (1.0, 0, "below 1, got 1.0"), (0.5, -1, "seed must be 0 or more")],
+    [
+        (0.0, 0, r"fraction: expected a number in \(0, 1\), got 0.0"),
+        (1.0, 0, r"in \(0, 1\), got 1.0"),
+        (0.5, -1, "seed: expected an integer >= 0, got -1"),
+    ],
 )
-def test_stratified_split_checks_its_arguments(fraction, seed, message):
+def test_stratified_split_rejects_arguments_out_of_range(fraction, seed, message):
     with pytest.raises(ValueError, match=message):
         stratified_split(torch.zeros(4, dtype=torch.int64), fraction, seed)

@@ -1,4 +1,4 @@
-"""The table of known names: what is asked of the hub, in the layout that it has."""
+"""Known data sets, loaded from a stand-in for the hub with the columns and splits of the hub."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from oekd_fast.data.known import KNOWN, known_name
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
 README = Path(__file__).parents[2] / "README.md"
 
-# name -> what load_dataset is called with, columns, splits, channels and sizes of images, as the hub shows them.
+# For each name: arguments of `datasets.load_dataset`, columns, splits, channels and image sizes on the hub.
 PHOTOGRAPHS = ((9, 12), (15, 11))
 HUB = {
     "cifar10": (("uoft-cs/cifar10", None), ("img", "label"), ("train", "test"), 3, ((32, 32),)),
@@ -52,7 +52,7 @@ def table(columns, channels, sizes, labels):
 
 
 def from_hub(monkeypatch, known, name) -> ImageDataset:
-    """The data set `known`, asked for as `name`, as it comes from a stand-in for the hub."""
+    """Load the known data set `known` under `name` from a stand-in for the hub."""
     datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     call, columns, splits, channels, sizes = HUB[known]
     calls = []
@@ -75,11 +75,11 @@ def loaded(request, monkeypatch) -> ImageDataset:
     return from_hub(monkeypatch, request.param, request.param.replace("_", "-"))
 
 
-def test_data_from_the_hub(loaded):
+def test_a_known_data_set_from_the_hub(loaded):
     known, (_, _, splits, channels, sizes) = KNOWN[loaded.name], HUB[loaded.name]
     assert loaded.augmentation == known.augmentation and loaded.in_channels == channels
     assert loaded.num_classes == 2
-    own_validation = "validation" in splits and "test" not in known.without
+    own_validation = "validation" in splits and "test" not in known.skip_splits
     sizes_of_splits = [len(split) for split in (loaded.train, loaded.validation, loaded.test)]
     assert sizes_of_splits == ([20, 20, 20] if own_validation else [18, 2, 20])
     assert loaded.image_size == (sizes[0][0] if len(sizes) == 1 else 224)
@@ -89,8 +89,8 @@ def test_data_from_the_hub(loaded):
 
 
 @pytest.mark.parametrize("known", HUB)
-def test_a_known_data_set_by_its_name_on_the_hub(monkeypatch, known):
-    """Columns, hub config, splits that are left out, augmentation and statistics are those of the known name."""
+def test_the_name_on_the_hub_loads_the_known_data_set(monkeypatch, known):
+    """Columns, configuration, skipped splits, augmentation and statistics are those of the known name."""
     (hub_id, _), *_ = HUB[known]
     assert known_name(hub_id) == known
     named, by_id = (from_hub(monkeypatch, known, name) for name in (known, hub_id))
@@ -100,21 +100,21 @@ def test_a_known_data_set_by_its_name_on_the_hub(monkeypatch, known):
         assert torch.equal(getattr(by_id, split).labels, getattr(named, split).labels)
 
 
-def test_every_name_is_tested_here():
+def test_this_file_covers_every_known_name():
     assert KNOWN.keys() - HUB.keys() == {"tiny_imagenet25"}
 
 
-def test_hyphens_will_do():
+def test_hyphens_may_replace_underscores():
     assert known_name("tiny-imagenet") == "tiny_imagenet" and known_name("imagenet-1k") == "imagenet_1k"
     assert known_name("digits") is None and known_name("a/b") is None and known_name("uoft_cs/cifar100") is None
 
 
-def test_epochs_are_the_papers():
+def test_epochs_are_those_of_the_paper():
     epochs = {name: known.epochs for name, known in KNOWN.items() if known.epochs is not None}
     assert epochs == {"cifar10": 350, "cifar100": 450, "svhn": 50, "imagenet_1k": 100}
 
 
-def test_readme_has_the_table():
+def test_readme_table_matches_the_known_data_sets():
     rows = {}
     section = README.read_text().split("\n### Data\n")[1].split("\n### ")[0]
     for line in section.splitlines():
@@ -136,9 +136,9 @@ def toy(**fields) -> ImageDataset:
     return ImageDataset("toy", split, split, split, ("a", "b"), Augmentation(1, False), **fields)
 
 
-def test_normalisation_that_is_not_published():
-    with pytest.raises(DataError, match="normalisation: none is published for toy, expected 'computed'"):
+def test_missing_or_unsuitable_published_statistics():
+    with pytest.raises(DataError, match="normalisation: expected 'computed', got 'published'; toy has no published"):
         toy().published_normalisation()
     grey = ((0.5,), (0.5,))
-    with pytest.raises(DataError, match="the published one of toy is for 1 channels, the images have 3"):
+    with pytest.raises(DataError, match="expected statistics of 3 channels, got the published ones of toy with 1"):
         toy(published=grey).published_normalisation()

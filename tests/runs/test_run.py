@@ -203,7 +203,7 @@ def test_the_config_changes_the_augmentation_of_the_data_set():
 
 
 def test_what_the_data_set_does_not_have_is_refused(config):
-    with pytest.raises(DataError, match="normalisation: none is published for .*, expected 'computed'"):
+    with pytest.raises(DataError, match="normalisation: expected 'computed', got 'published'; .* has no published"):
         train(replace(config, normalisation="published"), QUIET)
 
 

@@ -1,4 +1,4 @@
-"""Random resized crops of a whole batch on its own device: fixed shapes, one draw, no host synchronisation."""
+"""Random resized crops of a whole batch on its own device: fixed shapes, one random draw, no synchronisation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from oekd_fast.data.augmentation.settings import ResizedCrop
 
-# Parts drawn for each image until one lies inside of it, as torchvision does; all of them at once.
+# Boxes drawn per image, all at once; the first that lies inside the image is used. torchvision tries as many.
 TRIES = 10
 
 
 class Boxes(NamedTuple):
-    """A part of each image, in whole pixels: int64 [B] each."""
+    """One box per image, in pixels; every field is int64 [B]."""
 
     top: Tensor
     left: Tensor
@@ -25,12 +25,12 @@ class Boxes(NamedTuple):
 
 
 def resized_crop(images: Tensor, augmentation: ResizedCrop, generator: torch.Generator) -> Tensor:
-    """A random part of each image, resized.
+    """Crop a random box from each image and resize it.
 
     Args:
         images: uint8 [B, C, H, W].
-        augmentation: see `ResizedCrop`.
-        generator: on the device of `images`; gives one draw a call.
+        augmentation: options of the crop.
+        generator: random generator on the device of `images`; every call makes one draw.
 
     Returns:
         uint8 [B, C, size, size].
@@ -42,9 +42,9 @@ def resized_crop(images: Tensor, augmentation: ResizedCrop, generator: torch.Gen
 def draw_boxes(
     count: int, height: int, width: int, augmentation: ResizedCrop, generator: torch.Generator
 ) -> tuple[Boxes, Tensor]:
-    """The parts of `count` images of height x width, and whether to mirror each (bool [B]).
+    """Draw a box and a flip (bool [count]) for each of `count` images of `height` x `width` pixels.
 
-    Where none of `TRIES` parts lies inside the image, the part is all of it.
+    If none of `TRIES` boxes lies inside the image, the box is the whole image.
     """
     draws = torch.rand(2 * TRIES + 3, count, generator=generator, device=generator.device)
     scales, ratios, (top, left, side) = draws.split([TRIES, TRIES, 3])
@@ -54,7 +54,7 @@ def draw_boxes(
     ratios = torch.exp(narrow + (wide - narrow) * ratios)
     heights, widths = (areas / ratios).sqrt().round().long(), (areas * ratios).sqrt().round().long()
     inside = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    # Where all are equal, argmax is the first: with no part inside, its size is replaced.
+    # argmax returns the first of equal values. If no box lies inside, the size of the first is replaced below.
     first, found = inside.long().argmax(0, keepdim=True), inside.any(0)
     heights = torch.where(found, heights.gather(0, first)[0], height)
     widths = torch.where(found, widths.gather(0, first)[0], width)
@@ -64,15 +64,24 @@ def draw_boxes(
 
 
 def resample(images: Tensor, boxes: Boxes, mirror: Tensor, size: int) -> Tensor:
-    """What `F.interpolate(part, (size, size), mode="bilinear")` makes of each part, rounded: uint8 [B, C, size, size].
+    """Resize a box of each image: `F.interpolate(box, (size, size), mode="bilinear")`, rounded to uint8.
 
-    Without an antialiasing filter: stored images are at most 8/7 as large as what is made of them, where it would
-    change next to nothing.
+    There is no antialiasing filter: stored images are at most 8/7 as large as the result, where a filter would change
+    very little.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        boxes: box of each image.
+        mirror: whether to flip each image horizontally, bool [B].
+        size: height and width of the result, in pixels.
+
+    Returns:
+        uint8 [B, C, size, size].
     """
-    x = _sources(boxes.left, boxes.width, size)
-    y = _sources(boxes.top, boxes.height, size)
+    x = _source_positions(boxes.left, boxes.width, size)
+    y = _source_positions(boxes.top, boxes.height, size)
     x = torch.where(mirror[:, None], x.flip(1), x)
-    # grid_sample counts from -1 to 1 over the whole image, edge to edge.
+    # grid_sample expects positions in [-1, 1] from edge to edge of the image.
     x, y = (2 * x + 1) / images.shape[3] - 1, (2 * y + 1) / images.shape[2] - 1
     shape = (len(images), size, size)
     grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
@@ -80,9 +89,9 @@ def resample(images: Tensor, boxes: Boxes, mirror: Tensor, size: int) -> Tensor:
     return sampled.round_().to(torch.uint8)
 
 
-def _sources(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where in the image (pixel centres are whole numbers) each of `size` pixels comes from: float32 [B, size]."""
+def _source_positions(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Return the positions in the image of `size` output pixels, float32 [B, size]; input pixels are at integers."""
     centres = (torch.arange(size, device=start.device) + 0.5) / size
     offsets = centres * length[:, None] - 0.5
-    # Half a pixel at either end lies outside the part, whose last pixel goes on there.
+    # Positions up to half a pixel outside the box are clamped to its first and last pixel.
     return start[:, None] + torch.minimum(offsets.clamp(min=0), length[:, None] - 1.0)

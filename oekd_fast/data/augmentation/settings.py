@@ -1,38 +1,39 @@
-"""What training images go through, and the sizes that go with it: how they are stored and what a network sees."""
+"""Options of augmentation, and the sizes of stored images and of the network's input that follow from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Wish = Literal["auto", "none", "crop", "resized_crop"]
+AugmentationChoice = Literal["auto", "none", "crop", "resized_crop"]
 
-# Evaluation sees the centre 224 of 256 pixels, of whatever size (He et al. 2016, section 3.4, and most since).
-STORED, SEEN = 256, 224
+# Evaluation takes the centre 224 of 256 stored pixels, and the same share at other sizes (He et al. 2016, section 3.4).
+STORED_PIXELS, INPUT_PIXELS = 256, 224
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Zero-pad by `pad` pixels, crop at random to the original size, mirror half of the images if `flip`."""
+    """Zero-pad by `pad` pixels, crop at random to the original size, and flip half of the images if `flip`."""
 
     pad: int
     flip: bool
 
     def __post_init__(self) -> None:
         if self.pad < 0:
-            raise ValueError(f"pad must be 0 or more pixels, got {self.pad}")
+            raise ValueError(f"pad: expected pixels >= 0, got {self.pad}")
 
     def output_size(self, stored: int) -> int:
-        """Height and width of what a network sees of images of `stored` pixels a side."""
+        """Return the height and width of the network's input, given those of the stored images, in pixels."""
         return stored
 
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A random part of each image resized to `size` pixels a side, half of them mirrored if `flip`.
+    """Crop a random box, resize it to `size` x `size` pixels, and flip half of the images if `flip`.
 
-    The part has a share of the area in `scale`, evenly, and a width to height in `ratio`, evenly in its logarithm
-    (Szegedy et al. 2015, section 6). Evaluation sees the centre `size` pixels of the stored image.
+    The area of the box is a share of the image drawn uniformly from `scale`; its width divided by its height is drawn
+    from `ratio`, uniformly in the logarithm (Szegedy et al. 2015, section 6). Evaluation takes the centre `size` x
+    `size` pixels of the stored image.
     """
 
     size: int
@@ -42,14 +43,14 @@ class ResizedCrop:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"size must be 1 or more pixels, got {self.size}")
+            raise ValueError(f"size: expected pixels >= 1, got {self.size}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two shares of the area in (0, 1], the smaller first, got {self.scale}")
+            raise ValueError(f"scale: expected two shares of the area in (0, 1], the smaller first, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be two numbers above 0, the smaller first, got {self.ratio}")
+            raise ValueError(f"ratio: expected two numbers > 0, the smaller first, got {self.ratio}")
 
     def output_size(self, stored: int) -> int:
-        """`size`, of whatever is stored."""
+        """Return `size`, whatever the size of the stored images."""
         return self.size
 
 
@@ -57,12 +58,13 @@ AnyAugmentation = Augmentation | ResizedCrop
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What is asked for, settled with what is known of the data before its images are read.
+class ImageSettings:
+    """Augmentation and image sizes, resolved from the user's choice and the facts known before images are read.
 
-    kind: of augmentation.
-    image_size: of what a network sees; None: the images' own.
-    known: the augmentation that suits the data, None if nothing is known.
+    Args:
+        kind: kind of augmentation.
+        image_size: height and width of the network's input in pixels; None keeps those of the images.
+        known: augmentation of the known data set; None for other data.
     """
 
     kind: Literal["none", "crop", "resized_crop"]
@@ -70,34 +72,34 @@ class Protocol:
     known: AnyAugmentation | None
 
     @classmethod
-    def choose(cls, wish: Wish, image_size: int | None, known: AnyAugmentation | None) -> Protocol:
-        """`wish` and `image_size` where they say something, otherwise what `known` says: the crop of small images.
+    def choose(cls, choice: AugmentationChoice, image_size: int | None, known: AnyAugmentation | None) -> ImageSettings:
+        """Resolve "auto" and a missing `image_size` from the known augmentation; the default is a crop.
 
         Raises:
-            ValueError: there is no such wish or size.
+            ValueError: `choice` is unknown, or `image_size` is below 1.
         """
-        if wish not in get_args(Wish):
-            raise ValueError(f"augmentation: expected one of {', '.join(get_args(Wish))}, got {wish!r}")
+        if choice not in get_args(AugmentationChoice):
+            raise ValueError(f"augmentation: expected one of {', '.join(get_args(AugmentationChoice))}, got {choice!r}")
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size: expected pixels >= 1, got {image_size}")
         large = isinstance(known, ResizedCrop)
         if large and image_size is None:
             image_size = known.size
-        if wish == "auto":
-            wish = "resized_crop" if large else "crop"
-        return cls(wish, image_size, known)
+        if choice == "auto":
+            choice = "resized_crop" if large else "crop"
+        return cls(choice, image_size, known)
 
     @property
     def stored_size(self) -> int | None:
-        """Of the images that are kept, more than a network sees for crops to come from; None: their own."""
+        """Height and width of stored images in pixels, larger than the input for resized crops; None keeps theirs."""
         if self.image_size is None or self.kind != "resized_crop":
             return self.image_size
-        return round(self.image_size * STORED / SEEN)
+        return round(self.image_size * STORED_PIXELS / INPUT_PIXELS)
 
     def augmentation(self, stored: int) -> AnyAugmentation:
-        """For images that are stored with `stored` pixels a side.
+        """Return the augmentation of images that are stored with `stored` x `stored` pixels.
 
-        Of unknown data none is mirrored, which would silently change the label of digits or signs.
+        Images of unknown data are never flipped, since flipping would silently make labels of digits or signs wrong.
         """
         if self.kind == "none":
             return Augmentation(pad=0, flip=False)

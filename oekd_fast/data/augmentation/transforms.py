@@ -1,4 +1,4 @@
-"""Augmentation and normalisation of a whole batch on its own device, without host synchronisation."""
+"""Augmentation and normalisation of whole batches on their own device, without host synchronisation."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,19 @@ from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, 
 
 
 def augment(images: Tensor, augmentation: AnyAugmentation, generator: torch.Generator) -> Tensor:
-    """What `augmentation` does to training images.
+    """Augment training images.
 
     Args:
         images: uint8 [B, C, H, W].
         augmentation: `Augmentation` (see `pad_crop_flip`) or `ResizedCrop` (see `resized_crop`).
-        generator: on the device of `images`.
+        generator: random generator on the device of `images`.
 
     Returns:
-        uint8 [B, C, S, S], where S is `augmentation.output_size(H)` for square images.
+        uint8 [B, C, S, S] with S = `augmentation.output_size(H)` for square images; `Augmentation` keeps the shape of
+        all images.
+
+    Raises:
+        ValueError: `images` has another dtype or number of dimensions.
     """
     _check_images(images)
     apply = resized_crop if isinstance(augmentation, ResizedCrop) else pad_crop_flip
@@ -25,43 +29,49 @@ def augment(images: Tensor, augmentation: AnyAugmentation, generator: torch.Gene
 
 
 def centre(images: Tensor, augmentation: AnyAugmentation) -> Tensor:
-    """What evaluation sees of square images that training sees through `augmentation`.
+    """Crop the centre that evaluation uses for images trained with `augmentation`.
 
     Args:
-        images: uint8 [B, C, H, H].
-        augmentation: of the training images.
+        images: [B, C, H, H].
+        augmentation: augmentation of the training images.
 
     Returns:
-        The middle S x S pixels, S = `augmentation.output_size(H)`, as a view: uint8 [B, C, S, S].
+        A view of the centre S x S pixels, [B, C, S, S] with S = `augmentation.output_size(H)`.
+
+    Raises:
+        ValueError: H is smaller than S.
     """
     stored = images.shape[-1]
     size = augmentation.output_size(stored)
     if size > stored:
-        raise ValueError(f"images must be {size} pixels or more a side to give {size} x {size}, got {stored}")
+        raise ValueError(f"images: expected at least {size}x{size} pixels, got {stored}x{stored}")
     first = (stored - size) // 2
     return images[..., first : first + size, first : first + size]
 
 
 def pad_crop_flip(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Zero-pad, crop to the original size at an offset of its own for each image, mirror half of them.
+    """Zero-pad, crop to the original size at a random offset per image, and flip half of the images.
 
     Args:
         images: uint8 [B, C, H, W].
-        augmentation: with `pad=0, flip=False` the images are returned as they are and nothing is drawn.
-        generator: on the device of `images`; gives one draw of B integers a call, whatever the settings.
+        augmentation: `pad=0, flip=False` returns the images themselves and draws nothing.
+        generator: random generator on the device of `images`; any other call draws B integers, whatever the options.
 
     Returns:
         uint8 [B, C, H, W].
+
+    Raises:
+        ValueError: `images` has another dtype or number of dimensions.
     """
     _check_images(images)
     if augmentation.pad == 0 and not augmentation.flip:
         return images
-    top, left, mirror = draw(len(images), augmentation, generator)
+    top, left, mirror = draw_crops(len(images), augmentation, generator)
     return crop(images, augmentation.pad, top, left, mirror)
 
 
-def draw(count: int, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Crop offsets into the padded image (int64 [B], 0 to 2 * pad) and whether to mirror (bool [B])."""
+def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw top and left offsets into padded images (int64 [count], in 0..2 * pad) and flips (bool [count])."""
     places = 2 * augmentation.pad + 1
     code = torch.randint(2 * places * places, (count,), generator=generator, device=generator.device)
     top, left = code % places, code // places % places
@@ -70,7 +80,17 @@ def draw(count: int, augmentation: Augmentation, generator: torch.Generator) -> 
 
 
 def crop(images: Tensor, pad: int, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
-    """The windows of the padded images that `draw` chose, as one gather over the pixels of each plane."""
+    """Crop and flip padded images at the offsets of `draw_crops`, as one gather over the pixels of each plane.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        pad: pixels of zero padding at each side.
+        top, left: offsets into the padded images, int64 [B].
+        mirror: whether to flip each image horizontally, bool [B].
+
+    Returns:
+        uint8 [B, C, H, W].
+    """
     batch, channels, height, width = images.shape
     planes = F.pad(images, (pad, pad, pad, pad)).flatten(2)
     rows = top[:, None] + torch.arange(height, device=images.device)
@@ -84,20 +104,23 @@ def crop(images: Tensor, pad: int, top: Tensor, left: Tensor, mirror: Tensor) ->
 def normalise(
     images: Tensor, mean: Tensor, std: Tensor, *, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    """(images / 255 - mean) / std as one multiply-add.
+    """Return (images / 255 - mean) / std, computed as one multiply-add.
 
     Args:
         images: uint8 [B, C, H, W].
         mean, std: float32 [C] on the device of `images`, for pixels in [0, 1].
-        memory_format: of the result, `torch.contiguous_format` or `torch.channels_last`.
+        memory_format: memory format of the result, `torch.contiguous_format` or `torch.channels_last`.
 
     Returns:
         float32 [B, C, H, W].
+
+    Raises:
+        ValueError: a shape or the dtype of `images` is another one.
     """
     _check_images(images)
     if mean.shape != std.shape or mean.shape != images.shape[1:2]:
         raise ValueError(
-            f"mean and std must be [{images.shape[1]}], one value a channel, "
+            f"mean and std: expected shape [{images.shape[1]}], one value per channel, "
             f"got {list(mean.shape)} and {list(std.shape)}"
         )
     scale = (1 / (255 * std)).view(-1, 1, 1)
@@ -108,4 +131,4 @@ def normalise(
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images must be uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")
+        raise ValueError(f"images: expected uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")

@@ -1,4 +1,4 @@
-"""One split of the data in batches on a device, epoch by epoch, in a form that a captured step can replay."""
+"""Batches of a split on a device, epoch by epoch, in a form that a captured training step can replay."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ NO_BATCH_LEFT = "the epoch has no batch left: call begin first"
 
 
 class Batches(Protocol):
-    """A split in batches. The order of an epoch is plain data, so that a run can save it and resume inside an epoch:
+    """Interface of a split in batches:
 
         batches.begin(batches.order(generator), batch_size)
         for _ in range(batches.num_batches(batch_size, drop_last=True)):
-            batches.ready()  # the host's part, never captured
-            images, labels = batches.take()  # the device's part: kernels alone, at fixed addresses
+            batches.ready()  # work of the host, never captured
+            images, labels = batches.take()  # work of the device only, at fixed addresses
 
-    `image_shape` is (C, H, W); `device` is where `take` gives its tensors.
+    The order of an epoch is a tensor of the caller, so that a run can save it and resume inside an epoch.
+
+    Attributes:
+        image_shape: (C, H, W) of an image.
+        device: device of the tensors that `take` returns.
     """
 
     image_shape: tuple[int, int, int]
@@ -32,26 +36,26 @@ class Batches(Protocol):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Images in the split."""
+        """Return the number of images in the split."""
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """A permutation of the split (int64 [N]), drawn on the CPU, so the same for every device."""
+        """Draw a permutation of the split (int64 [N]) on the CPU, so that it is the same for every device."""
         return torch.randperm(len(self), generator=generator)
 
     def num_batches(self, batch_size: int, *, drop_last: bool) -> int:
-        """Batches in one pass; `drop_last` leaves out a last one that is not full."""
+        """Return the number of batches in one pass; `drop_last` leaves out a last batch that is not full."""
         _check_batch_size(batch_size)
         return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
 
     @abstractmethod
     def begin(self, order: Tensor, batch_size: int, first: int = 0) -> None:
-        """Start an epoch, or leave the one at hand for another. Called between steps, never captured.
+        """Start an epoch, and end the current one if there is one. Called between steps, never captured.
 
         Args:
-            order: int64 on the CPU, rows of the split; what fills no batch is left out. -1 is no image: its label
-                becomes -100 and its pixels are any.
-            batch_size: images a batch.
-            first: the batch to begin with.
+            order: rows of the split, int64 [M] on the CPU. Rows after the last full batch are left out. A row of -1
+                stands for no image: its label is -100 and its pixels are undefined.
+            batch_size: images per batch.
+            first: number of the first batch, for resuming inside an epoch.
 
         Raises:
             TypeError, ValueError: an argument has another type, or is out of range.
@@ -59,7 +63,7 @@ class Batches(Protocol):
 
     @abstractmethod
     def ready(self) -> None:
-        """The host's part of the next batch, once before each step.
+        """Do the host's work for the next batch; called once before each step.
 
         Raises:
             RuntimeError: no epoch has begun, or it has no batch left.
@@ -67,27 +71,32 @@ class Batches(Protocol):
 
     @abstractmethod
     def take(self) -> tuple[Tensor, Tensor]:
-        """The next batch: images (uint8 [B, C, H, W]) and labels (int64 [B]), by work on the device alone."""
+        """Return the next images (uint8 [B, C, H, W]) and labels (int64 [B]), using work on the device only."""
 
     @abstractmethod
     def state(self) -> list[Tensor]:
-        """The tensors that `take` changes, so that steps of a warm-up can be undone in place."""
+        """Return the tensors that `take` changes, so that warm-up steps can be undone in place."""
 
     @property
     @abstractmethod
     def signature(self) -> Hashable:
-        """What a captured `take` depends on; once it changes, the captured one must not be replayed."""
+        """Key of everything a captured `take` depends on; a captured step must not be replayed after it changes."""
 
 
 class DeviceBatches(Batches):
-    """A split whose images all lie on the device: a batch is one gather, without a worker or a host copy."""
+    """Batches of a split whose images are all on the device: a batch is one gather, without a thread or a host copy.
+
+    Args:
+        split: split in memory; its images are copied to `device` here.
+        device: device of the images and batches.
+    """
 
     def __init__(self, split: Split, device: torch.device | str) -> None:
         self.images = split.images.to(device)
         self.device = self.images.device
         self.image_shape = tuple(split.images.shape[1:])
         self._labels = split.labels.cpu()
-        # A row a batch: its B rows of the split, its B labels, the number of the next batch.
+        # One row per batch: B rows of the split, B labels, and the number of the next batch.
         self._plan = torch.empty(0, 1, dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
         self._batches_left = 0
@@ -97,7 +106,7 @@ class DeviceBatches(Batches):
 
     def begin(self, order: Tensor, batch_size: int, first: int = 0) -> None:
         rows = epoch_rows(order, batch_size, first, len(self))
-        # The last batch is followed by the first, so that a warm-up longer than the epoch stays inside.
+        # The last batch is followed by the first, so that a warm-up longer than the epoch stays in bounds.
         following = torch.arange(1, len(rows) + 1).remainder_(len(rows))
         plan = torch.cat([rows.clamp(min=0), epoch_labels(self._labels, rows), following[:, None]], dim=1)
         if plan.shape == self._plan.shape:
@@ -127,7 +136,7 @@ class DeviceBatches(Batches):
 
 
 def padded_order(count: int, batch_size: int) -> Tensor:
-    """0 to count - 1, then -1 (no image) until the last batch is full: int64, a pass for `begin` without a rest."""
+    """Return the rows 0..count - 1 followed by -1 (no image) until the last batch is full, as int64 for `begin`."""
     _check_batch_size(batch_size)
     order = torch.full((-(-count // batch_size) * batch_size,), NO_IMAGE)
     order[:count] = torch.arange(count)
@@ -135,7 +144,7 @@ def padded_order(count: int, batch_size: int) -> Tensor:
 
 
 def epoch_rows(order: Tensor, batch_size: int, first: int, count: int) -> Tensor:
-    """What `Batches.begin` was given, checked for a split of `count` images, as int64 [batches, batch_size]."""
+    """Check the arguments of `Batches.begin` for a split of `count` images; return int64 [batches, batch_size]."""
     _check_batch_size(batch_size)
     if not isinstance(order, Tensor):
         raise TypeError(f"order: expected a tensor, got {type(order).__name__}")
@@ -148,18 +157,18 @@ def epoch_rows(order: Tensor, batch_size: int, first: int, count: int) -> Tensor
         raise ValueError(f"order: expected at least one batch of {batch_size} rows, got {len(order)}")
     low, high = (int(bound) for bound in order.aminmax())
     if low < NO_IMAGE or high >= count:
-        came = low if low < NO_IMAGE else high
-        raise ValueError(f"order: expected rows in [0, {count}) or {NO_IMAGE} for no image, got {came}")
+        wrong = low if low < NO_IMAGE else high
+        raise ValueError(f"order: expected rows in [0, {count}) or {NO_IMAGE} for no image, got {wrong}")
     if not 0 <= first < batches:
         raise ValueError(f"first: expected a batch in [0, {batches}), got {first}")
     return order[: batches * batch_size].view(batches, batch_size)
 
 
 def epoch_labels(labels: Tensor, rows: Tensor) -> Tensor:
-    """The labels (int64) of `rows` in its shape, -100 where there is no image."""
+    """Return the labels of `rows` in the shape of `rows` (int64), -100 where there is no image."""
     return labels[rows.clamp(min=0)].masked_fill_(rows == NO_IMAGE, IGNORED_LABEL)
 
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size}")

@@ -1,4 +1,4 @@
-"""Where a split is kept while it is trained on: on the device, or on the host."""
+"""Choose whether the images of a split are kept on the device or on the host during training."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from oekd_fast.data.dataset import AnySplit, Split
 
 Placement = Literal["auto", "device", "host", "stream"]
 
-# Of the device's free memory: the rest is for weights and activations, which come later.
+# Share of the device's free memory; the rest is for weights and activations, which are allocated later.
 SHARE_FOR_A_SPLIT = 0.5
 
 
 def place(
     split: AnySplit, device: torch.device | str, placement: Placement = "auto", *, name: str
 ) -> tuple[Batches, str | None]:
-    """Batches of `split` for steps on `device`.
+    """Make batches of `split` for steps on `device`.
 
     Args:
-        split: a lazy one is always prefetched.
-        device: where the steps run.
-        placement: "device", "host" (prefetched from memory), or "auto": on the device if the images take at most half
-            of what is free there. "stream" is about how a data set is loaded; what is in memory all the same, as the
-            digits are, is prefetched from there.
-        name: of the split, for the note.
+        split: split to serve. A lazy split is always prefetched.
+        device: device of the training steps.
+        placement: "device" keeps the images on the device and "host" prefetches them from host memory. "auto" keeps
+            them on the device if they take at most half of its free memory. "stream" prefetches, whether images are
+            read from disk or are in memory (as the digits are).
+        name: name of the split, for the note.
 
     Returns:
-        The batches, and one line that says why where they are not on the device although they were to be.
+        The batches, and a note that says why they are not on the device, or None if they are where they should be.
+
+    Raises:
+        ValueError: `placement` is unknown.
     """
     if placement not in get_args(Placement):
         raise ValueError(f"placement: expected one of {', '.join(get_args(Placement))}, got {placement!r}")

@@ -1,4 +1,4 @@
-"""A split that stays in host memory or on the disk: a thread gathers the next batches while the step computes."""
+"""Batches of a split in host memory or on disk: a thread gathers the next ones while a step computes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from oekd_fast.data.batches.base import NO_BATCH_LEFT, NO_IMAGE, Batches, epoch_
 from oekd_fast.data.batches.transfer import Buffers, Slot, Transfer, make_transfer
 from oekd_fast.data.dataset import AnySplit
 
-# Two are being copied from, one is full, one is filled.
+# At any time two are being copied to the device, one is full, and one is being filled.
 NUM_SLOTS = 4
 SLOTS_IN_FLIGHT = 2
 
 
 class HostBatches(Batches):
-    """Batches of any split, gathered in a thread some steps ahead and copied to where the step reads them.
+    """Batches of any split, gathered by a thread a few steps ahead and copied to fixed tensors on the device.
 
-    What goes wrong in the thread is raised by `ready`, with its traceback, and ends the epoch. The thread ends with its
-    epoch, and with `close`, this object or the interpreter. It makes no CUDA call, so it disturbs no capture.
+    `ready` raises an error of the thread with its traceback, and ends the epoch. The thread ends with its epoch, with
+    `close`, when this object is deleted, and when the interpreter exits. It makes no CUDA call, so that it cannot
+    disturb the capture of a CUDA graph.
+
+    Args:
+        split: split to serve.
+        device: device of the batches.
     """
 
     def __init__(self, split: AnySplit, device: torch.device | str) -> None:
@@ -49,7 +54,7 @@ class HostBatches(Batches):
             self._batch_size = batch_size
         for slot in self._transfer.slots:
             slot.wait()
-        # A copy, since the caller may reuse its order while the thread reads it.
+        # Cloned, since the caller may change its order while the thread reads it.
         self._prefetch = _Prefetch(self._split, rows[first:].clone(), self._transfer.slots)
         self._end_prefetch = weakref.finalize(self, self._prefetch.end)
         self._batches_left = len(rows) - first
@@ -82,7 +87,7 @@ class HostBatches(Batches):
         return self._batch_size, *(tensor.data_ptr() for tensor in self.take())
 
     def close(self) -> None:
-        """Drop what was gathered ahead and end the thread; `begin` starts anew."""
+        """Drop the batches gathered ahead and end the thread; `begin` starts a new epoch."""
         self._batches_left = 0
         self._in_flight.clear()
         if self._end_prefetch is not None:
@@ -91,9 +96,9 @@ class HostBatches(Batches):
 
 
 class _Prefetch:
-    """The thread of one epoch; it takes slots from `free` and puts them, or what went wrong, in `full`.
+    """Thread of one epoch, which fills slots from `free` and puts them, or its error, into `full`.
 
-    It knows nothing of the `HostBatches`, which can so be collected while it runs.
+    It holds no reference to its `HostBatches`, which can therefore be garbage-collected while the thread runs.
     """
 
     def __init__(self, split: AnySplit, rows: Tensor, slots: list[Slot]) -> None:
@@ -102,15 +107,15 @@ class _Prefetch:
         for slot in slots:
             self.free.put(slot)
         self._ended = False
-        # A daemon: the interpreter waits for other threads before it runs the finalizer that ends this one.
+        # A daemon thread, since the interpreter joins other threads before it runs the finalizer that ends this one.
         self._thread = threading.Thread(target=self._run, args=(split, rows), name="oekd_fast prefetch", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Wait until the thread has ended, which it does after the batch at hand."""
+        """End the thread after its current batch, and wait for it."""
         self._ended = True
-        self.free.put(None)  # wakes it
-        if threading.current_thread() is not self._thread:  # where the collector may run a finalizer
+        self.free.put(None)  # wakes the thread
+        if threading.current_thread() is not self._thread:  # the garbage collector may run this finalizer there
             self._thread.join()
 
     def _run(self, split: AnySplit, rows: Tensor) -> None:

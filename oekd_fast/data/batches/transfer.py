@@ -1,4 +1,4 @@
-"""Batches from host buffers to tensors that stay in one place on the device."""
+"""Copy batches from host buffers to tensors at fixed addresses on the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class Buffers:
-    """Room for one batch: images (uint8 [B, C, H, W]) and labels (int64 [B])."""
+    """Memory for one batch: images (uint8 [B, C, H, W]) and labels (int64 [B])."""
 
     def __init__(
         self, batch_size: int, image_shape: tuple[int, int, int], device: torch.device, pin_memory: bool = False
@@ -22,31 +22,33 @@ class Buffers:
 
 
 class Slot(Protocol):
-    """One of the host buffers that are filled ahead of the step."""
+    """Interface of one of the host buffers that are filled ahead of the step."""
 
     buffers: Buffers
 
     def wait(self) -> None:
-        """Until the buffers may be written to: what they held has been copied."""
+        """Wait until the previous contents have been copied, so that the buffers may be overwritten."""
 
 
 class Transfer(Protocol):
-    """The way of a batch to `target`, the tensors on the device that a step reads."""
+    """Interface of copies to `target`, the tensors on the device that a step reads."""
 
     target: Buffers
     slots: list[Slot]
 
     def send(self, slot: Slot) -> None:
-        """Copy a filled slot to `target`, before whatever the current stream does next."""
+        """Copy a filled slot to `target`, ordered before later work on the current stream."""
 
 
 def make_transfer(batch_size: int, image_shape: tuple[int, int, int], device: torch.device, num_slots: int) -> Transfer:
-    """Through pinned memory and a stream of its own where the device is CUDA, otherwise by plain copies."""
+    """Return a `StreamTransfer` for a CUDA device and a `PlainTransfer` otherwise."""
     kind = StreamTransfer if device.type == "cuda" else PlainTransfer
     return kind(batch_size, image_shape, device, num_slots)
 
 
 class PlainSlot:
+    """A slot in ordinary host memory."""
+
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
 
@@ -55,7 +57,7 @@ class PlainSlot:
 
 
 class PlainTransfer:
-    """Copies that are done when `send` returns."""
+    """Copies that are complete when `send` returns."""
 
     def __init__(
         self, batch_size: int, image_shape: tuple[int, int, int], device: torch.device, num_slots: int
@@ -69,6 +71,8 @@ class PlainTransfer:
 
 
 class PinnedSlot:
+    """A slot in pinned host memory, with the event of its last copy."""
+
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
         self.copied = torch.cuda.Event(blocking=True)
@@ -78,7 +82,7 @@ class PinnedSlot:
 
 
 class Stage:
-    """A device buffer between a pinned slot and the target."""
+    """A device buffer between a pinned slot and the target, with the event of its last read."""
 
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
@@ -86,9 +90,10 @@ class Stage:
 
 
 class StreamTransfer:
-    """Copies on a stream of their own into one of two stages, so that a batch travels while the step before computes.
+    """Copies from pinned memory on a separate stream, through one of two stages on the device.
 
-    Only the short copy from the stage to the target waits for the step that still reads the target.
+    The copy to a stage overlaps with the previous step. Only the short copy from the stage to the target waits for
+    that step, which may still read the target.
     """
 
     def __init__(
@@ -99,8 +104,8 @@ class StreamTransfer:
         self.slots = [PinnedSlot(Buffers(batch_size, image_shape, host, pin_memory=True)) for _ in range(num_slots)]
         self._stages = [Stage(Buffers(batch_size, image_shape, device)) for _ in range(2)]
         self._stream = torch.cuda.Stream(device)
-        # The stages' memory may still be in use by earlier work of the stream that it was allocated on, and must not
-        # be given to others before the copies into it are done.
+        # The memory of the stages may still be in use by earlier work on the stream that allocated it, and the
+        # allocator must not reuse it before the copies into it are done.
         self._stream.wait_stream(torch.cuda.current_stream(device))
         for stage in self._stages:
             stage.buffers.images.record_stream(self._stream)

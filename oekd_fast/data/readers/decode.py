@@ -1,4 +1,4 @@
-"""Encoded images to one uint8 array."""
+"""Decode and resize images with Pillow."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,22 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oekd_fast.data.dataset import DataError
-from oekd_fast.data.readers.optional import require
-from oekd_fast.data.readers.resize import middle_square
+from oekd_fast.data.readers.reading import require
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 
 
 class UnreadableImage(DataError):
-    """An image that is there but cannot be decoded."""
+    """Raised for an image whose bytes cannot be decoded."""
 
 
 class Decoded(NamedTuple):
-    """Images, which of the sources they are, and the names of the sources that could not be decoded.
+    """Decoded images.
 
-    images: uint8 [N, C, H, W], grey (C = 1) if all images are, otherwise RGB. Transparency is dropped. No image gives
-        [0, 1, 0, 0].
+    Args:
+        images: uint8 [N, C, H, W] with C = 1 if all images are grey, otherwise RGB. Transparency is dropped. The shape
+            is [0, 1, 0, 0] if there is no image.
+        rows: position of each image among the sources.
+        unreadable: names of the sources that could not be decoded.
     """
 
     images: np.ndarray
@@ -35,13 +37,18 @@ class Decoded(NamedTuple):
 def decode_images(
     sources: Iterable[tuple[str, Path | BytesIO]], count: int, size: int | None = None, skip_corrupt: bool = False
 ) -> Decoded:
-    """Decode `count` images.
+    """Decode `count` images into one array.
 
     Args:
-        sources: the name of each image, for messages, and its file or bytes.
-        count: how many there are.
-        size: of the squares to make of them; None: they have one size, which is kept.
-        skip_corrupt: leave out what cannot be decoded.
+        sources: name of each image, for messages, and its file or bytes.
+        count: number of sources.
+        size: crop images to their middle square and resize it to this many pixels a side. None keeps their size,
+            which has to be the same for all.
+        skip_corrupt: leave out images that cannot be decoded.
+
+    Raises:
+        UnreadableImage: an image cannot be decoded, unless `skip_corrupt` is set.
+        DataError: a file cannot be read, or an image has another size or more than 8 bits per channel.
     """
     images, first = np.empty((0, 1, 0, 0), dtype=np.uint8), ""
     rows: list[int] = []
@@ -64,25 +71,46 @@ def decode_images(
 
 
 def put_image(pixels: np.ndarray, out: np.ndarray, name: str, first: str) -> None:
-    """Write the image `name` (uint8 [H, W] or [H, W, 3]) to `out` (uint8 [C, H, W], of the size of `first`)."""
+    """Write an image to an array.
+
+    Args:
+        pixels: uint8 [H, W] or [H, W, 3].
+        out: uint8 [C, H, W].
+        name, first: names of the image and of the first image, whose size `out` has, for the error.
+
+    Raises:
+        DataError: the image has another size than the first.
+    """
     if pixels.shape[:2] != out.shape[1:]:
         (height, width), (first_height, first_width) = pixels.shape[:2], out.shape[1:]
         raise DataError(
-            "images must have one size, height x width: "
-            f"{first} is {first_height}x{first_width}, {name} is {height}x{width}; "
-            "image_size brings them to one"
+            f"{name}: expected {first_height}x{first_width} pixels (height x width), the size of {first}, "
+            f"got {height}x{width}; set image_size to resize all images"
         )
     out[...] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def has_colour(name: str, source: Path | BytesIO) -> bool:
-    """Whether `decode_image` gives colour, by the image's header alone."""
+    """Return whether `decode_image` returns a colour image; reads the header only."""
     with _opened(name, source) as image:
         return image.mode in COLOUR_MODES
 
 
 def decode_image(name: str, source: Path | BytesIO, size: int | None = None) -> np.ndarray:
-    """One image as uint8 [H, W] if grey, else [H, W, 3]; with `size`, its middle square of that height and width."""
+    """Decode an image.
+
+    Args:
+        name: name of the image, for errors.
+        source: file or bytes.
+        size: crop the image to its middle square and resize it to this many pixels a side; None keeps its size.
+
+    Returns:
+        uint8 [H, W] for a grey image, otherwise [H, W, 3].
+
+    Raises:
+        UnreadableImage: the image cannot be decoded.
+        DataError: the file cannot be read, or the image has more than 8 bits per channel.
+    """
     with _opened(name, source) as image:
         mode = image.mode
         if mode in (*GREY_MODES, *COLOUR_MODES):
@@ -90,7 +118,7 @@ def decode_image(name: str, source: Path | BytesIO, size: int | None = None) -> 
             if mode != plain:
                 image = image.convert(plain)
             return np.asarray(image if size is None else middle_square(image, size))
-    raise DataError(f"image {name} must have 8 bits a channel, got Pillow mode {mode!r}")
+    raise DataError(f"image {name}: expected 8 bits per channel, got Pillow mode {mode!r}")
 
 
 @contextmanager
@@ -100,6 +128,26 @@ def _opened(name: str, source: Path | BytesIO) -> Iterator[Any]:
         with pillow.open(source) as image:
             yield image
     except Exception as error:  # Pillow's readers raise many types on a damaged file
-        # Not the image's fault: what the system could not do has a number.
-        elsewhere = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-        raise (DataError if elsewhere else UnreadableImage)(f"cannot read image {name}: {error}") from error
+        # An OSError with a number comes from the system, not from the contents of the image.
+        from_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        raise (DataError if from_system else UnreadableImage)(f"cannot read image {name}: {error}") from error
+
+
+def middle_square(image: Any, size: int) -> Any:
+    """Crop a Pillow image to its middle square and resize that to `size` x `size` pixels.
+
+    Pillow's bilinear filter widens with the scale, so that shrinking does not alias.
+    """
+    pillow = require("PIL.Image")
+    edge = min(image.size)
+    left, top = ((length - edge) / 2 for length in image.size)
+    return image.resize((size, size), pillow.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
+
+
+def resize_planes(images: np.ndarray, size: int) -> np.ndarray:
+    """Return the middle squares of images with any number of channels: uint8 [N, C, H, W] -> [N, C, size, size]."""
+    pillow = require("PIL.Image")
+    out = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    for index in np.ndindex(images.shape[:2]):
+        out[index] = middle_square(pillow.fromarray(np.ascontiguousarray(images[index])), size)
+    return out

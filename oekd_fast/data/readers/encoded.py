@@ -1,4 +1,4 @@
-"""Encoded images, in files or tables: read at once, or decoded when they are asked for."""
+"""Splits of encoded images from files or tables: decoded at once, or when they are gathered."""
 
 from __future__ import annotations
 
@@ -15,44 +15,63 @@ from torch import Tensor
 from oekd_fast.data.dataset import Split
 from oekd_fast.data.lazy import LazySplit
 from oekd_fast.data.readers.decode import UnreadableImage, decode_image, decode_images, has_colour, put_image
-from oekd_fast.data.readers.reading import Reading, ReadSplit, left_out
+from oekd_fast.data.readers.reading import ReadOptions, ReadSplit, note_on_skipped
 
-# Pillow decodes without the interpreter's lock, but opening an image needs it: more threads would wait for it.
+# Pillow releases the interpreter's lock while it decodes, but not while it opens an image; more threads would wait.
 DECODERS = min(8, os.cpu_count() or 1)
-IMAGES_AT_ONCE = 256
+IMAGES_PER_PASS = 256
 
-# The name of an image, for messages, and its file or bytes.
+# Name of an image, for messages, and its file or bytes.
 Source = tuple[str, Path | BytesIO]
-# Row numbers -> the images in these rows.
+# From row numbers to the images in these rows.
 Fetch = Callable[[Sequence[int]], list[Source]]
 
 
-def read_now(where: str, sources: Iterable[Source], labels: Tensor, reading: Reading) -> ReadSplit:
-    """The split of all `sources`, whose classes are `labels` (int64 [N]); `where` names it in the note."""
-    images, rows, unreadable = decode_images(sources, len(labels), reading.size, reading.skip_corrupt)
+def read_into_memory(where: str, sources: Iterable[Source], labels: Tensor, options: ReadOptions) -> ReadSplit:
+    """Decode all images of a split.
+
+    Args:
+        where: name of the split, for the note.
+        sources: the N images.
+        labels: class indices, int64 [N].
+        options: size of the images, and whether to leave out those that cannot be decoded.
+
+    Raises:
+        DataError: see `decode_images`.
+    """
+    images, rows, unreadable = decode_images(sources, len(labels), options.size, options.skip_corrupt)
     split = Split(torch.from_numpy(images), labels[torch.tensor(rows, dtype=torch.int64)])
-    return ReadSplit(split, left_out(where, unreadable, len(labels)))
+    return ReadSplit(split, note_on_skipped(where, unreadable, len(labels)))
 
 
-def read_lazily(where: str, fetch: Fetch, labels: Tensor, reading: Reading) -> ReadSplit:
-    """The same split, whose images are read as needed.
+def read_lazily(where: str, fetch: Fetch, labels: Tensor, options: ReadOptions) -> ReadSplit:
+    """Return the split of `read_into_memory` with images that are decoded when they are gathered.
 
-    What to skip is looked for here, once, by decoding everything: so rows, splits and batches are those of `read_now`.
+    With `skip_corrupt`, all images are decoded once here to find the unreadable ones, so that rows, splits and batches
+    are the same as in memory.
+
+    Raises:
+        DataError: the first image or the header of another image cannot be read.
     """
     count, note = len(labels), None
-    if reading.skip_corrupt:
+    if options.skip_corrupt:
         unreadable = _unreadable(fetch, count)
-        note = left_out(where, list(unreadable.values()), count)
+        note = note_on_skipped(where, list(unreadable.values()), count)
         rows = [row for row in range(count) if row not in unreadable]
-        labels, fetch = labels[torch.tensor(rows, dtype=torch.int64)], _part(fetch, rows)
-    return ReadSplit(LazySplit.of(EncodedImages(fetch, len(labels), reading.size), labels), note)
+        labels, fetch = labels[torch.tensor(rows, dtype=torch.int64)], _only(fetch, rows)
+    return ReadSplit(LazySplit.of(EncodedImages(fetch, len(labels), options.size), labels), note)
 
 
 class EncodedImages:
-    """An `ImageSource` over `count` encoded images, which `fetch` finds.
+    """Image source over encoded images.
 
-    With `size` they are made squares of it, otherwise all are taken to be of the size of the first. They are in colour
-    if any is: the headers up to the first image with colour are read here. No image has the shape (1, 0, 0).
+    Images are in colour if any of them is: their headers are read here, up to the first colour image.
+
+    Args:
+        fetch: returns the images in given rows.
+        count: number of images. The shape of the images is (1, 0, 0) if it is 0.
+        size: crop images to their middle square and resize it to this many pixels a side. None expects all images to
+            have the size of the first.
     """
 
     def __init__(self, fetch: Fetch, count: int, size: int | None = None) -> None:
@@ -75,13 +94,13 @@ class EncodedImages:
         _in_threads(decode, len(images))
 
     def _any_colour(self, count: int) -> bool:
-        return any(has_colour(name, source) for rows in _parts(count) for name, source in self._fetch(rows))
+        return any(has_colour(name, source) for rows in _passes(count) for name, source in self._fetch(rows))
 
 
 def _unreadable(fetch: Fetch, count: int) -> dict[int, str]:
-    """Row -> name of the images that cannot be decoded, in order."""
+    """Return the row and name of each image that cannot be decoded, in ascending order of rows."""
     found: dict[int, str] = {}
-    for rows in _parts(count):
+    for rows in _passes(count):
         images = fetch(rows)
 
         def check(index: int, rows: Sequence[int] = rows, images: list[Source] = images) -> None:
@@ -95,21 +114,22 @@ def _unreadable(fetch: Fetch, count: int) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _part(fetch: Fetch, rows: list[int]) -> Fetch:
+def _only(fetch: Fetch, rows: list[int]) -> Fetch:
+    """Return a `fetch` that numbers the images in `rows` from 0."""
     return lambda numbers: fetch([rows[number] for number in numbers])
 
 
-def _parts(count: int) -> list[range]:
-    return [range(start, min(start + IMAGES_AT_ONCE, count)) for start in range(0, count, IMAGES_AT_ONCE)]
+def _passes(count: int) -> list[range]:
+    return [range(start, min(start + IMAGES_PER_PASS, count)) for start in range(0, count, IMAGES_PER_PASS)]
 
 
 def _in_threads(work: Callable[[int], None], count: int) -> None:
-    """`work(0)` to `work(count - 1)`; what one of them raises is raised."""
+    """Call `work(0)` to `work(count - 1)` in threads, and raise the first error of any of them."""
 
     def share(first: int) -> None:
         for index in range(first, count, DECODERS):
             work(index)
 
-    # A pool for this call alone: whatever ends it, no thread stays.
+    # The pool belongs to this call, so that no thread outlives it, whatever ends it.
     with ThreadPoolExecutor(DECODERS) as pool:
         list(pool.map(share, range(DECODERS)))

@@ -1,4 +1,4 @@
-"""Parquet files `<split>-*.parquet` with encoded images, as data-set hubs keep them."""
+"""Reader of parquet files `<split>-*.parquet` with encoded images, the format of the Hugging Face hub."""
 
 import json
 from collections.abc import Iterator
@@ -6,28 +6,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from oekd_fast.data.assemble import SPLIT_NAMES, RawSplits
+from oekd_fast.data.assemble import SPLIT_NAMES, SourceSplits
 from oekd_fast.data.dataset import DataError
-from oekd_fast.data.readers.mapped import mapped_table
-from oekd_fast.data.readers.optional import require
-from oekd_fast.data.readers.reading import Reading
-from oekd_fast.data.readers.table import BATCH_ROWS, Table, read_tables
+from oekd_fast.data.readers.reading import ReadOptions, require
+from oekd_fast.data.readers.table import BATCH_ROWS, Table, mapped_table, read_tables
 
 
 def has_parquet(root: Path) -> bool:
+    """Return whether `root` holds parquet files of a training split."""
     return bool(_shards(root, "train"))
 
 
-def read_parquet(root: Path, reading: Reading) -> RawSplits:
+def read_parquet(root: Path, options: ReadOptions) -> SourceSplits:
     """Read `<split>-*.parquet` or `<split>.parquet`.
 
-    Reads with pyarrow alone, which is quicker to import than `datasets` and writes no cache. Streaming needs both:
-    rows of parquet files cannot be reached one by one, so `datasets` keeps an Arrow copy in its cache.
+    Reading into memory needs pyarrow only, which imports faster than `datasets` and writes no cache. Streaming needs
+    `datasets` too, which copies the files to Arrow files in its cache, since parquet has no access to single rows.
+
+    Raises:
+        DataError: a file cannot be read, or the tables are malformed.
     """
-    shards = {name: _shards(root, name) for name in SPLIT_NAMES if name not in reading.without}
-    read = _mapped_table if reading.stream else _table
+    shards = {name: _shards(root, name) for name in SPLIT_NAMES if name not in options.skip_splits}
+    read = _mapped_table if options.stream else _table
     tables = {name: read(f"{root} ({name})", files) for name, files in shards.items() if files}
-    return read_tables(tables, reading)
+    return read_tables(tables, options)
 
 
 def _table(where: str, shards: list[Path]) -> Table:
@@ -35,12 +37,12 @@ def _table(where: str, shards: list[Path]) -> Table:
 
 
 def _mapped_table(where: str, shards: list[Path]) -> Table:
-    if not any(_count(shard) for shard in shards):  # which `datasets` refuses
+    if not any(_count(shard) for shard in shards):  # `datasets` rejects files without rows
         return _table(where, shards)
     features, datasets = _features(shards[0]), require("datasets")
     try:
         rows = datasets.Dataset.from_parquet([str(shard) for shard in shards])
-    except Exception as error:  # the builder's errors have no common type
+    except Exception as error:  # errors of the builder have no common base class
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"cannot copy {where} to the cache of `datasets` ({reason})") from error
     return mapped_table(where, features, rows, stream=True)
@@ -64,7 +66,7 @@ def _count(shard: Path) -> int:
 
 
 def _features(shard: Path) -> dict[str, Any]:
-    """Features in their plain form: from the schema's metadata, otherwise guessed from the Arrow types."""
+    """Return the type of each column, from the metadata of `datasets` or else guessed from the Arrow type."""
     with _open(shard) as file:
         schema = file.schema_arrow
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))

@@ -8,12 +8,12 @@ LABELS = torch.arange(COUNT) * 10
 
 
 def images() -> torch.Tensor:
-    # Image i is filled with i, so images show which row they are.
+    # Image i is filled with i, so that images identify their rows.
     return torch.arange(COUNT, dtype=torch.uint8).view(COUNT, 1, 1, 1).expand(COUNT, 2, 3, 3).contiguous()
 
 
 class Rows:
-    """An image source that makes its images when they are read."""
+    """An image source that creates its images when they are read."""
 
     image_shape = (2, 3, 3)
 
@@ -33,8 +33,8 @@ def batches(request) -> Batches:
     return KINDS[request.param]()
 
 
-def rest(batches: Batches, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next `count` batches, one after the other, copied since the next may use the same memory."""
+def next_batches(batches: Batches, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the next `count` batches, concatenated; each is cloned, since the next one may reuse its memory."""
     taken = []
     for _ in range(count):
         batches.ready()
@@ -50,7 +50,7 @@ def assert_rows(taken: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor) ->
     assert torch.equal(pixels, images()[rows])
 
 
-def test_order_is_a_permutation_that_the_generator_decides(batches):
+def test_order_is_a_permutation_drawn_from_the_generator(batches):
     first = batches.order(torch.Generator().manual_seed(0))
     assert first.dtype == torch.int64 and first.device.type == "cpu"
     assert torch.equal(first.sort().values, torch.arange(10))
@@ -62,50 +62,50 @@ def test_order_is_a_permutation_that_the_generator_decides(batches):
     ("size", "drop_last", "expected"),
     [(5, True, 2), (5, False, 2), (4, True, 2), (4, False, 3), (11, True, 0)],
 )
-def test_num_batches(batches, size, drop_last, expected):
+def test_num_batches_with_and_without_a_partial_batch(batches, size, drop_last, expected):
     assert batches.num_batches(size, drop_last=drop_last) == expected
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 10])
-def test_an_epoch_has_the_rows_in_the_order_asked_and_leaves_the_rest_out(batches, size):
+def test_an_epoch_serves_full_batches_in_the_given_order(batches, size):
     assert (len(batches), batches.device) == (COUNT, torch.device("cpu"))
     for seed in range(2):
         order = batches.order(torch.Generator().manual_seed(seed))
         batches.begin(order, size)
-        assert_rows(rest(batches, COUNT // size), order[: COUNT // size * size])
+        assert_rows(next_batches(batches, COUNT // size), order[: COUNT // size * size])
 
 
 def test_an_order_may_repeat_and_be_longer_than_the_split(batches):
     order = torch.tensor([7, 0, 7] * 5)
     batches.begin(order, 5)
-    assert_rows(rest(batches, 3), order)
+    assert_rows(next_batches(batches, 3), order)
 
 
 @pytest.mark.parametrize("first", [0, 1, 4])
-def test_an_epoch_resumed_from_its_order_sees_the_rest(batches, first):
+def test_an_epoch_resumed_from_its_order_serves_the_remaining_batches(batches, first):
     order = batches.order(torch.Generator().manual_seed(0))
     batches.begin(order, 2, first)
-    assert_rows(rest(batches, 5 - first), order[2 * first :])
+    assert_rows(next_batches(batches, 5 - first), order[2 * first :])
 
 
-def test_an_epoch_can_be_left_for_another(batches):
+def test_begin_ends_the_current_epoch(batches):
     for taken in range(4):
         batches.begin(torch.arange(COUNT), 2)
-        rest(batches, taken + 1)
+        next_batches(batches, taken + 1)
         batches.begin(torch.arange(COUNT).flip(0), 5)
-        assert_rows(rest(batches, 1), torch.tensor([9, 8, 7, 6, 5]))
+        assert_rows(next_batches(batches, 1), torch.tensor([9, 8, 7, 6, 5]))
 
 
-def test_the_order_may_be_reused_by_the_caller(batches):
+def test_the_caller_may_change_its_order_after_begin(batches):
     order = torch.arange(COUNT)
     batches.begin(order, 2)
     order.zero_()
-    assert_rows(rest(batches, 5), torch.arange(COUNT))
+    assert_rows(next_batches(batches, 5), torch.arange(COUNT))
 
 
-def test_rows_without_an_image(batches):
+def test_rows_without_an_image_have_ignored_labels(batches):
     batches.begin(torch.tensor([-1, 3, 4, -1, -1, -1, 9, -1]), 2)
-    pixels, labels = rest(batches, 4)
+    pixels, labels = next_batches(batches, 4)
     assert labels.tolist() == [-100, 30, 40, -100, -100, -100, 90, -100]
     assert torch.equal(pixels[[1, 2, 6]], images()[[3, 4, 9]])
 
@@ -115,29 +115,29 @@ def test_padded_order_is_one_full_pass(batches):
     assert order.dtype == torch.int64 and order.tolist() == [*range(10), -1, -1]
     assert padded_order(8, 4).tolist() == list(range(8))
     batches.begin(order, 4)
-    assert rest(batches, batches.num_batches(4, drop_last=False))[1].tolist() == [*LABELS.tolist(), -100, -100]
+    assert next_batches(batches, batches.num_batches(4, drop_last=False))[1].tolist() == [*LABELS.tolist(), -100, -100]
 
 
-def test_a_batch_too_many_is_refused(batches):
+def test_ready_raises_after_the_last_batch(batches):
     with pytest.raises(RuntimeError, match="the epoch has no batch left: call begin first"):
         batches.ready()
     batches.begin(torch.arange(COUNT), 5)
-    rest(batches, 2)
+    next_batches(batches, 2)
     with pytest.raises(RuntimeError, match="the epoch has no batch left: call begin first"):
         batches.ready()
 
 
-def test_the_signature_tells_whether_a_captured_step_stays_valid(batches):
+def test_the_signature_changes_if_and_only_if_a_captured_step_becomes_invalid(batches):
     batches.begin(torch.arange(COUNT), 5)
     before = batches.signature
-    rest(batches, 1)
+    next_batches(batches, 1)
     batches.begin(torch.arange(COUNT).flip(0), 5, 1)
     assert batches.signature == before and hash(before) == hash(batches.signature)
     batches.begin(torch.arange(COUNT), 2)
     assert batches.signature != before
 
 
-def test_on_the_device_another_length_is_another_signature():
+def test_the_signature_of_device_batches_includes_the_length_of_the_epoch():
     batches = KINDS["device"]()
     batches.begin(torch.arange(COUNT), 2)
     before = batches.signature
@@ -145,7 +145,7 @@ def test_on_the_device_another_length_is_another_signature():
     assert batches.signature != before
 
 
-def test_on_the_device_a_warm_up_can_be_undone_and_be_longer_than_the_epoch():
+def test_a_warm_up_of_device_batches_can_be_undone_and_exceed_the_epoch():
     batches = KINDS["device"]()
     batches.begin(torch.arange(COUNT), 5, 1)
     batches.ready()
@@ -156,7 +156,7 @@ def test_on_the_device_a_warm_up_can_be_undone_and_be_longer_than_the_epoch():
     assert_rows(batches.take(), torch.arange(5, 10))
 
 
-def test_prefetched_batches_stand_still_until_the_next_is_ready():
+def test_prefetched_batches_are_unchanged_until_the_next_is_ready():
     batches = KINDS["host"]()
     batches.begin(torch.arange(COUNT), 5)
     batches.ready()
@@ -169,7 +169,7 @@ def test_prefetched_batches_stand_still_until_the_next_is_ready():
 
 
 def test_take_reads_nothing_on_the_host():
-    batches = DeviceBatches(Split(images(), LABELS), "meta")  # values that are not there cannot be read
+    batches = DeviceBatches(Split(images(), LABELS), "meta")  # reading a value of a meta tensor raises
     batches.begin(torch.arange(COUNT), 5)
     batches.ready()
     taken, labels = batches.take()
@@ -179,7 +179,7 @@ def test_take_reads_nothing_on_the_host():
 @pytest.mark.parametrize(
     ("order", "size", "first", "error", "message"),
     [
-        (torch.arange(10), 0, 0, ValueError, "batch_size must be 1 or more, got 0"),
+        (torch.arange(10), 0, 0, ValueError, "batch_size: expected an integer >= 1, got 0"),
         ([0, 1], 1, 0, TypeError, "order: expected a tensor, got list"),
         (torch.arange(10.0), 5, 0, TypeError, r"order: expected dtype torch.int64, got torch.float32"),
         (torch.zeros(2, 5).long(), 5, 0, ValueError, r"order: expected one dimension on the CPU, got \[2, 5\] on cpu"),
@@ -191,16 +191,16 @@ def test_take_reads_nothing_on_the_host():
         (torch.arange(10), 4, -1, ValueError, r"first: expected a batch in \[0, 2\), got -1"),
     ],
 )
-def test_what_begin_refuses(batches, order, size, first, error, message):
+def test_begin_rejects_invalid_arguments_and_keeps_the_current_epoch(batches, order, size, first, error, message):
     batches.begin(torch.arange(COUNT), 2)
     with pytest.raises(error, match=message):
         batches.begin(order, size, first)
-    assert_rows(rest(batches, 5), torch.arange(COUNT))  # the epoch at hand goes on
+    assert_rows(next_batches(batches, 5), torch.arange(COUNT))
 
 
 @pytest.mark.parametrize(
     "call", [lambda b: b.num_batches(0, drop_last=True), lambda b: padded_order(len(b), 0)], ids=["passes", "padded"]
 )
-def test_batch_size_is_checked(batches, call):
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+def test_batch_size_below_one_is_rejected(batches, call):
+    with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
         call(batches)

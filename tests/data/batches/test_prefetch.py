@@ -1,4 +1,4 @@
-"""The thread that gathers ahead: faults, ends and stops. What batches hold is in test_batches."""
+"""The prefetch thread: errors, the end of epochs, and interruption. test_base.py tests the contents of batches."""
 
 import gc
 import signal
@@ -18,7 +18,7 @@ COUNT = 24
 
 
 class Source:
-    """Images filled with the number of their row, read only while `gate` is open; row `bad` cannot be read."""
+    """Images filled with their row number. Reading waits for `gate`; row `bad` raises."""
 
     image_shape = (1, 2, 2)
 
@@ -49,7 +49,7 @@ def wait_until(condition) -> None:
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("waited ten seconds in vain")
+    raise AssertionError("the condition is still false after ten seconds")
 
 
 def take_all(batches: HostBatches, count: int) -> list[int]:
@@ -61,12 +61,12 @@ def take_all(batches: HostBatches, count: int) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_stays():
+def no_thread_is_left():
     yield
     assert threads() == []
 
 
-def test_the_thread_works_ahead_but_not_beyond_its_buffers():
+def test_the_thread_gathers_ahead_as_many_batches_as_it_has_buffers():
     source = Source()
     batches = prefetched(source)
     batches.begin(torch.arange(COUNT), 2)
@@ -86,7 +86,7 @@ def test_the_thread_ends_with_its_epoch():
         assert threads() == []
 
 
-def test_a_fault_in_the_thread_is_raised_with_its_traceback():
+def test_an_error_in_the_thread_is_raised_with_its_traceback():
     batches = prefetched(Source(bad=9))
     batches.begin(torch.arange(COUNT), 4)
     assert take_all(batches, 2) == list(range(8))
@@ -94,7 +94,7 @@ def test_a_fault_in_the_thread_is_raised_with_its_traceback():
         batches.ready()
     assert "read" in [frame.name for frame in traceback.extract_tb(caught.tb)]
     assert threads() == []
-    with pytest.raises(RuntimeError, match="no batch left"):  # and does not wait for what never comes
+    with pytest.raises(RuntimeError, match="no batch left"):  # and does not block
         batches.ready()
     batches.begin(torch.arange(8), 4)
     assert take_all(batches, 2) == list(range(8))
@@ -111,7 +111,7 @@ def test_close_ends_the_epoch():
         batches.ready()
 
 
-def test_a_new_epoch_drops_what_was_gathered():
+def test_a_new_epoch_drops_batches_gathered_ahead():
     source = Source()
     batches = prefetched(source)
     batches.begin(torch.arange(COUNT), 2)
@@ -121,7 +121,7 @@ def test_a_new_epoch_drops_what_was_gathered():
     assert take_all(batches, 9) == list(range(17, -1, -1))
 
 
-def test_an_object_that_is_dropped_ends_its_thread():
+def test_deleting_the_batches_ends_the_thread():
     batches = prefetched(Source())
     batches.begin(torch.arange(COUNT), 2)
     batches.ready()
@@ -131,7 +131,7 @@ def test_an_object_that_is_dropped_ends_its_thread():
     assert not thread.is_alive()
 
 
-def test_nothing_of_past_epochs_is_kept():
+def test_past_epochs_are_not_kept_in_memory():
     batches = prefetched(Source())
     for _ in range(5):
         batches.begin(torch.arange(COUNT), 4)
@@ -140,18 +140,18 @@ def test_nothing_of_past_epochs_is_kept():
     assert sum(type(thing) is _Prefetch for thing in gc.get_objects()) == 1
 
 
-SLOW = """
+INTERRUPTED_EPOCH = """
 import threading, time
 import torch
 from oekd_fast.data import HostBatches, LazySplit
 
-class Slow:
+class SlowSource:
     image_shape = (1, 2, 2)
     def read(self, rows, out):
         if rows[0]:
             time.sleep(1)
 
-batches = HostBatches(LazySplit.of(Slow(), torch.arange(20)), "cpu")
+batches = HostBatches(LazySplit.of(SlowSource(), torch.arange(20)), "cpu")
 batches.begin(torch.arange(20), 2)
 batches.ready()
 try:
@@ -164,8 +164,8 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process")
-def test_ctrl_c_while_waiting_and_the_end_of_the_interpreter_in_the_middle_of_an_epoch():
-    command = [sys.executable, "-c", SLOW]
+def test_interrupt_while_waiting_and_interpreter_exit_inside_an_epoch():
+    command = [sys.executable, "-c", INTERRUPTED_EPOCH]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)

@@ -1,6 +1,6 @@
-"""Copies on a stream of their own: the order of the work, on streams that run in any order that events allow.
+"""Copies on a separate stream: the order of the work, simulated for every order that the events allow.
 
-There need be no GPU for that: `Streams` stands in for `torch.cuda`. What a GPU makes of it is tested at the end.
+The simulation replaces `torch.cuda` by `SimulatedCuda` and needs no GPU. Tests on a GPU are at the end.
 """
 
 import random
@@ -16,8 +16,8 @@ from oekd_fast.data.batches import transfer as module
 from oekd_fast.data.batches.transfer import StreamTransfer
 
 
-class Streams:
-    """Streams whose work is done as late and in as odd an order as the events permit."""
+class SimulatedCuda:
+    """Streams whose work runs in a random order among those that the events allow."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -41,16 +41,16 @@ class Streams:
         self.current = before
 
     def advance(self) -> bool:
-        """Do one piece of work that nothing holds back; False if there is none."""
-        able = [stream for stream in self.streams if stream.work and stream.work[0][0]()]
-        if able:
-            self.random.choice(able).work.popleft()[1]()
-        return bool(able)
+        """Do one piece of work that is not blocked, chosen at random; return False if there is none."""
+        unblocked = [stream for stream in self.streams if stream.work and stream.work[0][0]()]
+        if unblocked:
+            self.random.choice(unblocked).work.popleft()[1]()
+        return bool(unblocked)
 
 
 class Stream:
     def __init__(self) -> None:
-        self.work = deque()  # (whether it may run, what it does)
+        self.work = deque()  # (function that tells whether the action may run, action)
 
     def do(self, action, may_run=lambda: True) -> None:
         self.work.append((may_run, action))
@@ -64,7 +64,7 @@ class Stream:
 
 
 class Event:
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: SimulatedCuda) -> None:
         self.streams, self.recorded, self.reached = streams, 0, 0
 
     def record(self, stream) -> None:
@@ -73,15 +73,15 @@ class Event:
 
     def synchronize(self) -> None:
         while self.reached < self.recorded:
-            assert self.streams.advance(), "waits for ever"
+            assert self.streams.advance(), "deadlock: no work is left that would reach the event"
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_step_reads_its_own_batch(monkeypatch, seed):
-    streams = Streams(seed)
+    streams = SimulatedCuda(seed)
 
     class Buffers:
-        """One value in place of a batch; the halves of a copy are one."""
+        """One value in place of the images and labels of a batch."""
 
         def __init__(self, batch_size, image_shape, device, pin_memory=False):
             self.value = None
@@ -122,7 +122,7 @@ class TestOnAGpu:
     pytestmark = ON_GPU
 
     @pytest.mark.parametrize("work", [0, 8])
-    def test_prefetched_batches_are_those_of_the_device(self, split, work):
+    def test_prefetched_batches_equal_device_batches(self, split, work):
         order = torch.randperm(4096, generator=torch.Generator().manual_seed(1))
         device, host = DeviceBatches(split, "cuda"), HostBatches(split, "cuda")
         matrix = torch.randn(2048, 2048, device="cuda")
@@ -132,20 +132,20 @@ class TestOnAGpu:
                 batches.begin(order, 128, first=5)
             for _ in range(4096 // 128 - 5):
                 device.ready(), host.ready()
-                for _ in range(work):  # so that the copies are far ahead of the step
+                for _ in range(work):  # so that copies run far ahead of the step
                     matrix = matrix @ matrix * 1e-3
                 kept.append([tensor.clone() for batches in (device, host) for tensor in batches.take()])
         for expected_images, expected_labels, images, labels in kept:
             assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
     @pytest.mark.parametrize("kind", [DeviceBatches, HostBatches])
-    def test_a_captured_take_is_replayed_over_epochs(self, split, kind):
+    def test_a_captured_take_can_be_replayed_in_later_epochs(self, split, kind):
         batches, graph = kind(split, "cuda"), torch.cuda.CUDAGraph()
         images, labels = torch.empty(256, 3, 32, 32, dtype=torch.uint8, device="cuda"), torch.empty(256, device="cuda")
         order = batches.order(torch.Generator().manual_seed(0))
         batches.begin(order, 256)
         batches.ready()
-        with torch.cuda.graph(graph):  # other threads are held to its rules too
+        with torch.cuda.graph(graph):  # also checks that the prefetch thread makes no illegal call during capture
             taken = batches.take()
             images.copy_(taken[0]), labels.copy_(taken[1])
         signature = batches.signature
@@ -158,7 +158,7 @@ class TestOnAGpu:
                 assert torch.equal(labels.cpu().long(), rows)
                 assert torch.equal(images.cpu(), split.images[rows])
 
-    def test_buffers_are_pinned(self, split):
+    def test_host_buffers_are_pinned(self, split):
         batches = HostBatches(split, "cuda")
         batches.begin(torch.arange(256), 128)
         assert all(slot.buffers.images.is_pinned() for slot in batches._transfer.slots)

@@ -1,4 +1,4 @@
-"""Images of different sizes, brought to one, and images that cannot be decoded: in memory and streamed alike."""
+"""Resizing of images and skipping of unreadable ones, with the same result in memory and streamed."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, load_dataset
-from oekd_fast.data.augmentation.settings import Protocol
+from oekd_fast.data.augmentation.settings import ImageSettings
 from oekd_fast.data.readers.decode import UnreadableImage, decode_images
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
@@ -19,7 +19,7 @@ REAL = Path(__file__).parents[4] / "shared" / "data" / "tiny_imagenet25" / "test
 
 @pytest.fixture
 def photographs() -> list[np.ndarray]:
-    """Thirty images (uint8, H x W x 3), no two of the same size, ten of each class in turn."""
+    """Thirty images (uint8, H x W x 3) of different sizes: ten of each class, sorted by class."""
     random = np.random.default_rng(0)
     return [random.integers(0, 256, (9 + i % 7, 8 + i, 3), dtype=np.uint8) for i in range(30)]
 
@@ -33,7 +33,7 @@ def write_folder(root: Path, images: list[np.ndarray]) -> Path:
 
 
 def write_parquet(path: Path, images: list[np.ndarray], labels=None, damaged=None) -> None:
-    """With the columns and types of the hub's files; `damaged` has other bytes for the images of some rows."""
+    """Write a table with the columns and types of the hub; `damaged` maps rows to bytes that replace their images."""
     datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     labels = [index // 10 for index in range(len(images))] if labels is None else labels
@@ -61,7 +61,7 @@ def cache(monkeypatch, tmp_path_factory) -> None:
 
 
 def both(name: object, **options) -> tuple[ImageDataset, ImageDataset]:
-    """In memory and streamed, which hold the same."""
+    """Load `name` in memory and streamed, and assert that both give the same data."""
     eager, streamed = (load_dataset(str(name), stream=stream, **options) for stream in (False, True))
     assert (eager.augmentation, eager.classes, eager.notes) == (
         streamed.augmentation,
@@ -82,7 +82,7 @@ def fails(name: object, *parts: str, **options) -> None:
 
 
 def triangles(length: int, edge: int, size: int) -> np.ndarray:
-    """What each of `size` pixels over the middle `edge` takes of `length` pixels: a triangle two pixels wide."""
+    """Return the weights (fp64 [size, length]) of a triangle filter that resizes the middle `edge` pixels to `size`."""
     scale = edge / size
     centres = (length - edge) / 2 + (np.arange(size) + 0.5) * scale
     distances = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1)
@@ -91,7 +91,7 @@ def triangles(length: int, edge: int, size: int) -> np.ndarray:
 
 
 def middle(image: np.ndarray, size: int) -> np.ndarray:
-    """The oracle: the middle square as [C, size, size]; both axes in fp64."""
+    """Reference: the resized middle square, [C, size, size], with both axes filtered in fp64."""
     height, width = image.shape[:2]
     edge = min(height, width)
     return np.einsum("yh,xw,hwc->cyx", triangles(height, edge, size), triangles(width, edge, size), image)
@@ -107,7 +107,7 @@ def test_images_of_different_sizes_become_squares(tmp_path, photographs):
     assert eager.train.image_shape == (3, 6, 6) and eager.image_size == 6
     assert eager.augmentation == Augmentation(pad=1, flip=False)
     for image, photograph in zip(eager.test.images.numpy(), photographs, strict=True):
-        assert np.abs(image - middle(photograph, 6)).max() < 1.1  # rounded twice, once an axis
+        assert np.abs(image - middle(photograph, 6)).max() < 1.1  # Pillow rounds after each axis
 
 
 def test_resizing_does_not_alias(tmp_path):
@@ -117,7 +117,7 @@ def test_resizing_does_not_alias(tmp_path):
     assert ((images.int() - 127).abs() < 16).all()
 
 
-def test_images_for_resized_crops_are_kept_larger(tmp_path, photographs):
+def test_images_for_resized_crops_are_stored_larger(tmp_path, photographs):
     write_folder(tmp_path, photographs)
     eager, streamed = both(tmp_path, augmentation="resized_crop", image_size=7)
     assert eager.train.image_shape == (3, 8, 8) and eager.image_size == streamed.image_size == 7
@@ -125,14 +125,17 @@ def test_images_for_resized_crops_are_kept_larger(tmp_path, photographs):
     assert load_dataset(str(tmp_path), augmentation="none", image_size=7).augmentation == Augmentation(0, False)
 
 
-def test_sizes_must_agree_or_be_given(tmp_path, photographs):
+def test_images_of_different_sizes_need_image_size(tmp_path, photographs):
     write_folder(tmp_path, photographs)
-    fails(tmp_path, "images must have one size", "image_size brings them to one")
-    fails(write_folder(tmp_path / "wide", [photographs[0]] * 30), "must be square, got 9x8: image_size makes them so")
+    fails(tmp_path, "pixels (height x width), the size of ", "set image_size to resize all images")
+    fails(
+        write_folder(tmp_path / "wide", [photographs[0]] * 30),
+        "expected square images, got 9x8; set image_size to resize them",
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_arrays_are_resized_too(tmp_path, channels):
+def test_arrays_are_resized(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (20, 6, 10, channels), dtype=np.uint8)
     np.save(tmp_path / "train.images.npy", images)
     np.save(tmp_path / "train.labels.npy", np.arange(20) % 2)
@@ -143,7 +146,7 @@ def test_arrays_are_resized_too(tmp_path, channels):
         assert (np.abs(everything - middle(image, 4)) < 1.1).all((1, 2, 3)).sum() == 1
 
 
-def test_digits_are_resized_too():
+def test_digits_are_resized():
     pytest.importorskip("sklearn", reason="needs the extra 'train'")
     digits = load_dataset("digits", image_size=12)
     assert digits.train.image_shape == (1, 12, 12) and digits.augmentation == Augmentation(pad=1, flip=False)
@@ -151,7 +154,7 @@ def test_digits_are_resized_too():
 
 @pytest.mark.parametrize("name", ["imagenet_1k", "imagenet-1k"])
 @pytest.mark.parametrize("folder", ["imagenet_1k", "imagenet-1k", "."])
-def test_imagenets_layout(tmp_path, photographs, name, folder):
+def test_layout_of_imagenet(tmp_path, photographs, name, folder):
     root = tmp_path / folder
     write_parquet(root / "train-00000-of-00002.parquet", photographs)
     write_parquet(root / "train-00001-of-00002.parquet", photographs)
@@ -163,7 +166,7 @@ def test_imagenets_layout(tmp_path, photographs, name, folder):
     assert [len(split) for split in (eager.train, eager.validation, eager.test)] == [54, 6, 30]
 
 
-def test_data_known_to_differ_in_size_is_224(tmp_path, photographs):
+def test_known_data_of_different_sizes_defaults_to_224_pixels(tmp_path, photographs):
     write_parquet(tmp_path / "train-0.parquet", photographs[::3] * 3, labels=[0, 1, 2] * 10)
     write_parquet(tmp_path / "test-0.parquet", photographs[::3], labels=[0, 1, 2] * 3 + [0])
     data = load_dataset("cub200", data_dir=tmp_path, stream=True)
@@ -172,8 +175,8 @@ def test_data_known_to_differ_in_size_is_224(tmp_path, photographs):
     assert plain.train.image_shape == (3, 224, 224) and plain.augmentation == Augmentation(pad=28, flip=True)
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason=f"the real shards are not at {REAL}")
-def test_tiny_imagenet(tmp_path):
+@pytest.mark.skipif(not REAL.is_file(), reason=f"needs real images in {REAL}")
+def test_real_images_of_tiny_imagenet(tmp_path):
     with np.load(REAL, allow_pickle=False) as shard:
         offsets, labels, blobs = shard["offsets"][:61], shard["labels"][:60], shard["blobs"]
         jpegs = [blobs[first:last].tobytes() for first, last in zip(offsets[:-1], offsets[1:], strict=True)]
@@ -183,17 +186,17 @@ def test_tiny_imagenet(tmp_path):
         path.write_bytes(jpeg)
     plain = load_dataset("tiny_imagenet25", data_dir=tmp_path)
     assert plain.augmentation == Augmentation(pad=8, flip=True)
-    # 56 x 256 / 224 is their own size: nothing is resized.
+    # The stored size 56 x 256 / 224 = 64 is their own size, so nothing is resized.
     cropped, _ = both("tiny_imagenet25", data_dir=tmp_path, augmentation="resized_crop", image_size=56)
     assert cropped.augmentation == ResizedCrop(56, flip=True) and cropped.image_size == 56
     assert torch.equal(cropped.train.images, plain.train.images)
     half, _ = both("tiny_imagenet25", data_dir=tmp_path, image_size=32)
-    # A filter twice as wide keeps the mean of each image, all but the weights of its border.
+    # The filter keeps the mean of each image, except for the weights at its border.
     means = [split.images.double().mean((1, 2, 3)) for split in (half.train, plain.train)]
     assert (means[0] - means[1]).abs().max() < 2
 
 
-def test_protocol_is_checked():
+def test_invalid_augmentation_and_image_size_are_rejected():
     with pytest.raises(ValueError, match="augmentation: expected one of auto, none, crop, resized_crop, got 'flip'"):
         load_dataset("digits", augmentation="flip")
     with pytest.raises(ValueError, match="image_size: expected pixels >= 1, got 0"):
@@ -201,7 +204,7 @@ def test_protocol_is_checked():
 
 
 @pytest.mark.parametrize(
-    ("wish", "size", "known", "stored", "expected"),
+    ("choice", "size", "known", "stored", "expected"),
     [
         ("auto", None, None, None, Augmentation(4, False)),
         ("auto", None, Augmentation(2, True), None, Augmentation(2, True)),
@@ -214,9 +217,9 @@ def test_protocol_is_checked():
         ("resized_crop", 32, Augmentation(4, False), 37, ResizedCrop(32, False)),
     ],
 )
-def test_what_is_settled(wish, size, known, stored, expected):
-    protocol = Protocol.choose(wish, size, known)
-    assert protocol.stored_size == stored and protocol.augmentation(stored or 32) == expected
+def test_image_settings_for_known_and_unknown_data(choice, size, known, stored, expected):
+    settings = ImageSettings.choose(choice, size, known)
+    assert settings.stored_size == stored and settings.augmentation(stored or 32) == expected
 
 
 # Images that cannot be decoded
@@ -226,7 +229,7 @@ DAMAGES = [lambda data: b"no image", lambda data: data[: len(data) // 2], lambda
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("rows", [[0], [3, 17], [29]])
-def test_skipped_images_of_a_folder(tmp_path, photographs, damage, rows):
+def test_unreadable_images_of_a_folder_are_skipped_and_reported(tmp_path, photographs, damage, rows):
     for split in ("train", "test"):
         write_folder(tmp_path / split, photographs)
     paths = [tmp_path / "train" / CLASSES[row // 10] / f"{row:03d}.png" for row in rows]
@@ -245,7 +248,7 @@ def test_skipped_images_of_a_folder(tmp_path, photographs, damage, rows):
     assert labels.tolist() == [row // 10 for row in kept]
 
 
-def test_skipped_images_of_a_table(tmp_path, photographs):
+def test_unreadable_images_of_a_table_are_skipped_and_reported(tmp_path, photographs):
     write_parquet(tmp_path / "train-0.parquet", photographs)
     write_parquet(tmp_path / "test-0.parquet", photographs, damaged={row: b"no image" for row in range(5, 10)})
     data, _ = both(tmp_path, image_size=6, skip_corrupt=True)
@@ -255,7 +258,7 @@ def test_skipped_images_of_a_table(tmp_path, photographs):
     assert data.test.labels.tolist() == [0] * 5 + [1] * 10 + [2] * 10
 
 
-def test_nothing_to_skip_is_not_mentioned(tmp_path, photographs):
+def test_there_is_no_note_if_all_images_are_readable(tmp_path, photographs):
     write_folder(tmp_path, photographs)
     skipping, _ = both(tmp_path, image_size=6, skip_corrupt=True)
     assert skipping.notes == ()
@@ -263,23 +266,23 @@ def test_nothing_to_skip_is_not_mentioned(tmp_path, photographs):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_split_of_which_nothing_is_left(tmp_path, photographs, stream):
+def test_a_split_without_readable_images_is_an_error(tmp_path, photographs, stream):
     write_folder(tmp_path / "train", photographs)
     write_folder(tmp_path / "test", photographs)
     for path in (tmp_path / "test").rglob("*.png"):
         path.write_bytes(b"no image")
-    fails(tmp_path, "test: no image", image_size=6, skip_corrupt=True, stream=stream)
+    fails(tmp_path, "test: expected at least one image, got none", image_size=6, skip_corrupt=True, stream=stream)
 
 
-def test_an_image_that_is_not_there_is_no_damaged_image(tmp_path):
+def test_a_missing_file_is_not_skipped_as_unreadable(tmp_path):
     with pytest.raises(DataError, match=f"cannot read image lost: .*{tmp_path}") as caught:
         decode_images([("lost", tmp_path / "lost.png")], 1, skip_corrupt=True)
     assert not isinstance(caught.value, UnreadableImage)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_can_be_decoded_but_not_used_is_still_an_error(tmp_path, photographs, stream):
+def test_an_image_with_16_bits_is_an_error_with_skip_corrupt(tmp_path, photographs, stream):
     write_folder(tmp_path, photographs)
     path = tmp_path / "bee" / "015.png"
     Image.fromarray(np.zeros((6, 6), dtype=np.uint16)).save(path)
-    fails(tmp_path, f"image {path} must have 8 bits a channel", image_size=6, skip_corrupt=True, stream=stream)
+    fails(tmp_path, f"image {path}: expected 8 bits per channel", image_size=6, skip_corrupt=True, stream=stream)

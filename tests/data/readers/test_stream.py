@@ -1,4 +1,4 @@
-"""Splits that are read as needed: what they hold is what loading into memory gives."""
+"""Streamed splits hold the same data as splits in memory, and report errors when an image is read."""
 
 import re
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_parquet(root: Path, split: str, images: np.ndarray, labels: np.ndarray
 
 
 def write_plain_parquet(root: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Bytes and numbers, without what the hub writes beside them."""
+    """Write bytes and integers without the metadata of the hub."""
     arrow, parquet = (
         pytest.importorskip("pyarrow", reason="needs the extra 'train'"),
         pytest.importorskip("pyarrow.parquet", reason="needs the extra 'train'"),
@@ -83,28 +83,29 @@ def write(request):
 
 
 def both(root: Path, **options) -> tuple[ImageDataset, ImageDataset]:
-    """In memory, and streamed."""
+    """Load a folder in memory and streamed."""
     return load_dataset(str(root), **options), load_dataset(str(root), stream=True, **options)
 
 
 def assert_same_data(eager: ImageDataset, streamed: ImageDataset) -> None:
     assert (streamed.classes, streamed.augmentation) == (eager.classes, eager.augmentation)
     assert streamed.normalisation() == eager.normalisation()
-    for role in SPLITS:
-        expected, split = getattr(eager, role), getattr(streamed, role)
+    for name in SPLITS:
+        expected, split = getattr(eager, name), getattr(streamed, name)
         assert isinstance(split, LazySplit) and len(split) == len(expected)
         assert split.image_shape == expected.image_shape and torch.equal(split.labels, expected.labels)
         assert torch.equal(torch.cat(list(split.chunks())), expected.images)
 
 
 def fails(call, *parts: str) -> None:
+    """Assert that `call` raises a DataError whose one-line message contains `parts` in this order."""
     with pytest.raises(DataError, match=".*".join(re.escape(part) for part in parts)) as caught:
         call()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("chunk", [1, 700, lazy.CHUNK_BYTES])
-def test_streamed_data_is_the_same(tmp_path, pictures, write, chunk, monkeypatch):
+def test_streamed_data_equals_data_in_memory(tmp_path, pictures, write, chunk, monkeypatch):
     monkeypatch.setattr(lazy, "CHUNK_BYTES", chunk)
     write(tmp_path / "data", "train", pictures, LABELS)
     write(tmp_path / "data", "test", pictures[::5], LABELS[::5])
@@ -112,7 +113,7 @@ def test_streamed_data_is_the_same(tmp_path, pictures, write, chunk, monkeypatch
     assert_same_data(*both(tmp_path / "data", seed=3, train_images=23))
 
 
-def test_a_test_split_is_cut_off_without_reading(tmp_path, pictures, monkeypatch):
+def test_cutting_a_test_split_reads_no_image(tmp_path, pictures, monkeypatch):
     write_arrays(tmp_path, "train", pictures, LABELS)
     eager = load_dataset(str(tmp_path))
     monkeypatch.setattr("oekd_fast.data.readers.arrays.ArrayImages.read", None)
@@ -121,14 +122,14 @@ def test_a_test_split_is_cut_off_without_reading(tmp_path, pictures, monkeypatch
     assert_same_data(eager, streamed)
 
 
-def test_hub_data(monkeypatch, pictures):
+def test_streamed_data_from_the_hub(monkeypatch, pictures):
     rows = table(pictures, LABELS)
     splits = {"train": rows, "test": rows.select(range(39, 0, -3))}
     monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: splits)
     assert_same_data(*both("someone/insects"))
 
 
-def test_any_order_and_repeats(tmp_path, pictures, write):
+def test_rows_can_be_gathered_in_any_order_and_repeated(tmp_path, pictures, write):
     write(tmp_path / "data", "train", pictures, LABELS)
     eager, streamed = (data.train for data in both(tmp_path / "data"))
     rows = torch.tensor([5, 0, 5, 27, 1])
@@ -139,7 +140,7 @@ def test_any_order_and_repeats(tmp_path, pictures, write):
     assert streamed.gather(torch.empty(0, dtype=torch.int64)).shape == (0, 3, 6, 6)
 
 
-def test_batches_are_the_same_wherever_the_images_are(tmp_path, pictures, write):
+def test_batches_do_not_depend_on_where_the_images_are(tmp_path, pictures, write):
     write(tmp_path / "data", "train", pictures, LABELS)
     eager, streamed = (data.train for data in both(tmp_path / "data"))
     placed = [DeviceBatches(eager, "cpu"), HostBatches(eager, "cpu"), HostBatches(streamed, "cpu")]
@@ -155,13 +156,13 @@ def test_batches_are_the_same_wherever_the_images_are(tmp_path, pictures, write)
 
 
 @pytest.mark.parametrize("grey", ["some", "the first", "all but the last", "all", "all of train"])
-def test_grey_images(tmp_path, pictures, grey, monkeypatch):
-    monkeypatch.setattr(encoded, "IMAGES_AT_ONCE", 7)
-    turned = {"some": range(3, 9), "the first": [0], "all but the last": range(39)}.get(grey, range(40))
+def test_grey_and_colour_images_stream_like_in_memory(tmp_path, pictures, grey, monkeypatch):
+    monkeypatch.setattr(encoded, "IMAGES_PER_PASS", 7)
+    grey_rows = {"some": range(3, 9), "the first": [0], "all but the last": range(39)}.get(grey, range(40))
     write_folder(tmp_path, "train", pictures, LABELS)
     write_folder(tmp_path, "test", pictures, LABELS)
     for split in ("train",) if grey == "all of train" else ("train", "test"):
-        for index in turned:
+        for index in grey_rows:
             path = tmp_path / split / CLASSES[LABELS[index]] / f"{index:03d}.png"
             Image.open(path).convert("L").save(path)
     eager, streamed = both(tmp_path)
@@ -174,13 +175,13 @@ def test_arrays_without_a_channel_axis_and_in_another_order(tmp_path, pictures):
     assert_same_data(*both(tmp_path))
 
 
-def test_digits_are_in_memory_all_the_same():
+def test_streamed_digits_are_in_memory():
     pytest.importorskip("sklearn", reason="needs the extra 'train'")
     eager, streamed = both("digits")
     assert torch.equal(eager.train.images, streamed.train.images)
 
 
-def test_parquet_is_copied_to_the_cache_of_datasets(tmp_path, pictures, cache):
+def test_only_streamed_parquet_files_are_copied_to_the_cache(tmp_path, pictures, cache):
     write_parquet(tmp_path, "train", pictures, LABELS)
     load_dataset(str(tmp_path))
     assert not list(cache.rglob("*.arrow"))
@@ -191,22 +192,26 @@ def test_parquet_is_copied_to_the_cache_of_datasets(tmp_path, pictures, cache):
 # Errors
 
 
-def test_labels_are_checked_at_load(tmp_path, pictures):
+def test_labels_are_checked_when_loading(tmp_path, pictures):
     write_arrays(tmp_path, "train", pictures, LABELS)
     write_arrays(tmp_path, "test", pictures, LABELS + 1)
-    fails(lambda: load_dataset(str(tmp_path), stream=True), "test: labels must be in [0, 4), got 4")
+    fails(lambda: load_dataset(str(tmp_path), stream=True), "test: expected labels in [0, 4), got 4")
 
 
-def test_shapes_of_splits_are_checked_at_load(tmp_path, pictures, write):
+def test_image_shapes_of_splits_are_checked_when_loading(tmp_path, pictures, write):
     write(tmp_path / "data", "train", pictures, LABELS)
     write(tmp_path / "data", "test", pictures[:, :5], LABELS)
-    fails(lambda: load_dataset(str(tmp_path / "data"), stream=True), "shape of the training images", "got 3x5x6")
+    fails(
+        lambda: load_dataset(str(tmp_path / "data"), stream=True),
+        "expected images of shape 3x6x6",
+        "got 3x5x6",
+    )
 
 
 def test_a_table_without_rows(tmp_path, pictures):
     write_parquet(tmp_path, "train", pictures, LABELS)
     table(pictures[:0], LABELS[:0]).to_parquet(tmp_path / "test.parquet")
-    fails(lambda: load_dataset(str(tmp_path), stream=True), "test: no image")
+    fails(lambda: load_dataset(str(tmp_path), stream=True), "test: expected at least one image, got none")
 
 
 def test_damaged_parquet(tmp_path):
@@ -214,7 +219,7 @@ def test_damaged_parquet(tmp_path):
     fails(lambda: load_dataset(str(tmp_path), stream=True), f"cannot read {tmp_path / 'train.parquet'}: ")
 
 
-def test_shards_that_differ(tmp_path, pictures):
+def test_shards_with_different_columns(tmp_path, pictures):
     write_parquet(tmp_path, "train", pictures, LABELS)
     table(pictures, LABELS).rename_column("image", "picture").to_parquet(tmp_path / "train-1.parquet")
     fails(
@@ -223,7 +228,7 @@ def test_shards_that_differ(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"no image", lambda data: data[: len(data) // 2], lambda data: b""])
-def test_a_damaged_image_is_named_when_its_turn_comes(tmp_path, pictures, damage):
+def test_a_damaged_image_is_named_when_it_is_read(tmp_path, pictures, damage):
     write_folder(tmp_path, "train", pictures, LABELS)
     path = tmp_path / "train" / "cat" / "025.png"
     path.write_bytes(damage(path.read_bytes()))
@@ -236,17 +241,17 @@ def test_a_damaged_image_is_named_when_its_turn_comes(tmp_path, pictures, damage
     fails(batches.ready, f"cannot read image {path}: ")
 
 
-def test_an_image_of_another_size_is_named_when_its_turn_comes(tmp_path, pictures):
+def test_an_image_of_another_size_is_named_when_it_is_read(tmp_path, pictures):
     write_folder(tmp_path, "train", pictures, LABELS)
     write_folder(tmp_path, "test", pictures, LABELS)
     odd = tmp_path / "test" / "bee" / "010.png"
     Image.new("RGB", (5, 4)).save(odd)
     test = load_dataset(str(tmp_path), stream=True).test
     first = tmp_path / "test" / "ant" / "000.png"
-    fails(lambda: list(test.chunks()), f"height x width: {first} is 6x6, {odd} is 4x5")
+    fails(lambda: list(test.chunks()), f"{odd}: expected 6x6 pixels (height x width), the size of {first}, got 4x5")
 
 
-def test_an_empty_cell_is_named_when_its_turn_comes(tmp_path, pictures):
+def test_an_empty_cell_is_named_when_it_is_read(tmp_path, pictures):
     rows = table(pictures, LABELS)
     rows = rows.map(lambda row, i: {"image": None if i == 3 else row["image"]}, with_indices=True)
     rows.to_parquet(tmp_path / "train.parquet")
@@ -256,7 +261,7 @@ def test_an_empty_cell_is_named_when_its_turn_comes(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(("module", "write"), [("datasets", write_parquet), ("PIL.Image", write_folder)])
-def test_missing_package(monkeypatch, tmp_path, pictures, module, write):
+def test_missing_optional_package(monkeypatch, tmp_path, pictures, module, write):
     write(tmp_path, "train", pictures, LABELS)
     monkeypatch.setitem(__import__("sys").modules, module, None)
     fails(lambda: load_dataset(str(tmp_path), stream=True), f"package '{module}': pip install 'oekd_fast[train]'")
