@@ -2,6 +2,9 @@
 PYTHON ?= python3
 RUN ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
 WORKERS ?= 2
+# BENCH_OPTIONS=--benchmark-save=before, then BENCH_OPTIONS=--benchmark-compare, show what a change does to the loss.
+BENCH ?= bench/ops/test_ensemble_kd.py
+BENCH_OPTIONS ?=
 VENV := .venv
 READY := $(VENV)/.ready
 NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
@@ -16,7 +19,8 @@ test: $(READY)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: $(READY)
-	$(VENV)/bin/python -m bench.ops.ensemble_kd
+	$(VENV)/bin/python -m pytest $(BENCH) --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
+		$(BENCH_OPTIONS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

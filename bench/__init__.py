@@ -1,1 +1,15 @@
-"""Benchmarks: each file measures one op or engine against what a user would otherwise have."""
+"""Benchmarks of the ops and of whole training steps, against what a user would otherwise have.
+
+Packages, each of which imports only those above it:
+
+    measure, gpu_timing, result_file    wall time and device time of calls in turn; the files of results
+    ops        one op a file: its sizes, inputs and variants; timed in turn, or by pytest-benchmark
+    step       a whole training step of a family
+    model      lower bounds by bytes, arithmetic and launches; nothing is run
+    gpu        everything that needs a GPU, in one run
+    codegen    registers, spills and memory accesses of the compiled kernels; no GPU is needed
+    readme     the tables of README.md and docs/
+
+Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.step`, `bench.model.roofline`, `bench.gpu`,
+`bench.codegen`, `bench.readme.tables`, `bench.readme.training`.
+"""

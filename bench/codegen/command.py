@@ -19,7 +19,8 @@ from pathlib import Path
 
 import triton
 
-from ..measure import machine
+from oekd_fast.common.machine import machine
+
 from .kernel_cases import Case, Demand, cases
 from .sass import ARCHS, Resources, inspect
 

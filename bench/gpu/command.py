@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from ..measure import machine
+from oekd_fast.common.machine import machine
+
 from .report import copy_bandwidth, derive, lines
 from .runner import ROOT, SECTIONS, kill, run_cases
 from .tests import run_all

@@ -94,11 +94,9 @@ def compile_by_inductor(section: str, key: str) -> None:
     elif section == "step":
         build("compiled", gpu_step.parse(key)[1])
     else:
-        block, dtype = key.split()
-        widths, side = block.split("@")
-        channels = [int(width) for width in widths.split("x")]
-        calls = feature_kd.variants(channels, int(side), gpu_feature.BATCH, getattr(torch, dtype), True)
-        calls["compiled"]()
+        text, dtype = key.split()
+        block = feature_kd.Block.parse(text)
+        feature_kd.variants(block, feature_kd.BATCH, getattr(torch, dtype), channels_last=True)["compiled"]()
     torch.compiler.reset()
     torch.cuda.empty_cache()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .timing import in_turn
+from ..gpu_timing import in_turn
 
 BYTES = {"2 GB": 2 * 10**9, "256 MB": 256 * 10**6}  # of the source
 

@@ -8,8 +8,6 @@ import torch
 
 from ..ops import feature_kd
 
-BATCH = 128
-
 
 def keys(quick: bool = False) -> list[str]:
     return [f"{block} bfloat16" for block in (feature_kd.BLOCKS[2:3] if quick else feature_kd.BLOCKS)]
@@ -18,4 +16,4 @@ def keys(quick: bool = False) -> list[str]:
 def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool) -> None:
     block, dtype = key.split()
     torch.compiler.reset()
-    emit(feature_kd.measure(block, BATCH, getattr(torch, dtype), True, 10 if quick else 30))
+    emit(feature_kd.measure(block, feature_kd.BATCH, getattr(torch, dtype), True, 10 if quick else 30))

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
+from ..gpu_timing import captured, in_turn, wall_milliseconds
 from ..model.roofline import SIZES
 from ..ops.ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE, naive_loss
 from .profile import kernels_of, peak_extra_bytes, profiler_sees_kernels
-from .timing import captured, in_turn, wall_milliseconds
 
 BEYOND_L2 = 100 * 10**6  # bytes
 MOST_SETS = 16

@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = {name: f"bench.gpu_{name}" for name in ("copy", "loss", "sweep", "feature", "step")}
+SECTIONS = {name: f"bench.gpu.{name}" for name in ("copy", "loss", "sweep", "feature", "step")}
 POLL = 0.1  # s
 TAIL = 2000  # characters of a dead process's output that are kept
 

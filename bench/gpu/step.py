@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+from .. import gpu_timing
 from ..measure import interleave
 from ..model.roofline import CARDS, step_floor
 from ..model.step_cost import step_costs
@@ -20,7 +21,6 @@ from ..step.agreement import FIRST, STEPS
 from ..step.command import MIN_SAMPLE, agreed, figures, speedups
 from ..step.problem import StepProblem
 from ..step.variants import ALONE, VARIANTS, build
-from . import timing as gpu_timing
 from .loss import is_fatal
 from .profile import busy_of, profiler_sees_kernels
 

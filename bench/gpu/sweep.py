@@ -12,10 +12,10 @@ from oekd_fast.kernels.common.launch import Launch
 from oekd_fast.kernels.ensemble_kd.launch import Problem, loss_launch
 from oekd_fast.kernels.ensemble_kd.plan import WARP, Plan, plan_ensemble_kd, streamed_plan
 
+from ..gpu_timing import in_turn
 from ..model.roofline import ITEMSIZES
 from ..ops.ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE
 from .loss import is_fatal, parse
-from .timing import in_turn
 
 SIZES = ((8192, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
 AT_A_TIME = 6  # plans in turn, beside the heuristics'

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from oekd_fast.common.machine import machine
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.layers.direct_conv import DirectConv2d, use_direct_convs
 from oekd_fast.runs.host_memory import keep_freed_memory
 
-from ..measure import Timing, interleave, machine
+from ..measure import Timing, interleave
 
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -2,13 +2,12 @@
 
     python -m bench.ops.ensemble_kd [--json FILE] [--sizes 1024x1000 ...] [--dtype float32] [--seconds 10]
 
-Bytes model: S logits read once, S gradients written once.
+Bandwidths count the logits of all students, read once, and their gradients, written once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,16 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
+from oekd_fast.common.machine import machine
 
-from ..measure import Timing, interleave, machine
+from .. import result_file
+from ..measure import Timing, interleave
+from .variants import DTYPES, compiled, name_of, with_backward
 
 STUDENTS = 5
 TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 2.0, 0.7, 0.15
-SIZES = ((128, 100), (1024, 1000), (64, 32000))  # (B, C)
+SIZES = ((128, 100), (8192, 100), (1024, 1000), (64, 32000))  # (B, C)
+VARIANTS = ("eager", "compiled", "value_and_grad", "differentiable")
 
 
 def naive_loss(logits: list[Tensor], target: Tensor) -> Tensor:
-    """The loss as one would write it."""
+    """The loss as one would write it in PyTorch.
+
+    Args:
+        logits: S tensors [B, C].
+        target: int64 [B].
+    """
     ensemble = torch.stack(logits).mean(dim=0).detach()
     teacher = F.softmax(ensemble / TEMPERATURE, dim=1)
     loss = 0.0
@@ -37,38 +45,38 @@ def naive_loss(logits: list[Tensor], target: Tensor) -> Tensor:
 
 
 def variants(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> dict[str, Callable[[], object]]:
-    """Each call makes the loss and the gradients of all students."""
+    """Return the calls by name, in the order of `VARIANTS`; each computes the loss and the gradients of all students.
+
+    "value_and_grad" writes into buffers that are kept, "differentiable" is the loss with `.backward()`.
+    """
     generator = torch.Generator().manual_seed(0)
     logits = [(4 * torch.randn(rows, classes, generator=generator)).to(dtype).requires_grad_() for _ in range(STUDENTS)]
     target = torch.randint(classes, (rows,), generator=generator)
     out = [torch.empty_like(z, requires_grad=False) for z in logits]
-    compiled_loss = torch.compile(naive_loss, dynamic=False)
+    compiled_loss = compiled(naive_loss)
+    calls = (
+        with_backward(lambda: naive_loss(logits, target), logits),
+        with_backward(lambda: compiled_loss(logits, target), logits),
+        lambda: ensemble_kd_value_and_grad(logits, target, out=out),
+        with_backward(lambda: ensemble_kd_loss(logits, target).loss, logits),
+    )
+    return dict(zip(VARIANTS, calls, strict=True))
 
-    def with_backward(loss: Callable[[], Tensor]) -> Callable[[], None]:
-        def step() -> None:
-            for z in logits:
-                z.grad = None
-            loss().backward()
 
-        return step
-
-    return {
-        "eager": with_backward(lambda: naive_loss(logits, target)),
-        "compiled": with_backward(lambda: compiled_loss(logits, target)),
-        "value_and_grad": lambda: ensemble_kd_value_and_grad(logits, target, out=out),
-        "differentiable": with_backward(lambda: ensemble_kd_loss(logits, target).loss),
-    }
+def bytes_moved(rows: int, classes: int, dtype: torch.dtype) -> int:
+    """Return the bytes of one pass over the logits and one over their gradients."""
+    return 2 * STUDENTS * rows * classes * dtype.itemsize
 
 
 def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict:
+    """Time all variants of a size in turn for about `seconds`."""
     timings = interleave(variants(rows, classes, dtype), seconds)
-    size = 2 * STUDENTS * rows * classes * dtype.itemsize
     result = {
         "rows": rows,
         "classes": classes,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
-        "gigabytes_per_second": round(size / timings["value_and_grad"].median / 1e6, 2),
+        "gigabytes_per_second": round(bytes_moved(rows, classes, dtype) / timings["value_and_grad"].median / 1e6, 2),
     }
     for ours in ("value_and_grad", "differentiable"):
         result[f"{ours}_speedup"] = {
@@ -78,31 +86,30 @@ def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict
 
 
 def line(result: dict) -> str:
-    def ms(name: str) -> str:
-        t = Timing(**result["milliseconds"][name])
-        return f"{t.median:8.3f} [{t.lower:.3f}, {t.upper:.3f}]"
+    """Return the result of one size as a line of text."""
 
     def speedup(ours: str) -> str:
         return " and ".join(f"{factor}x {theirs}" for theirs, factor in result[f"{ours}_speedup"].items())
 
+    times = "  ".join(f"{name} {Timing(**timing)}" for name, timing in result["milliseconds"].items())
     return (
-        f"B={result['rows']:<5} C={result['classes']:<6} {result['dtype']:<8} ms [quartiles]: "
-        + "  ".join(f"{name} {ms(name)}" for name in result["milliseconds"])
-        + f"  | value_and_grad {speedup('value_and_grad')}, {result['gigabytes_per_second']} GB/s"
-        + f"; differentiable {speedup('differentiable')}"
+        f"B={result['rows']:<5} C={result['classes']:<6} {result['dtype']:<8} ms [quartiles]: {times}"
+        f"  | value_and_grad {speedup('value_and_grad')}, {result['gigabytes_per_second']} GB/s"
+        f"; differentiable {speedup('differentiable')}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--sizes", nargs="+", default=[f"{b}x{c}" for b, c in SIZES], metavar="BxC")
-    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of measuring, a size")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    sizes = [f"{rows}x{classes}" for rows, classes in SIZES]
+    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="BxC", help="rows x classes")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES)
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of the measurement of a size")
     arguments = parser.parse_args()
 
     where = machine()
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    print(result_file.describe(where), flush=True)
     results = []
     for dtype in arguments.dtype:
         for size in arguments.sizes:
@@ -110,12 +117,8 @@ def main() -> None:
             results.append(measure(rows, classes, getattr(torch, dtype), arguments.seconds))
             print(line(results[-1]), flush=True)
     if arguments.json:
-        report = {
-            "what": "ensemble_kd loss and gradients, S = 5, T = 2",
-            "machine": where,
-            "results": results,
-        }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        what = "ensemble_kd loss and gradients, S = 5, T = 2"
+        result_file.write(arguments.json, result_file.report(what, where, results))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
     python -m bench.ops.feature_kd [--json FILE] [--blocks 64x51x38x25x12@8 ...] [--dtype bfloat16 ...] [--batch 128]
 
-Bytes model: the pseudo teacher's map and n students' maps read once, n gradients written once. Adapters, a hundredth of
-that, are not counted. Each sample is one call between two CUDA events, variants in turn, after an untimed flush of L2.
+Bandwidths count the pseudo teacher's map and the maps of the other students, read once, and the gradients of the
+students' maps, written once. Adapters are about a hundredth of that and are not counted. A sample is one call between
+two CUDA events; the second-level cache is flushed before it, outside the timing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,21 +19,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oekd_fast import feature_kd_loss, feature_kd_value_and_grad
+from oekd_fast.common.machine import machine
 
-from ..gpu import timing as gpu_timing
-from ..measure import Timing, machine
+from .. import gpu_timing, result_file
+from ..measure import Timing
+from .variants import DTYPES, compiled, name_of, with_backward
 
-# Channels of the pseudo teacher and the students, and the side of the maps: CIFAR-ResNet, DenseNet-BC-12, ResNet-18.
+# CIFAR-ResNet (three blocks), DenseNet-BC-12, ResNet-18 (two blocks).
 BLOCKS = (
     "16x12x9x6x3@32", "32x25x19x12x6@16", "64x51x38x25x12@8", "150x114x90x54x30@8", "128x102x76x51x25@28",
     "512x409x307x204x102@7",
 )  # fmt: skip
-FLUSH_BYTES = 256 * 2**20  # above any L2
+BATCH = 128
+VARIANTS = ("eager", "compiled", "value_and_grad", "differentiable")
+FLUSH_BYTES = 256 * 2**20  # larger than the second-level cache of any GPU
 CALLS_BEFORE = 5
 
 
+@dataclass(frozen=True)
+class Block:
+    """Maps of one block.
+
+    Attributes:
+        channels: Channels of the pseudo teacher's map, then of each student's map.
+        side: Height and width of the maps, in pixels.
+    """
+
+    channels: tuple[int, ...]
+    side: int
+
+    @classmethod
+    def parse(cls, text: str) -> Block:
+        """Read "64x51x38@8": channels, then the side."""
+        channels, side = text.split("@")
+        return cls(tuple(map(int, channels.split("x"))), int(side))
+
+    def bytes_moved(self, batch: int, dtype: torch.dtype) -> int:
+        """Return the bytes of all maps and of the gradients of the students' maps."""
+        teacher, *students = self.channels
+        return dtype.itemsize * batch * self.side**2 * (teacher + 2 * sum(students))
+
+
 def naive_loss(maps: list[Tensor], teacher: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """The loss as one would write it."""
+    """The loss as one would write it in PyTorch.
+
+    Args:
+        maps: Students' maps [B, C_j, H, W].
+        teacher: The pseudo teacher's map [B, C, H, W].
+        weights: Adapters [C, C_j] in fp32.
+        biases: Adapters' biases [C] in fp32.
+    """
     target = teacher.detach()
     return sum(
         F.mse_loss(F.conv2d(x, w.to(x.dtype)[:, :, None, None], b.to(x.dtype)).float(), target.float())
@@ -42,41 +77,40 @@ def naive_loss(maps: list[Tensor], teacher: Tensor, weights: list[Tensor], biase
 
 
 def variants(
-    channels: list[int], side: int, batch: int, dtype: torch.dtype, channels_last: bool, device: str = "cuda"
+    block: Block, batch: int, dtype: torch.dtype, channels_last: bool, device: str = "cuda"
 ) -> dict[str, Callable[[], object]]:
-    """Each call makes the loss and the gradients of all students' maps and adapters; weights are fp32."""
+    """Return the calls by name, in the order of `VARIANTS`.
+
+    Each computes the loss and the gradients of all students' maps and adapters; adapters are in fp32.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    teacher, *maps = (normal(batch, c, side, side).to(dtype).contiguous(memory_format=memory_format) for c in channels)
-    weights = [normal(channels[0], c) / c**0.5 for c in channels[1:]]
-    biases = [normal(channels[0]) for _ in channels[1:]]
+    width, *narrower = block.channels
+    teacher, *maps = (
+        normal(batch, c, block.side, block.side).to(dtype).contiguous(memory_format=memory_format)
+        for c in block.channels
+    )
+    weights = [normal(width, c) / c**0.5 for c in narrower]
+    biases = [normal(width) for _ in narrower]
     leaves = [*maps, *weights, *biases]
     for leaf in leaves:
         leaf.requires_grad_()
-    compiled_loss = torch.compile(naive_loss, dynamic=False)
-
-    def with_backward(loss: Callable[..., Tensor]) -> Callable[[], None]:
-        def step() -> None:
-            for leaf in leaves:
-                leaf.grad = None
-            loss(maps, teacher, weights, biases).backward()
-
-        return step
-
-    return {
-        "eager": with_backward(naive_loss),
-        "compiled": with_backward(compiled_loss),
-        "value_and_grad": lambda: feature_kd_value_and_grad(maps, teacher, weights, biases),
-        "differentiable": with_backward(feature_kd_loss),
-    }
+    compiled_loss = compiled(naive_loss)
+    calls = (
+        with_backward(lambda: naive_loss(maps, teacher, weights, biases), leaves),
+        with_backward(lambda: compiled_loss(maps, teacher, weights, biases), leaves),
+        lambda: feature_kd_value_and_grad(maps, teacher, weights, biases),
+        with_backward(lambda: feature_kd_loss(maps, teacher, weights, biases), leaves),
+    )
+    return dict(zip(VARIANTS, calls, strict=True))
 
 
 def time_on_gpu(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Milliseconds of each call, with a cold L2."""
+    """Time calls in turn on the device, with an empty second-level cache before each."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -91,24 +125,20 @@ def time_on_gpu(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
             end.record()
             end.synchronize()
             samples[name].append(start.elapsed_time(end))
-    timings = {}
-    for name, values in samples.items():
-        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-        timings[name] = Timing(median, lower, upper, len(values))
-    return timings
+    return {name: Timing.of(values) for name, values in samples.items()}
 
 
-def measure(block: str, batch: int, dtype: torch.dtype, channels_last: bool, rounds: int) -> dict:
-    widths, side = block.split("@")
-    channels = [int(width) for width in widths.split("x")]
-    calls = variants(channels, int(side), batch, dtype, channels_last)
+def measure(text: str, batch: int, dtype: torch.dtype, channels_last: bool, rounds: int) -> dict:
+    """Time all variants of a block, launched one by one and as a CUDA graph."""
+    block = Block.parse(text)
+    calls = variants(block, batch, dtype, channels_last)
     graphs = {name: gpu_timing.captured(call, 1) for name, call in calls.items()}
-    size = dtype.itemsize * batch * int(side) ** 2 * (channels[0] + 2 * sum(channels[1:]))
+    size = block.bytes_moved(batch, dtype)
     timings, captured = time_on_gpu(calls, rounds), time_on_gpu(graphs, rounds)
     return {
-        "block": block,
+        "block": text,
         "batch": batch,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         "channels_last": channels_last,
         "bytes": size,
         "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
@@ -118,6 +148,8 @@ def measure(block: str, batch: int, dtype: torch.dtype, channels_last: bool, rou
 
 
 def line(result: dict) -> str:
+    """Return the result of one block as a line of text."""
+
     def figure(name: str) -> str:
         eager, captured = (result[form][name]["median"] for form in ("milliseconds", "milliseconds_in_graph"))
         return f"{name} {eager:.4f} / {captured:.4f} ms {result['gigabytes_per_second_in_graph'][name]:.0f} GB/s"
@@ -129,19 +161,20 @@ def line(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--blocks", nargs="+", default=list(BLOCKS), metavar="C0xC1x...@SIDE")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument(
-        "--dtype", nargs="+", default=["bfloat16", "float32"], choices=["float32", "bfloat16", "float16"]
-    )
-    parser.add_argument("--batch", type=int, default=128, help="images")
+        "--blocks", nargs="+", default=list(BLOCKS), metavar="C0xC1x...@SIDE",
+        help="channels of the pseudo teacher and of each student, and height = width of the maps",
+    )  # fmt: skip
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
+    parser.add_argument("--batch", type=int, default=BATCH, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=50, help="samples of each variant")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.exit(2, "bench.ops.feature_kd: needs a CUDA device, torch sees none\n")
+        parser.exit(2, "bench.ops.feature_kd: expected a CUDA device, torch finds none\n")
 
-    where = machine() | {"gpu": torch.cuda.get_device_name()}
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    where = machine()
+    print(result_file.describe(where), flush=True)
     results = []
     for dtype in arguments.dtype:
         for block in arguments.blocks:
@@ -149,8 +182,8 @@ def main() -> None:
                 results.append(measure(block, arguments.batch, getattr(torch, dtype), channels_last, arguments.rounds))
                 print(line(results[-1]), flush=True)
     if arguments.json:
-        report = {"what": "feature_kd loss and gradients of one block", "machine": where, "results": results}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        what = "feature_kd loss and gradients of one block"
+        result_file.write(arguments.json, result_file.report(what, where, results))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,36 @@
-"""BatchNorm, residual and ReLU of a training step, forward and backward, against plain PyTorch, on a CPU.
+"""BatchNorm, residual and ReLU in training, forward and backward, against PyTorch and torch.compile, on a CPU.
 
     python -m bench.ops.norm_relu [--json FILE] [--sizes 128x16x32 ...] [--threads 1] [--seconds 2]
 
-Bytes model, in maps: forward reads x twice and writes y; backward reads dy and x twice and writes dx. A residual is
-read once; backward then reads y too, and writes the residual's gradient, which it reads in place of dy the second time.
+Bandwidths count whole maps: forward reads x twice and writes y; backward reads dy and x twice and writes dx. With a
+residual, forward reads it once, and backward reads y and writes the residual's gradient, which replaces dy in the
+second pass.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from oekd_fast.common.machine import machine
 from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
 
-from ..measure import Timing, interleave, machine
+from .. import result_file
+from ..measure import Timing, interleave
+from .variants import compiled
 
-# (B, C, H = W): the first and the third of five ResNet20 students, stage by stage.
+# (B, C, H = W): the first and the third of five ResNet-20 students, stage by stage.
 SIZES = ((128, 16, 32), (128, 9, 32), (128, 32, 16), (128, 19, 16), (128, 64, 8), (128, 38, 8))
-MAPS = {False: 8, True: 11}  # of the bytes model, without and with a residual
+VARIANTS = ("eager", "compiled", "fused")
+MAPS = {False: 8, True: 11}  # maps that are read or written, without and with a residual
+THREADS = 1  # a student's share of the cores while the others run beside it
 
 
 def variants(batch: int, channels: int, size: int, residual: bool) -> dict[str, Callable[[], object]]:
-    """Each call makes the output and all gradients."""
+    """Return the calls by name, in the order of `VARIANTS`; each computes the output and returns all gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def new_map() -> torch.Tensor:
@@ -35,59 +40,67 @@ def variants(batch: int, channels: int, size: int, residual: bool) -> dict[str, 
     inputs = [new_map().requires_grad_() for _ in range(1 + residual)]
     dy = new_map()
 
-    def step(fused: bool) -> Callable[[], object]:
-        norm = NormReLU(channels)
-        use_fused_norms(norm, fused)
-        return lambda: torch.autograd.grad(norm(*inputs), [*inputs, *norm.parameters()], dy)
+    def step(norm: NormReLU, forward: Callable) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(forward(*inputs), [*inputs, *norm.parameters()], dy)
 
-    return {"plain": step(False), "fused": step(True)}
+    eager, in_graph, fused = (NormReLU(channels) for _ in VARIANTS)
+    for norm in (eager, in_graph):
+        use_fused_norms(norm, False)
+    use_fused_norms(fused, True)
+    calls = step(eager, eager), step(in_graph, compiled(in_graph)), step(fused, fused)
+    return dict(zip(VARIANTS, calls, strict=True))
+
+
+def bytes_moved(batch: int, channels: int, size: int, residual: bool) -> int:
+    """Return the bytes of all maps that forward and backward read and write, in fp32."""
+    return MAPS[residual] * batch * channels * size**2 * 4
 
 
 def measure(batch: int, channels: int, size: int, residual: bool, seconds: float) -> dict:
+    """Time all variants of a size in turn for about `seconds`."""
     timings = interleave(variants(batch, channels, size, residual), seconds)
-    traffic = MAPS[residual] * batch * channels * size**2 * 4
+    fused = timings["fused"].median
     return {
         "batch": batch,
         "channels": channels,
         "size": size,
         "residual": residual,
         "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
-        "speedup": round(timings["plain"].median / timings["fused"].median, 2),
-        "gigabytes_per_second": round(traffic / timings["fused"].median / 1e6, 2),
+        "speedup": {name: round(timings[name].median / fused, 2) for name in ("eager", "compiled")},
+        "gigabytes_per_second": round(bytes_moved(batch, channels, size, residual) / fused / 1e6, 2),
     }
 
 
 def line(result: dict) -> str:
-    def ms(name: str) -> str:
-        t = Timing(**result["milliseconds"][name])
-        return f"{t.median:7.3f} [{t.lower:.3f}, {t.upper:.3f}]"
-
+    """Return the result of one size as a line of text."""
     shape = f"{result['batch']}x{result['channels']}x{result['size']}x{result['size']}"
+    times = "  ".join(f"{name} {Timing(**timing)}" for name, timing in result["milliseconds"].items())
+    speedup = " and ".join(f"{factor}x {name}" for name, factor in result["speedup"].items())
     return (
-        f"{shape:<14} {'residual' if result['residual'] else '':<8} ms [quartiles]: plain {ms('plain')}  "
-        f"fused {ms('fused')}  | {result['speedup']}x, {result['gigabytes_per_second']} GB/s"
+        f"{shape:<14} {'residual' if result['residual'] else '':<8} ms [quartiles]: {times}"
+        f"  | fused {speedup}, {result['gigabytes_per_second']} GB/s"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--sizes", nargs="+", default=["x".join(map(str, s)) for s in SIZES], metavar="BxCxH")
-    parser.add_argument("--threads", type=int, default=1, help="as many as a student has, side by side with others")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, a size")
+    parser.add_argument("--threads", type=int, default=THREADS, help="threads of PyTorch")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of the measurement of a size")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
     where = machine()
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    print(result_file.describe(where), flush=True)
     results = []
     for text in arguments.sizes:
         for residual in (False, True):
             results.append(measure(*map(int, text.split("x")), residual, arguments.seconds))
             print(line(results[-1]), flush=True)
     if arguments.json:
-        report = {"what": "BatchNorm, residual, ReLU: forward and backward", "machine": where, "results": results}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        what = "BatchNorm, residual, ReLU: forward and backward"
+        result_file.write(arguments.json, result_file.report(what, where, results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Record a finished run as a benchmark result: what was trained, on what, how well and how fast.
+"""Record a finished run as a result file: its config, its accuracies, its speed and the machine.
 
 python -m bench.readme.training RUN_FOLDER --json FILE
 """
@@ -10,17 +10,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..measure import machine
+from oekd_fast.common.machine import machine
+
+from .. import result_file
 
 
 def record(run: Path) -> dict[str, Any]:
-    """Config, summary and every epoch of the run in `run`."""
+    """Return config, summary and epochs of the run in the folder `run`."""
     config = json.loads((run / "config.json").read_bytes())
-    where = ("data_dir", "output_dir", "resume", "progress")
+    local = ("data_dir", "output_dir", "resume", "progress")  # these describe the invocation, not the training
     return {
         "what": f"training {config['model']} x {config['num_students']} on {config['dataset']}",
         "machine": machine(),
-        "config": {key: value for key, value in config.items() if key not in where},
+        "config": {key: value for key, value in config.items() if key not in local},
         "summary": json.loads((run / "summary.json").read_bytes()),
         "epochs": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
     }
@@ -28,10 +30,10 @@ def record(run: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of oekd_fast.train")
+    parser.add_argument("--json", type=Path, required=True, help="write the result to this file")
     arguments = parser.parse_args()
-    arguments.json.write_text(json.dumps(record(arguments.run), indent=1) + "\n")
+    result_file.write(arguments.json, record(arguments.run))
 
 
 if __name__ == "__main__":

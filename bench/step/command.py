@@ -32,10 +32,11 @@ from pathlib import Path
 
 import torch
 
+from oekd_fast.common.machine import machine
 from oekd_fast.runs.host_memory import keep_freed_memory
 
-from ..gpu import timing as gpu_timing
-from ..measure import Timing, interleave, machine
+from .. import gpu_timing
+from ..measure import Timing, interleave
 from .agreement import FIRST, STEPS, agreement, small
 from .probe import probe
 from .problem import StepProblem

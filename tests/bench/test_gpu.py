@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from bench import gpu_timing
 from bench.gpu import command as gpu_suite
 from bench.gpu import loss as gpu_loss
 from bench.gpu import report as gpu_report
 from bench.gpu import runner as gpu_runner
 from bench.gpu import step as gpu_step
 from bench.gpu import tests as gpu_tests
-from bench.gpu import timing as gpu_timing
 from bench.gpu.profile import Busy, busy, on_device
 from bench.measure import Timing
 from bench.model import roofline
@@ -371,8 +371,8 @@ def test_the_whole_suite_goes_through_its_sections(tmp_path, monkeypatch, no_gpu
 
 def test_compiling_is_watched(tmp_path, monkeypatch):
     script = 'open(sys.argv[1], "a").write(\'{"kernel": "k", "error": "E"}\\n{"tests": true}\\n\'); time.sleep(100)'
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "gpu_compile.py").write_text(f"import sys, time\n{script}")
+    (tmp_path / "bench" / "gpu").mkdir(parents=True)
+    (tmp_path / "bench" / "gpu" / "compile.py").write_text(f"import sys, time\n{script}")
     monkeypatch.setattr(gpu_suite, "ROOT", tmp_path)
     compiling = gpu_suite.Compiling(tmp_path)
     try:

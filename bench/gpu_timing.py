@@ -1,22 +1,21 @@
-"""Time on a GPU by events, variants in turn, without what the host takes to launch; and what the host takes."""
+"""Device time of calls on a GPU, and the wall time that their launches take on the host."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
-from ..measure import Timing
+from .measure import MIN_ROUNDS, Timing
 
-HOLD_CYCLES = 4_000_000  # about 2 ms: the host has queued a call before the GPU gets to its first kernel
+HOLD_CYCLES = 4_000_000  # about 2 ms, in which the host queues a whole call behind the start event
 CALLS_BEFORE = 3
-LEAST_SAMPLES, MOST_SAMPLES = 10, 300
+MAX_ROUNDS = 300
 
 
 def device_milliseconds(call: Callable[[], object]) -> float:
-    """Of one call, between two events."""
+    """Return the milliseconds between an event before one call and an event after it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(HOLD_CYCLES)
     start.record()
@@ -32,22 +31,29 @@ def in_turn(
     repetitions: int = 1,
     sample: Callable[[Callable[[], object]], float] = device_milliseconds,
 ) -> dict[str, Timing]:
-    """Milliseconds of a repetition; a call is so many. One sample of each a round, so that drift meets all alike."""
+    """Time calls on the device in turn: each round takes one sample of every call.
+
+    Args:
+        calls: The calls by name.
+        seconds: Duration of the rounds; there are between 10 and 300 rounds.
+        repetitions: Number of repetitions that one call consists of; the results are for one repetition.
+        sample: Returns the milliseconds of a call.
+    """
     for call in calls.values():
         for _ in range(CALLS_BEFORE):
             call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
-    for done in range(MOST_SAMPLES):
-        if done >= LEAST_SAMPLES and time.perf_counter() - start > seconds:
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
         for name, call in calls.items():
             samples[name].append(sample(call) / repetitions)
-    return {name: timing(values) for name, values in samples.items()}
+    return {name: Timing.of(values) for name, values in samples.items()}
 
 
 def captured(call: Callable[[], object], repetitions: int) -> Callable[[], None]:
-    """`repetitions` calls as one CUDA graph: nothing is left of the host in their time."""
+    """Capture `repetitions` calls as one CUDA graph, whose replay takes no time on the host."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -62,7 +68,7 @@ def captured(call: Callable[[], object], repetitions: int) -> Callable[[], None]
 
 
 def wall_milliseconds(call: Callable[[], object], calls: int = 50, samples: int = 10) -> Timing:
-    """Of a call from eager Python, many behind each other: what the host takes, where the GPU is faster."""
+    """Time `calls` calls in a row by the wall clock: the time of the host, where the GPU is faster than the host."""
     values = []
     for _ in range(samples):
         torch.cuda.synchronize()
@@ -71,9 +77,4 @@ def wall_milliseconds(call: Callable[[], object], calls: int = 50, samples: int 
             call()
         torch.cuda.synchronize()
         values.append((time.perf_counter() - start) / calls * 1e3)
-    return timing(values)
-
-
-def timing(values: list[float]) -> Timing:
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, lower, upper, len(values))
+    return Timing.of(values)
