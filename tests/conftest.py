@@ -48,38 +48,31 @@ OP_DEFAULTS = {
     "kd_weight": 0.15,
     "label_smoothing": 0.0,
     "ignore_index": -100,
+    "detach_ensemble": True,
 }
 
 
-def op_arguments(
-    target: Tensor | None = None,
-    ensemble_weights: Tensor | None = None,
-    reduction: str = "mean",
-    detach_ensemble: bool = True,
-    **options,
-) -> tuple:
-    """Positional arguments of the ops after the logits, from the keywords of the public functions."""
-    return target, ensemble_weights, *{**OP_DEFAULTS, **options}.values(), reduction == "mean", detach_ensemble
-
-
-def op_objective(options: dict) -> dict:
-    """Keyword arguments of the ops, taken from `options`: those that make another objective."""
-    names = ("ensemble_ce_weight", "teacher_logits", "mixing")
-    taken = {name: options.pop(name) for name in names if name in options}
-    return taken | {"mix_probabilities": options.pop("mixes", "logits") == "probabilities"}
+def op_kwargs(*, reduction: str = "mean", mixing_space: str = "logits", **options) -> dict:
+    """Keyword arguments of the ops from keywords of the public functions, without their checks."""
+    return {
+        "ensemble_weights": None,
+        **OP_DEFAULTS,
+        "mean": reduction == "mean",
+        "mix_probabilities": mixing_space == "probabilities",
+        **options,
+    }
 
 
 def _isa(isa: str) -> Callable:
-    def value_and_grad(logits, target, *, grad_scale=None, out=None, weights_grad=None, **options):
-        keywords = {**op_objective(options), "grad_scale": grad_scale, "isa": isa}
-        arguments = op_arguments(target, **options)
+    def value_and_grad(logits, target, *, out=None, weights_grad=None, **options):
+        kwargs = op_kwargs(**options, isa=isa)
         if out is None and weights_grad is None:
-            *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, *arguments, **keywords)
+            *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, target, **kwargs)
             return EnsembleKDOutput(*statistics), tuple(grads)
         if out is None:
             out = [torch.empty_like(z) for z in logits]
         statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
-            logits, *arguments, **keywords, out=out, weights_grad=weights_grad
+            logits, target, **kwargs, out=out, weights_grad=weights_grad
         )
         return EnsembleKDOutput(*statistics), tuple(out)
 

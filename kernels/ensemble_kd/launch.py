@@ -41,7 +41,7 @@ class Problem:
     ignore_index: int
     mean: bool
     detach_ensemble: bool
-    values: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers, or [4]
+    device_scalars: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers, or [4]
     # These, and weights [rows, S], only where the plan is resident: see tiling.covers_objectives.
     ensemble_ce_weight: float = 0.0
     teacher_logits: Tensor | None = None
@@ -60,11 +60,11 @@ class Problem:
     @property
     def power(self) -> int:
         """The temperature where it is a small integer; 0 for any other, and for one that only the device knows."""
-        return int(self.temperature) if self.values is None and self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
+        return int(self.temperature) if self.device_scalars is None and self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
 
     @property
     def ensemble_learns(self) -> bool:
-        return self.ensemble_ce_weight != 0 or (self.values is not None and len(self.values) == 4)
+        return self.ensemble_ce_weight != 0 or (self.device_scalars is not None and len(self.device_scalars) == 4)
 
     @property
     def targets(self) -> int:
@@ -117,7 +117,7 @@ class Problem:
             "weights": self.ensemble_weights,
             "weights_stride": 0 if self.ensemble_weights is None else self.ensemble_weights.stride(0),
             "grad_scale": grad_scale,
-            "values": self.values,
+            "values": self.device_scalars,
             "rows": rows,
             "temperature": self.temperature,
             "ce_weight": self.ce_weight,
@@ -251,40 +251,40 @@ def gradients_launch(
     return Launch(gradients, programs, arguments, {"num_warps": plan.warps})
 
 
-# -- the ops, with the schemas of oekd_fast.losses.backends; `isa` is the CPU's
+# -- the ops, with the schemas of oekd_fast.losses.schemas; `isa` is the CPU's
 
 
-def ensemble_kd_value(*arguments, isa="auto"):
-    problem = Problem(*arguments)
+def ensemble_kd_value(logits, target, *, isa="auto", **options):
+    problem = Problem(logits, target, **options)
     result, launch = loss_launch(problem)
     launch.run(problem.device)
     return result.statistics
 
 
-def ensemble_kd_value_and_rows(*arguments):
-    problem = Problem(*arguments)
+def ensemble_kd_value_and_rows(logits, target, **options):
+    problem = Problem(logits, target, **options)
     result, launch = loss_launch(problem)
     launch.run(problem.device)
     return *result.statistics, result.row_statistics, result.counted
 
 
-def ensemble_kd_value_and_grad(*arguments, grad_scale=None, isa="auto"):
-    problem = Problem(*arguments)
+def ensemble_kd_value_and_grad(logits, target, *, grad_scale=None, isa="auto", **options):
+    problem = Problem(logits, target, **options)
     grads = [torch.empty_like(z) for z in problem.logits]
     result, launch = loss_launch(problem, grads, grad_scale)
     launch.run(problem.device)
     return *result.statistics, grads
 
 
-def ensemble_kd_value_and_grad_out(*arguments, grad_scale=None, out, weights_grad=None, isa="auto"):
-    problem = Problem(*arguments)
+def ensemble_kd_value_and_grad_out(logits, target, *, grad_scale=None, out, weights_grad=None, isa="auto", **options):
+    problem = Problem(logits, target, **options)
     if weights_grad is None:
         result, launch = loss_launch(problem, out, grad_scale)
         launch.run(problem.device)
         return result.statistics
     if problem.detach_ensemble and not problem.ensemble_learns:
         weights_grad.zero_()
-        return ensemble_kd_value_and_grad_out(*arguments, grad_scale=grad_scale, out=out)
+        return ensemble_kd_value_and_grad_out(logits, target, grad_scale=grad_scale, out=out, **options)
     if needs_resident(problem):
         of_rows = problem.new(len(problem.logits[0]), len(problem.logits))
         result, launch = loss_launch(problem, out, grad_scale, weights_grad=of_rows)
@@ -294,8 +294,8 @@ def ensemble_kd_value_and_grad_out(*arguments, grad_scale=None, out, weights_gra
     return value_and_grad_of_weights(problem, grad_scale, out, weights_grad)
 
 
-def ensemble_kd_grad_out(*arguments, row_statistics, counted, grad_scale, weights_grad, out):
-    problem = Problem(*arguments)
+def ensemble_kd_grad_out(logits, target, *, row_statistics, counted, grad_scale, weights_grad, out, **options):
+    problem = Problem(logits, target, **options)
     of_weights = problem.new(len(problem.logits) if weights_grad else 0)
     launch = gradients_launch(problem, out, grad_scale, row_statistics, counted, of_weights if weights_grad else None)
     launch.run(problem.device)

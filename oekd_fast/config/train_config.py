@@ -258,7 +258,7 @@ class TrainConfig:
         """The objective's loss on the logits of the whole family."""
         mixing = {}
         if self.family_objective.from_others:
-            mixing = {"mixing": others(self.num_students), "mixes": "probabilities"}
+            mixing = {"mixing": others(self.num_students), "mixing_space": "probabilities"}
         return KDOptions(
             self.temperature,
             self.ce_weight,

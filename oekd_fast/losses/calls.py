@@ -1,31 +1,31 @@
-"""The options of the ensemble distillation loss, checked once."""
+"""The options of the ensemble distillation loss, and one call of it: both are checked when they are made."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from typing import Any
 
+import torch
 from torch import Tensor
 
-REDUCTIONS = ("mean", "sum")
-MIXES = ("logits", "probabilities")
-DEVICE_VALUES = ("temperature", "ce_weight", "kd_weight", "ensemble_ce_weight")  # fields that may be tensors
+from oekd_fast.losses import checks
+from oekd_fast.losses.checks import DEVICE_SCALARS
 
 
 @dataclass(frozen=True)
 class KDOptions:
-    """What the loss computes; see :func:`oekd_fast.ensemble_kd_loss` for the meaning of each field.
+    """Options of the loss. :func:`oekd_fast.ensemble_kd_loss` describes each field.
 
-    Defaults are the paper's (section 4: alpha = 0.7, gamma = 0.15, T = 2). Temperature and weights may be tensors of
-    one element, which are held, not copied: each call of the loss takes what they hold then. Their values are looked
-    at where they are used. So it is with ``mixing``, floating [S, S], or [S, S + 1] beside an external teacher.
+    The defaults are those of the paper (section 4: alpha = 0.7, gamma = 0.15, T = 2). The temperature and the weights
+    may be tensors with one element, and ``mixing`` is a tensor. The options hold these tensors without a copy, so each
+    call of the loss reads their current values.
 
     Raises:
-        TypeError: a field that must be a number is none; a tensor of a dtype that is not floating.
-        ValueError: temperature not finite or <= 0, a weight not finite, label_smoothing outside [0, 1],
-            reduction or mixes unknown, a tensor not of one element, mixing not a matrix or with an attached ensemble,
-            mixes without mixing.
+        TypeError: a field that must be a number is not one, or a tensor does not have a floating dtype.
+        ValueError: the temperature is not finite or not > 0, a weight is not finite, label_smoothing is outside
+            [0, 1], reduction or mixing_space is unknown, a tensor has the wrong shape, mixing is combined with
+            detach_ensemble=False, or mixing_space is given without mixing.
     """
 
     temperature: float | Tensor = 2.0
@@ -37,56 +37,159 @@ class KDOptions:
     reduction: str = "mean"
     ensemble_ce_weight: float | Tensor = 0.0
     mixing: Tensor | None = None
-    mixes: str = "logits"
+    mixing_space: str = "logits"
 
     def __post_init__(self) -> None:
-        for name in DEVICE_VALUES:
-            value = getattr(self, name)
-            if isinstance(value, Tensor):
-                _check_one_element(name, value)
-            elif type(value) is not float and not isinstance(value, Real):  # the first test is the fast one
-                raise TypeError(f"{name}: expected a number or a tensor of one element, got {type(value).__name__}")
-            else:
-                check_value(name, value)
-        if type(self.label_smoothing) is not float and not isinstance(self.label_smoothing, Real):
-            raise TypeError(f"label_smoothing: expected a number, got {type(self.label_smoothing).__name__}")
-        if not 0.0 <= self.label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {self.label_smoothing!r}")
-        if self.reduction not in REDUCTIONS:
-            raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {self.reduction!r}")
-        if self.mixes not in MIXES:
-            raise ValueError(f"mixes: expected one of {MIXES}, got {self.mixes!r}")
-        if self.mixing is not None:
-            _check_mixing(self.mixing)
-            if not self.detach_ensemble:
-                raise ValueError("mixing: expected detach_ensemble=True beside it, got detach_ensemble=False")
-        elif self.mixes != "logits":
-            raise ValueError(f"mixes: expected mixing beside {self.mixes!r}, got mixing None")
+        checks.check_options(self)
 
     @property
     def ensemble_learns(self) -> bool:
-        """Whether the ensemble's cross-entropy is part of the loss; what a tensor holds is not looked at."""
+        """Whether the ensemble's cross-entropy is part of the loss. A tensor counts as a weight other than 0."""
         return isinstance(self.ensemble_ce_weight, Tensor) or self.ensemble_ce_weight != 0
 
 
-def check_value(name: str, value: float) -> None:
-    """The number of a field of ``DEVICE_VALUES``: raises ValueError where the loss would mean nothing."""
-    positive = name == "temperature"
-    if not math.isfinite(value) or (positive and value <= 0):
-        raise ValueError(f"{name}: expected a finite number{' > 0' if positive else ''}, got {value!r}")
+@dataclass(frozen=True)
+class EnsembleKDCall:
+    """One call of the loss with checked arguments; made by :meth:`of`.
+
+    Attributes:
+        students: S tensors [B, C].
+        stacked: [S, B, C], the tensor whose slices are the students, if the logits came as one tensor.
+        target: int64 [B].
+        options: numbers, modes and the mixing matrix.
+        ensemble_weights: [S], or a gate [B, S].
+        teacher_logits: [B, C].
+    """
+
+    students: Sequence[Tensor]
+    stacked: Tensor | None
+    target: Tensor | None
+    options: KDOptions
+    ensemble_weights: Tensor | None
+    teacher_logits: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        logits: Sequence[Tensor] | Tensor,
+        target: Tensor | None,
+        options: KDOptions,
+        *,
+        ensemble_weights: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+    ) -> EnsembleKDCall:
+        """Check the tensors against each other and against the options, without a wait for a device.
+
+        Raises:
+            ValueError, TypeError: naming the argument, what was expected and what was given.
+        """
+        students = checks.check_logits(logits)
+        first = students[0]
+        checks.check_scalar_devices(options, first.device)
+        checks.check_target(target, len(first), first.device, options)
+        if ensemble_weights is not None:
+            checks.check_ensemble_weights(ensemble_weights, students, options)
+        if teacher_logits is not None:
+            checks.check_teacher_logits(teacher_logits, first)
+        if options.mixing is not None:
+            checks.check_mixing_shape(options.mixing, students, teacher_logits)
+        stacked = logits if isinstance(logits, Tensor) else None
+        return cls(students, stacked, target, options, ensemble_weights, teacher_logits)
+
+    @property
+    def device(self) -> torch.device:
+        return self.students[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.students[0].dtype
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The logits as they were given, for autograd: S tensors [B, C], or one [S, B, C]."""
+        return tuple(self.students) if self.stacked is None else (self.stacked,)
+
+    @property
+    def ensemble_attached(self) -> bool:
+        """Whether gradients flow through the ensemble as a target, which an external teacher replaces."""
+        return not self.options.detach_ensemble and self.teacher_logits is None
+
+    @property
+    def weights_need_grad(self) -> bool:
+        """Whether ``ensemble_weights`` require a gradient and the loss depends on them with gradients."""
+        weights = self.ensemble_weights
+        learns = self.options.ensemble_learns or self.ensemble_attached
+        return learns and weights is not None and weights.requires_grad
+
+    @property
+    def extensions(self) -> list[str]:
+        """Names of the arguments that extend the paper's objective."""
+        used = {
+            "a gate": self.ensemble_weights is not None and self.ensemble_weights.dim() == 2,
+            "ensemble_ce_weight": self.options.ensemble_learns,
+            "teacher_logits": self.teacher_logits is not None,
+            "mixing": self.options.mixing is not None,
+        }
+        return [name for name, is_used in used.items() if is_used]
+
+    def check_contents(self) -> None:
+        """Check the numbers that are tensors, and the labels. Waits for their device.
+
+        Raises:
+            ValueError: a number is invalid, or a label is neither in [0, C) nor ``ignore_index``.
+        """
+        checks.check_scalar_values(self.options)
+        if self.target is not None:
+            checks.check_labels(self.target, self.students[0].shape[1], self.options.ignore_index)
+
+    def op_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the ops in :mod:`oekd_fast.losses.schemas`, all but ``logits``.
+
+        Numbers that are tensors are copied, so that a later backward pass uses the values which the loss has used.
+        """
+        options = self.options
+        numbers = {name: getattr(options, name) for name in DEVICE_SCALARS}
+        device_scalars = None
+        if any(isinstance(number, Tensor) for number in numbers.values()):
+            if not options.ensemble_learns:
+                del numbers["ensemble_ce_weight"]  # a weight of 0 leaves this term out
+            device_scalars = _stack_scalars(numbers.values(), self.device)
+            numbers = dict.fromkeys(numbers, 0.0)  # the kernels read device_scalars instead
+        kwargs = {
+            "target": self.target,
+            "ensemble_weights": detached(self.ensemble_weights),
+            "temperature": float(numbers["temperature"]),
+            "ce_weight": float(numbers["ce_weight"]),
+            "kd_weight": float(numbers["kd_weight"]),
+            "label_smoothing": float(options.label_smoothing),
+            "ignore_index": options.ignore_index,
+            "mean": options.reduction == "mean",
+            "detach_ensemble": not self.ensemble_attached,
+        }
+        # Each argument that equals the default of the schema would cost time to pass.
+        if device_scalars is not None:
+            kwargs["device_scalars"] = device_scalars
+        elif options.ensemble_learns:
+            kwargs["ensemble_ce_weight"] = float(numbers["ensemble_ce_weight"])
+        if self.teacher_logits is not None:
+            kwargs["teacher_logits"] = self.teacher_logits.detach()
+        if options.mixing is not None:
+            kwargs["mixing"] = options.mixing.detach()
+            kwargs["mix_probabilities"] = options.mixing_space == "probabilities"
+        return kwargs
 
 
-def _check_one_element(name: str, value: Tensor) -> None:
-    if value.numel() != 1:
-        raise ValueError(f"{name}: expected a number or a tensor of one element, got shape {list(value.shape)}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+def detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
 
 
-def _check_mixing(mixing: object) -> None:
-    if not isinstance(mixing, Tensor):
-        raise TypeError(f"mixing: expected a tensor [S, S] or None, got {type(mixing).__name__}")
-    if mixing.dim() != 2:
-        raise ValueError(f"mixing: expected a matrix, a row for each student, got shape {list(mixing.shape)}")
-    if not mixing.is_floating_point():
-        raise TypeError(f"mixing: expected a floating dtype, got {mixing.dtype}")
+def _stack_scalars(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """Stack numbers and tensors of one element into a float32 vector on `device`, without a wait for the host."""
+    return torch.stack(
+        [
+            number.detach().reshape(()).float()
+            if isinstance(number, Tensor)
+            else torch.full((), float(number), dtype=torch.float32, device=device)
+            for number in numbers
+        ]
+    )

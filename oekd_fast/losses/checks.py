@@ -1,38 +1,83 @@
-"""What the losses refuse: errors name the argument, what was expected and what came.
+"""Argument validation of the losses: each error names the argument, what was expected and what was given.
 
-None waits for a device, but ``check_labels`` and ``check_values`` where they are asked to.
+Only ``check_labels`` and ``check_scalar_values`` read what tensors hold, which waits for their device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from oekd_fast.losses.calls import DEVICE_VALUES, KDOptions, check_value
+if TYPE_CHECKING:
+    from oekd_fast.losses.calls import KDOptions
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REDUCTIONS = ("mean", "sum")
+MIXING_SPACES = ("logits", "probabilities")
+DEVICE_SCALARS = ("temperature", "ce_weight", "kd_weight", "ensemble_ce_weight")  # options that may be tensors
 
 
-def check_call(logits, target, options: KDOptions, ensemble_weights, teacher_logits) -> list[Tensor]:
-    """The tensors of a call of the ensemble distillation loss; its S students."""
-    students = _check_logits(logits)
-    first = students[0]
-    for name in DEVICE_VALUES:
-        if isinstance(value := getattr(options, name), Tensor):
-            check_tensor(name, value, first.device)
-    _check_target(target, len(first), first.device, options)
-    if ensemble_weights is not None:
-        _check_ensemble_weights(ensemble_weights, students, options)
-    if teacher_logits is not None:
-        _check_teacher_logits(teacher_logits, first)
+def check_options(options: KDOptions) -> None:
+    for name in DEVICE_SCALARS:
+        value = getattr(options, name)
+        if isinstance(value, Tensor):
+            _check_one_element(name, value)
+        elif type(value) is not float and not isinstance(value, Real):  # the first test is the fast one
+            raise TypeError(f"{name}: expected a number or a tensor of one element, got {type(value).__name__}")
+        else:
+            _check_number(name, value)
+    smoothing = options.label_smoothing
+    if type(smoothing) is not float and not isinstance(smoothing, Real):
+        raise TypeError(f"label_smoothing: expected a number, got {type(smoothing).__name__}")
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing!r}")
+    if options.reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {options.reduction!r}")
+    if options.mixing_space not in MIXING_SPACES:
+        raise ValueError(f"mixing_space: expected one of {MIXING_SPACES}, got {options.mixing_space!r}")
     if options.mixing is not None:
-        _check_mixing_shape(options.mixing, students, teacher_logits)
-    return students
+        _check_mixing(options.mixing)
+        if not options.detach_ensemble:
+            raise ValueError("mixing: expected detach_ensemble=True beside it, got detach_ensemble=False")
+    elif options.mixing_space != "logits":
+        raise ValueError(f"mixing_space: expected mixing beside {options.mixing_space!r}, got mixing None")
 
 
-def _check_logits(logits) -> list[Tensor]:
+def _check_number(name: str, value: float) -> None:
+    positive = name == "temperature"
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected a finite number{' > 0' if positive else ''}, got {value!r}")
+
+
+def _check_one_element(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"{name}: expected a number or a tensor of one element, got shape {list(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+
+
+def _check_mixing(mixing: object) -> None:
+    if not isinstance(mixing, Tensor):
+        raise TypeError(f"mixing: expected a tensor [S, S] or None, got {type(mixing).__name__}")
+    if mixing.dim() != 2:
+        raise ValueError(f"mixing: expected a matrix, a row for each student, got shape {list(mixing.shape)}")
+    if not mixing.is_floating_point():
+        raise TypeError(f"mixing: expected a floating dtype, got {mixing.dtype}")
+
+
+def check_scalar_devices(options: KDOptions, device: torch.device) -> None:
+    """Check that numbers which are tensors are on the device of the logits."""
+    for name in DEVICE_SCALARS:
+        if isinstance(value := getattr(options, name), Tensor):
+            check_tensor(name, value, device)
+
+
+def check_logits(logits) -> list[Tensor]:
     if isinstance(logits, Tensor):
         if logits.dim() != 3:
             raise ValueError(
@@ -63,22 +108,22 @@ def _check_logits(logits) -> list[Tensor]:
     return students
 
 
-def _check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) -> None:
+def check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) -> None:
     check_tensor("ensemble_weights", weights, students[0].device)
     each, gate = [len(students)], [len(students[0]), len(students)]
-    came = list(weights.shape)
-    if came not in (each, gate):
+    given = list(weights.shape)
+    if given not in (each, gate):
         raise ValueError(
             f"ensemble_weights: expected shape {each}, one a student, or a gate {gate}, one a row and student, "
-            f"got {came}"
+            f"got {given}"
         )
-    if came == gate and options.mixing is not None:
-        raise ValueError(f"ensemble_weights: expected shape {each} beside mixing, which makes the targets, got {came}")
+    if given == gate and options.mixing is not None:
+        raise ValueError(f"ensemble_weights: expected shape {each} beside mixing, which makes the targets, got {given}")
     if not weights.is_floating_point():
         raise TypeError(f"ensemble_weights: expected a floating dtype, got {weights.dtype}")
 
 
-def _check_teacher_logits(teacher, like: Tensor) -> None:
+def check_teacher_logits(teacher, like: Tensor) -> None:
     check_tensor("teacher_logits", teacher, like.device)
     if teacher.shape != like.shape:
         raise ValueError(
@@ -88,7 +133,7 @@ def _check_teacher_logits(teacher, like: Tensor) -> None:
         raise TypeError(f"teacher_logits: expected float32, float16, bfloat16 or float64, got {teacher.dtype}")
 
 
-def _check_mixing_shape(mixing: Tensor, students: list[Tensor], teacher_logits: Tensor | None) -> None:
+def check_mixing_shape(mixing: Tensor, students: list[Tensor], teacher_logits: Tensor | None) -> None:
     check_tensor("mixing", mixing, students[0].device)
     expected = [len(students), len(students) + (teacher_logits is not None)]
     if list(mixing.shape) != expected:
@@ -101,22 +146,22 @@ def check_weights_grad(weights_grad, ensemble_weights: Tensor | None) -> None:
         raise ValueError("weights_grad: expected ensemble_weights beside it, got ensemble_weights None")
     check_tensor("weights_grad", weights_grad, ensemble_weights.device)
     for what in ("shape", "dtype"):
-        expected, came = getattr(ensemble_weights, what), getattr(weights_grad, what)
-        if expected != came:
+        expected, given = getattr(ensemble_weights, what), getattr(weights_grad, what)
+        if expected != given:
             kind = TypeError if what == "dtype" else ValueError
-            raise kind(f"weights_grad: expected {what} {expected} as ensemble_weights, got {came}")
-    _check_own_places("weights_grad", weights_grad)
+            raise kind(f"weights_grad: expected {what} {expected} as ensemble_weights, got {given}")
+    _check_distinct_elements("weights_grad", weights_grad)
 
 
-def _check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
+def check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
     if target is None:
-        # What a tensor holds is not known here, and may change.
+        # A tensor is refused whatever it holds: its value may change, and reading it would wait for the device.
         for name in ("ce_weight", "ensemble_ce_weight"):
             value = getattr(options, name)
             if isinstance(value, Tensor) or value != 0:
-                came = f"a tensor as {name}" if isinstance(value, Tensor) else f"{name} {value}"
+                given = f"a tensor as {name}" if isinstance(value, Tensor) else f"{name} {value}"
                 raise ValueError(
-                    f"target: expected int64 [B] (None only if {name} is the number 0), got None with {came}"
+                    f"target: expected int64 [B] (None only if {name} is the number 0), got None with {given}"
                 )
         return
     check_tensor("target", target, device)
@@ -133,14 +178,8 @@ def check_tensor(name: str, value: object, device: torch.device, like: str = "th
         raise ValueError(f"{name}: expected device {device} as {like}, got {value.device}")
 
 
-def check_labels(target: Tensor | None, logits: Tensor, ignore_index: int, backend: str, validate: bool) -> None:
-    """Labels in range; on a GPU only where asked for, since the host would wait for it: there the loss becomes NaN."""
-    if target is None or torch.compiler.is_compiling():
-        return
-    # The native kernel looks at the labels in its own pass over the rows.
-    if not validate and (not target.is_cpu or backend == "native"):
-        return
-    classes = logits.shape[1]
+def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Check that each label is in [0, classes) or equals ignore_index. Waits for the device of the labels."""
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if bad.any():
         row = int(bad.nonzero()[0])
@@ -150,15 +189,18 @@ def check_labels(target: Tensor | None, logits: Tensor, ignore_index: int, backe
         )
 
 
-def check_values(options: KDOptions, backend: str, validate: bool) -> None:
-    """What tensors in the options hold; on a GPU only where asked for, since the host would wait for it."""
-    if torch.compiler.is_compiling():
-        return
-    for name in DEVICE_VALUES:
+def check_scalar_values(options: KDOptions) -> None:
+    """Check the values of numbers which are tensors. Waits for their device."""
+    for name in DEVICE_SCALARS:
         value = getattr(options, name)
-        # The native kernel looks for itself.
-        if isinstance(value, Tensor) and (validate or (value.is_cpu and backend != "native")):
-            check_value(name, value.item())
+        if isinstance(value, Tensor):
+            _check_number(name, value.item())
+
+
+def check_grad_scale(grad_scale: object, device: torch.device, like: str = "the logits") -> None:
+    check_tensor("grad_scale", grad_scale, device, like)
+    if grad_scale.numel() != 1:
+        raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
 
 
 def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Tensor]:
@@ -168,15 +210,15 @@ def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Te
     for j, (buffer, z) in enumerate(zip(buffers, students, strict=True)):
         check_tensor(f"out[{j}]", buffer, z.device, like=f"logits[{j}]")
         for what in ("shape", "dtype"):
-            expected, came = getattr(z, what), getattr(buffer, what)
-            if expected != came:
+            expected, given = getattr(z, what), getattr(buffer, what)
+            if expected != given:
                 kind = TypeError if what == "dtype" else ValueError
-                raise kind(f"out[{j}]: expected {what} {expected} as logits[{j}], got {came}")
-        _check_own_places(f"out[{j}]", buffer)
+                raise kind(f"out[{j}]: expected {what} {expected} as logits[{j}], got {given}")
+        _check_distinct_elements(f"out[{j}]", buffer)
     return buffers
 
 
-def _check_own_places(name: str, buffer: Tensor) -> None:
+def _check_distinct_elements(name: str, buffer: Tensor) -> None:
     if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
         raise ValueError(f"{name}: expected a place of its own for every element, got strides {list(buffer.stride())}")
 

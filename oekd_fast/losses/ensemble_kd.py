@@ -1,24 +1,16 @@
-"""The public loss: arguments, choice of the backend, autograd."""
+"""The public functions of the ensemble distillation loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from oekd_fast.losses import reference
-from oekd_fast.losses.backends import choose_backend, ensemble_attached, other_terms, triton_kernels
-from oekd_fast.losses.calls import KDOptions
-from oekd_fast.losses.checks import (
-    check_call,
-    check_labels,
-    check_out,
-    check_tensor,
-    check_values,
-    check_weights_grad,
-)
+from oekd_fast.losses import checks, reference
+from oekd_fast.losses.autograd import differentiable_loss
+from oekd_fast.losses.backends import REFERENCE, Backend, choose_backend
+from oekd_fast.losses.calls import EnsembleKDCall, KDOptions, detached
 from oekd_fast.losses.reference import EnsembleKDOutput
 
 
@@ -34,7 +26,7 @@ def ensemble_kd_loss(
     ensemble_ce_weight: float | Tensor = 0.0,
     teacher_logits: Tensor | None = None,
     mixing: Tensor | None = None,
-    mixes: str = "logits",
+    mixing_space: str = "logits",
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -98,26 +90,29 @@ def ensemble_kd_loss(
         RuntimeError: the backend asked for is not there.
     """
     options = KDOptions(
-        temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction,
-        ensemble_ce_weight, mixing, mixes,
-    )  # fmt: skip
-    students = check_call(logits, target, options, ensemble_weights, teacher_logits)
-    chosen = choose_backend(backend, students, options, ensemble_weights, teacher_logits)
-    check_values(options, chosen, validate)
-    check_labels(target, students[0], options.ignore_index, chosen, validate)
-    if chosen == "reference":
-        return reference.ensemble_kd(students, target, options, ensemble_weights, teacher_logits)
-    ops, arguments = _ops_of(chosen, students), _op_arguments(target, options, ensemble_weights, teacher_logits)
-    stacked = isinstance(logits, Tensor)
-    tensors = (logits,) if stacked else students
-    through = ensemble_weights is not None and ensemble_weights.requires_grad
-    through = through and (options.ensemble_learns or ensemble_attached(options, teacher_logits))
-    if not torch.is_grad_enabled() or not (through or any(z.requires_grad for z in students)):
-        return EnsembleKDOutput(*ops.ensemble_kd_value(students, *arguments))
-    weights = ensemble_weights if through else None
-    if chosen == "triton" and not other_terms(options, ensemble_weights, teacher_logits):
-        return EnsembleKDOutput(*_EnsembleKDFromRows.apply(stacked, arguments, weights, *tensors))
-    return EnsembleKDOutput(*_EnsembleKD.apply(chosen, stacked, arguments, weights, *tensors))
+        temperature=temperature,
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        detach_ensemble=detach_ensemble,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        ensemble_ce_weight=ensemble_ce_weight,
+        mixing=mixing,
+        mixing_space=mixing_space,
+    )
+    call = EnsembleKDCall.of(logits, target, options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits)
+    return loss_of(call, backend=backend, validate=validate)
+
+
+def loss_of(call: EnsembleKDCall, *, backend: str, validate: bool) -> EnsembleKDOutput:
+    """Compute :func:`ensemble_kd_loss` of a call that has been checked."""
+    chosen = _choose(call, backend, validate)
+    if chosen is REFERENCE:
+        return reference.ensemble_kd(
+            call.students, call.target, call.options, call.ensemble_weights, call.teacher_logits
+        )
+    return EnsembleKDOutput(*differentiable_loss(call, chosen))
 
 
 def ensemble_kd_value_and_grad(
@@ -132,7 +127,7 @@ def ensemble_kd_value_and_grad(
     ensemble_ce_weight: float | Tensor = 0.0,
     teacher_logits: Tensor | None = None,
     mixing: Tensor | None = None,
-    mixes: str = "logits",
+    mixing_space: str = "logits",
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -153,216 +148,44 @@ def ensemble_kd_value_and_grad(
         The statistics, and S gradients in the logits' dtype.
     """
     options = KDOptions(
-        temperature, ce_weight, kd_weight, detach_ensemble, label_smoothing, ignore_index, reduction,
-        ensemble_ce_weight, mixing, mixes,
-    )  # fmt: skip
-    students = check_call(logits, target, options, ensemble_weights, teacher_logits)
+        temperature=temperature,
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        detach_ensemble=detach_ensemble,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        ensemble_ce_weight=ensemble_ce_weight,
+        mixing=mixing,
+        mixing_space=mixing_space,
+    )
+    call = EnsembleKDCall.of(logits, target, options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits)
     if grad_scale is not None:
-        check_tensor("grad_scale", grad_scale, students[0].device)
-        if grad_scale.numel() != 1:
-            raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
-    buffers = None if out is None else check_out(out, students)
+        checks.check_grad_scale(grad_scale, call.device)
+    buffers = None if out is None else checks.check_out(out, call.students)
     if weights_grad is not None:
-        check_weights_grad(weights_grad, ensemble_weights)
-
-    chosen = choose_backend(backend, students, options, ensemble_weights, teacher_logits)
-    check_values(options, chosen, validate)
-    check_labels(target, students[0], options.ignore_index, chosen, validate)
-    if chosen == "reference":
-        tensors = (students, target, options, ensemble_weights, teacher_logits)
-        return _reference_value_and_grad(*tensors, grad_scale, buffers, weights_grad)
-    ops, arguments = _ops_of(chosen, students), _op_arguments(target, options, ensemble_weights, teacher_logits)
-    students = [z.detach() for z in students]
-    grad_scale = _detached(grad_scale)
+        checks.check_weights_grad(weights_grad, ensemble_weights)
+    chosen = _choose(call, backend, validate)
+    if chosen is REFERENCE:
+        return reference.ensemble_kd_value_and_grad(call, grad_scale, buffers, weights_grad)
+    ops, kwargs = chosen.ops(call), call.op_kwargs()
+    students = [z.detach() for z in call.students]
+    kwargs["grad_scale"] = detached(grad_scale)
     if buffers is None and weights_grad is None:
-        *statistics, grads = ops.ensemble_kd_value_and_grad(students, *arguments, grad_scale=grad_scale)
+        *statistics, grads = ops.ensemble_kd_value_and_grad(students, **kwargs)
         return EnsembleKDOutput(*statistics), tuple(grads)
     if buffers is None:
         buffers = [torch.empty_like(z) for z in students]
-    statistics = ops.ensemble_kd_value_and_grad_out(
-        students, *arguments, grad_scale=grad_scale, out=buffers, weights_grad=weights_grad
-    )
+    statistics = ops.ensemble_kd_value_and_grad_out(students, **kwargs, out=buffers, weights_grad=weights_grad)
     return EnsembleKDOutput(*statistics), tuple(buffers)
 
 
-class _EnsembleKD(torch.autograd.Function):
-    """On the CPU: loss and gradients in one pass over the logits, since the upstream gradient is nearly always 1.
-
-    Where it is not, in a compiled graph, and on a GPU, where nobody looks at it, they are made when it is known:
-    rounded once.
-    """
-
-    @staticmethod
-    def forward(ctx, backend, stacked, arguments, weights, *tensors):
-        ctx.call, ctx.through, ctx.grads = (backend, stacked, arguments), weights is not None, None
-        if backend == "triton" or torch.compiler.is_compiling():
-            students = tensors[0].unbind(0) if stacked else tensors
-            statistics = _ops_of(backend, students).ensemble_kd_value(students, *arguments)
-        else:
-            statistics, ctx.grads = _value_and_grad_like(tensors, *ctx.call, None, ctx.through)
-        ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(*statistics[1:])
-        ctx.set_materialize_grads(False)
-        return tuple(statistics)
-
-    @staticmethod
-    def backward(ctx, upstream, *unused):
-        if upstream is None:
-            return None, None, None, None, *(None for _ in ctx.saved_tensors)
-        _check_first_order()
-        if not torch.compiler.is_compiling() and ctx.grads is not None and upstream.item() == 1.0:
-            # Handed over, not shared, so that autograd keeps them without a copy; a second backward makes new ones.
-            grads, ctx.grads = ctx.grads, None
-            return None, None, None, *grads
-        tensors = [z.detach() for z in ctx.saved_tensors]
-        _, grads = _value_and_grad_like(tensors, *ctx.call, upstream, ctx.through)
-        return None, None, None, *grads
-
-
-class _EnsembleKDFromRows(torch.autograd.Function):
-    """On the GPU: the loss keeps a few numbers a row; backward makes the gradients of them and of the logits.
-
-    The upstream gradient is read on the device.
-    """
-
-    @staticmethod
-    def forward(ctx, stacked, arguments, weights, *tensors):
-        students = tensors[0].unbind(0) if stacked else tensors
-        *statistics, row_statistics, counted = torch.ops.oekd_fast.ensemble_kd_value_and_rows(students, *arguments)
-        ctx.stacked, ctx.arguments = stacked, arguments
-        ctx.weights_dtype = None if weights is None else weights.dtype
-        ctx.save_for_backward(row_statistics, counted, *tensors)
-        ctx.mark_non_differentiable(*statistics[1:])
-        ctx.set_materialize_grads(False)
-        return tuple(statistics)
-
-    @staticmethod
-    def backward(ctx, upstream, *unused):
-        row_statistics, counted, *tensors = ctx.saved_tensors
-        if upstream is None:
-            return None, None, None, *(None for _ in tensors)
-        _check_first_order()
-        tensors = [z.detach() for z in tensors]
-        grads = [torch.empty_like(z) for z in tensors]
-        weights_grad = torch.ops.oekd_fast.ensemble_kd_grad_out(
-            tensors[0].unbind(0) if ctx.stacked else tensors,
-            *ctx.arguments,
-            row_statistics=row_statistics,
-            counted=counted,
-            grad_scale=upstream,
-            weights_grad=ctx.weights_dtype is not None,
-            out=grads[0].unbind(0) if ctx.stacked else grads,
-        )
-        return None, None, weights_grad.to(ctx.weights_dtype) if ctx.weights_dtype else None, *grads
-
-
-def _check_first_order() -> None:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "ensemble_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
-            "backend='reference' is differentiable twice"
-        )
-
-
-def _ops_of(backend: str, students: Sequence[Tensor]):
-    """Where the ops of a compiled backend are: the dispatcher, but for Triton's interpreter on the CPU."""
-    return triton_kernels() if backend == "triton" and students[0].is_cpu else torch.ops.oekd_fast
-
-
-def _value_and_grad_like(
-    tensors, backend: str, stacked: bool, arguments: tuple, grad_scale: Tensor | None, through: bool
-):
-    """Statistics; the gradient of the weights, or None, and those of `tensors`: S of [B, C], or one [S, B, C]."""
-    ops = _ops_of(backend, tensors)
-    if not stacked and not through:
-        *statistics, grads = ops.ensemble_kd_value_and_grad(tensors, *arguments, grad_scale=grad_scale)
-        return statistics, (None, *grads)
-    grads = [torch.empty_like(z) for z in tensors]
-    weights_grad = torch.empty_like(arguments[1]) if through else None
-    statistics = ops.ensemble_kd_value_and_grad_out(
-        tensors[0].unbind(0) if stacked else tensors,
-        *arguments,
-        grad_scale=grad_scale,
-        out=grads[0].unbind(0) if stacked else grads,
-        weights_grad=weights_grad,
-    )
-    return statistics, (weights_grad, *grads)
-
-
-def _op_arguments(
-    target: Tensor | None, options: KDOptions, ensemble_weights: Tensor | None, teacher_logits: Tensor | None
-) -> tuple:
-    """What the ops take after the logits."""
-    numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
-    values = None
-    held = [number for number in numbers if isinstance(number, Tensor)]
-    if held:
-        # A number of 0 leaves the ensemble's cross-entropy out, as it is without tensors.
-        values = _stacked(numbers if options.ensemble_learns else numbers[:3], held[0].device)
-        numbers = (0.0,) * 4  # not read beside `values`
-    *first, ensemble_ce_weight = map(float, numbers)
-    arguments = (
-        target,
-        _detached(ensemble_weights),
-        *first,
-        float(options.label_smoothing),
-        options.ignore_index,
-        options.reduction == "mean",
-        not ensemble_attached(options, teacher_logits),
-        values,
-    )
-    if ensemble_ce_weight == 0 and teacher_logits is None and options.mixing is None:
-        return arguments  # the others' defaults, which cost a microsecond to pass
-    return (
-        *arguments,
-        ensemble_ce_weight,
-        _detached(teacher_logits),
-        _detached(options.mixing),
-        options.mixes == "probabilities",
-    )
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
-
-
-def _stacked(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    """fp32 [n], made on the device: no host waits. A copy, so that backward sees what the loss saw."""
-    return torch.stack(
-        [
-            number.detach().reshape(()).float()
-            if isinstance(number, Tensor)
-            else torch.full((), float(number), dtype=torch.float32, device=device)
-            for number in numbers
-        ]
-    )
-
-
-def _reference_value_and_grad(
-    students, target, options, ensemble_weights, teacher_logits, grad_scale, buffers, weights_grad
-):
-    # Tensors made in inference mode cannot take part in autograd, their copies can.
-    def outside(tensor):
-        return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
-
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = [outside(z).detach().requires_grad_() for z in students]
-        weights = None if ensemble_weights is None else outside(ensemble_weights).detach()
-        if weights_grad is not None:
-            leaves.append(weights.requires_grad_())
-        outside_options = replace(options, mixing=outside(options.mixing))
-        output = reference.ensemble_kd(
-            leaves[: len(students)], outside(target), outside_options, weights, outside(teacher_logits)
-        )
-        upstream = None if grad_scale is None else outside(grad_scale).detach().reshape(()).to(output.loss.dtype)
-        # Where the loss does not depend on the weights, zeros.
-        grads = torch.autograd.grad(output.loss, leaves, upstream, materialize_grads=True)
-    if weights_grad is not None:
-        *grads, of_weights = grads
-        weights_grad.copy_(of_weights)
-        grads = tuple(grads)
-    if buffers is not None:
-        for buffer, grad in zip(buffers, grads, strict=True):
-            buffer.copy_(grad)
-        grads = tuple(buffers)
-    return output._replace(loss=output.loss.detach()), grads
+def _choose(call: EnsembleKDCall, name: str, validate: bool) -> Backend:
+    """Choose the backend of a call, then check the labels and the numbers that are tensors where that is due."""
+    backend = choose_backend(name, call)
+    if not torch.compiler.is_compiling():
+        # Without `validate` the host waits for no GPU.
+        cheap = call.device.type == "cpu" and not backend.checks_contents
+        if validate or cheap:
+            call.check_contents()
+    return backend

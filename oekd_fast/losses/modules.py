@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from oekd_fast.losses.calls import KDOptions
-from oekd_fast.losses.ensemble_kd import ensemble_kd_loss
+from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
+from oekd_fast.losses.ensemble_kd import loss_of
 from oekd_fast.losses.feature_kd import feature_kd_loss
 
 
@@ -36,15 +36,10 @@ class EnsembleKDLoss(nn.Module):
 
         ``ensemble_weights`` ([S], or a gate [B, S]) and ``teacher_logits`` ([B, C]) as the function takes them.
         """
-        return ensemble_kd_loss(
-            logits,
-            target,
-            ensemble_weights=ensemble_weights,
-            teacher_logits=teacher_logits,
-            backend=self.backend,
-            validate=self.validate,
-            **vars(self.options),
-        ).loss
+        call = EnsembleKDCall.of(
+            logits, target, self.options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits
+        )
+        return loss_of(call, backend=self.backend, validate=self.validate).loss
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())

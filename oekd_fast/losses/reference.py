@@ -8,13 +8,15 @@ Arguments are checked in ``ops``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oekd_fast.losses.calls import DEVICE_VALUES, KDOptions
+from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
+from oekd_fast.losses.checks import DEVICE_SCALARS
 
 
 class EnsembleKDOutput(NamedTuple):
@@ -44,7 +46,7 @@ def ensemble_kd(
     """
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
     temperature, ce_weight, kd_weight, ensemble_ce_weight = (
-        _taken(getattr(options, name), dtype) for name in DEVICE_VALUES
+        _taken(getattr(options, name), dtype) for name in DEVICE_SCALARS
     )
     z = [student.to(dtype) for student in logits]
     external = [] if teacher_logits is None else [teacher_logits.detach().to(dtype)]
@@ -102,7 +104,7 @@ def ensemble_kd(
     else:
         sources = [scores.detach() for scores in (*z, *external)]
         mixing = options.mixing.detach().to(dtype)
-        if options.mixes == "logits":
+        if options.mixing_space == "logits":
             targets = [target_of(_mix(sources, row)) for row in mixing]
             kd = torch.stack([divergence(*pair) for pair in zip(targets, z, strict=True)])
         else:
@@ -123,6 +125,36 @@ def ensemble_kd(
         if options.ensemble_learns:
             loss = loss + ensemble_ce_weight * ensemble_ce
     return EnsembleKDOutput(loss, ce.detach(), kd.detach(), ensemble_ce.detach(), correct)
+
+
+def ensemble_kd_value_and_grad(
+    call: EnsembleKDCall, grad_scale: Tensor | None, out: Sequence[Tensor] | None, weights_grad: Tensor | None
+) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
+    """Loss and gradients by autograd; see :func:`oekd_fast.ensemble_kd_value_and_grad`."""
+
+    # Tensors made in inference mode cannot take part in autograd, but their copies can.
+    def usable(tensor):
+        return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+
+    with torch.inference_mode(False), torch.enable_grad():
+        students = [usable(z).detach().requires_grad_() for z in call.students]
+        leaves = list(students)
+        weights = None if call.ensemble_weights is None else usable(call.ensemble_weights).detach()
+        if weights_grad is not None:
+            leaves.append(weights.requires_grad_())
+        options = replace(call.options, mixing=usable(call.options.mixing))
+        output = ensemble_kd(students, usable(call.target), options, weights, usable(call.teacher_logits))
+        upstream = None if grad_scale is None else usable(grad_scale).detach().reshape(()).to(output.loss.dtype)
+        # The gradient of weights on which the loss does not depend is 0.
+        grads = torch.autograd.grad(output.loss, leaves, upstream, materialize_grads=True)
+    if weights_grad is not None:
+        weights_grad.copy_(grads[-1])
+        grads = grads[:-1]
+    if out is not None:
+        for buffer, grad in zip(out, grads, strict=True):
+            buffer.copy_(grad)
+        grads = tuple(out)
+    return output._replace(loss=output.loss.detach()), grads
 
 
 def _taken(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:

@@ -88,7 +88,7 @@ class Engine:
             config.executor, len(ensemble.members), device, deterministic=config.deterministic
         )
         options = dict(vars(loss))
-        self._evaluation_options = options | {"mixing": None, "mixes": "logits"}
+        self._evaluation_options = options | {"mixing": None, "mixing_space": "logits"}
         self._loss_options = options | {"mixing": None if loss.mixing is None else loss.mixing.to(device)}
         self._base_learns_from_all = config.base_gradients == "all"
         self._freeze_base = config.freeze_base

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from oekd_fast import EnsembleKDOutput, ensemble_kd_loss, ensemble_kd_value_and_grad
-from oekd_fast.losses import ensemble_kd as ops
+from oekd_fast.losses import backends
+from oekd_fast.losses import ensemble_kd as loss_functions
 
-from ..conftest import INTERPRETED, TRITON, batch
+from ..conftest import INTERPRETED, TRITON, batch, op_kwargs
 from ..support import oracle
 from ..support.objectives import OBJECTIVES, Expected, one
 
@@ -113,14 +114,14 @@ def test_every_regime_reads_values_from_a_tensor(name):
     numbers = {"temperature": 8.0, "ce_weight": 0.25, "kd_weight": 2.25}  # exact, and so is a division by 8
     values = torch.tensor(list(numbers.values()))
     options = {"label_smoothing": 0.2, "detach_ensemble": False}
-    from_tensor = problem(logits, target, values=values, **options, **UNREAD)
+    from_tensor = problem(logits, target, device_scalars=values, **options, **UNREAD)
     result, grads = run(from_tensor, PLANS[name])
     expected, expected_grads = run(problem(logits, target, **options, **numbers), PLANS[name])
     assert all(torch.equal(a, b) for a, b in zip(result.statistics, expected.statistics, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
     # The same launch again, as a graph is replayed: it takes what the tensor holds now.
     values.copy_(torch.tensor([2.0, 0.5, 1.5]))
-    result, grads = run(problem(logits, target, values=values, **UNREAD), PLANS[name])
+    result, grads = run(problem(logits, target, device_scalars=values, **UNREAD), PLANS[name])
     now = {"temperature": 2.0, "ce_weight": 0.5, "kd_weight": 1.5, "orders": 4}
     oracle.check(EnsembleKDOutput(*result.statistics), grads, logits, target, **now)
 
@@ -130,7 +131,9 @@ def test_every_regime_reads_values_from_a_tensor(name):
 def test_gradients_from_row_statistics_read_values_from_a_tensor(detach, plan):
     logits, target = case()
     numbers = {"temperature": 8.0, "ce_weight": 0.25, "kd_weight": 2.25}  # exact, and so is a division by 8
-    given = problem(logits, target, detach_ensemble=detach, values=torch.tensor(list(numbers.values())), **UNREAD)
+    given = problem(
+        logits, target, detach_ensemble=detach, device_scalars=torch.tensor(list(numbers.values())), **UNREAD
+    )
     known = problem(logits, target, detach_ensemble=detach, **numbers)
     came, expected = (
         run_gradients(
@@ -146,7 +149,7 @@ def test_gradients_from_row_statistics_read_values_from_a_tensor(detach, plan):
 @pytest.mark.parametrize("name", ["rows", "chunks"])
 def test_a_value_in_a_tensor_that_cannot_be_makes_the_loss_nan(name, values):
     logits, target = case()
-    result, _ = run(problem(logits, target, values=torch.tensor(values), **UNREAD), PLANS[name])
+    result, _ = run(problem(logits, target, device_scalars=torch.tensor(values), **UNREAD), PLANS[name])
     assert result.loss.isnan() and result.ce.isfinite().all()
     assert result.kd.isnan().all() or values[0] == 2.5
 
@@ -309,7 +312,7 @@ def objective(name, dtype=torch.float32):
 def test_objectives_in_every_resident_plan(name, plan):
     logits, target, tensors, arguments, expected = objective(name)
     options = {"ensemble_weights": None} | tensors | arguments
-    options["mix_probabilities"] = options.pop("mixes", "logits") == "probabilities"
+    options["mix_probabilities"] = options.pop("mixing_space", "logits") == "probabilities"
     given = problem(logits, target, options.pop("ensemble_weights"), **options)
     grads = [torch.empty_like(z) for z in logits]
     of_rows = torch.empty(len(target), 3) if given.ensemble_learns else None
@@ -338,8 +341,8 @@ def test_objectives_without_a_target_and_where_a_class_is_excluded():
         z[:, 3::4] = -math.inf
     logits[2][:, 10:] = -math.inf
     mixing = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    for mixes in ("logits", "probabilities"):
-        options = {"mixing": mixing, "mixes": mixes, "ce_weight": 0.0}
+    for mixing_space in ("logits", "probabilities"):
+        options = {"mixing": mixing, "mixing_space": mixing_space, "ce_weight": 0.0}
         output, grads = ensemble_kd_value_and_grad(logits, None, backend="triton", **options)
         exact = [z.double() for z in logits]
         truth, right = ensemble_kd_value_and_grad(exact, None, backend="reference", **options)
@@ -400,8 +403,8 @@ def test_the_papers_sizes_fall_where_they_should():
 def test_the_differentiable_form_is_one_graph(monkeypatch):
     monkeypatch.undo()  # no poison here: the compiler would remember it, and fail in later tests
     # As on CUDA, where the backend is chosen without a look at the kernels, and the ops are the dispatcher's.
-    monkeypatch.setattr(ops, "choose_backend", lambda *_: "triton")
-    monkeypatch.setattr(ops, "_ops_of", lambda *_: torch.ops.oekd_fast)
+    monkeypatch.setattr(loss_functions, "choose_backend", lambda *_: backends.TRITON)
+    monkeypatch.setattr(backends.TritonBackend, "ops", lambda *_: torch.ops.oekd_fast)
     logits, target = case()
     weights = torch.tensor([0.2, 0.5, 0.3], requires_grad=True)
 
@@ -426,17 +429,18 @@ def test_the_differentiable_form_is_one_graph(monkeypatch):
 @pytest.mark.parametrize("weights_grad", [False, True])
 def test_ops_keep_to_their_schemas(weights_grad, values):
     logits, target = case()
-    options = (2.0, 0.7, 0.15, 0.0, -100, True, not weights_grad, values)
-    arguments = (logits, target, torch.tensor([0.2, 0.5, 0.3]), *options)
+    kwargs = op_kwargs(
+        ensemble_weights=torch.tensor([0.2, 0.5, 0.3]), detach_ensemble=not weights_grad, device_scalars=values
+    )
     value = torch.ops.oekd_fast.ensemble_kd_value_and_rows
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(value.default, arguments, test_utils=checks)
-    *_, row_statistics, counted = value(*arguments)
-    keywords = {
+    torch.library.opcheck(value.default, (logits, target), kwargs, test_utils=checks)
+    *_, row_statistics, counted = value(logits, target, **kwargs)
+    kwargs |= {
         "row_statistics": row_statistics,
         "counted": counted,
         "grad_scale": torch.tensor(1.0),
         "weights_grad": weights_grad,
         "out": [torch.zeros_like(z) for z in logits],
     }
-    torch.library.opcheck(torch.ops.oekd_fast.ensemble_kd_grad_out.default, arguments, keywords, test_utils=checks)
+    torch.library.opcheck(torch.ops.oekd_fast.ensemble_kd_grad_out.default, (logits, target), kwargs, test_utils=checks)

@@ -7,7 +7,7 @@ import torch
 
 from oekd_fast import ensemble_kd_loss
 
-from ..conftest import IMPLEMENTATIONS, ISAS, batch, op_arguments, op_objective
+from ..conftest import IMPLEMENTATIONS, ISAS, batch, op_kwargs
 from ..support.objectives import OBJECTIVES
 
 native = pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
@@ -44,7 +44,7 @@ def test_bits_do_not_depend_on_threads_or_runs(name, shape, dtype, threads):
 def test_value_alone_is_the_value_with_gradients(shape, isa, options):
     logits, target = batch(*shape)
     target[0] = -100
-    value = ops.ensemble_kd_value(logits, *op_arguments(target, **options), isa=isa)
+    value = ops.ensemble_kd_value(logits, target, **op_kwargs(**options), isa=isa)
     assert same_bits(value, run(f"native-{isa}", logits, target, **options)[:5])
 
 
@@ -68,7 +68,7 @@ def test_auto_is_the_widest_instruction_set():
 def test_an_instruction_set_that_is_not_there_is_refused(isa, rows):
     logits, target = batch(rows=rows)
     with pytest.raises(ValueError, match=rf"isa: expected one of auto, .*baseline on this processor, got {isa}"):
-        ops.ensemble_kd_value(logits, *op_arguments(target), isa=isa)
+        ops.ensemble_kd_value(logits, target, **op_kwargs(), isa=isa)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
@@ -82,7 +82,7 @@ def test_only_instruction_sets_of_this_processor_are_offered(isa):
         run(f"native-{isa}", logits, target)  # an illegal instruction would end the process
     else:
         with pytest.raises(ValueError, match="on this processor"):
-            ops.ensemble_kd_value(logits, *op_arguments(target), isa=isa)
+            ops.ensemble_kd_value(logits, target, **op_kwargs(), isa=isa)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -113,32 +113,35 @@ def test_calls_from_several_threads_do_not_disturb_each_other():
 def test_opcheck(op, shape, dtype, with_target, with_weights, one_thread):
     logits, target = batch(*shape, dtype=dtype)
     weights = torch.full((shape[0],), 1 / shape[0]) if with_weights else None
-    keywords = {"out": [torch.full_like(z, math.nan) for z in logits]} if op is OPS[2] else {}
-    arguments = op_arguments(target if with_target else None, weights, ce_weight=0.7 if with_target else 0.0)
-    torch.library.opcheck(op.default, (logits, *arguments), keywords)
+    kwargs = op_kwargs(ensemble_weights=weights, ce_weight=0.7 if with_target else 0.0)
+    if op is OPS[2]:
+        kwargs["out"] = [torch.full_like(z, math.nan) for z in logits]
+    torch.library.opcheck(op.default, (logits, target if with_target else None), kwargs)
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
-def test_opcheck_of_values_in_a_tensor(op, one_thread):
+def test_opcheck_of_scalars_in_a_tensor(op, one_thread):
     logits, target = batch(3, 4, 6)
-    keywords = {"out": [torch.full_like(z, math.nan) for z in logits]} if op is OPS[2] else {}
-    torch.library.opcheck(op.default, (logits, *op_arguments(target), torch.tensor([2.5, 0.7, 0.15])), keywords)
+    kwargs = op_kwargs(device_scalars=torch.tensor([2.5, 0.7, 0.15]))
+    if op is OPS[2]:
+        kwargs["out"] = [torch.full_like(z, math.nan) for z in logits]
+    torch.library.opcheck(op.default, (logits, target), kwargs)
 
 
 @pytest.mark.parametrize("with_teacher", [False, True])
-@pytest.mark.parametrize("mixes", [None, "logits", "probabilities"])
+@pytest.mark.parametrize("mixing_space", [None, "logits", "probabilities"])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
-def test_opcheck_of_objectives(op, mixes, with_teacher, one_thread):
+def test_opcheck_of_objectives(op, mixing_space, with_teacher, one_thread):
     logits, target = batch(3, 4, 6)
     gate = torch.rand(4, 3).softmax(dim=1)
-    keywords = {"ensemble_ce_weight": 0.5, "mix_probabilities": mixes == "probabilities"}
+    kwargs = op_kwargs(ensemble_weights=gate, ensemble_ce_weight=0.5, mixing_space=mixing_space or "logits")
     if with_teacher:
-        keywords["teacher_logits"] = torch.randn(4, 6)
-    if mixes:
-        keywords["mixing"] = torch.rand(3, 3 + with_teacher)
+        kwargs["teacher_logits"] = torch.randn(4, 6)
+    if mixing_space:
+        kwargs["mixing"] = torch.rand(3, 3 + with_teacher)
     if op is OPS[2]:
-        keywords |= {"out": [torch.full_like(z, math.nan) for z in logits], "weights_grad": torch.rand(4, 3)}
-    torch.library.opcheck(op.default, (logits, *op_arguments(target, gate)), keywords)
+        kwargs |= {"out": [torch.full_like(z, math.nan) for z in logits], "weights_grad": torch.rand(4, 3)}
+    torch.library.opcheck(op.default, (logits, target), kwargs)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if "T = 2.5" not in name])
@@ -152,8 +155,7 @@ def test_objectives_do_not_depend_on_threads_or_gradients(isa, name, threads):
     alone = run(f"native-{isa}", logits, target, **options)
     threads(2)
     assert same_bits(run(f"native-{isa}", logits, target, **options), alone)
-    keywords = op_objective(options)
-    assert same_bits(ops.ensemble_kd_value(logits, *op_arguments(target, **options), **keywords, isa=isa), alone[:5])
+    assert same_bits(ops.ensemble_kd_value(logits, target, **op_kwargs(**options), isa=isa), alone[:5])
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "scaled"])
@@ -164,4 +166,4 @@ def test_opcheck_of_strides_and_grad_scale(layout, one_thread):
     if layout == "sliced":
         logits = [torch.cat([z, z], dim=1)[:, 1:7] for z in logits]
     keywords = {"grad_scale": torch.tensor(2.0)} if layout == "scaled" else {}
-    torch.library.opcheck(ops.ensemble_kd_value_and_grad.default, (logits, *op_arguments(target)), keywords)
+    torch.library.opcheck(ops.ensemble_kd_value_and_grad.default, (logits, target), op_kwargs(**keywords))

@@ -246,22 +246,22 @@ def test_in_a_gate_zero_has_no_say_even_where_it_is_minus_infinity(backend):
         assert oracle.error(weights_grad[there], right.truth.weights_grad[there]) <= 4 * oracle.EPSILON
 
 
-@pytest.mark.parametrize("formula, mixes", [(mixed_logits, "logits"), (mixed_probabilities, "probabilities")])
-def test_in_a_mixing_matrix_zero_has_no_say_even_where_it_is_minus_infinity(backend, formula, mixes):
+@pytest.mark.parametrize("formula, mixing_space", [(mixed_logits, "logits"), (mixed_probabilities, "probabilities")])
+def test_in_a_mixing_matrix_zero_has_no_say_even_where_it_is_minus_infinity(backend, formula, mixing_space):
     logits, target = excluding()
     mixing = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    came = at_once(logits, target, {"mixing": mixing}, backend, mixes=mixes)
+    came = at_once(logits, target, {"mixing": mixing}, backend, mixing_space=mixing_space)
     assert came[0].kd.isfinite().all() and came[0].kd[2] <= oracle.EPSILON
     Expected(formula, logits, target, {"mixing": mixing}).check(*came)
 
 
-@pytest.mark.parametrize("mixes", ["logits", "probabilities"])
-def test_a_teacher_of_weight_zero_has_no_say_even_where_it_is_minus_infinity(backend, mixes):
+@pytest.mark.parametrize("mixing_space", ["logits", "probabilities"])
+def test_a_teacher_of_weight_zero_has_no_say_even_where_it_is_minus_infinity(backend, mixing_space):
     logits, target = batch(3, 6, 9)
     mixing = torch.cat([others(3), torch.zeros(3, 1)], dim=1)
     excluding = torch.full((6, 9), -math.inf)
-    came = at_once(logits, target, {"mixing": mixing, "teacher_logits": excluding}, backend, mixes=mixes)
-    expected = at_once(logits, target, {"mixing": others(3)}, backend, mixes=mixes)
+    came = at_once(logits, target, {"mixing": mixing, "teacher_logits": excluding}, backend, mixing_space=mixing_space)
+    expected = at_once(logits, target, {"mixing": others(3)}, backend, mixing_space=mixing_space)
     assert all(torch.equal(a, b) for a, b in zip(came[0], expected[0], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(came[1], expected[1], strict=True))
 
@@ -284,8 +284,8 @@ def test_one_kernel_serves_them_all(backend):
     hinton = at_once(logits, target, external, backend)
     last = torch.cat([torch.zeros(STUDENTS, STUDENTS), torch.ones(STUDENTS, 1)], dim=1)
     equal = torch.full((STUDENTS, STUDENTS), 1 / STUDENTS)
-    for mixes in ("logits", "probabilities"):
-        same_teacher = at_once(logits, target, {"mixing": last, **external}, backend, mixes=mixes)
+    for mixing_space in ("logits", "probabilities"):
+        same_teacher = at_once(logits, target, {"mixing": last, **external}, backend, mixing_space=mixing_space)
         assert oracle.error(same_teacher[0].kd, hinton[0].kd) <= 4 * oracle.EPSILON
         assert oracle.error(oracle.stack(same_teacher[1]), oracle.stack(hinton[1])) <= 4 * oracle.EPSILON
     same_ensemble = at_once(logits, target, {"mixing": equal}, backend)
@@ -349,10 +349,12 @@ def test_the_gate_alone_may_require_a_gradient(backend):
 def test_external_teacher_and_mixing_are_never_differentiated(backend):
     logits, target = batch(3)
     tensors = {"teacher_logits": teacher(7, 13).requires_grad_(), "mixing": torch.rand(3, 4).requires_grad_()}
-    for mixes in ("logits", "probabilities"):
-        assert not ensemble_kd_loss(logits, target, mixes=mixes, backend=backend, **tensors).loss.requires_grad
+    for mixing_space in ("logits", "probabilities"):
+        assert not ensemble_kd_loss(
+            logits, target, mixing_space=mixing_space, backend=backend, **tensors
+        ).loss.requires_grad
         leaves = [z.clone().requires_grad_() for z in logits]
-        ensemble_kd_loss(leaves, target, mixes=mixes, backend=backend, **tensors).loss.backward()
+        ensemble_kd_loss(leaves, target, mixing_space=mixing_space, backend=backend, **tensors).loss.backward()
         assert all(tensor.grad is None for tensor in tensors.values())
 
 
@@ -364,7 +366,11 @@ def test_teachers_gates_and_matrices_of_any_floating_dtype_and_strides(backend, 
         "mixing": torch.tensor([[0.5, 0.0, 0.25, 0.25]] * 3),
     }
     gated = {"ensemble_weights": torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.5, -0.5]]).repeat(4, 1)[:7]}
-    for tensors, arguments in ((exact, {}), (exact, {"mixes": "probabilities"}), (gated, {"ensemble_ce_weight": 0.5})):
+    for tensors, arguments in (
+        (exact, {}),
+        (exact, {"mixing_space": "probabilities"}),
+        (gated, {"ensemble_ce_weight": 0.5}),
+    ):
         expected = at_once(logits, target, tensors, backend, **arguments)
         strided = {name: t.to(dtype).t().contiguous().t() for name, t in tensors.items()}
         came = at_once(logits, target, strided, backend, **arguments)
@@ -429,9 +435,9 @@ def test_module_takes_teachers_and_gates_with_the_batch(backend):
     expected = ensemble_kd_loss(logits, target, ensemble_ce_weight=0.5, backend=backend, **tensors).loss
     assert torch.equal(module(logits, target, **tensors), expected)
     matrix = others(3)
-    module = EnsembleKDLoss(mixing=matrix, mixes="probabilities", backend=backend)
+    module = EnsembleKDLoss(mixing=matrix, mixing_space="probabilities", backend=backend)
     assert module.options.mixing is matrix and not module.state_dict()
-    expected = ensemble_kd_loss(logits, target, mixing=matrix, mixes="probabilities", backend=backend).loss
+    expected = ensemble_kd_loss(logits, target, mixing=matrix, mixing_space="probabilities", backend=backend).loss
     assert torch.equal(module(logits, target), expected)
 
 
@@ -454,5 +460,5 @@ def test_gradcheck(name):
 
 
 def test_options_hold_the_new_fields():
-    assert KDOptions().ensemble_ce_weight == 0.0 and KDOptions().mixing is None and KDOptions().mixes == "logits"
+    assert KDOptions().ensemble_ce_weight == 0.0 and KDOptions().mixing is None and KDOptions().mixing_space == "logits"
     assert not KDOptions().ensemble_learns and KDOptions(ensemble_ce_weight=torch.zeros(())).ensemble_learns

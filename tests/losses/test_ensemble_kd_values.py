@@ -6,7 +6,7 @@ import torch
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
 from oekd_fast.losses.calls import KDOptions
 
-from ..conftest import ISAS, batch, op_arguments
+from ..conftest import ISAS, batch, op_kwargs
 from ..support import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -185,11 +185,12 @@ def test_options_hold_tensors():
 def test_ops_of_every_instruction_set(isa, temperature):
     _, numbers = in_tensors(temperature=temperature)
     logits, target = batch(students=3)
-    values = torch.tensor(list(numbers.values()))
-    unread = op_arguments(target, temperature=0.0, ce_weight=0.0, kd_weight=0.0)
+    scalars = torch.tensor(list(numbers.values()))
+    unread = op_kwargs(temperature=0.0, ce_weight=0.0, kd_weight=0.0, isa=isa)
     op = torch.ops.oekd_fast.ensemble_kd_value_and_grad
-    *statistics, grads = op(logits, *unread, values, isa=isa)
-    *expected, expected_grads = op(logits, *op_arguments(target, **numbers), isa=isa)
+    *statistics, grads = op(logits, target, **unread, device_scalars=scalars)
+    *expected, expected_grads = op(logits, target, **op_kwargs(**numbers, isa=isa))
     same_bits([*statistics, *grads], [*expected, *expected_grads])
-    strided = torch.stack([values, values], dim=1)[:, 0]
-    same_bits(torch.ops.oekd_fast.ensemble_kd_value(logits, *unread, strided, isa=isa), expected)
+    strided = torch.stack([scalars, scalars], dim=1)[:, 0]
+    value = torch.ops.oekd_fast.ensemble_kd_value(logits, target, **unread, device_scalars=strided)
+    same_bits(value, expected)

@@ -80,9 +80,14 @@ for backend in ("native", "triton"):
         print(error)
     """
     native, triton = run(code).splitlines()
-    assert native.startswith("backend 'native' is not there: ") and "_native" in native
-    assert native.endswith("install with a C++ compiler and without OEKD_FAST_NATIVE=0")
-    assert triton.startswith("backend 'triton' is not there: ") and triton.endswith("install triton >= 3.6 (Linux)")
+    how_to_install = {
+        "native": "install with a C++ compiler and without OEKD_FAST_NATIVE=0",
+        "triton": "install triton >= 3.6 (Linux)",
+    }
+    for line, name, other in ((native, "native", "triton"), (triton, "triton", "native")):
+        assert line.startswith(f"backend {name!r} is unavailable: ") and "_native" in native
+        assert f"{how_to_install[name]}; backend='reference': supports this call; backend={other!r}: " in line
+        assert line.endswith(how_to_install[other])
 
 
 @pytest.mark.parametrize("name", ["ensemble_kd_loss", "EnsembleKDLoss", "FeatureKDLoss", "EnsembleKDOutput"])

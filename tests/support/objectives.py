@@ -169,7 +169,7 @@ def mixed_and_taught(students, rows, classes):
 
 
 LABELS = {"ce_weight": 1.0, "kd_weight": 1.0}
-PAIRS = {**LABELS, "temperature": 1.0, "mixes": "probabilities"}
+PAIRS = {**LABELS, "temperature": 1.0, "mixing_space": "probabilities"}
 ONE = {**LABELS, "temperature": ONE_TEMPERATURE, "ensemble_ce_weight": 1.0}
 OBJECTIVES = {
     "paper": Objective(online_ensemble, no_tensors, {}),
@@ -207,12 +207,12 @@ for _t in (2.0, 2.5):
             partial(mixed_logits, temperature=_t), mixed_and_taught, {"temperature": _t}
         ),
         f"probabilities mixed, T = {_t}": Objective(
-            partial(mixed_probabilities, temperature=_t), mixed, {"temperature": _t, "mixes": "probabilities"}
+            partial(mixed_probabilities, temperature=_t), mixed, {"temperature": _t, "mixing_space": "probabilities"}
         ),
         f"probabilities and a teacher mixed, T = {_t}": Objective(
             partial(mixed_probabilities, temperature=_t),
             mixed_and_taught,
-            {"temperature": _t, "mixes": "probabilities"},
+            {"temperature": _t, "mixing_space": "probabilities"},
         ),
     }
 

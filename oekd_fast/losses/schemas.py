@@ -1,0 +1,93 @@
+"""The ops of the compiled backends: definitions, and fake implementations that compute shapes and dtypes.
+
+The CPU implementations are registered by the extension (csrc/module.cpp), the CUDA ones here: they load the Triton
+kernels when an op is first called. The reference backend needs no op, since it is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+
+# The options have the names of EnsembleKDCall.op_kwargs().
+#   device_scalars: float32 [3] on the device of the logits, which is read in place of temperature, ce_weight and
+#       kd_weight; or [4], and then in place of ensemble_ce_weight too.
+#   mix_probabilities: mixing_space == "probabilities".
+#   grad_scale: one element, which multiplies the gradients.
+#   weights_grad: a buffer with the shape of ensemble_weights and any floating dtype.
+#   isa: instruction set of the CPU kernel; "auto" takes the widest one. Other backends ignore it.
+# The statistics are loss, ce [S], kd [S], ensemble_ce and correct int64 [S + 1]. Gradients look like the logits.
+_OPTIONS = (
+    "Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, float label_smoothing, "
+    "int ignore_index, bool mean, bool detach_ensemble, Tensor? device_scalars=None, float ensemble_ce_weight=0.0, "
+    "Tensor? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False"
+)
+_ARGUMENTS = f"Tensor[] logits, Tensor? target, *, {_OPTIONS}"
+_STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"
+
+_library = torch.library.Library("oekd_fast", "DEF")
+_library.define(f'ensemble_kd_value({_ARGUMENTS}, str isa="auto") -> ({_STATISTICS})')
+_library.define(
+    f'ensemble_kd_value_and_grad({_ARGUMENTS}, Tensor? grad_scale=None, str isa="auto") -> ({_STATISTICS}, Tensor[])'
+)
+_library.define(
+    f"ensemble_kd_value_and_grad_out({_ARGUMENTS}, Tensor? grad_scale=None, Tensor(a!)[] out, "
+    f'Tensor(b!)? weights_grad=None, str isa="auto") -> ({_STATISTICS})'
+)
+# The differentiable loss on CUDA. The forward op returns statistics of the rows, from which the backward op computes
+# the gradients. The backward op returns dL/dw [S], or [0] if weights_grad is false.
+_library.define(f"ensemble_kd_value_and_rows({_ARGUMENTS}) -> ({_STATISTICS}, Tensor row_statistics, Tensor counted)")
+_library.define(
+    f"ensemble_kd_grad_out({_ARGUMENTS}, Tensor row_statistics, Tensor counted, Tensor grad_scale, bool weights_grad, "
+    "Tensor(a!)[] out) -> Tensor"
+)
+
+
+def triton_kernels():
+    """Load the module that implements each op under the name of the op."""
+    return import_module("oekd_fast.kernels.ensemble_kd.launch")
+
+
+def _register_triton(op: str, *devices: str) -> None:
+    for device in devices:
+        _library.impl(op, lambda *args, **kwargs: getattr(triton_kernels(), op)(*args, **kwargs), device)
+
+
+for _op in ("ensemble_kd_value", "ensemble_kd_value_and_grad", "ensemble_kd_value_and_grad_out"):
+    _register_triton(_op, "CUDA")
+for _op in ("ensemble_kd_value_and_rows", "ensemble_kd_grad_out"):
+    _register_triton(_op, "CUDA", "CPU")  # on the CPU by Triton's interpreter, in tests
+
+
+def _fake_statistics(logits, *args, **kwargs):
+    first, students = logits[0], len(logits)
+
+    def new(*shape, dtype=torch.float32):
+        return first.new_empty(shape, dtype=dtype)
+
+    return new(), new(students), new(students), new(), new(students + 1, dtype=torch.int64)
+
+
+def _fake_statistics_and_grads(logits, *args, **kwargs):
+    return *_fake_statistics(logits), [torch.empty_like(z) for z in logits]
+
+
+def _fake_statistics_and_rows(logits, *args, **kwargs):
+    first, width = logits[0], 1 << len(logits).bit_length()
+    rows = first.new_empty((first.shape[0], 2, width, 4), dtype=torch.float32)
+    return *_fake_statistics(logits), rows, first.new_empty((), dtype=torch.float32)
+
+
+def _fake_weights_grad(logits, *args, weights_grad, **kwargs):
+    return logits[0].new_empty((len(logits) if weights_grad else 0,), dtype=torch.float32)
+
+
+for _op, _fake in {
+    "ensemble_kd_value": _fake_statistics,
+    "ensemble_kd_value_and_grad": _fake_statistics_and_grads,
+    "ensemble_kd_value_and_grad_out": _fake_statistics,
+    "ensemble_kd_value_and_rows": _fake_statistics_and_rows,
+    "ensemble_kd_grad_out": _fake_weights_grad,
+}.items():
+    torch.library.register_fake(f"oekd_fast::{_op}", _fake, lib=_library)
