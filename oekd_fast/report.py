@@ -13,6 +13,7 @@ except ImportError as error:
     raise ImportError("the report needs more packages: pip install 'oekd_fast[train]'") from error
 
 from oekd_fast.common.files import write_atomically
+from oekd_fast.config.command_line import parse_options
 from oekd_fast.reporting.finished_runs import group_runs, read_run
 from oekd_fast.reporting.page import page
 from oekd_fast.reporting.section import Section
@@ -78,11 +79,9 @@ def report(config: ReportConfig) -> Path:
 
 def main() -> int:
     """The command line; returns the exit status."""
-    import tyro
-
     console = Console()
     try:
-        config = tyro.cli(ReportConfig, prog="python -m oekd_fast.report", config=(tyro.conf.PositionalRequiredArgs,))
+        config = parse_options(ReportConfig, "python -m oekd_fast.report")
         path = report(config)
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)

@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
-from oekd_fast.config.command_line import RecipeOptions, parse_arguments, recipe_table
+from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
 from oekd_fast.config.recipes import RecipeError, get_recipe
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
@@ -104,7 +104,7 @@ def main() -> int:
     """The command line; returns the exit status."""
     console, errors = Console(), Console(stderr=True)
     try:
-        options = parse_arguments(ReproduceOptions, "python -m oekd_fast.reproduce")
+        options = parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce")
         if options.list_recipes:
             console.print(recipe_table())
             return 0

@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
-from oekd_fast.config.command_line import RecipeOptions, parse_arguments, recipe_table
+from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
 from oekd_fast.data import DataError
 from oekd_fast.runs.checkpoint import CheckpointError
 from oekd_fast.runs.host_memory import keep_freed_memory
@@ -26,7 +26,7 @@ def main() -> int:
     """The command line; returns the exit status."""
     console = Console()
     try:
-        options = parse_arguments(RecipeOptions, "python -m oekd_fast.train")
+        options = parse_recipe_options(RecipeOptions, "python -m oekd_fast.train")
         if options.list_recipes:
             console.print(recipe_table())
             return 0

@@ -6,6 +6,7 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DeviceBatches
+from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
 
 from .problem import (
@@ -46,7 +47,7 @@ def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, captur
     return Engine(
         config,
         family,
-        config.family_loss() if len(family.members) > 1 else config.baseline_loss(),
+        family_options(config) if len(family.members) > 1 else label_options(config),
         device=torch.device(problem.device),
         normalisation=(MEAN, STD),
         augmentation=problem.augmentation,

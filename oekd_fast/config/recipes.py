@@ -1,8 +1,8 @@
-"""Recipes: protocols by name, as the fields of a `TrainConfig`. What a recipe does not name has the config's default.
+"""Recipes: named training protocols, as values of the fields of `TrainConfig`.
 
-No field says these parts of what is reproduced, so that they stay ours: the paper trains on all training images and
-chooses on the test images (here a tenth is held out to choose on); the released code does not normalise its inputs, and
-its momentum is not Nesterov's.
+Three differences from the sources cannot be expressed as fields, so they hold for all recipes. The paper trains on all
+training images and selects epochs on the test images; here a tenth of the training images is held out to select epochs.
+The released code does not normalise its inputs, and its momentum is not Nesterov's.
 """
 
 from __future__ import annotations
@@ -14,54 +14,77 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from oekd_fast.config.train_config import OBJECTIVES_OWN, TrainConfig
+from oekd_fast.config.objectives import OBJECTIVE_DEFAULTS
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data.known import known_name
 from oekd_fast.paper import paper_tables
 
-# Spans in epochs that are parts of the schedule. A warm-up is not: it is as long as the first steps need.
+# Fields in epochs that are scaled with the length of the training.
 _SPANS = ("decay_epochs", "ramp_epochs")
 
 
 class RecipeError(ValueError):
-    """There is no such recipe or field, or it is for another data set."""
+    """A recipe or a field is unknown, or the recipe is for another data set."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A protocol: its name, where it is from and what differs from there, and its fields of `TrainConfig`."""
+    """A training protocol.
+
+    Args:
+        name: group/dataset/model.
+        source: where the protocol is from, and what differs from there.
+        fields: values of fields of `TrainConfig`; other fields have the config's defaults.
+    """
 
     name: str
     source: str
     fields: Mapping[str, Any]
 
     def config(self, **overrides: Any) -> TrainConfig:
-        """The recipe's config with `overrides`. Other ``epochs`` scale everything of its schedule that is in epochs;
-        another ``objective`` has its own weights and temperature.
+        """Return the recipe's config with `overrides`, adapted to them as `values` describes.
 
         Raises:
-            RecipeError: there is no such field, or ``dataset`` is not the recipe's.
-            ValueError: a value is none that the field can have.
+            RecipeError: a field is unknown, or ``dataset`` is not the recipe's.
+            ValueError, TypeError: a value is invalid, see `TrainConfig`.
         """
         known = [field.name for field in fields(TrainConfig)]
         for name in overrides:
             if name not in known:
                 raise RecipeError(f"{name}: no such field of TrainConfig; {_nearest(name, known)}")
-        dataset = overrides.pop("dataset", self.fields["dataset"])
-        if (known_name(dataset) or dataset) != self.fields["dataset"]:
+        relevant = {name: overrides[name] for name in ("dataset", "epochs", "objective") if name in overrides}
+        return TrainConfig(**{**self.values(**relevant), **_without(overrides, "dataset")})
+
+    def values(
+        self, *, dataset: str | None = None, epochs: int | None = None, objective: str | None = None
+    ) -> dict[str, Any]:
+        """Return the recipe's fields, adapted to another training.
+
+        Args:
+            dataset: must be the recipe's data set, by its name here or on the hub.
+            epochs: number of epochs; everything in the recipe's schedule that is measured in epochs is scaled to it,
+                except for the warm-up, whose length suits the first steps.
+            objective: if it is not the recipe's, temperature and weights of the loss are those of the objective.
+
+        Raises:
+            RecipeError: ``dataset`` is not the recipe's.
+        """
+        own = dict(self.fields)
+        if dataset is not None and (known_name(dataset) or dataset) != own["dataset"]:
             raise RecipeError(
-                f"dataset: expected {self.fields['dataset']}, which recipe {self.name} is for, got {dataset!r}; "
+                f"dataset: expected {own['dataset']}, which recipe {self.name} is for, got {dataset!r}; "
                 "data_dir says where its files are"
             )
-        own = self.fields
-        if overrides.get("objective", TrainConfig.objective) != own.get("objective", TrainConfig.objective):
-            own = {name: value for name, value in own.items() if name not in OBJECTIVES_OWN}
-        epochs = overrides.get("epochs", own["epochs"])
-        spans = {name: own.get(name, getattr(TrainConfig, name)) * epochs / own["epochs"] for name in _SPANS}
-        return TrainConfig(**{**own, **spans, **overrides})
+        if objective is not None and objective != own.get("objective", TrainConfig.objective):
+            own = {**_without(own, *OBJECTIVE_DEFAULTS), "objective": objective}
+        if epochs is not None:
+            spans = {name: own.get(name, getattr(TrainConfig, name)) * epochs / own["epochs"] for name in _SPANS}
+            own |= {**spans, "epochs": epochs}
+        return own
 
 
 def recipe_names() -> tuple[str, ...]:
-    """Return all names, a source after the other."""
+    """Return the names of all recipes, grouped by source."""
     return tuple(_recipes())
 
 
@@ -69,7 +92,7 @@ def get_recipe(name: str) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:
-        RecipeError: there is none; the message has the nearest names.
+        RecipeError: the name is unknown; the message suggests the nearest names.
     """
     if name not in _recipes():
         raise RecipeError(f"recipe: {name!r} is unknown; {_nearest(name, recipe_names())}; --list-recipes shows all")
@@ -77,13 +100,17 @@ def get_recipe(name: str) -> Recipe:
 
 
 def recipe_config(name: str, **overrides: Any) -> TrainConfig:
-    """Return the config of the recipe called `name`, as `Recipe.config`."""
+    """Return the config of the recipe called `name` with `overrides`; see `Recipe.config`."""
     return get_recipe(name).config(**overrides)
+
+
+def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _nearest(name: str, names: list[str] | tuple[str, ...]) -> str:
     near = get_close_matches(name, names, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else "nothing is called alike"
+    return f"did you mean {' or '.join(near)}?" if near else "no name is similar"
 
 
 @cache

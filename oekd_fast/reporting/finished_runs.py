@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,8 @@ def read_run(path: Path) -> Run:
     if not (path / "summary.json").is_file():
         raise ReportError(f"runs: {path} is not finished: it has no summary.json; train with --resume to finish it")
     stored = _read_json(path / "config.json")
-    known = {field.name for field in fields(TrainConfig)}
     try:
-        config = TrainConfig(
-            **{name: _as_field(name, value) for name, value in stored.items() if name in known} | {"output_dir": path}
-        )
+        config = TrainConfig.from_dict(stored | {"output_dir": path})
     except (TypeError, ValueError) as error:
         raise ReportError(f"runs: {path / 'config.json'} is damaged ({error})") from error
     summary = _read_json(path / "summary.json")
@@ -96,12 +93,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ReportError(f"runs: {file}: expected a JSON object, got {type(content).__name__}")
     return content
-
-
-def _as_field(name: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if name in ("data_dir", "initial_weights", "teacher") and value is not None else value
 
 
 def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:

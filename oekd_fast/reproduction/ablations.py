@@ -48,7 +48,7 @@ def ablate(name: Ablation, config: TrainConfig, folder: Path, seeds: list[int], 
     values = {}
     for value in papers_ablation(name):
         changed = replace(config, **SWEEPS[name].fields(value))
-        own = changed == config
+        own = changed.training_fields() == config.training_fields()
         place = folder if own else folder / "ablations" / f"{name}-{value.replace('/', '-')}"
         changed = replace(changed, baseline=own and config.baseline)
         summaries = [run(seed_config(changed, place, seed), console) for seed in seeds]

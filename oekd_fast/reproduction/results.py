@@ -69,7 +69,7 @@ def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """
     try:
         before = json.loads((folder / "results.json").read_bytes())
-        trained = TrainConfig().training_fields() | before["config"]
+        trained = TrainConfig.from_dict(before["config"]).training_fields()
         kept = {"timing": before["timing"], "ablations": dict(before["ablations"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -84,6 +84,7 @@ def protocol(config: TrainConfig) -> str:
         "cosine": "cosine to 0",
         "cyclic": f"{config.snapshots} cosine cycles",
     }
+    weights = config.loss_weights
     parts = [
         f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
         f"batch {config.batch_size}",
@@ -92,8 +93,8 @@ def protocol(config: TrainConfig) -> str:
         if config.warmup_epochs
         else "no warm-up",
         f"weight decay {config.weight_decay:g}",
-        f"T {config.temperature:g}",
-        f"alpha {config.ce_weight:g}, beta {config.feature_weight:g}, gamma {config.kd_weight:g}",
+        f"T {weights.temperature:g}",
+        f"alpha {weights.ce_weight:g}, beta {weights.feature_weight:g}, gamma {weights.kd_weight:g}",
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
         f"EMA {config.ema_decay:g}" if config.ema_decay is not None else "",
         f"{config.train_images:,} training images" if config.train_images is not None else "",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from oekd_fast.config.data import DataConfig
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import AnyAugmentation, Batches, DataError, ImageDataset, ResizedCrop, place
 from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
@@ -27,6 +28,7 @@ from oekd_fast.runs.checkpoint import (
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.run_folder import RunFolder, check_same_training
+from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.metrics import EpochMetrics
 
@@ -52,7 +54,7 @@ class DeviceData:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, dataset: ImageDataset, config: TrainConfig, device: torch.device) -> DeviceData:
+    def of(cls, dataset: ImageDataset, config: DataConfig, device: torch.device) -> DeviceData:
         """The splits of `dataset`, which was loaded as `config` says.
 
         Raises:
@@ -72,9 +74,9 @@ class DeviceData:
         )
 
 
-def _augmentation(default: AnyAugmentation, config: TrainConfig) -> AnyAugmentation:
+def _augmentation(default: AnyAugmentation, config: DataConfig) -> AnyAugmentation:
     """The data set's augmentation with what `config` says otherwise."""
-    if config.augmentation_wish == "none":
+    if config.augmentation_choice == "none":
         return default
     if isinstance(default, ResizedCrop) and config.pad is not None:
         raise DataError(f"pad: {config.dataset} has resized crops, which have no padding, got {config.pad}")
@@ -155,7 +157,7 @@ class Phase:
                 ce_schedule="constant" if task.from_labels else config.ce_schedule,
             ),
             ensemble.to(device, memory_format=memory_format),
-            config.baseline_loss() if task.from_labels else config.family_loss(),
+            label_options(config) if task.from_labels else family_options(config),
             device=device,
             normalisation=data.normalisation,
             augmentation=data.augmentation,

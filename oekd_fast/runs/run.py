@@ -81,7 +81,7 @@ def dataset_of(config: TrainConfig) -> ImageDataset:
         validation_fraction=config.validation_fraction,
         seed=config.seed,
         stream=config.data_placement == "stream",
-        augmentation=config.augmentation_wish,
+        augmentation=config.augmentation_choice,
         image_size=config.image_size,
         skip_corrupt=config.skip_corrupt,
     )

@@ -11,15 +11,14 @@ from oekd_fast.config.train_config import TrainConfig
 
 
 class RunFolderError(ValueError):
-    """The output folder cannot take this run."""
+    """The run folder is in use by another run, or damaged."""
 
 
 class RunFolder:
-    """A folder that may take a run, or that holds the one to resume; nothing is written before `claim`.
+    """Folder of a run: new, or that of the run to resume. Nothing is written before `claim` is called.
 
     Raises:
-        RunFolderError: the folder holds a run and `config.resume` is False, or the run was trained with another
-            config.
+        RunFolderError: the folder holds a run and `config.resume` is False, or `config` differs from the run's.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -27,7 +26,7 @@ class RunFolder:
         holds_run = any(path.exists() for path in (self.config_file, self.metrics_file, self.path / "checkpoints"))
         if holds_run and not config.resume:
             raise RunFolderError(
-                f"output_dir: {self.path} already holds a run; --resume continues it, another folder starts afresh"
+                f"output_dir: {self.path} already holds a run; --resume continues it, another folder starts a new one"
             )
         if self.config_file.exists():
             check_same_training(self._read_config(), config, str(self.config_file))
@@ -57,19 +56,21 @@ class RunFolder:
         return self.path / "baselines"
 
     def checkpoints(self, phase: str) -> Path:
+        """Return the folder of the checkpoints of `phase`."""
         return self.path / "checkpoints" / phase
 
     def claim(self, config: TrainConfig) -> None:
-        """Make the folder this run's."""
+        """Create the folder and write config.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         _write_json(self.config_file, config.as_dict())
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Replace metrics.jsonl: what a killed run wrote after its last checkpoint goes."""
+        """Replace metrics.jsonl by `lines`, which drops lines that a killed run wrote after its last checkpoint."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.metrics_file, text.encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -84,15 +85,23 @@ class RunFolder:
 
 
 def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:
-    """Raise RunFolderError, naming each field, unless `config` trains what `before` (plain values) trained.
+    """Check that `config` trains the same as `before`, the stored fields of a config; where a field is missing, the
+    run was trained with its default.
 
-    A field that `before` does not know had the behaviour of its default.
+    Args:
+        where: the file that holds `before`, for the message.
+
+    Raises:
+        RunFolderError: a field differs, or `before` is not a valid config; the message names each field.
     """
-    before = TrainConfig().training_fields() | before
+    try:
+        expected = TrainConfig.from_dict(before).training_fields()
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"output_dir: {where} is damaged ({error})") from error
     differences = [
-        f"{name}: expected {before[name]!r}, got {value!r}"
+        f"{name}: expected {expected[name]!r}, got {value!r}"
         for name, value in config.training_fields().items()
-        if before[name] != value
+        if expected[name] != value
     ]
     if differences:
         raise RunFolderError(f"the config does not match {where}; " + "; ".join(differences))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oekd_fast.config.objectives import others
+from oekd_fast.config.distillation import DistillationConfig
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.losses.calls import KDOptions
 from oekd_fast.losses.ensemble_kd import ensemble_kd_loss, ensemble_kd_value_and_grad
 from oekd_fast.losses.reference import EnsembleKDOutput
 
@@ -27,6 +29,32 @@ class TeacherSignals:
     teacher_logits: Tensor | None = None
     hints: tuple[Tensor, ...] | None = None
     copies: tuple[Tensor, ...] = ()
+
+
+def family_options(config: TrainConfig) -> KDOptions:
+    """Return the options of the objective's loss on the logits of the whole family."""
+    weights, mixing = config.loss_weights, {}
+    if config.family_objective.from_others:
+        mixing = {"mixing": mean_of_others(config.num_students), "mixing_space": "probabilities"}
+    return KDOptions(
+        weights.temperature,
+        weights.ce_weight,
+        weights.kd_weight,
+        config.detach_ensemble,
+        label_smoothing=config.label_smoothing,
+        ensemble_ce_weight=weights.ensemble_ce_weight,
+        **mixing,
+    )
+
+
+def label_options(config: DistillationConfig) -> KDOptions:
+    """Return the options of the loss of a network that learns from labels alone: plain cross-entropy."""
+    return KDOptions(ce_weight=1.0, kd_weight=0.0, label_smoothing=config.label_smoothing)
+
+
+def mean_of_others(students: int, device: torch.device | None = None) -> Tensor:
+    """Return the mixing matrix [S, S] whose row j averages all students but j: 1 / (S - 1), and 0 on the diagonal."""
+    return (1.0 - torch.eye(students, device=device)) / (students - 1)
 
 
 def family_loss(
@@ -83,7 +111,7 @@ def _from_copies(
     """The copies stand as further students, who are mixed into the targets, and whose own losses count nothing."""
     count, device = len(logits), labels.device
     mixing = torch.zeros(2 * count, 2 * count, device=device)
-    mixing[:count, count:] = others(count, device)
+    mixing[:count, count:] = mean_of_others(count, device)
     weights = torch.zeros(2 * count, device=device)
     weights[:count] = 1 / count
     statistics, grads = ensemble_kd_value_and_grad(

@@ -93,7 +93,7 @@ class Engine:
         self._base_learns_from_all = config.base_gradients == "all"
         self._freeze_base = config.freeze_base
         self._backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
-        self._features = bool(len(ensemble.adapters)) and config.feature_weight > 0
+        self._features = bool(len(ensemble.adapters)) and config.loss_weights.feature_weight > 0
         self._clip_norm = config.clip_norm
         self._deterministic = config.deterministic
         self._dtype = _AUTOCAST_DTYPES[config.precision]

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.config.optimizer import OptimizerConfig
 from oekd_fast.family.ensemble import StudentEnsemble
 
 
 def build_optimizer(
-    config: TrainConfig, ensemble: StudentEnsemble, learning_rate: Tensor, adapter_rate: Tensor
+    config: OptimizerConfig, ensemble: StudentEnsemble, learning_rate: Tensor, adapter_rate: Tensor
 ) -> Optimizer:
     """SGD with Nesterov momentum, Adam, or RMSProp; the adapters are a group of their own.
 

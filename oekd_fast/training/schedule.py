@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oekd_fast.config.train_config import Ramp, TrainConfig
+from oekd_fast.config.schedule import Ramp, ScheduleConfig
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.losses.calls import KDOptions
 
 
@@ -34,7 +35,7 @@ class Schedule:
             "temperature": _between(config.temperature_start, loss.temperature, rises(config.temperature_schedule)),
             "ce_weight": loss.ce_weight * rises(config.ce_schedule),
             "kd_weight": loss.kd_weight * rises(config.kd_schedule),
-            "feature_weight": config.feature_weight * rises(config.feature_schedule),
+            "feature_weight": config.loss_weights.feature_weight * rises(config.feature_schedule),
             "ema_share": ema_shares(config.ema_decay, len(self._factors)),
             "copy_share": copy_shares(config.codistillation_delay, len(self._factors)),
         }
@@ -83,7 +84,7 @@ class Schedule:
         self._cursor.fill_(self._steps)
 
 
-def rate_factors(config: TrainConfig, steps_per_epoch: int) -> Tensor:
+def rate_factors(config: ScheduleConfig, steps_per_epoch: int) -> Tensor:
     """The learning rate of every step as a share of the peak, fp64 [epochs * steps_per_epoch]."""
     steps = torch.arange(config.epochs * steps_per_epoch, dtype=torch.float64)
     warmup = config.warmup_epochs * steps_per_epoch

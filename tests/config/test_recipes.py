@@ -4,13 +4,14 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
-from oekd_fast.config.command_line import RecipeOptions, parse_arguments, recipe_table
-from oekd_fast.config.objectives import OBJECTIVES
+from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
+from oekd_fast.config.objectives import OBJECTIVES, LossWeights
 from oekd_fast.config.recipes import RecipeError, get_recipe, recipe_config, recipe_names
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data.known import KNOWN
@@ -44,7 +45,7 @@ def test_every_row_of_the_papers_tables_has_a_recipe():
 def test_the_papers_protocol():
     config = recipe_config("paper/cifar100/resnet110")
     assert (config.optimizer, config.momentum, config.epochs, config.batch_size) == ("sgd", 0.9, 450, 128)
-    assert (config.temperature, config.ce_weight, config.feature_weight, config.kd_weight) == (2.0, 0.7, 0.15, 0.15)
+    assert config.loss_weights == LossWeights(temperature=2.0, ce_weight=0.7, kd_weight=0.15, feature_weight=0.15)
     rates = 0.1 * rate_factors(config, 2)
     assert [rates[2 * epoch].item() for epoch in (0, 224, 225, 337)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
     assert rates[-1].item() == pytest.approx(0.001)
@@ -81,15 +82,15 @@ def test_what_is_said_outright_is_not_scaled():
 
 
 def test_another_objective_brings_its_own_weights():
-    config, own = recipe_config("paper/cifar100/resnet32", objective="dml", kd_weight=0.5), OBJECTIVES["dml"]
-    assert (config.temperature, config.ce_weight, config.kd_weight) == (own.temperature, own.ce_weight, 0.5)
+    config = recipe_config("paper/cifar100/resnet32", objective="dml", kd_weight=0.5)
+    assert config.loss_weights == replace(OBJECTIVES["dml"].weights, kd_weight=0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
         ("paper/cifar100/resnet100", {}, "recipe: 'paper/cifar100/resnet100' is unknown; did you mean paper/cifar"),
-        ("xyz", {}, "recipe: 'xyz' is unknown; nothing is called alike; --list-recipes shows all"),
+        ("xyz", {}, "recipe: 'xyz' is unknown; no name is similar; --list-recipes shows all"),
         ("paper/cifar100/resnet110", {"epoch": 3}, "epoch: no such field of TrainConfig; did you mean epochs"),
         ("paper/cifar100/resnet110", {"objective": "dlm"}, "objective: did you mean dml"),
         (
@@ -106,7 +107,7 @@ def test_what_is_unknown_or_does_not_fit_is_named(name, overrides, message):
 
 
 def parse(*arguments: str) -> TrainConfig:
-    return parse_arguments(RecipeOptions, "train", arguments).config
+    return parse_recipe_options(RecipeOptions, "train", arguments).config
 
 
 def test_a_recipe_is_the_default_of_the_command_line():

@@ -1,4 +1,4 @@
-"""The run's config: defaults of the paper, bad values, plain form."""
+"""Config of a run: defaults, bounds, resolved values, JSON form."""
 
 import dataclasses
 import json
@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from oekd_fast.config.data import DataConfig
+from oekd_fast.config.distillation import DistillationConfig
+from oekd_fast.config.model import ModelConfig
+from oekd_fast.config.objectives import OBJECTIVES, LossWeights
+from oekd_fast.config.optimizer import OptimizerConfig
+from oekd_fast.config.run import RunConfig
+from oekd_fast.config.schedule import ScheduleConfig
 from oekd_fast.config.train_config import TrainConfig
 
 
 def test_defaults_are_the_papers():
     config = TrainConfig()
-    assert (config.ce_weight, config.feature_weight, config.kd_weight, config.temperature) == (0.7, 0.15, 0.15, 2.0)
+    assert config.loss_weights == LossWeights(temperature=2.0, ce_weight=0.7, kd_weight=0.15, feature_weight=0.15)
     assert config.num_students == 5
     assert config.milestones == (0.5, 0.75)
     assert config.adapter_rate == 0.5
@@ -55,10 +62,67 @@ def test_bad_values_are_named(field, value, message):
         TrainConfig(**{field: value})
 
 
-def test_another_objective_by_replace_keeps_the_weights():
-    changed = dataclasses.replace(TrainConfig(), objective="dml")
-    assert (changed.temperature, changed.ce_weight) == (2.0, 0.7)
-    assert (TrainConfig(objective="dml").temperature, TrainConfig(objective="dml").ce_weight) == (1.0, 1.0)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_replacing_the_objective_uses_its_weights(objective):
+    fields = {"teacher": "students/student_1"} if OBJECTIVES[objective].teacher == "required" else {}
+    fields |= {"schedule": "cyclic"} if objective == "snapshot" else {}
+    changed = dataclasses.replace(TrainConfig(), objective=objective, **fields)
+    assert changed.loss_weights == OBJECTIVES[objective].weights
+    assert changed == TrainConfig(objective=objective, **fields)
+
+
+def test_replacing_the_objective_keeps_weights_that_were_set():
+    changed = dataclasses.replace(TrainConfig(temperature=3.0, ensemble_ce_weight=0.0), objective="one")
+    assert changed.loss_weights == LossWeights(3.0, 1.0, 1.0, 0.0, ensemble_ce_weight=0.0)
+
+
+def test_replacing_the_optimizer_uses_its_learning_rate():
+    assert dataclasses.replace(TrainConfig(), optimizer="adam").peak_rate == 0.001
+    assert dataclasses.replace(TrainConfig(learning_rate=0.3), optimizer="adam").peak_rate == 0.3
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        (DataConfig, {"pad": -1}, "pad: expected pixels >= 0, got -1"),
+        (ModelConfig, {"num_students": 0}, "num_students: expected an integer >= 1, got 0"),
+        (DistillationConfig, {"objective": "kd"}, "teacher: expected the path of a saved student"),
+        (OptimizerConfig, {"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
+        (ScheduleConfig, {"decay_epochs": 0.0}, "decay_epochs: expected a finite number > 0, got 0.0"),
+        (RunConfig, {"precision": "fp8"}, "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+    ],
+)
+def test_each_section_checks_itself(section, value, message):
+    assert isinstance(TrainConfig(), section)
+    assert {field.name for field in dataclasses.fields(section)} <= TrainConfig().as_dict().keys()
+    with pytest.raises(ValueError, match=message):
+        section(**value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 2.5, "epochs: expected an integer >= 1, got 2.5"),
+        ("temperature", "2", "temperature: expected a finite number > 0, got '2'"),
+        ("momentum", None, "momentum: expected a finite number >= 0, got None"),
+        ("milestones", 0.5, r"milestones: expected shares of the training in \(0, 1\), got 0.5"),
+    ],
+)
+def test_values_of_a_wrong_type_are_named(field, value, message):
+    with pytest.raises(TypeError, match=message):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["output_dir", "data_dir", "initial_weights"])
+def test_paths_may_be_strings(field):
+    config = TrainConfig(**{field: "some/where"})
+    assert getattr(config, field) == Path("some/where")
+    assert config == TrainConfig(**{field: Path("some/where")})
+    assert TrainConfig(objective="kd", teacher="x/student_1").teacher == Path("x/student_1")
+
+
+def test_lists_become_tuples():
+    assert TrainConfig(milestones=[0.3, 0.6]).milestones == (0.3, 0.6)
 
 
 def test_augmentation_and_its_parts_do_not_contradict_each_other():
@@ -66,32 +130,42 @@ def test_augmentation_and_its_parts_do_not_contradict_each_other():
         TrainConfig(augment=False, augmentation="crop")
     with pytest.raises(ValueError, match="pad: expected none with augmentation='resized_crop', .* got 4"):
         TrainConfig(augmentation="resized_crop", pad=4)
-    assert TrainConfig(augment=False).augmentation_wish == TrainConfig(augmentation="none").augmentation_wish == "none"
+    assert (
+        TrainConfig(augment=False).augmentation_choice == TrainConfig(augmentation="none").augmentation_choice == "none"
+    )
 
 
-def test_plain_form_is_json_and_names_every_field():
-    config = TrainConfig(data_dir=Path("somewhere"), output_dir=Path("out"))
-    plain = json.loads(json.dumps(config.as_dict()))
-    assert plain == config.as_dict()
-    assert plain.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
-    assert plain["data_dir"] == "somewhere" and plain["milestones"] == [0.5, 0.75]
+def test_the_json_form_names_every_field_with_resolved_values():
+    config = TrainConfig(data_dir=Path("somewhere"), output_dir=Path("out"), objective="one", optimizer="adam")
+    values = json.loads(json.dumps(config.as_dict()))
+    assert values == config.as_dict()
+    assert values.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert values["data_dir"] == "somewhere" and values["milestones"] == [0.5, 0.75]
+    assert (values["temperature"], values["ensemble_ce_weight"], values["learning_rate"]) == (3.0, 1.0, 0.001)
 
 
-def test_where_and_how_a_run_is_shown_is_not_what_it_trains():
+def test_the_json_form_loads_again():
+    config = TrainConfig(data_dir=Path("somewhere"), milestones=(0.3,), objective="dml", learning_rate=0.2)
+    loaded = TrainConfig.from_dict({**config.as_dict(), "a_field_of_a_later_version": 1})
+    assert loaded.as_dict() == config.as_dict() and loaded.milestones == (0.3,)
+    assert TrainConfig.from_dict({}) == TrainConfig()
+
+
+def test_fields_that_do_not_change_the_training_may_differ_on_resume():
     here = TrainConfig(output_dir=Path("a"), data_dir=Path("b"), resume=True, baseline=True, progress=False,
                        track_test=True)  # fmt: skip
     assert here.training_fields() == TrainConfig().training_fields()
-    for other in (TrainConfig(seed=1), TrainConfig(train_images=100)):
+    for other in (TrainConfig(seed=1), TrainConfig(train_images=100), TrainConfig(temperature=3.0)):
         assert other.training_fields() != TrainConfig().training_fields()
 
 
-def test_run_folder_has_a_name_of_its_own():
+def test_a_default_written_out_is_the_same_training():
+    explicit = TrainConfig(temperature=2.0, kd_weight=0.15, learning_rate=0.1)
+    assert explicit.training_fields() == TrainConfig().training_fields()
+
+
+def test_the_default_run_folder_is_named_after_data_set_model_and_seed():
     assert TrainConfig(dataset="data/my pictures", model="resnet32", seed=3).run_folder == Path(
         "runs/my pictures-resnet32-seed3"
     )
     assert TrainConfig(output_dir=Path("x")).run_folder == Path("x")
-
-
-def test_a_student_alone_learns_from_cross_entropy_only():
-    loss = TrainConfig(label_smoothing=0.1).baseline_loss()
-    assert (loss.ce_weight, loss.kd_weight, loss.label_smoothing) == (1.0, 0.0, 0.1)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from oekd_fast import reproduce as command
 from oekd_fast.config.recipes import RecipeError, get_recipe, recipe_config
-from oekd_fast.config.train_config import OBJECTIVES_OWN, TrainConfig
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import paper_tables
 from oekd_fast.paper.expected import papers_ablation, papers_numbers
 from oekd_fast.reproduce import reproduce
@@ -294,8 +294,7 @@ def test_stopped_continued_and_done_again(config, monkeypatch):
 def test_a_seed_of_generations_is_not_trained_again(config, monkeypatch):
     """Their ensemble is that of the networks of the selected epochs, and there is none that goes with another epoch."""
     fields = {"objective": "born_again", "generations": 2, "epochs": 1}
-    weights = dict.fromkeys(OBJECTIVES_OWN)
-    config = replace(config, **fields, **weights)
+    config = replace(config, **fields)
     results = reproduce(DIGITS, config, 1, console=QUIET)
     measures = results["accuracy"]
     assert measures["selected"]["ensemble"]["mean"] >= 0

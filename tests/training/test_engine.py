@@ -13,6 +13,7 @@ from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.parallel.executor import StudentError
 from oekd_fast.training import backward as gradients
+from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
 
 from ..support.smooth_network import SMOOTH
@@ -38,7 +39,7 @@ def make_engine(config=None, members=None, augmentation=None, recorder=None, tea
     return Engine(
         config,
         ensemble,
-        config.family_loss() if len(ensemble.members) > 1 else config.baseline_loss(),
+        family_options(config) if len(ensemble.members) > 1 else label_options(config),
         device=CPU,
         normalisation=NORMALISATION,
         augmentation=augmentation or Augmentation(pad=0, flip=False),
@@ -67,7 +68,8 @@ def scale(images):
 def papers_loss(ensemble, images, labels, config):
     """Alpha CE + beta MSE + gamma T^2 KL, term by term."""
     output = ensemble(scale(images))
-    t = config.temperature
+    weights = config.loss_weights
+    t = weights.temperature
     ensemble_logits = torch.stack(output.logits).mean(0)
     if config.detach_ensemble:
         ensemble_logits = ensemble_logits.detach()
@@ -75,11 +77,11 @@ def papers_loss(ensemble, images, labels, config):
     loss = 0.0
     for logits in output.logits:
         kl = F.kl_div(F.log_softmax(logits / t, dim=1), teacher, reduction="batchmean")
-        loss = loss + config.ce_weight * F.cross_entropy(logits, labels) + config.kd_weight * t * t * kl
+        loss = loss + weights.ce_weight * F.cross_entropy(logits, labels) + weights.kd_weight * t * t * kl
     for block, adapters in enumerate(ensemble.adapters):
         for j, adapter in enumerate(adapters, start=1):
             target = output.features[0][block].detach()
-            loss = loss + config.feature_weight * F.mse_loss(adapter(output.features[j][block]), target)
+            loss = loss + weights.feature_weight * F.mse_loss(adapter(output.features[j][block]), target)
     return loss
 
 
@@ -185,7 +187,7 @@ def test_the_step_needs_no_values_to_be_written_down(fields):
     with FakeTensorMode():
         ensemble = build_ensemble("resnet20", 2, 10)
         engine = Engine(
-            config, ensemble, config.family_loss(), device=CPU, normalisation=NORMALISATION,
+            config, ensemble, family_options(config), device=CPU, normalisation=NORMALISATION,
             augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=4,
         )  # fmt: skip
         images, labels = torch.empty(4, 3, 8, 8, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)

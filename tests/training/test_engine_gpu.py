@@ -6,6 +6,7 @@ import torch
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation, DeviceBatches, HostBatches, Split
 from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.training.distillation import family_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.graph_capture import CudaRecorder
 
@@ -37,7 +38,7 @@ def make(recorder=None, **fields):
     return Engine(
         config,
         ensemble,
-        config.family_loss(),
+        family_options(config),
         device=device,
         normalisation=((0.5,) * 3, (0.25,) * 3),
         augmentation=Augmentation(pad=2, flip=True),

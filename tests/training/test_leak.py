@@ -14,7 +14,8 @@ def test_five_hundred_steps_take_no_more_memory():
     import torch
     from oekd_fast.config.train_config import TrainConfig
     from oekd_fast.data import Augmentation, DeviceBatches, Split
-    from oekd_fast.training.engine import Engine
+    from oekd_fast.training.distillation import family_options
+from oekd_fast.training.engine import Engine
     from oekd_fast.family.ensemble import build_ensemble
 
     def resident():
@@ -25,7 +26,7 @@ def test_five_hundred_steps_take_no_more_memory():
     config = TrainConfig(num_students=2, precision="fp32", ema_decay=0.9, clip_norm=1.0)
     family = build_ensemble("resnet20", 2, 10).to(memory_format=torch.channels_last)
     engine = Engine(
-        config, family, config.family_loss(), device=torch.device("cpu"), normalisation=((0.5,) * 3, (0.25,) * 3),
+        config, family, family_options(config), device=torch.device("cpu"), normalisation=((0.5,) * 3, (0.25,) * 3),
         augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=50,
     )
     batches = DeviceBatches(Split(torch.zeros(100, 3, 8, 8, dtype=torch.uint8), torch.arange(100) % 10), "cpu")

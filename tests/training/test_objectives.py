@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from oekd_fast.config.command_line import RecipeOptions, parse_arguments
+from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options
 from oekd_fast.config.objectives import OBJECTIVES
-from oekd_fast.config.train_config import OBJECTIVES_OWN, TrainConfig
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DeviceBatches, Split
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.runs import run as command
@@ -20,6 +20,7 @@ from oekd_fast.runs.phase import DeviceData, Phase, PhaseResult
 from oekd_fast.runs.plan import combined_accuracy, phase_names, phase_task
 from oekd_fast.runs.run import dataset_of, train
 from oekd_fast.runs.run_folder import RunFolder
+from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.schedule import Schedule, copy_shares, ramp, rate_factors
 
 from ..support.smooth_network import SMOOTH
@@ -248,7 +249,7 @@ def test_a_scheduled_temperature_and_weight_are_what_a_step_reads():
         epochs=2, temperature_schedule="linear", temperature_start=1.0, temperature=3.0, kd_schedule="linear",
         feature_schedule="cosine", ramp_epochs=1.0, warmup_epochs=0,
     )  # fmt: skip
-    schedule = Schedule(config, config.family_loss(), 4, CPU)
+    schedule = Schedule(config, family_options(config), 4, CPU)
     read = []
     for _ in range(6):
         schedule.load()
@@ -292,7 +293,6 @@ def test_phases_of_a_run(fields, names):
     assert phase_names(TrainConfig(**fields)) == names
 
 
-OWN = dict.fromkeys(OBJECTIVES_OWN)  # the objective's own
 RUN = TrainConfig(
     dataset="digits", num_students=2, epochs=2, batch_size=128, train_images=256, progress=False, augment=False
 )
@@ -311,7 +311,7 @@ def run(folder, **fields):
     ids=["snapshot", "born_again"],
 )
 def test_one_network_and_the_mean_of_what_it_was(tmp_path, fields):
-    summary = run(tmp_path / "run", **OWN | fields)
+    summary = run(tmp_path / "run", **fields)
     assert [student["index"] for student in summary["students"]] == [1]
     assert summary["objective"] == fields["objective"]
     assert 0 <= summary["ensemble_accuracy"] <= 100
@@ -334,7 +334,7 @@ def test_the_ensemble_is_the_mean_prediction_of_what_the_network_was(tmp_path, m
     seen = []
     monkeypatch.setattr(command, "combined_accuracy", lambda *args: seen.append(args) or combined_accuracy(*args))
     # At this rate each network alone is far from the mean of all.
-    summary = run(tmp_path / "run", batch_size=64, learning_rate=0.1, warmup_epochs=0.0, **OWN | fields)
+    summary = run(tmp_path / "run", batch_size=64, learning_rate=0.1, warmup_epochs=0.0, **fields)
     ((_, _, results, data, labels),) = seen
     states = results["ensemble"].snapshots or [result.ensemble.state_dict() for result in results.values()]
     assert len(states) == networks
@@ -356,7 +356,7 @@ def test_the_ensemble_is_the_mean_prediction_of_what_the_network_was(tmp_path, m
 
 def test_labels_alone_have_their_weight_at_once(tmp_path):
     config = replace(RUN, ce_schedule="linear", baseline=True, pretrain_epochs=1, output_dir=tmp_path / "run")
-    born_again = replace(config, objective="born_again", generations=2, pretrain_epochs=0, **OWN)
+    born_again = replace(config, objective="born_again", generations=2, pretrain_epochs=0)
     weights = {}
     for chosen in (config, born_again):
         data, results = DeviceData.of(dataset_of(chosen), chosen, CPU), {}
@@ -401,7 +401,7 @@ def test_pretraining_is_where_the_family_starts(tmp_path):
 def test_a_teacher_from_a_run_teaches_another(tmp_path):
     run(tmp_path / "first", epochs=1)
     teacher = tmp_path / "first/students/student_1"
-    summary = run(tmp_path / "second", objective="kd", teacher=teacher, epochs=1, **OWN)
+    summary = run(tmp_path / "second", objective="kd", teacher=teacher, epochs=1)
     assert len(summary["students"]) == 2
     config = json.loads((tmp_path / "second/config.json").read_text())
     assert config["teacher"] == str(teacher) and config["temperature"] == 4.0
@@ -453,5 +453,10 @@ def test_bad_configurations(fields, message):
     ],
 )
 def test_the_command_line_takes_the_objectives_own_values(arguments, expected):
-    config = parse_arguments(RecipeOptions, "test", arguments).config
-    assert (config.temperature, config.ce_weight, config.kd_weight) == expected
+    weights = parse_recipe_options(RecipeOptions, "test", arguments).config.loss_weights
+    assert (weights.temperature, weights.ce_weight, weights.kd_weight) == expected
+
+
+def test_a_network_alone_learns_from_plain_cross_entropy():
+    options = label_options(TrainConfig(label_smoothing=0.1))
+    assert (options.ce_weight, options.kd_weight, options.label_smoothing) == (1.0, 0.0, 0.1)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.training.distillation import family_options
 from oekd_fast.training.schedule import Schedule, ema_shares, rate_factors
 
 CPU = torch.device("cpu")
 
 
 def make(config, steps_per_epoch):
-    return Schedule(config, config.family_loss(), steps_per_epoch, CPU)
+    return Schedule(config, family_options(config), steps_per_epoch, CPU)
 
 
 def test_multistep_falls_at_its_milestones_after_a_linear_warm_up():

@@ -1,0 +1,43 @@
+"""Section of the config: where and how a run computes, and what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from oekd_fast.config.section import Section, at_least, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """Device, precision, run folder and what is written."""
+
+    device: str = "auto"
+    """Device: cpu, cuda, cuda:1, ...; auto is cuda if it is available, else cpu."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the networks under autocast; the loss is computed in fp32, fp16 uses loss scaling."""
+    executor: Literal["auto", "parallel", "sequential"] = "auto"
+    """Run the students in parallel (CPU threads, CUDA streams) or one after the other; auto prefers parallel."""
+    capture: bool = True
+    """Capture each step in a CUDA graph where possible; no effect on a CPU."""
+    compile_blocks: bool = False
+    """Compile the blocks of the networks with torch.compile."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last memory format."""
+    deterministic: bool = False
+    """Compute the same bits with either executor, by slower algorithms."""
+    seed: int = setting(0, at_least(0))
+    """Seed of the validation split, initial weights, data order and augmentation."""
+    output_dir: Path | None = setting(None, unset="runs/<dataset>-<model>-seed<seed>")
+    """Run folder."""
+    resume: bool = False
+    """Continue the run in the run folder from its newest checkpoint, or start it if there is none."""
+    baseline: bool = False
+    """Also train each student alone, from labels, under the same schedule."""
+    track_test: bool = False
+    """Also evaluate the test split after each epoch; it is never used to select an epoch."""
+    checkpoint_every: int = setting(1, at_least(1))
+    """Epochs between checkpoints; the last epoch always has one."""
+    progress: bool = True
+    """Show progress: a bar on a terminal, lines elsewhere."""

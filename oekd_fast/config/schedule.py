@@ -1,0 +1,50 @@
+"""Section of the config: the length of the training, and how learning rate and loss weights change during it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from oekd_fast.config.section import Bound, Section, at_least, nonnegative, positive, setting
+
+Ramp = Literal["constant", "linear", "cosine", "sigmoid"]
+
+_SHARES = Bound("shares of the training in (0, 1)", lambda shares: all(0 < share < 1 for share in shares), tuple)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Section):
+    """Epochs, and the course of learning rate, temperature and loss weights.
+
+    The ramps of ce_weight are skipped where labels are all there is to learn from: in baselines, in pre-training and in
+    the first generation of born_again.
+    """
+
+    epochs: int = setting(40, at_least(1))
+    """Passes over the training split."""
+    schedule: Literal["multistep", "cosine", "cyclic", "exponential"] = "multistep"
+    """Course of the learning rate; cyclic is for objective snapshot only."""
+    warmup_epochs: float = setting(1.0, nonnegative())
+    """Epochs in which the learning rate rises linearly from 0."""
+    milestones: tuple[float, ...] = setting((0.5, 0.75), _SHARES)
+    """Shares of the training after which multistep multiplies the rate by --decay."""
+    decay: float = setting(0.1, nonnegative())
+    """Factor of the learning rate in multistep and exponential."""
+    decay_epochs: float = setting(3.0, positive())
+    """Epochs after which exponential multiplies the rate by --decay."""
+    snapshots: int = setting(5, at_least(1))
+    """Cycles of cyclic; each ends with a snapshot of the network."""
+    pretrain_epochs: int = setting(0, at_least(0))
+    """Epochs in which the base and the pseudo teacher train alone before the family starts."""
+    temperature_schedule: Ramp = "constant"
+    """Course of the temperature from --temperature-start to --temperature."""
+    temperature_start: float = setting(1.0, positive())
+    """Temperature of the first step unless --temperature-schedule is constant."""
+    ce_schedule: Ramp = "constant"
+    """Course of the cross-entropy's weight from 0 to --ce-weight."""
+    kd_schedule: Ramp = "constant"
+    """Course of the distillation's weight from 0 to --kd-weight; sigmoid is the ramp of ONE."""
+    feature_schedule: Ramp = "constant"
+    """Course of the feature loss's weight from 0 to --feature-weight."""
+    ramp_epochs: float = setting(80.0, nonnegative())
+    """Epochs that the four schedules above take to reach their final value."""
