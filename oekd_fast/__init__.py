@@ -1,12 +1,12 @@
 """Online ensemble knowledge distillation: train a family of compressed models at once, fast.
 
-Names are loaded at first use, so that the loss can be imported without the trainer's packages,
-Triton or the compiled extension.
+Names are imported on first use, so that the loss needs neither the packages of the trainer nor Triton nor the compiled
+extension.
 """
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "EnsembleKDOutput": "losses.reference",
@@ -28,10 +28,12 @@ _EXPORTS = {
     "recipe_config": "config.recipes",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", "train", *_EXPORTS]
 
 
 def __getattr__(name: str):
+    if name == "train":  # a module that can be called; importing it sets the attribute to the module as well
+        return import_module(f"{__name__}.train")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,9 +1,9 @@
-"""A page and pictures of finished runs: ``python -m oekd_fast.report RUN [RUN ...]``."""
+"""Report of finished runs: an HTML page and its pictures, ``python -m oekd_fast.report RUN [RUN ...]``."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,28 +14,24 @@ except ImportError as error:
 
 from oekd_fast.common.files import write_atomically
 from oekd_fast.config.command_line import parse_options
-from oekd_fast.reporting.finished_runs import group_runs, read_run
-from oekd_fast.reporting.page import page
-from oekd_fast.reporting.section import Section
-from oekd_fast.runs.run import choose_device, dataset_of
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One HTML page with everything in it, and its pictures as PNG files, of finished runs."""
+    """Write an HTML page with the results of finished runs."""
 
-    runs: tuple[Path, ...]
-    """Run folders; those that differ in the seed alone are averaged, others get a section each."""
-    output: Path | None = None
-    """Folder of the page; default: report/ in the first run folder."""
-    data_dir: Path | None = None
-    """Where the data set is now; default: where the runs found it."""
+    runs: tuple[Path, ...] = field(metadata={"metavar": "RUN [RUN ...]"})
+    """Run folders. Runs that differ in the seed only are averaged, others get their own section."""
+    output: Path | None = field(default=None, metadata={"unset": "report/ in the first run folder"})
+    """Folder for index.html and its pictures."""
+    data_dir: Path | None = field(default=None, metadata={"unset": "where the runs found it"})
+    """Folder that holds the data set now."""
     images: int = 6
-    """Test images that Grad-CAM is shown of; 0 for none."""
+    """Number of test images for which Grad-CAM is shown; 0 for none."""
     explain: Literal["predicted", "true"] = "predicted"
-    """The class that Grad-CAM explains."""
+    """Class that Grad-CAM explains."""
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    """Device: cpu, cuda, cuda:1, ...; auto is cuda if it is available, else cpu."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -47,17 +43,27 @@ class ReportConfig:
 
     @property
     def folder(self) -> Path:
+        """The folder that the page is written to."""
         return self.output if self.output is not None else self.runs[0] / "report"
 
 
 def report(config: ReportConfig) -> Path:
-    """Write the page that `config` describes, `index.html`, and its pictures beside it; return its path.
+    """Write the page that `config` describes, and its pictures beside it.
+
+    Returns:
+        The path of the page, ``index.html``.
 
     Raises:
-        ReportError: a folder is of no finished run.
-        ValueError: the device is not there.
-        OSError: writing failed.
+        ReportError: a folder does not hold a finished run.
+        ValueError: the device is unavailable.
+        OSError: a file cannot be written.
     """
+    # These import torch, which --help does not need.
+    from oekd_fast.reporting.finished_runs import group_runs, read_run
+    from oekd_fast.reporting.page import page
+    from oekd_fast.reporting.section import Section
+    from oekd_fast.runs.run import choose_device, dataset_of
+
     device = choose_device(config.device)
     groups = group_runs([read_run(path) for path in config.runs])
     folder = config.folder
@@ -78,11 +84,10 @@ def report(config: ReportConfig) -> Path:
 
 
 def main() -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     console = Console()
     try:
-        config = parse_options(ReportConfig, "python -m oekd_fast.report")
-        path = report(config)
+        path = report(parse_options(ReportConfig, "python -m oekd_fast.report"))
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
         return 1

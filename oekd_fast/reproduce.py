@@ -1,7 +1,7 @@
-"""Reproduce a recipe over seeds: ``python -m oekd_fast.reproduce --recipe NAME --seeds 5``.
+"""Reproduce a recipe over several seeds: ``python -m oekd_fast.reproduce --recipe NAME --seeds 5``.
 
-A family and its baselines a seed, each in a run folder of its own; what is finished is not trained again. Results are
-written after every seed: results.json, results.md, results.png.
+Each seed trains a family and its baselines in a run folder of its own; finished runs are not trained again. The results
+are written after each seed, to results.json, results.md and results.png.
 """
 
 from __future__ import annotations
@@ -19,29 +19,19 @@ except ImportError as error:
 from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
 from oekd_fast.config.recipes import RecipeError, get_recipe
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import DataError
-from oekd_fast.paper.expected import papers_ablation
-from oekd_fast.reproduction.ablations import Ablation, ablate
-from oekd_fast.reproduction.results import gather, measured_before, write
-from oekd_fast.reproduction.seeds import run, seed_config
-from oekd_fast.reproduction.timing import time_epochs
-from oekd_fast.runs.checkpoint import CheckpointError
-from oekd_fast.runs.host_memory import keep_freed_memory
-from oekd_fast.runs.interrupt import Interrupted
-from oekd_fast.runs.phase import TrainingDiverged
-from oekd_fast.runs.run_folder import RunFolderError
+from oekd_fast.paper import Ablation
 
 
 @dataclass(frozen=True)
 class ReproduceOptions(RecipeOptions):
-    """Train a recipe's family and baselines over seeds, and state mean and spread beside the paper's numbers."""
+    """Train a recipe over several seeds and compare mean and spread with the paper."""
 
     seeds: int = 5
-    """Runs, in seed-<k>/ of output_dir, k from `seed` on; finished ones are not trained again."""
+    """Number of runs, with seeds from --seed on, in folders seed-<k> of --output-dir."""
     timing: bool = False
-    """Also time an epoch of the family against its students one after the other (the paper's Figure 2b)."""
+    """Also time an epoch of the family against its students one after the other (Figure 2b)."""
     ablations: tuple[Ablation, ...] = ()
-    """Also train the families of the paper's Tables 7 (alpha), 8 (beta_gamma) and 9 (temperature)."""
+    """Also train the ablations of Tables 7 (alpha), 8 (beta_gamma) and 9 (temperature)."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -57,22 +47,33 @@ def reproduce(
     ablations: tuple[Ablation, ...] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe called `recipe` as `config`, which `recipe_config` made, in ``config.output_dir``.
+    """Train a recipe over several seeds, in ``config.output_dir``.
 
     Args:
-        seeds: how many, from ``config.seed`` on.
-        timing: also measure epochs.
-        ablations: which of the paper's to train too. What an earlier call measured of these two stays in the results.
+        recipe: name of the recipe.
+        config: config of the recipe, from `recipe_config`.
+        seeds: number of seeds, from ``config.seed`` on.
+        timing: also time epochs.
+        ablations: ablations of the paper to train as well. Timings and ablations of an earlier call stay in the
+            results.
+        console: where messages and progress are shown; standard output by default.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
-        RecipeError: there is no such recipe, or it is for another data set.
-        RunFolderError: a seed's folder was trained otherwise; the message names the fields.
+        RecipeError: the recipe is unknown, or made for another data set.
+        RunFolderError: the folder of a seed holds a run with another config; the message names the fields.
         Interrupted: SIGINT or SIGTERM; the same call continues.
-        Others: as `train`.
+        Others: as `oekd_fast.train`.
     """
+    # These import torch, which --help does not need.
+    from oekd_fast.paper.expected import papers_ablation
+    from oekd_fast.reproduction.ablations import ablate
+    from oekd_fast.reproduction.results import gather, measured_before, write
+    from oekd_fast.reproduction.seeds import run, seed_config
+    from oekd_fast.reproduction.timing import time_epochs
+
     protocol = get_recipe(recipe)
     protocol.config(dataset=config.dataset)
     console, folder = console or Console(), reproduction_folder(recipe, config)
@@ -96,12 +97,12 @@ def reproduce(
 
 
 def reproduction_folder(recipe: str, config: TrainConfig) -> Path:
-    """``config.output_dir``, by default a folder of the recipe's name."""
+    """Return ``config.output_dir``, or a folder in runs/reproduce named after the recipe if it is None."""
     return config.output_dir or Path("runs", "reproduce", *recipe.split("/"))
 
 
 def main() -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     console, errors = Console(), Console(stderr=True)
     try:
         options = parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce")
@@ -110,7 +111,20 @@ def main() -> int:
             return 0
         if options.recipe is None:
             raise RecipeError("recipe: expected a name, --list-recipes shows all, got none")
-        keep_freed_memory()
+    except (TypeError, ValueError) as error:
+        errors.print(f"error: {error}", soft_wrap=True, markup=False)
+        return 1
+    return _run(options, console, errors)
+
+
+def _run(options: ReproduceOptions, console: Console, errors: Console) -> int:
+    from oekd_fast.runs.checkpoint import CheckpointError
+    from oekd_fast.runs.host_memory import keep_freed_memory
+    from oekd_fast.runs.interrupt import Interrupted
+    from oekd_fast.runs.phase import TrainingDiverged
+
+    keep_freed_memory()
+    try:
         reproduce(
             options.recipe,
             options.config,
@@ -120,9 +134,9 @@ def main() -> int:
             console=console,
         )
     except (Interrupted, KeyboardInterrupt) as stopped:
-        console.print("Stopped; what was done is saved, and the same command continues.", soft_wrap=True)
+        console.print("Stopped; finished work is saved, and the same command continues.", soft_wrap=True)
         return 128 + getattr(stopped, "signal_number", 2)
-    except (DataError, RunFolderError, CheckpointError, TrainingDiverged, ValueError, OSError) as error:
+    except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         errors.print(f"error: {error}", soft_wrap=True, markup=False)
         return 1
     folder = reproduction_folder(options.recipe, options.config)

@@ -1,8 +1,14 @@
-"""Train a family of students: ``python -m oekd_fast.train --help``, or ``train(TrainConfig(...))`` from Python."""
+"""Train a family of students: ``python -m oekd_fast.train --help``, or ``train(TrainConfig(...))`` from Python.
+
+The module itself can be called like its function `train`. The package and its submodule share the name ``train``, so
+``from oekd_fast import train`` is this module, whatever was imported before.
+"""
 
 from __future__ import annotations
 
 import sys
+from types import ModuleType
+from typing import Any
 
 try:
     from rich.console import Console
@@ -10,39 +16,77 @@ except ImportError as error:
     raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
 from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
-from oekd_fast.data import DataError
-from oekd_fast.runs.checkpoint import CheckpointError
-from oekd_fast.runs.host_memory import keep_freed_memory
-from oekd_fast.runs.interrupt import Interrupted
-from oekd_fast.runs.phase import TrainingDiverged
-from oekd_fast.runs.run import train
-from oekd_fast.runs.run_folder import RunFolderError
-from oekd_fast.runs.summary import summary_table
+from oekd_fast.config.train_config import TrainConfig
 
 __all__ = ["main", "train"]
 
 
+def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+    """Train the family of students that `config` describes, and with `config.baseline` each student alone.
+
+    Args:
+        config: what to train and how; results are written to `config.run_folder`.
+        console: where messages and progress are shown; standard output by default.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        ValueError: the config does not fit the data, the model, the device or the run folder.
+        OSError: a file is missing or cannot be written.
+        CheckpointError: a checkpoint cannot be read or written.
+        TrainingDiverged: the loss is not finite.
+        Interrupted: SIGINT or SIGTERM; the run is saved, and ``resume=True`` continues it.
+    """
+    from oekd_fast.runs.run import train as run  # imports torch, which --help does not need
+
+    return run(config, console)
+
+
 def main() -> int:
-    """The command line; returns the exit status."""
-    console = Console()
+    """Run the command line and return the exit status."""
+    console, errors = Console(), Console(stderr=True)
     try:
         options = parse_recipe_options(RecipeOptions, "python -m oekd_fast.train")
-        if options.list_recipes:
-            console.print(recipe_table())
-            return 0
-        config = options.config
-        keep_freed_memory()
+    except (TypeError, ValueError) as error:
+        errors.print(f"error: {error}", soft_wrap=True, markup=False)
+        return 1
+    if options.list_recipes:
+        console.print(recipe_table())
+        return 0
+    return _run(options.config, console, errors)
+
+
+def _run(config: TrainConfig, console: Console, errors: Console) -> int:
+    from oekd_fast.runs.checkpoint import CheckpointError
+    from oekd_fast.runs.host_memory import keep_freed_memory
+    from oekd_fast.runs.interrupt import Interrupted
+    from oekd_fast.runs.phase import TrainingDiverged
+    from oekd_fast.runs.summary import summary_table
+
+    keep_freed_memory()
+    try:
         summary = train(config, console)
     except Interrupted as stopped:
         console.print(str(stopped), soft_wrap=True, markup=False)
         return 128 + stopped.signal_number
-    except (DataError, RunFolderError, CheckpointError, TrainingDiverged, ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
+    except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
+        errors.print(f"error: {error}", soft_wrap=True, markup=False)
         return 1
-    console.print(summary_table(summary))
-    console.print(f"Run folder: {config.run_folder}", soft_wrap=True)
+    console.print(summary_table(summary, console.width))
+    console.print(f"Run folder: {config.run_folder}", soft_wrap=True, markup=False)
     return 0
 
+
+class _CallableModule(ModuleType):
+    """A module that can be called like its function `train`."""
+
+    def __call__(self, config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+        """Train the family of students that `config` describes; see `train`."""
+        return train(config, console)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(main())

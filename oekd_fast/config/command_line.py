@@ -96,18 +96,20 @@ def _parse(options: type, prog: str, arguments: list[str], config: Mapping[str, 
     if "--version" in arguments:
         print(f"oekd_fast {__version__}")
         raise SystemExit(0)
-    version = Annotated[bool, tyro.conf.FlagCreatePairsOff, _appearance("Print the version and exit.", bool, None)]
+    version = Annotated[
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version and exit.", help_behavior_hint="")
+    ]
     members = [item for item in fields(options) if item.type != "TrainConfig"]
     command = make_dataclass("Command", [*_shown(options, members, {}), ("version", version, field(default=False))])
     groups = {
-        name: make_dataclass(name, _shown(section, fields(section), config), namespace={"__doc__": section.__doc__})
+        name: make_dataclass(name, _shown(section, fields(section), config), namespace={"__doc__": _summary(section)})
         for name, section in (GROUPS.items() if config else ())
     }
     command = make_dataclass("Command", list(groups.items()), bases=(command,), kw_only=True)
     parsed = tyro.cli(
         command,
         prog=prog,
-        description=inspect.getdoc(options).partition("\n\n")[0],
+        description=_summary(options),
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
     )
@@ -125,7 +127,7 @@ def _shown(
     texts, hints, found = field_docs(owner), get_type_hints(owner), []
     for item in members:
         hint = hints[item.name]
-        appearance = _appearance(texts[item.name], hint, item.metadata.get("unset"))
+        appearance = _appearance(texts[item.name], hint, item.metadata)
         default = defaults.get(item.name, item.default)
         found.append(
             (
@@ -138,22 +140,33 @@ def _shown(
     return found
 
 
-def _appearance(text: str, hint: Any, unset: str | None) -> object:
-    """Return how ``--help`` shows an option: `text`, the default, or `unset` where the default is None."""
+def _appearance(text: str, hint: Any, metadata: Mapping[str, Any]) -> object:
+    """Return how ``--help`` shows an option.
+
+    Args:
+        text: what the option does.
+        hint: its type.
+        metadata: of its field. "unset" describes a default of None, "metavar" the values of a positional argument.
+    """
     import tyro
 
     def default(label: str) -> str:
-        if label == "None":
-            return f"(default: {unset})" if unset else ""
+        if label in ("", "None"):
+            return f"(default: {metadata['unset']})" if metadata.get("unset") else ""
         return f"(default: {label})" if hint is not bool else f"(default: {'on' if label == 'True' else 'off'})"
 
     optional = [kind for kind in get_args(hint) if kind is not type(None)]
-    metavar = None
+    metavar = metadata.get("metavar")
     if values := choices(hint):
         metavar = "{" + ",".join(values) + "}"
     elif type(None) in get_args(hint) and len(optional) == 1:
         metavar = {str: "NAME", bool: "{True,False}"}.get(optional[0], optional[0].__name__.upper())
     return tyro.conf.arg(help=text, help_behavior_hint=default, metavar=metavar)
+
+
+def _summary(owner: type) -> str:
+    """Return the first paragraph of a docstring."""
+    return inspect.getdoc(owner).partition("\n\n")[0]
 
 
 def field_docs(owner: type) -> dict[str, str]:

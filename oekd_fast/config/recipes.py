@@ -16,7 +16,6 @@ from typing import Any
 
 from oekd_fast.config.objectives import OBJECTIVE_DEFAULTS
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data.known import known_name
 from oekd_fast.paper import paper_tables
 
 # Fields in epochs that are scaled with the length of the training.
@@ -70,7 +69,7 @@ class Recipe:
             RecipeError: ``dataset`` is not the recipe's.
         """
         own = dict(self.fields)
-        if dataset is not None and (known_name(dataset) or dataset) != own["dataset"]:
+        if dataset not in (None, own["dataset"]) and _canonical(dataset) != own["dataset"]:
             raise RecipeError(
                 f"dataset: expected {own['dataset']}, which recipe {self.name} is for, got {dataset!r}; "
                 "data_dir says where its files are"
@@ -102,6 +101,13 @@ def get_recipe(name: str) -> Recipe:
 def recipe_config(name: str, **overrides: Any) -> TrainConfig:
     """Return the config of the recipe called `name` with `overrides`; see `Recipe.config`."""
     return get_recipe(name).config(**overrides)
+
+
+def _canonical(dataset: str) -> str:
+    """Return the known name of a data set that is given by its name on the hub, and any other name unchanged."""
+    from oekd_fast.data.known import known_name  # imports torch, which most uses of recipes do not need
+
+    return known_name(dataset) or dataset
 
 
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

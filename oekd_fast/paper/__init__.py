@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
+
+Ablation = Literal["alpha", "beta_gamma", "temperature"]  # Tables 7 to 9
 
 
 def paper_tables() -> dict[str, Any]:

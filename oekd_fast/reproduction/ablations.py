@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.paper import Ablation
 from oekd_fast.paper.expected import papers_ablation
 from oekd_fast.reproduction.seeds import run, seed_config
 from oekd_fast.reproduction.statistics import MEASURES, accuracies
-
-Ablation = Literal["alpha", "beta_gamma", "temperature"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, a line every so many epochs elsewhere."""
+"""Progress of a phase while it trains: a bar on a terminal, some lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-_LINES = 8  # of one phase where there is no terminal
+_LINES = 8  # lines per phase where there is no terminal
 
 
 class PhaseProgress:
-    """One phase of a run; `step` costs no look at the device.
+    """Progress of one phase. `step` does not synchronise with the device.
 
     Args:
-        console: where to show.
-        phase: its name.
+        console: where progress is shown.
+        phase: name of the phase.
         epochs, steps_per_epoch: its length.
-        done: steps done before, by the run that this one continues.
+        done: steps that an earlier, interrupted run has done.
         enabled: False shows nothing.
     """
 
@@ -29,11 +29,11 @@ class PhaseProgress:
         self._enabled = enabled
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}  {task.fields[figures]}"),
             TimeRemainingColumn(),
-            TextColumn("left"),
             console=console,
+            expand=True,
             disable=not (enabled and console.is_terminal),
         )
         total = epochs * steps_per_epoch
@@ -50,30 +50,36 @@ class PhaseProgress:
         self._bar.stop()
 
     def step(self, images: int, learning_rate: float) -> None:
-        """One step done; the figures are renewed a few times a second."""
+        """Count a step; the figures are renewed a few times a second.
+
+        Args:
+            images: images in the step.
+            learning_rate: learning rate of the step.
+        """
         self._images += images
         elapsed = time.perf_counter() - self._shown
         if elapsed > 0.25:
             self._rate = self._images / elapsed
             self._images, self._shown = 0, time.perf_counter()
-        figures = f"{self._loss}rate {learning_rate:.4g}  {self._rate:.0f} images/s"
+        figures = f"{self._loss}lr {learning_rate:.3g}  {self._rate:.0f} img/s"
         self._bar.update(self._task, advance=1, figures=figures)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bar."""
         self._console.print(text, soft_wrap=True, markup=False)
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """An epoch done; `line` is what metrics.jsonl gets."""
-        self._loss = f"loss {line['train']['loss']:.3f}  "
+        """Show the results of an epoch; `line` is its line in metrics.jsonl."""
+        self._loss = f"loss {line['train']['loss']:#.4g}  "
         epoch = line["epoch"]
         self._bar.update(self._task, epoch=min(epoch + 1, self._epochs))
         every = -(-self._epochs // _LINES)
         if self._enabled and not self._console.is_terminal and (epoch % every == 0 or epoch == self._epochs):
-            accuracies = " ".join(f"{value:.2f}" for value in line["validation"]["accuracy"])
+            accuracies = " ".join(f"{value:.1f}" for value in line["validation"]["accuracy"])
             self._console.print(
-                f"{self._phase}: epoch {epoch}/{self._epochs}  {self._loss}validation % {accuracies}  "
-                f"{line['images_per_second']:.0f} images/s",
+                f"{self._phase} epoch {epoch}/{self._epochs}  {self._loss}val {accuracies} %  "
+                f"{line['images_per_second']:.0f} img/s",
                 soft_wrap=True,
             )
-        self._images, self._shown = 0, time.perf_counter()  # evaluation and saving are not training
+        # The next rate excludes the time of evaluation and saving.
+        self._images, self._shown = 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run found out: summary, table, picture."""
+"""Results of a run: summary.json, the final table and report.png."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from oekd_fast import __version__
@@ -29,14 +30,17 @@ def summarise(
     image_size: int,
     combined: float | None = None,
 ) -> dict[str, Any]:
-    """The content of summary.json; accuracies in percent on the test split, at the selected epoch.
+    """Return the content of summary.json; accuracies are in percent, on the test split, at the selected epoch.
 
-    ``relative_gain`` is (accuracy - baseline) / baseline in percent, as the paper reports it. ``flops`` are those of
-    `student_flops` for one image of `image_size`. ``best_test_...`` is the highest test accuracy of any epoch, of each
-    student its own: how the paper chooses, and too good by that; null unless every epoch was looked at (`track_test`).
+    ``relative_gain`` is (accuracy - baseline) / baseline in percent, as in the paper. ``flops`` are those of
+    `student_flops` for one image. ``best_test_...`` is the highest test accuracy over all epochs, chosen separately for
+    each student as the paper does; it overestimates the accuracy, and is null unless `track_test` is set.
 
     Args:
-        combined: what `combined_accuracy` returns.
+        results: results of all phases by name.
+        seconds: duration of the run.
+        image_size: side length of the images, in pixels.
+        combined: test accuracy of the mean prediction of several networks, from `combined_accuracy`; None for a family.
     """
     family = results["ensemble"]
     counts = family.ensemble.parameter_counts()
@@ -100,7 +104,7 @@ def _ensemble_accuracies(config: TrainConfig, family: PhaseResult, combined: flo
         }
     return {
         "ensemble_accuracy": combined,
-        # Snapshots are the same whichever epoch is selected; generations are those of their selected epochs.
+        # Snapshots do not depend on the selected epoch; generations are combined at their selected epochs only.
         "last_epoch_ensemble_accuracy": combined if config.objective == "snapshot" else None,
         "best_test_ensemble_accuracy": None,
     }
@@ -112,26 +116,46 @@ def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float])
     return round(max(accuracy(line["test"]) for line in result.history), 4)
 
 
-def summary_table(summary: Mapping[str, Any]) -> Table:
-    """The table at the end of a run."""
+# Columns of the table that are left out first where the terminal is narrow, in this order.
+_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %")
+
+
+def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table:
+    """Return the table at the end of a run, with the columns that fit into `width` characters."""
+    columns: dict[str, list[str]] = {}
+    for student in summary["students"]:
+        for heading, cell in (
+            ("student", str(student["index"])),
+            ("parameters", f"{student['parameters']:,}"),
+            ("size %", f"{student['relative_size']:.2f}"),
+            ("MFLOPs", f"{student['flops'] / 1e6:,.1f}"),
+            ("baseline %", _number(student["baseline_accuracy"], ".2f")),
+            ("accuracy %", f"{student['accuracy']:.2f}"),
+            ("gain %", _number(student["relative_gain"], "+.2f")),
+        ):
+            columns.setdefault(heading, []).append(cell)
+    for heading in _OPTIONAL_COLUMNS:
+        if _table_width(columns) > width:
+            del columns[heading]
     table = Table(
         title=f"{summary['model']} x {len(summary['students'])} on {summary['dataset']}, test accuracy",
-        caption=f"ensemble {summary['ensemble_accuracy']:.2f} %  ·  epoch {summary['selected_epoch']} of "
-        f"{summary['epochs']}, chosen on held-out validation images  ·  {summary['test_images']} test images",
+        caption=f"ensemble {summary['ensemble_accuracy']:.2f} %, {summary['test_images']:,} test images, "
+        f"epoch {summary['selected_epoch']} of {summary['epochs']} selected on validation images",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    for heading in ("student", "parameters", "size %", "MFLOPs", "baseline %", "ensemble-trained %", "gain %"):
-        table.add_column(heading, justify="right")
-    for student in summary["students"]:
-        table.add_row(
-            str(student["index"]),
-            f"{student['parameters']:,}",
-            f"{student['relative_size']:.2f}",
-            f"{student['flops'] / 1e6:,.1f}",
-            _number(student["baseline_accuracy"], ".2f"),
-            f"{student['accuracy']:.2f}",
-            _number(student["relative_gain"], "+.2f"),
-        )
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _table_width(columns: Mapping[str, list[str]]) -> int:
+    """Width of the table in characters; two spaces separate columns."""
+    return sum(max(map(len, (heading, *cells))) + 2 for heading, cells in columns.items()) - 2
 
 
 def _number(value: float | None, form: str) -> str:
@@ -141,7 +165,7 @@ def _number(value: float | None, form: str) -> str:
 def draw_report(
     path: Path, config: TrainConfig, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]
 ) -> None:
-    """Three panels: accuracy against parameters, training loss, validation accuracy."""
+    """Draw report.png: accuracy against parameters, training loss and validation accuracy."""
     figure = new_figure(15, 5.2, f"{config.model} x {config.num_students} on {config.dataset}, {config.epochs} epochs")
     sizes, losses, accuracies = figure.subplots(1, 3)
     histories = {name: result.history for name, result in results.items()}

@@ -519,7 +519,7 @@ def run_command(*arguments, folder):
 def test_command_line_prints_the_table_and_the_folder(arrays, tmp_path):
     done = run_command("--dataset", arrays, "--epochs", 1, "--num-students", 2, "--output-dir", "out", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    for text in ("student", "parameters", "size %", "baseline %", "ensemble-trained %", "gain %", "Run folder: out"):
+    for text in ("student", "parameters", "size %", "baseline %", "accuracy %", "gain %", "Run folder: out"):
         assert text in done.stdout
     assert (tmp_path / "out" / "summary.json").exists()
 
