@@ -13,7 +13,7 @@ except ImportError as error:
     raise ImportError("the report needs more packages: pip install 'oekd_fast[train]'") from error
 
 from oekd_fast.common.files import write_atomically
-from oekd_fast.config.command_line import parse_options
+from oekd_fast.config.options import parse
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def main() -> int:
     """Run the command line and return the exit status."""
     console = Console()
     try:
-        path = report(parse_options(ReportConfig, "python -m oekd_fast.report"))
+        path = report(ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", sys.argv[1:])))
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
         return 1

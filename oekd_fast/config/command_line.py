@@ -1,29 +1,25 @@
-"""Command lines made from dataclasses: options in groups, help from docstrings, recipes as defaults."""
+"""Command lines of the trainer: all fields of `TrainConfig` in groups, with recipes as defaults."""
 
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import sys
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, make_dataclass
-from itertools import pairwise
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from oekd_fast import __version__
 from oekd_fast.config.data import DataConfig
 from oekd_fast.config.distillation import DistillationConfig
 from oekd_fast.config.model import ModelConfig
 from oekd_fast.config.optimizer import OptimizerConfig
+from oekd_fast.config.options import parse
 from oekd_fast.config.recipes import get_recipe, recipe_names
 from oekd_fast.config.run import RunConfig
 from oekd_fast.config.schedule import ScheduleConfig
-from oekd_fast.config.section import Section, choices
+from oekd_fast.config.section import Section
 from oekd_fast.config.train_config import TrainConfig
 
 # Groups of options in --help, in order; "data" becomes the title "data options".
@@ -48,16 +44,16 @@ class RecipeOptions:
     """List the recipes and exit."""
 
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound=RecipeOptions)
 
 
 def parse_recipe_options(options: type[Options], prog: str, arguments: Sequence[str] | None = None) -> Options:
-    """Read a command line whose options are those of `TrainConfig` and the other fields of `options`.
+    """Read a command line whose options are the fields of `TrainConfig` and the other fields of `options`.
 
     Args:
         options: `RecipeOptions` or a subclass.
         prog: the command, for usage and errors.
-        arguments: the command line; those of the process by default.
+        arguments: the command line; that of the process by default.
 
     Raises:
         RecipeError: the recipe is unknown, or made for another data set.
@@ -65,120 +61,18 @@ def parse_recipe_options(options: type[Options], prog: str, arguments: Sequence[
         SystemExit: after ``--help`` and ``--version``, or if an argument cannot be parsed; the reason is printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    defaults = {item.name: item.default for item in fields(TrainConfig)}
     name = _value_of("recipe", arguments)
+    defaults = {}
     if name is not None:
         recipe = get_recipe(name)
-        given = _parse(options, prog, arguments, defaults | recipe.values())
+        given = parse(options, prog, arguments, groups=GROUPS, defaults=recipe.values(), skip=["config"])
         # These three options change the recipe's other values, so they are read first.
-        adapted = recipe.values(**{key: given[key] for key in ("dataset", "epochs", "objective")})
-        defaults |= adapted
-    given = _parse(options, prog, arguments, defaults)
+        defaults = recipe.values(**{key: given[key] for key in ("dataset", "epochs", "objective")})
+    given = parse(options, prog, arguments, groups=GROUPS, defaults=defaults, skip=["config"])
     if name is not None:
-        given["dataset"] = defaults["dataset"]  # the recipe's name for it
-    config = TrainConfig(**{key: given.pop(key) for key in defaults})
+        given["dataset"] = defaults["dataset"]  # the option may have its name on the hub
+    config = TrainConfig(**{item.name: given.pop(item.name) for item in fields(TrainConfig)})
     return options(config=config, **given)
-
-
-def parse_options(options: type[Options], prog: str, arguments: Sequence[str] | None = None) -> Options:
-    """Read a command line whose options are the fields of the dataclass `options`; required fields are positional.
-
-    Raises:
-        As `parse_recipe_options`.
-    """
-    return options(**_parse(options, prog, list(sys.argv[1:] if arguments is None else arguments), {}))
-
-
-def _parse(options: type, prog: str, arguments: list[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse the command line of `options` with the defaults `config` and return all values by name, unchecked."""
-    import tyro
-
-    if "--version" in arguments:
-        print(f"oekd_fast {__version__}")
-        raise SystemExit(0)
-    version = Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version and exit.", help_behavior_hint="")
-    ]
-    members = [item for item in fields(options) if item.type != "TrainConfig"]
-    command = make_dataclass("Command", [*_shown(options, members, {}), ("version", version, field(default=False))])
-    groups = {
-        name: make_dataclass(name, _shown(section, fields(section), config), namespace={"__doc__": _summary(section)})
-        for name, section in (GROUPS.items() if config else ())
-    }
-    command = make_dataclass("Command", list(groups.items()), bases=(command,), kw_only=True)
-    parsed = tyro.cli(
-        command,
-        prog=prog,
-        description=_summary(options),
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
-    )
-    values = {}
-    for name, value in vars(parsed).items():
-        values |= asdict(value) if name in groups else {name: value}
-    del values["version"]
-    return values
-
-
-def _shown(
-    owner: type, members: Sequence[Field[Any]], defaults: Mapping[str, Any]
-) -> list[tuple[str, Any, Field[Any]]]:
-    """Return the fields `members` of the dataclass `owner` as `make_dataclass` takes them, with their appearance."""
-    texts, hints, found = field_docs(owner), get_type_hints(owner), []
-    for item in members:
-        hint = hints[item.name]
-        appearance = _appearance(texts[item.name], hint, item.metadata)
-        default = defaults.get(item.name, item.default)
-        found.append(
-            (
-                item.name,
-                # The sections check choices themselves, and suggest the nearest one.
-                Annotated[str if choices(hint) else hint, appearance],
-                field() if default is MISSING else field(default=default),
-            )
-        )
-    return found
-
-
-def _appearance(text: str, hint: Any, metadata: Mapping[str, Any]) -> object:
-    """Return how ``--help`` shows an option.
-
-    Args:
-        text: what the option does.
-        hint: its type.
-        metadata: of its field. "unset" describes a default of None, "metavar" the values of a positional argument.
-    """
-    import tyro
-
-    def default(label: str) -> str:
-        if label in ("", "None"):
-            return f"(default: {metadata['unset']})" if metadata.get("unset") else ""
-        return f"(default: {label})" if hint is not bool else f"(default: {'on' if label == 'True' else 'off'})"
-
-    optional = [kind for kind in get_args(hint) if kind is not type(None)]
-    metavar = metadata.get("metavar")
-    if values := choices(hint):
-        metavar = "{" + ",".join(values) + "}"
-    elif type(None) in get_args(hint) and len(optional) == 1:
-        metavar = {str: "NAME", bool: "{True,False}"}.get(optional[0], optional[0].__name__.upper())
-    return tyro.conf.arg(help=text, help_behavior_hint=default, metavar=metavar)
-
-
-def _summary(owner: type) -> str:
-    """Return the first paragraph of a docstring."""
-    return inspect.getdoc(owner).partition("\n\n")[0]
-
-
-def field_docs(owner: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass and of its base classes, on one line."""
-    found = {}
-    for base in reversed(owner.__mro__[:-1]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for statement, following in pairwise(definition.body):
-            match statement, following:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split())
-    return found
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

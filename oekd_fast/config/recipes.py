@@ -143,6 +143,8 @@ _LOSS = dict(temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15
 
 @dataclass(frozen=True)
 class _PaperTable:
+    """A table of the paper; `ours` names the settings that the paper does not state."""
+
     number: int
     dataset: str
     epochs: int
@@ -164,7 +166,7 @@ def _paper() -> Iterator[Recipe]:
         for model in rows:
             yield _recipe(
                 "paper",
-                f"the paper, Table {table.number}; {table.ours} ours",
+                f"Table {table.number} of the paper, with our {table.ours}",
                 table.dataset,
                 model,
                 epochs=table.epochs,
@@ -176,7 +178,7 @@ def _paper() -> Iterator[Recipe]:
             )
 
 
-# -- configurations of the released code
+# -- configurations of the code that the authors released
 
 _RELEASED = dict(num_students=5, batch_size=128, schedule="multistep", warmup_epochs=0.0, adapter_rate=0.5)
 
@@ -184,7 +186,7 @@ _RELEASED = dict(num_students=5, batch_size=128, schedule="multistep", warmup_ep
 def _published() -> Iterator[Recipe]:
     for model in ("resnet32", "resnet44", "resnet56", "resnet110"):
         yield _recipe(
-            "published", "released code; inputs are normalised here", "cifar100", model, **_RELEASED, optimizer="adam",
+            "published", "released code, with normalised inputs", "cifar100", model, **_RELEASED, optimizer="adam",
             learning_rate=1e-3, weight_decay=1e-5, epochs=350, milestones=_shares(350, 200, 300), decay=0.1,
             temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15,
         )  # fmt: skip
@@ -195,13 +197,13 @@ def _published() -> Iterator[Recipe]:
         ("resnet110", 0.001, 250, (100, 150), (1.0, 1.0, 1.0)),
     ):
         yield _recipe(
-            "published", "released code; normalised inputs and Nesterov's momentum here", "cifar10", model, **_RELEASED,
+            "published", "released code, with normalised inputs and Nesterov momentum", "cifar10", model, **_RELEASED,
             optimizer="sgd", learning_rate=rate, momentum=0.9, weight_decay=1e-4, epochs=epochs,
             milestones=_shares(epochs, *milestones), decay=0.1, temperature=3.0,
             **dict(zip(("ce_weight", "feature_weight", "kd_weight"), weights, strict=True)),
         )  # fmt: skip
     yield _recipe(
-        "published", "released code; it lacks weights of the losses, here the paper's", "imagenet_1k",
+        "published", "released code, with the loss weights of the paper", "imagenet_1k",
         "efficientnet_b0", **_RELEASED, optimizer="adam", learning_rate=1e-3, weight_decay=1e-4, epochs=100,
         milestones=_shares(100, 50, 70, 90), decay=0.5, temperature=3.0, ce_weight=0.7, feature_weight=0.15,
         kd_weight=0.15,
@@ -212,7 +214,7 @@ def _shares(epochs: int, *milestones: int) -> tuple[float, ...]:
     return tuple(milestone / epochs for milestone in milestones)
 
 
-# -- our own
+# -- our variant of the paper's protocol
 
 _MODERN = dict(
     optimizer="sgd", learning_rate=0.1, momentum=0.9, schedule="cosine", warmup_epochs=1.0, label_smoothing=0.1,
@@ -225,7 +227,7 @@ def _modern() -> Iterator[Recipe]:
         for model in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet_bc_12"):
             yield _recipe(
                 "modern",
-                "the paper's, but cosine, label smoothing, weight decay 5e-4, EMA, bf16, 300 epochs; not yet measured",
+                "paper with cosine, label smoothing, weight decay 5e-4, EMA, bf16 and 300 epochs; not measured",
                 dataset,
                 model,
                 epochs=300,
@@ -234,14 +236,14 @@ def _modern() -> Iterator[Recipe]:
             )
 
 
-# -- small enough to run anywhere
+# -- protocols that are small enough to run on any machine
 
 
 def _evidence() -> Iterator[Recipe]:
     yield _recipe(
-        "evidence", "ours, what make train runs", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
+        "evidence", "ours; run by make train", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
     )
     yield _recipe(
-        "evidence", "ours, 12,000 images", "fashion_mnist", "resnet20", epochs=5,
+        "evidence", "ours, with 12,000 training images", "fashion_mnist", "resnet20", epochs=5,
         schedule="cosine", learning_rate=0.1, train_images=12000,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders, and which of them differ in nothing but the seed."""
+"""Finished runs: read from their folders, and grouped if they differ in the seed only."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from oekd_fast.config.train_config import TrainConfig
 
 
 class ReportError(ValueError):
-    """A folder that no report can be made of; the message says which and what is missing."""
+    """A folder cannot be reported; the message names it and what is missing."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run.
 
-    config: what it was trained with; a field that its config.json does not know has its default.
-    summary: what summary.json holds.
-    histories: the lines of metrics.jsonl for each phase, in order.
+    Args:
+        path: the run folder.
+        config: config of the training; fields that are missing in config.json have their defaults.
+        summary: content of summary.json.
+        histories: lines of metrics.jsonl by phase, in order.
     """
 
     path: Path
@@ -32,15 +34,17 @@ class Run:
 
     @property
     def title(self) -> str:
+        """Model, number of students, data set, and the objective unless it is the paper's."""
         objective = "" if self.config.objective == "oekd" else f", {self.config.objective}"
         return f"{self.config.model} x {len(self.summary['students'])} on {self.summary['dataset']}{objective}"
 
     @property
     def has_baselines(self) -> bool:
+        """Whether the students were also trained alone."""
         return self.summary["students"][0]["baseline_accuracy"] is not None
 
     def saved(self, kind: str) -> list[Path]:
-        """Where the weights of "students" or "baselines" are, in the family's order; none if one is missing."""
+        """Return the weight files of all "students" or "baselines", in order; an empty list if one is missing."""
         paths = [self.path / kind / f"student_{student['index']}.safetensors" for student in self.summary["students"]]
         return paths if all(path.is_file() for path in paths) else []
 
@@ -49,14 +53,16 @@ def read_run(path: Path) -> Run:
     """Read the run folder `path`.
 
     Raises:
-        ReportError: it is no run folder, the run is not finished, or a file is damaged.
+        ReportError: `path` is not a run folder, the run is not finished, or a file is damaged.
     """
     if not path.is_dir():
-        raise ReportError(f"runs: expected folders of finished runs, but {path} is not a folder")
+        raise ReportError(f"runs: expected folders of finished runs, got {path}, which is not a folder")
     if not (path / "config.json").is_file():
-        raise ReportError(f"runs: {path} is no run folder: it has no config.json")
+        raise ReportError(f"runs: expected run folders, got {path}, which has no config.json")
     if not (path / "summary.json").is_file():
-        raise ReportError(f"runs: {path} is not finished: it has no summary.json; train with --resume to finish it")
+        raise ReportError(
+            f"runs: expected finished runs, got {path}, which has no summary.json; train with --resume to finish it"
+        )
     stored = _read_json(path / "config.json")
     try:
         config = TrainConfig.from_dict(stored | {"output_dir": path})
@@ -98,21 +104,23 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:
     needed = ("dataset", "students", "ensemble_accuracy", "selected_epoch", "test_images", "seconds", "versions")
     if missing := [name for name in needed if name not in summary]:
-        raise ReportError(f"runs: {file} lacks {', '.join(missing)}; an older version wrote it")
+        raise ReportError(f"runs: {file} lacks {', '.join(missing)}; it was written by an older version")
     count = 1 if config.family_objective.alone else config.num_students
     if len(summary["students"]) != count:
         raise ReportError(f"runs: {file}: expected {count} students, got {len(summary['students'])}")
     of_student = ("index", "parameters", "relative_size", "flops", "accuracy", "baseline_accuracy", "relative_gain")
     if missing := [name for name in of_student if any(name not in student for student in summary["students"])]:
-        raise ReportError(f"runs: {file}: students lack {', '.join(missing)}; an older version wrote it")
+        raise ReportError(f"runs: {file}: students lack {', '.join(missing)}; it was written by an older version")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed, and so are averaged.
+    """Runs that differ in the seed only; the report averages them.
 
-    differences: how they were trained otherwise than the first group of the same title, for the reader to tell them
-        apart.
+    Args:
+        title: title of the runs.
+        runs: the runs, in the order in which they were given.
+        differences: fields that differ from the first group with the same title, so that readers can tell them apart.
     """
 
     title: str
@@ -121,7 +129,7 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Put runs that differ in nothing but the seed together, in the order in which they came."""
+    """Group runs that differ in the seed only, in the order in which they were given."""
     members: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         members[json.dumps(_protocol(run), sort_keys=True)].append(run)

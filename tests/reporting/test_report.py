@@ -297,13 +297,13 @@ def old_summary(run):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_folder, "but {run} is not a folder"),
-        (no_config, "{run} is no run folder: it has no config.json"),
-        (unfinished, "{run} is not finished: it has no summary.json; train with --resume to finish it"),
+        (no_folder, "expected folders of finished runs, got {run}, which is not a folder"),
+        (no_config, "expected run folders, got {run}, which has no config.json"),
+        (unfinished, "got {run}, which has no summary.json; train with --resume to finish it"),
         (damaged_line, "{run}/metrics.jsonl, line 1, is damaged ('phase')"),
         (lost_line, "{run}/metrics.jsonl: expected 2 lines of the phase 'baseline_2', got 1"),
         (damaged_config, "{run}/config.json is damaged (epochs: expected an integer >= 1, got 0)"),
-        (old_summary, "{run}/summary.json: students lack flops; an older version wrote it"),
+        (old_summary, "{run}/summary.json: students lack flops; it was written by an older version"),
     ],
 )
 def test_a_bad_run_is_one_clear_line(run, damage, message, monkeypatch, capsys):

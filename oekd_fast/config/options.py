@@ -1,0 +1,127 @@
+"""Command lines made from dataclasses: an option for each field, with help from its docstring, by tyro."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, asdict, field, fields, make_dataclass
+from itertools import pairwise
+from typing import Annotated, Any, get_args, get_type_hints
+
+from oekd_fast import __version__
+from oekd_fast.config.section import choices
+
+
+def parse(
+    owner: type,
+    prog: str,
+    arguments: list[str],
+    *,
+    groups: Mapping[str, type] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    skip: Collection[str] = (),
+) -> dict[str, Any]:
+    """Parse a command line and return the value of each option by the name of its field.
+
+    Values are converted to the types of the fields, but choices and bounds are not checked: the dataclasses do so when
+    they are constructed, and their errors suggest the nearest choice.
+
+    Args:
+        owner: dataclass whose fields are options; fields without a default are positional arguments. Its docstring
+            describes the command.
+        prog: the command, for usage and errors.
+        arguments: the command line.
+        groups: dataclasses whose fields are options as well, by the title of their group in ``--help``.
+        defaults: values of options that differ from the defaults of their fields.
+        skip: fields of `owner` that are not options.
+
+    Raises:
+        SystemExit: after ``--help`` and ``--version``, or if an argument cannot be parsed; the reason is printed.
+    """
+    import tyro
+
+    if "--version" in arguments:
+        print(f"oekd_fast {__version__}")
+        raise SystemExit(0)
+    groups, defaults = groups or {}, defaults or {}
+    version = Annotated[
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version and exit.", help_behavior_hint="")
+    ]
+    members = [
+        *_members(owner, defaults, skip),
+        ("version", version, field(default=False)),
+        *((title, _mirror(group, defaults), field()) for title, group in groups.items()),
+    ]
+    parsed = tyro.cli(
+        make_dataclass("Options", members, kw_only=True),
+        prog=prog,
+        description=_summary(owner),
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+    )
+    values = {}
+    for name, value in vars(parsed).items():
+        values |= asdict(value) if name in groups else {name: value}
+    del values["version"]
+    return values
+
+
+def field_docs(owner: type) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass and of its base classes, on one line."""
+    found = {}
+    for base in reversed(owner.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for statement, following in pairwise(definition.body):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def _mirror(owner: type, defaults: Mapping[str, Any]) -> type:
+    """Return a dataclass with the fields and the description of `owner` that does not check its values."""
+    return make_dataclass(owner.__name__, _members(owner, defaults), namespace={"__doc__": _summary(owner)})
+
+
+def _members(owner: type, defaults: Mapping[str, Any], skip: Collection[str] = ()) -> list[tuple[str, Any, Field[Any]]]:
+    """Return the fields of `owner` as `make_dataclass` takes them, with their appearance in ``--help``."""
+    texts, hints, found = field_docs(owner), get_type_hints(owner), []
+    for item in fields(owner):
+        if item.name in skip:
+            continue
+        hint, default = hints[item.name], defaults.get(item.name, item.default)
+        appearance = _appearance(texts[item.name], hint, item.metadata)
+        annotated = Annotated[str if choices(hint) else hint, appearance]
+        found.append((item.name, annotated, field() if default is MISSING else field(default=default)))
+    return found
+
+
+def _appearance(text: str, hint: Any, metadata: Mapping[str, Any]) -> object:
+    """Return how ``--help`` shows an option.
+
+    Args:
+        text: what the option does.
+        hint: type of its field.
+        metadata: metadata of its field; "unset" describes the default None, "metavar" replaces the name of the type.
+    """
+    import tyro
+
+    def default(label: str) -> str:
+        if label in ("", "None"):
+            return f"(default: {metadata['unset']})" if metadata.get("unset") else ""
+        return f"(default: {label})" if hint is not bool else f"(default: {'on' if label == 'True' else 'off'})"
+
+    metavar = metadata.get("metavar")
+    if values := choices(hint):
+        metavar = "{" + ",".join(values) + "}"
+    elif type(None) in get_args(hint):
+        (kind,) = (kind for kind in get_args(hint) if kind is not type(None))
+        metavar = {str: "STR", bool: "{True,False}"}.get(kind, kind.__name__.upper())
+    return tyro.conf.arg(help=text, help_behavior_hint=default, metavar=metavar)
+
+
+def _summary(owner: type) -> str:
+    """Return the first paragraph of a docstring."""
+    return inspect.getdoc(owner).partition("\n\n")[0]
