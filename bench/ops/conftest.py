@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from oekd_fast.common.machine import machine
 
@@ -15,7 +16,7 @@ CALLS_BEFORE = 3
 
 
 @pytest.fixture
-def time_call(benchmark) -> Callable[..., None]:
+def time_call(benchmark: BenchmarkFixture) -> Callable[..., None]:
     """Return a function which times a call.
 
     Its arguments are the call, the group of variants that the call is compared with, and the bytes that the call moves.
