@@ -62,7 +62,7 @@ def report(config: ReportConfig) -> Path:
     from oekd_fast.reporting.finished_runs import group_runs, read_run
     from oekd_fast.reporting.page import page
     from oekd_fast.reporting.section import Section
-    from oekd_fast.runs.run import choose_device, dataset_of
+    from oekd_fast.runs.device_data import choose_device, dataset_of
 
     device = choose_device(config.device)
     groups = group_runs([read_run(path) for path in config.runs])

@@ -8,6 +8,7 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DeviceBatches
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
+from oekd_fast.training.prepare import prepare_family
 
 from .problem import (
     ADAPTER_RATE,
@@ -46,7 +47,7 @@ def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, captur
     family = problem.family(members).to(problem.device, memory_format=torch.channels_last)
     return Engine(
         config,
-        family,
+        prepare_family(family, config),
         family_options(config) if len(family.members) > 1 else label_options(config),
         device=torch.device(problem.device),
         normalisation=(MEAN, STD),

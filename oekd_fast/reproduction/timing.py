@@ -11,9 +11,9 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.teacher import Teacher
-from oekd_fast.runs.phase import DeviceData, Phase
+from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
+from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names, phase_task
-from oekd_fast.runs.run import choose_device, dataset_of
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.training.engine import Engine
 

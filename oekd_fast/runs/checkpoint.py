@@ -1,23 +1,23 @@
-"""Training checkpoints that survive a kill at any moment: atomic save, verified load, random state.
+"""Training checkpoints that survive a kill at any moment: atomic save, verified load.
 
-A folder belongs to one run and one writer. A checkpoint is `step-<step>.pt` with a checksum beside it in
-the format of `sha256sum`; it exists once the `.pt` carries its final name. Saving a step again gives it a
-new name (`step-<step>-r1.pt`, ...), so no file is ever replaced while it may be the only good one.
+A folder belongs to one phase of one run, with one writer. A checkpoint is `step-<step>.pt` with a checksum beside it in
+the format of `sha256sum`; it exists once the `.pt` has its final name. Saving a step again gives it a new name
+(`step-<step>-r1.pt`, ...), so that no file is replaced while it may be the only intact one.
 """
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
 import os
-import random
 import re
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from oekd_fast.common.files import TEMPORARY_SUFFIX, sync_folder, temporary_path, write_durably
@@ -32,7 +32,12 @@ class CheckpointError(RuntimeError):
 
 
 class LoadedCheckpoint(NamedTuple):
-    """A checkpoint that was read back: what was saved, where it lies, and its step."""
+    """A checkpoint that was read back.
+
+    state: what was saved.
+    path: of the file.
+    step: optimisation steps done before it was saved.
+    """
 
     state: dict[str, Any]
     path: Path
@@ -42,17 +47,17 @@ class LoadedCheckpoint(NamedTuple):
 def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 2) -> Path:
     """Write `state` as the checkpoint of `step` and return its path.
 
-    At whatever point the process dies, the newest complete checkpoint in `folder` stays loadable.
-    Afterwards only the newest `keep` steps are left.
+    The newest complete checkpoint in `folder` stays loadable even if the process is killed. After the save, only the
+    newest `keep` steps are left.
 
     Args:
-        folder: where the checkpoints of this run lie; created if missing.
+        folder: of the phase's checkpoints; created if missing.
         state: tensors, numbers, strings and None in lists, tuples and dicts.
         step: optimisation steps done so far.
         keep: how many steps to keep, this one included.
 
     Raises:
-        TypeError: `state` holds something that could not be loaded again; the message says where.
+        TypeError: `state` holds something that could not be loaded again; the message names its place.
         ValueError: `step` is negative or `keep` is below 1.
         CheckpointError: writing failed, or `folder` holds an intact checkpoint of a later step.
     """
@@ -61,7 +66,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 
     if keep < 1:
         raise ValueError(f"keep: expected an integer >= 1, got {keep}")
     _check_plain(state, "state")
-    # Serialised in memory first: when a write fails half-way, torch.save hides the reason.
+    # Serialise in memory first, because torch.save hides the reason when a write fails half-way.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
@@ -86,16 +91,16 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 
 
 
 def load_latest_checkpoint(folder: Path, map_location: str | torch.device = "cpu") -> LoadedCheckpoint | None:
-    """Load the newest checkpoint in `folder` that is intact; None if there is none at all.
+    """Load the newest intact checkpoint in `folder`; return None if there is no checkpoint.
 
-    A damaged one is skipped with a warning that names it and the damage.
+    Damaged checkpoints are skipped, each with a warning that names it and the damage.
 
     Args:
-        folder: where `save_checkpoint` wrote; may be missing.
+        folder: that `save_checkpoint` wrote to; may be missing.
         map_location: the device that tensors are loaded to.
 
     Raises:
-        CheckpointError: there are checkpoints, but all are damaged.
+        CheckpointError: all checkpoints are damaged.
     """
     folder = Path(folder)
     entries = _entries(folder) if folder.is_dir() else []
@@ -114,59 +119,8 @@ def load_latest_checkpoint(folder: Path, map_location: str | torch.device = "cpu
     return None
 
 
-def capture_random_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
-    """Return the state of every random generator, in types that a checkpoint can hold.
-
-    Covers Python's `random`, numpy's global generator, torch on the CPU and on all CUDA devices, and the
-    named `generators`.
-    """
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "python": random.getstate(),
-        "numpy": {
-            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-            "position": int(numpy_state["state"]["pos"]),
-            "has_gauss": int(numpy_state["has_gauss"]),
-            "gauss": float(numpy_state["gauss"]),
-        },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "generators": {name: generator.get_state() for name, generator in generators.items()},
-    }
-
-
-def restore_random_state(state: dict[str, Any], generators: Mapping[str, torch.Generator]) -> None:
-    """Continue every random generator where `capture_random_state` saw it.
-
-    CUDA devices are restored in order, as many as there are both now and in `state`.
-
-    Raises:
-        ValueError: `generators` has other names than `state`, or one of them lives on another kind of
-            device. Nothing has been restored in the first case.
-    """
-    saved = state["generators"]
-    if saved.keys() != generators.keys():
-        raise ValueError(f"generators: expected the names {sorted(saved)}, got {sorted(generators)}")
-    for name, generator in generators.items():
-        try:
-            generator.set_state(saved[name].cpu())
-        except RuntimeError as error:
-            raise ValueError(
-                f"generators: {name!r} on {generator.device} cannot take the saved state, which came from "
-                f"another kind of device ({error})"
-            ) from error
-
-    random.setstate(state["python"])
-    numpy_state = state["numpy"]
-    key = numpy_state["key"].cpu().numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))
-    torch.set_rng_state(state["torch"].cpu())
-    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(cuda_state.cpu(), device)
-
-
 class _DamagedError(Exception):
-    """Why a checkpoint cannot be trusted."""
+    """A checkpoint is damaged; the message says how."""
 
 
 class _Entry(NamedTuple):
@@ -176,8 +130,8 @@ class _Entry(NamedTuple):
     revision: int
 
     @classmethod
-    def after(cls, existing: Iterable["_Entry"], step: int) -> "_Entry":
-        """Return a fresh entry for `step`, newer than all existing ones of that step."""
+    def after(cls, existing: Iterable[_Entry], step: int) -> _Entry:
+        """Return a new entry for `step`, newer than all existing ones of that step."""
         return cls(step, max((e.revision + 1 for e in existing if e.step == step), default=0))
 
     @property
@@ -192,7 +146,7 @@ def _entries(folder: Path) -> list[_Entry]:
 
 
 def _commit(path: Path, data: memoryview) -> None:
-    """Write the checksum and then the checkpoint; renaming the latter makes both valid."""
+    """Write the checksum and then the checkpoint; renaming the checkpoint makes both valid."""
     checksum = _checksum_path(path)
     line = f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
     try:
@@ -230,7 +184,7 @@ def _load(data: bytes, map_location: str | torch.device) -> dict[str, Any]:
 
 
 def _refuse_to_go_back(folder: Path, existing: list[_Entry], step: int) -> None:
-    """Raise if there is an intact later step: it would be lost, or a resume would prefer it."""
+    """Raise if there is an intact later step, which a resume would prefer or which saving would remove."""
     newest = _newest_intact(folder, [entry for entry in existing if entry.step > step])
     if newest is not None:
         raise CheckpointError(
@@ -257,7 +211,7 @@ def _prune(folder: Path, saved: _Entry, existing: list[_Entry], keep: int) -> No
     newest_of_step = {entry.step: entry for entry in existing if entry.step < saved.step}
     kept = [*newest_of_step.values(), saved][-keep:]
     names = [entry.file_name for entry in existing if entry not in kept]
-    # The checkpoint goes before its checksum: a checksum alone is a leftover, not a damaged checkpoint.
+    # Remove the checkpoint before its checksum: a checksum alone is a leftover, not a damaged checkpoint.
     paths = [path for name in names for path in (folder / name, _checksum_path(folder / name))]
     try:
         _remove(paths)
@@ -266,7 +220,7 @@ def _prune(folder: Path, saved: _Entry, existing: list[_Entry], keep: int) -> No
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Return temporaries of interrupted saves, and checksums whose checkpoint never appeared."""
+    """Return temporary files of interrupted saves, and checksums without a checkpoint."""
     found = []
     for path in folder.iterdir():
         name = path.name.removesuffix(TEMPORARY_SUFFIX)

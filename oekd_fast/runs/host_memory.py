@@ -1,23 +1,24 @@
-"""How the process's C library keeps memory that was freed."""
+"""Memory of the process: what the C library does with freed blocks."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Of glibc's malloc.h; the threshold for mappings of their own can be no larger.
+# Options of mallopt in glibc's malloc.h, and the largest value that M_MMAP_THRESHOLD can have.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST_IN_HEAP = 32 * 2**20
 _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed, for all threads together, instead of giving it back to the system.
+    """Have glibc keep freed memory for all threads instead of returning it to the system.
 
-    A training step frees and asks for the same maps again and again; each time they come back from the system, every
-    page of them is mapped and zeroed anew. It holds for the whole process, so programs call it, and no library.
+    A training step frees maps and allocates maps of the same sizes again and again. If they come from the system each
+    time, every page is mapped and zeroed again. The setting holds for the whole process, so that only programs should
+    call this, not libraries.
 
     Returns:
-        Whether it was done: False where the C library is not glibc.
+        False if the C library is not glibc, in which case nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""SIGINT (Ctrl-C) and SIGTERM as a request to stop, which the training loop answers between two steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved; `signal_number` says by what."""
+    """The run received a signal, saved a checkpoint and stopped.
+
+    Attributes:
+        signal_number: of the signal.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -16,7 +20,11 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM is noted in `signal_number`; a second one acts as usual."""
+    """Context in which the first SIGINT or SIGTERM is only recorded; a second one has its usual effect.
+
+    Attributes:
+        signal_number: of the recorded signal; None before it.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +33,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers there alone
             self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 

@@ -1,34 +1,40 @@
-"""One run: its phases trained in order, its students saved, its results written to the run folder."""
+"""One run: trains its phases in order, saves its students, and writes its results to the run folder."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
+from torch import Tensor
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import ImageDataset, load_dataset
+from oekd_fast.data import ImageDataset
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.models import get_architecture
+from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
-from oekd_fast.runs.phase import DeviceData, Phase, PhaseResult
-from oekd_fast.runs.plan import FAMILY, baseline_names, combined_accuracy, phase_names, phase_task
+from oekd_fast.runs.phase import Phase
+from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names, phase_task
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.summary import draw_report, summarise
+from oekd_fast.runs.tasks import PhaseResult
 
 
 def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
     """Train the family that `config` describes, and with `config.baseline` each student alone.
 
     Args:
-        stop: tells the caller of several runs whether one came to its end before it could be interrupted.
+        config: of the run; the run folder is `config.run_folder`.
+        console: for progress and notes; None uses the process's standard output.
+        stop: records SIGINT and SIGTERM. A caller of several runs passes its own to learn of a signal that arrived when
+            a run was about to finish.
 
     Returns:
-        What summary.json holds; the run folder is `config.run_folder`.
+        The content of summary.json.
 
     Raises:
         DataError, RunFolderError, CheckpointError, TrainingDiverged, Interrupted, ValueError: see those classes.
@@ -68,43 +74,34 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
     return summary
 
 
-def dataset_of(config: TrainConfig) -> ImageDataset:
-    """The data set that `config` trains on, as it asks for it.
+def combined_accuracy(
+    config: TrainConfig, phase: Phase, results: Mapping[str, PhaseResult], data: DeviceData, labels: Tensor
+) -> float | None:
+    """Return the test accuracy, in percent, of the mean prediction of all snapshots or generations.
 
-    Raises:
-        DataError: it cannot be had.
+    None for objectives that train a family, whose ensemble every evaluation measures.
+
+    Args:
+        phase: the last one of the network, finished. Its network is borrowed and has the same weights afterwards.
+        results: of all phases so far, by name.
+        labels: int64 [N], of the test split.
     """
-    return load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        train_images=config.train_images,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        stream=config.data_placement == "stream",
-        augmentation=config.augmentation_choice,
-        image_size=config.image_size,
-        skip_corrupt=config.skip_corrupt,
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is a device.
-
-    Raises:
-        ValueError: unknown, or not on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return device
+    if not config.family_objective.alone:
+        return None
+    states = results[FAMILY].snapshots or [result.ensemble.state_dict() for result in results.values()]
+    evaluator = phase.engine.evaluator
+    network = evaluator.ensemble
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    mean: Tensor | float = 0.0
+    for state in states:
+        network.load_state_dict(state)
+        mean = mean + evaluator.probabilities(data.test)[0] / len(states)
+    network.load_state_dict(own)
+    return round(100.0 * (mean.argmax(dim=1) == labels.cpu()).float().mean().item(), 4)
 
 
 def _teacher(config: TrainConfig, data: DeviceData) -> Teacher | None:
-    """The teacher from outside the run, refused here rather than after the phases before the one that it teaches."""
+    """Load the external teacher and check that it fits, before any phase is trained."""
     if config.teacher is None:
         return None
     try:

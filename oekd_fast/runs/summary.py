@@ -19,7 +19,7 @@ from oekd_fast.figures.plotting import new_figure, png, shared_legend
 from oekd_fast.figures.sizes import draw_sizes
 
 if TYPE_CHECKING:
-    from oekd_fast.runs.phase import PhaseResult
+    from oekd_fast.runs.tasks import PhaseResult
 
 
 def summarise(

@@ -1,4 +1,4 @@
-"""torch.compile of a network's blocks: one compilation for each shape of block, however many layers have it."""
+"""torch.compile of a network's blocks, once for each shape of block."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import nn
 
 
 def compile_blocks(network: nn.Module, block_type: type[nn.Module], backend: str = "inductor") -> int:
-    """Have every block of `network` run compiled; its parameters and names stay.
+    """Replace the forward of every block of `network` by a compiled one; parameters and their names stay.
 
-    A whole family compiled at once would take minutes, for the same few blocks over and over.
+    Blocks of the same shape share one compilation. Compiling a whole family at once would take minutes, because it
+    compiles the same few blocks again and again.
 
     Args:
-        block_type: what is compiled, with all that is in it.
+        block_type: class of the blocks.
         backend: of torch.compile.
 
     Returns:
-        The number of shapes, each of which will be compiled when it first runs (in training, in evaluation).
+        The number of shapes. Each is compiled when it first runs in training and when it first runs in evaluation.
     """
     compiled = {}
     for block in network.modules():
@@ -31,6 +32,9 @@ def compile_blocks(network: nn.Module, block_type: type[nn.Module], backend: str
 
 
 def _own_code(function: FunctionType) -> FunctionType:
-    """A copy: torch.compile keeps what it compiled by code, and gives up after a few shapes of the same."""
+    """Return a copy of `function` with code of its own.
+
+    torch.compile caches by code object, and stops compiling after a few shapes of the same code.
+    """
     code, names = function.__code__.replace(), function.__globals__
     return FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)

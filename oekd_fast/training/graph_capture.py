@@ -1,10 +1,9 @@
-"""A call captured once as a CUDA graph and replayed; what the warm-up changes is put back."""
+"""Calls on batches that are captured once as a graph and replayed; the warm-up before a capture is undone."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
@@ -12,21 +11,21 @@ from torch import Tensor
 
 from oekd_fast.parallel.executor import StudentError
 
-WARM_UP = 3  # the last of them chooses no algorithm and makes no state any more
+WARM_UP = 3  # calls before a capture; the last of them chooses no algorithm and creates no state any more
 STEPS_AHEAD = 3  # replays that the host may be ahead of the device
 
 State = dict[str, Tensor]
 
 
 class CaptureError(RuntimeError):
-    """A call cannot be captured; the message is one line that says why."""
+    """A call cannot be captured; the message says why in one line."""
 
 
 class Recorder(Protocol):
-    """What capturing needs of a device; `CudaRecorder`, and a stand-in where there is no GPU to test on."""
+    """Captures calls on one device. `CudaRecorder` implements it; tests without a GPU use a stand-in."""
 
     def warm_up(self, call: Callable[[], None], times: int) -> None:
-        """Run `call` as it will be captured, on the same stream, and wait for it.
+        """Run `call` on the stream of the capture and wait for it.
 
         Raises:
             RuntimeError: `call` waits for the device, which no capture allows.
@@ -34,119 +33,114 @@ class Recorder(Protocol):
         ...
 
     def record(self, call: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Capture `call` without running it; what is returned launches it."""
+        """Capture `call` without running it; the returned function launches it."""
         ...
 
     def needed_bytes(self) -> int:
-        """The most that the last warm-up had allocated beside what was there before it."""
+        """Return the peak memory of the last warm-up beyond what was allocated before it."""
         ...
-
-    def free_bytes(self) -> int: ...
-
-    def mark(self) -> Callable[[], None]:
-        """A point in the device's work; what is returned waits until the device gets there."""
-        ...
-
-
-class CudaRecorder:
-    """On one CUDA device. Warm-ups and captures share a stream, captures a memory pool."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._needed = 0
-
-    def warm_up(self, call: Callable[[], None], times: int) -> None:
-        device = self._device
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        try:
-            with torch.cuda.stream(self._stream):
-                for _ in range(times - 1):
-                    call()
-                with _waiting_is_an_error():
-                    call()
-        finally:
-            torch.cuda.current_stream(device).wait_stream(self._stream)
-            torch.cuda.synchronize(device)
-            self._needed = torch.cuda.max_memory_allocated(device) - before
-
-    def record(self, call: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        before = torch.cuda.current_stream(self._device)
-        fault: BaseException | None = None
-        try:
-            # Only this thread is held to what a capture allows: others of the process have work of their own.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                try:
-                    call()
-                except BaseException as error:
-                    fault = error
-                    raise
-        except BaseException as error:
-            fault = fault or error  # of the two, what the end of the capture made of it says less
-            self._abandon(before, generators)
-        if fault is not None:
-            raise fault
-        return graph.replay
-
-    def _abandon(self, before: torch.cuda.Stream, generators: Sequence[torch.Generator]) -> None:
-        """Leave a capture that failed: torch leaves its stream the current one, and before 2.12 its allocator and its
-        generators in the capture (pytorch/pytorch#180395)."""
-        torch.cuda.set_stream(before)
-        with suppress(RuntimeError):  # where torch has left it
-            torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
-        # A capture that ends well takes its generators out.
-        with suppress(RuntimeError):
-            empty, something = torch.cuda.CUDAGraph(), torch.zeros((), device=self._device)
-            for generator in generators:
-                empty.register_generator_state(generator)
-            with torch.cuda.graph(empty, stream=self._stream, capture_error_mode="thread_local"):
-                something.zero_()
-
-    def needed_bytes(self) -> int:
-        return self._needed
 
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self._device)[0]
+        """Return the free memory of the device."""
+        ...
 
     def mark(self) -> Callable[[], None]:
-        event = torch.cuda.Event(blocking=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event.synchronize
+        """Mark the current point of the device's work; the returned function waits until the device reaches it."""
+        ...
+
+
+class CapturedCalls:
+    """Runs calls as replays of captured graphs, and eagerly from the first one on that cannot be captured.
+
+    Attributes:
+        eager_because: why calls are not replayed, in one line; None while they are.
+
+    Args:
+        recorder: captures the calls; None runs all of them eagerly, for the reason `eager_because`.
+        generators: those that the calls draw from, on the device.
+        after_failure: called after a capture that failed in the middle of a call.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder | None,
+        generators: Sequence[torch.Generator],
+        *,
+        eager_because: str | None = None,
+        after_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.eager_because = eager_because
+        self._recorder, self._generators, self._after_failure = recorder, generators, after_failure
+        self._replays: dict[Hashable, tuple[Hashable, Callable[[], None]]] = {}
+        self._waits: deque[Callable[[], None]] = deque()
+
+    def run(self, key: Hashable, signature: Hashable, call: Callable[[], None], tensors: Callable[[], State]) -> None:
+        """Run `call`, device work at fixed addresses, without arguments or result.
+
+        Args:
+            key: identifies the call among those that this object runs.
+            signature: of the batches that the call takes; the call is captured again when it changes.
+            tensors: returns every tensor that the call changes, by name.
+        """
+        replay = self._replay_of(key, signature, call, tensors)
+        if replay is None:
+            call()
+            return
+        replay()
+        # A host that ran far ahead of the device would answer a request to stop late.
+        self._waits.append(self._recorder.mark())
+        if len(self._waits) > STEPS_AHEAD:
+            self._waits.popleft()()
+
+    def forget(self) -> None:
+        """Discard all captured calls; their tensors have been replaced."""
+        self._replays.clear()
+
+    def _replay_of(
+        self, key: Hashable, signature: Hashable, call: Callable[[], None], tensors: Callable[[], State]
+    ) -> Callable[[], None] | None:
+        """Return what replays the call, captured now if it was not before; None if calls run eagerly."""
+        if self.eager_because is not None:
+            return None
+        known, replay = self._replays.get(key, (None, None))
+        if replay is None or known != signature:
+            try:
+                replay = capture(call, self._recorder, tensors, self._generators)
+            except CaptureError as error:
+                self.eager_because = str(error)
+                self.forget()
+                self._after_failure()
+                return None
+            self._replays[key] = signature, replay
+        return replay
 
 
 def capture(
     call: Callable[[], None],
     recorder: Recorder,
-    state: Callable[[], State],
+    tensors: Callable[[], State],
     generators: Sequence[torch.Generator],
 ) -> Callable[[], None]:
-    """Capture `call`, and leave its state as it was: nothing has happened until the result is called.
+    """Capture `call` and return what replays it. Tensors and generators are as before, as if nothing had run.
 
     Args:
         call: device work at fixed addresses, without arguments or result.
-        state: every tensor that `call` changes, by name. One that appears in the warm-up (an optimizer's) starts from
-            zeros, as torch's optimizers do.
-        generators: that `call` draws from, on the device.
+        tensors: returns every tensor that `call` changes, by name. Those that appear in the warm-up, such as an
+            optimizer's, start from zeros, as torch's optimizers do.
+        generators: those that `call` draws from, on the device.
 
     Raises:
-        CaptureError: it could not be captured; state and generators are as before.
+        CaptureError: `call` could not be captured.
     """
-    before = {name: tensor.detach().clone() for name, tensor in state().items()}
+    before = {name: tensor.detach().clone() for name, tensor in tensors().items()}
     random = [generator.get_state() for generator in generators]
-    size = "at least"  # of a warm-up that was not done
+    size = "at least"  # until the warm-up has finished
     try:
         try:
             recorder.warm_up(call, WARM_UP)
             size = "about"
         finally:
-            _restore(state(), before)
+            _restore(tensors(), before)
             for generator, drawn in zip(generators, random, strict=True):
                 generator.set_state(drawn)
         return recorder.record(call, generators)
@@ -158,30 +152,6 @@ def capture(
         else:
             why = f"{type(cause).__name__}: {_first_line(cause)}"
         raise CaptureError(why) from error
-
-
-@contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    """What would wait for the device raises: outside of a capture, where nothing is left half done by that."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-class RunAhead:
-    """Keeps the host at most `STEPS_AHEAD` replays ahead, so that a request to stop is answered soon."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._waits: deque[Callable[[], None]] = deque()
-
-    def launched(self) -> None:
-        self._waits.append(self._recorder.mark())
-        if len(self._waits) > STEPS_AHEAD:
-            self._waits.popleft()()
 
 
 @torch.no_grad()

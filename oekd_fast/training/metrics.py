@@ -1,9 +1,10 @@
-"""Sums that stay on the device while an epoch runs, and are read by the host once at its end."""
+"""Sums that stay on the device during an epoch; the host reads them once, at its end."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,16 @@ from oekd_fast.losses.reference import EnsembleKDOutput
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Means over the images of an epoch; accuracies in percent, students in the family's order."""
+    """Means over the images of an epoch; lists hold one value a student, in the order of the family.
+
+    images: number of images.
+    loss: weighted sum of all terms.
+    ce, kd: cross-entropy and distillation loss.
+    feature: intermediate loss, summed over students and blocks.
+    ensemble_ce: cross-entropy of the ensemble.
+    accuracy, ensemble_accuracy: in percent.
+    first_bad_step: the first step whose loss was not finite, counted from 1; None if there was none.
+    """
 
     images: int
     loss: float
@@ -23,20 +33,25 @@ class EpochMetrics:
     ensemble_ce: float
     accuracy: list[float]
     ensemble_accuracy: float
-    first_bad_step: int | None  # counted from 1 within what was summed; None: every loss was finite
+    first_bad_step: int | None
 
     @property
     def labels_out_of_range(self) -> bool:
-        """Whether a label was no class: on a GPU its row makes every cross-entropy NaN, and nothing else."""
+        """Whether a label was out of range: on a GPU its row makes every cross-entropy NaN, and no other loss."""
         others = (*self.kd, self.feature)
         return all(math.isnan(ce) for ce in (*self.ce, self.ensemble_ce)) and all(map(math.isfinite, others))
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that metrics.jsonl records."""
         return {name: value for name, value in vars(self).items() if name not in ("images", "first_bad_step")}
 
 
 class RunningMetrics:
-    """One fp64 vector: images, steps, first bad step, loss, feature, ensemble CE, S x CE, S x KD, S + 1 correct."""
+    """Sums over batches in one float64 vector.
+
+    Its elements are: images, steps, first bad step, loss, feature, ensemble CE, S x CE, S x KD, S + 1 x correct. Losses
+    are summed over images.
+    """
 
     _SCALARS = 6
 
@@ -45,16 +60,18 @@ class RunningMetrics:
         self.sums = torch.zeros(self._SCALARS + 3 * num_students + 1, dtype=torch.float64, device=device)
 
     def reset(self) -> None:
+        """Set all sums to zero."""
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, output: EnsembleKDOutput, rows: int, feature: Tensor | None, loss: Tensor) -> None:
-        """Add a batch whose means are in `output`; no host synchronisation.
+    def update(self, output: EnsembleKDOutput, rows: int | Tensor, feature: Tensor | None, loss: Tensor) -> None:
+        """Add a batch without waiting for the device.
 
         Args:
-            rows: images of the batch.
+            output: means over the batch.
+            rows: number of images in the batch; an int or a scalar on the device.
             feature: scalar intermediate loss, or None.
-            loss: scalar, all terms weighted.
+            loss: scalar, weighted sum of all terms.
         """
         sums, s = self.sums, self._SCALARS
         sums[1] += 1
@@ -71,8 +88,18 @@ class RunningMetrics:
         sums[3 : s + 2 * self._students] += rows * means.double()
         sums[s + 2 * self._students :] += output.correct
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"sums": self.sums}
+
+    def state_dict(self) -> Tensor:
+        """Return a copy of the sums."""
+        return self.sums.clone()
+
+    def load_state_dict(self, state: Tensor) -> None:
+        self.sums.copy_(state)
+
     def read(self) -> EpochMetrics:
-        """Copy the sums to the host and divide."""
+        """Copy the sums to the host, which waits for the device, and return the means."""
         images, _, bad, *rest = self.sums.tolist()
         n, per_image = self._students, 1.0 / max(images, 1.0)
         loss, feature, ensemble_ce, *rest = (value * per_image for value in rest)

@@ -1,6 +1,8 @@
-"""The optimizer of a run: fused, with learning rates that live on the device."""
+"""The optimizer of a training, with learning rates that are tensors on the device."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +15,10 @@ from oekd_fast.family.ensemble import StudentEnsemble
 def build_optimizer(
     config: OptimizerConfig, ensemble: StudentEnsemble, learning_rate: Tensor, adapter_rate: Tensor
 ) -> Optimizer:
-    """SGD with Nesterov momentum, Adam, or RMSProp; the adapters are a group of their own.
+    """Build SGD with Nesterov momentum, Adam or RMSProp; the adapters form a parameter group of their own.
 
-    RMSProp is that of the paper's EfficientNets (Tan and Le 2019): decay 0.9, epsilon 1e-3.
+    RMSProp has the decay of 0.9 and the epsilon of 1e-3 that EfficientNet was trained with (Tan and Le 2019, arXiv
+    1905.11946, section 5.2).
 
     Args:
         learning_rate, adapter_rate: scalars on the device, read in every step.
@@ -41,28 +44,36 @@ def build_optimizer(
         groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay, fused=True
     )
     if config.momentum > 0:
-        # From zeros the first step is the same; left to torch, the buffers stay uninitialised where loss scaling skips
-        # the first step (seen in torch 2.13), and their first use cannot be captured.
+        # Buffers of zeros give the same first step. Torch would create them in that step: uninitialised if loss scaling
+        # skips it (seen in torch 2.13), and in a way that cannot be captured.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def load_optimizer(optimizer: Optimizer, state: dict) -> None:
-    """As `optimizer.load_state_dict`, but the learning rates stay the tensors that they are."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+class OptimizerState:
+    """The state of an optimizer as a `Stateful` part."""
 
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
 
-def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Every tensor of the optimizer's state, named by the place of its parameter."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {
-        f"{place}.{name}": value
-        for place, parameter in enumerate(parameters)
-        for name, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor of the optimizer's state, named by the position of its parameter."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return {
+            f"{position}.{name}": value
+            for position, parameter in enumerate(parameters)
+            for name, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the state; the tensors of the learning rates stay, all others are replaced."""
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._optimizer.load_state_dict(state)
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

@@ -1,4 +1,4 @@
-"""What changes from step to step (learning rates, loss weights, temperature), as values on the device."""
+"""Values that change from step to step (learning rates, loss weights, temperature), kept on the device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from oekd_fast.losses.calls import KDOptions
 
 
 class Schedule:
-    """The values of every step of a training, and those of the step at hand.
+    """A table of the scheduled values of every step, and the values of the current step.
 
     A step reads `learning_rate`, `adapter_rate`, `temperature`, `ce_weight`, `kd_weight`, `feature_weight`, `ema_share`
-    and `copy_share` (fp32 scalars on the device that keep their addresses), so that a CUDA graph replays with new ones.
+    and `copy_share`. These are float32 scalars on the device that keep their addresses, so that a replayed CUDA graph
+    reads new values. Steps beyond the end of the training use the values of its last step.
 
     Args:
-        config: of the run.
-        loss: of the logits.
-        steps_per_epoch: of the training; steps after its last keep the last one's values.
+        config: options of the schedules.
+        loss: final values of the temperature and of the weights of the logits' loss.
     """
 
     def __init__(self, config: TrainConfig, loss: KDOptions, steps_per_epoch: int, device: torch.device) -> None:
@@ -58,22 +58,22 @@ class Schedule:
         ) = self._values[0].unbind()
 
     def load(self) -> None:
-        """On the device: the values of the next step. Legal in a CUDA graph."""
+        """Load the values of the next step, by work on the device alone; a CUDA graph can capture it."""
         row = self._cursor.clamp(max=len(self._table) - 1)
         self._values.copy_(self._table.index_select(0, row))
         self._cursor += 1
 
     def count(self) -> None:
-        """On the host: a step was launched."""
+        """Count a launched step on the host."""
         self._steps += 1
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step, known without the device."""
+        """The learning rate of the next step, computed on the host."""
         return self._peak * self._factors[min(self._steps, len(self._factors) - 1)].item()
 
-    def state(self) -> dict[str, Tensor]:
-        """What `load` changes."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that `load` changes."""
         return {"values": self._values, "cursor": self._cursor}
 
     def state_dict(self) -> dict[str, int]:
@@ -85,7 +85,7 @@ class Schedule:
 
 
 def rate_factors(config: ScheduleConfig, steps_per_epoch: int) -> Tensor:
-    """The learning rate of every step as a share of the peak, fp64 [epochs * steps_per_epoch]."""
+    """Return the learning rate of every step as a fraction of the peak, float64 [epochs * steps_per_epoch]."""
     steps = torch.arange(config.epochs * steps_per_epoch, dtype=torch.float64)
     warmup = config.warmup_epochs * steps_per_epoch
     factors = ((steps + 1) / warmup).clamp(max=1.0) if warmup > 0 else torch.ones_like(steps)
@@ -105,9 +105,10 @@ def rate_factors(config: ScheduleConfig, steps_per_epoch: int) -> Tensor:
 
 
 def ema_shares(decay: float | None, steps: int) -> Tensor:
-    """What the weights after each step have of their moving average, fp64 [steps]: 1 - decay, more in the first steps.
+    """Return the share that the weights of each step have in their moving average, float64 [steps].
 
-    The decay of step t is at most (1 + t) / (10 + t), or the initial weights would linger in a short run.
+    The share is 1 - decay, with the decay of step t limited to (1 + t) / (10 + t); otherwise the initial weights would
+    dominate the average of a short run.
     """
     if decay is None:
         return torch.zeros(steps, dtype=torch.float64)
@@ -116,9 +117,10 @@ def ema_shares(decay: float | None, steps: int) -> Tensor:
 
 
 def ramp(form: Ramp, steps: int, length: float) -> Tensor:
-    """From 0 to 1 over `length` steps, and 1 from there, fp64 [steps]; constant: 1 at once.
+    """Return a factor that rises from 0 to 1 over `length` steps and stays 1, float64 [steps].
 
-    sigmoid is exp(-5 (1 - t)^2), t from 0 to 1 (Laine and Aila 2017; Lan, Zhu, Gong 2018: over 80 epochs).
+    "constant" is 1 in every step; "sigmoid" is exp(-5 (1 - t)^2) with t from 0 to 1 (Laine and Aila 2017, arXiv
+    1610.02242; over 80 epochs in Lan, Zhu, Gong 2018, arXiv 1806.04606).
     """
     if form == "constant" or length == 0:
         return torch.ones(steps, dtype=torch.float64)
@@ -131,7 +133,10 @@ def ramp(form: Ramp, steps: int, length: float) -> Tensor:
 
 
 def copy_shares(delay: int, steps: int) -> Tensor:
-    """1 before every `delay`-th step, from the first on, else 0, fp64 [steps]; delay 0: always 0."""
+    """Return 1 for every `delay`-th step, the first included, and 0 for the others, float64 [steps].
+
+    A delay of 0 gives 0 for all steps.
+    """
     if delay == 0:
         return torch.zeros(steps, dtype=torch.float64)
     return (torch.arange(steps) % delay == 0).double()

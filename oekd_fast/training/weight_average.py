@@ -11,7 +11,11 @@ from oekd_fast.family.ensemble import StudentEnsemble
 
 
 class WeightAverage:
-    """`ensemble` holds the average of the weights and of BatchNorm's statistics; it is always in evaluation mode."""
+    """Keeps a moving average of `source`'s weights and BatchNorm statistics.
+
+    Attributes:
+        ensemble: the averaged family, which is always in evaluation mode and requires no gradients.
+    """
 
     def __init__(self, source: StudentEnsemble) -> None:
         self._source = source
@@ -22,13 +26,26 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, share: Tensor) -> None:
-        """average += share * (weights - average); `share` is a scalar on the device."""
+        """Compute average += share * (weights - average); counters are copied.
+
+        Args:
+            share: scalar on the device, in [0, 1]; 1 copies all weights.
+        """
         averages, weights = map(list, zip(*self._averaged, strict=True))
         change = torch._foreach_sub(weights, averages)
         torch._foreach_mul_(change, share)
         torch._foreach_add_(averages, change)
         for average, count in self._copied:
             average.copy_(count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.ensemble.state_dict()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.ensemble.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.ensemble.load_state_dict(state)
 
 
 def _tensors(module: StudentEnsemble) -> list[Tensor]:

@@ -207,7 +207,7 @@ def test_compiling_again_is_left_out_of_a_short_check(monkeypatch):
 
 def test_a_step_that_was_to_be_captured_and_is_not_says_why(monkeypatch):
     monkeypatch.setattr(step_variants, "absent", lambda name, problem: None)
-    with pytest.raises(RuntimeError, match="not captured: there are no graphs on cpu"):
+    with pytest.raises(RuntimeError, match="not captured: cpu has no CUDA graphs"):
         step_variants.build("ours_captured", TINY)
 
 

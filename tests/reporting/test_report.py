@@ -19,7 +19,8 @@ from oekd_fast.reporting import section
 from oekd_fast.reporting.evidence import load_networks, one_of_each_class
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.reporting.predictions import predict
-from oekd_fast.runs.run import dataset_of, train
+from oekd_fast.runs.device_data import dataset_of
+from oekd_fast.runs.run import train
 
 PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "grad_cam")
 CPU = torch.device("cpu")

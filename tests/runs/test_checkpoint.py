@@ -19,11 +19,10 @@ import torch
 from oekd_fast.runs import checkpoint
 from oekd_fast.runs.checkpoint import (
     CheckpointError,
-    capture_random_state,
     load_latest_checkpoint,
-    restore_random_state,
     save_checkpoint,
 )
+from oekd_fast.runs.random_state import capture_random_state, restore_random_state
 
 KILLED = 77
 # Children only write files; they never enter torch's thread pools, which is what the warning is about.

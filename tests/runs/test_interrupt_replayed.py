@@ -45,9 +45,7 @@ def recorders(monkeypatch):
     made, at = [], []
 
     def make(*args, **kwargs):
-        recorder = Interrupting(
-            lambda: engine._training_state() | {"evaluation": engine._evaluation_metrics.sums}, at.pop() if at else 0
-        )
+        recorder = Interrupting(lambda: engine.tensors() | engine.evaluator.tensors(), at.pop() if at else 0)
         engine = Engine(*args, **kwargs, recorder=recorder)
         made.append(recorder)
         return engine

@@ -25,10 +25,11 @@ from oekd_fast.losses import reference
 from oekd_fast.losses.calls import KDOptions
 from oekd_fast.reproduction.seeds import finished
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
+from oekd_fast.runs.device_data import DeviceData, dataset_of
 from oekd_fast.runs.interrupt import Interrupted
-from oekd_fast.runs.phase import DeviceData, Phase, TrainingDiverged
+from oekd_fast.runs.phase import Phase, TrainingDiverged
 from oekd_fast.runs.plan import phase_task
-from oekd_fast.runs.run import dataset_of, train
+from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolder, RunFolderError
 from oekd_fast.training.engine import Engine
 
@@ -481,7 +482,7 @@ def test_a_label_out_of_range_is_reported_where_the_metrics_are_read(config, mon
     initialise = Engine.__init__
     monkeypatch.setattr(Engine, "__init__", lambda self, *a, **k: (engines.append(self), initialise(self, *a, **k))[1])
     at_step(monkeypatch, 5, poison)
-    with pytest.raises(TrainingDiverged, match="The labels are to blame: expected classes 0 to 2"):
+    with pytest.raises(TrainingDiverged, match="Labels are out of range: expected classes 0 to 2"):
         train(config, QUIET)
 
 

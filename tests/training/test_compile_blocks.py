@@ -8,7 +8,7 @@ import torch
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.models import get_architecture
-from oekd_fast.training import engine as engines
+from oekd_fast.training import prepare
 from oekd_fast.training.compile_blocks import compile_blocks
 
 from .test_engine import make_batch, make_engine
@@ -47,7 +47,7 @@ def test_a_copy_runs_its_own_blocks(one_thread):
 
 
 def test_an_engine_trains_and_averages_alike_with_compiled_blocks(monkeypatch, one_thread):
-    monkeypatch.setattr(engines, "compile_blocks", partial(compile_blocks, backend="eager"))
+    monkeypatch.setattr(prepare, "compile_blocks", partial(compile_blocks, backend="eager"))
     states = []
     for compiled in (False, True):
         config = TrainConfig(num_students=2, warmup_epochs=0, ema_decay=0.9, compile_blocks=compiled)

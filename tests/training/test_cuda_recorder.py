@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from oekd_fast.training.graph_capture import CudaRecorder
+from oekd_fast.training.cuda_recorder import CudaRecorder
 
 
 class StandIn:

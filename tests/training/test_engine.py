@@ -15,6 +15,7 @@ from oekd_fast.parallel.executor import StudentError
 from oekd_fast.training import backward as gradients
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
+from oekd_fast.training.prepare import prepare_family
 
 from ..support.smooth_network import SMOOTH
 
@@ -38,7 +39,7 @@ def make_engine(config=None, members=None, augmentation=None, recorder=None, tea
         ensemble = ensemble.to(memory_format=torch.channels_last)
     return Engine(
         config,
-        ensemble,
+        prepare_family(ensemble, config),
         family_options(config) if len(ensemble.members) > 1 else label_options(config),
         device=CPU,
         normalisation=NORMALISATION,
@@ -131,7 +132,7 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows():
     before = copy.deepcopy(engine.ensemble.state_dict())
     engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**40})
     engine.train_step(images, labels)
-    assert engine.scaler.get_scale() == 2.0**39
+    assert engine.scaler.state_dict()["scale"] == 2.0**39
     for name, parameter in engine.ensemble.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -140,7 +141,7 @@ def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
     engine, (images, labels) = make_engine(), make_batch(13)
     engine.train_step(*make_batch())
     before = copy.deepcopy(engine.ensemble.state_dict())
-    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     for name, value in engine.ensemble.state_dict().items():
         assert torch.equal(value, before[name]), name
     with torch.no_grad():
@@ -153,7 +154,7 @@ def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
 def test_images_may_be_larger_than_what_the_family_sees(one_thread):
     engine, (images, labels) = make_engine(augmentation=ResizedCrop(6, flip=True)), make_batch(13)
     engine.train_step(images, labels)
-    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     with torch.no_grad():
         logits = engine.ensemble.eval()(scale(images[:, :, 1:7, 1:7])).logits
     assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
@@ -187,7 +188,7 @@ def test_the_step_needs_no_values_to_be_written_down(fields):
     with FakeTensorMode():
         ensemble = build_ensemble("resnet20", 2, 10)
         engine = Engine(
-            config, ensemble, family_options(config), device=CPU, normalisation=NORMALISATION,
+            config, prepare_family(ensemble, config), family_options(config), device=CPU, normalisation=NORMALISATION,
             augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=4,
         )  # fmt: skip
         images, labels = torch.empty(4, 3, 8, 8, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
@@ -281,20 +282,20 @@ def test_the_average_is_what_is_evaluated():
     engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, ema_decay=0.5)), make_batch(13)
     first = copy.deepcopy(engine.ensemble.state_dict())
     engine.train_step(images, labels)
-    for name, value in engine.evaluated.state_dict().items():
+    for name, value in engine.evaluator.ensemble.state_dict().items():
         if value.is_floating_point():  # decay (1 + 0) / (10 + 0) in the first step
             expected = 0.1 * first[name] + 0.9 * engine.ensemble.state_dict()[name]
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     with torch.no_grad():
-        logits = engine.evaluated(scale(images)).logits
+        logits = engine.evaluator.ensemble(scale(images)).logits
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
 def test_a_split_that_fills_no_last_batch_is_counted_once(monkeypatch):
-    monkeypatch.setattr("oekd_fast.training.engine.EVALUATION_BATCH", 5)
+    monkeypatch.setattr("oekd_fast.training.evaluation.BATCH_SIZE", 5)
     engine, (images, labels) = make_engine(), make_batch(13)
-    read = engine.evaluate(DeviceBatches(Split(images, labels), CPU))
+    read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     with torch.no_grad():
         logits = engine.ensemble.eval()(scale(images)).logits
     assert read.images == 13

@@ -6,9 +6,10 @@ import torch
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation, DeviceBatches, HostBatches, Split
 from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.training.cuda_recorder import CudaRecorder
 from oekd_fast.training.distillation import family_options
 from oekd_fast.training.engine import Engine
-from oekd_fast.training.graph_capture import CudaRecorder
+from oekd_fast.training.prepare import prepare_family
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +38,7 @@ def make(recorder=None, **fields):
     ensemble = build_ensemble("resnet20", config.num_students, 10).to(device, memory_format=torch.channels_last)
     return Engine(
         config,
-        ensemble,
+        prepare_family(ensemble, config),
         family_options(config),
         device=device,
         normalisation=((0.5,) * 3, (0.25,) * 3),
@@ -84,7 +85,7 @@ def test_the_first_replayed_step_is_the_first_step():
 def test_evaluation_is_captured_and_agrees():
     captured, eager = make(), make(capture=False)
     eager.ensemble.load_state_dict(captured.ensemble.state_dict())
-    results = [engine.evaluate(DeviceBatches(split(50), "cuda")) for engine in (captured, eager)]
+    results = [engine.evaluator.evaluate(DeviceBatches(split(50), "cuda")) for engine in (captured, eager)]
     assert results[0].accuracy == results[1].accuracy and results[0].images == 50
     assert results[0].ce == pytest.approx(results[1].ce, rel=1e-4)
     assert captured.eager_because is None

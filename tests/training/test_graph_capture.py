@@ -47,9 +47,7 @@ def engines(fault=None, at="", augmentation=PAD_CROP_FLIP, **fields):
     config = TrainConfig(**fields)
     teacher = None if config.teacher is None else make_teacher()
     eager = make_engine(config, augmentation=augmentation, teacher=teacher)
-    recorder = TapeRecorder(
-        lambda: recorded._training_state() | {"evaluation": recorded._evaluation_metrics.sums}, fault, at
-    )
+    recorder = TapeRecorder(lambda: recorded.tensors() | recorded.evaluator.tensors(), fault, at)
     recorded = make_engine(config, augmentation=augmentation, recorder=recorder, teacher=teacher)
     return eager, recorded, recorder
 
@@ -105,15 +103,19 @@ def test_replayed_steps_draw_anew_in_the_students(one_thread):
 
 def test_capturing_changes_nothing(one_thread):
     _, recorded, recorder = engines(optimizer="adam", ema_decay=0.9)
-    batches = DeviceBatches(split(), "cpu")
-    recorded.begin_epoch(batches, torch.arange(26), BATCH)
-    before, cursor = everything(recorded), [tensor.clone() for tensor in batches.state()]
-    capture(recorded._next_step, recorder, recorded._training_state, recorded._generators())
-    after = everything(recorded)
-    for state in after["optimizer"]["state"].values():
-        assert not any(value.any() for value in state.values())  # as Adam makes them
-    assert_equal(*({k: v for k, v in state.items() if k != "optimizer"} for state in (before, after)))
-    assert_equal(cursor, batches.state())
+    record = recorder.record
+    recorder.record = lambda *args: (record(*args), lambda: None)[1]  # the captured step is never replayed
+    recorded.begin_epoch(DeviceBatches(split(), "cpu"), torch.arange(26), BATCH)
+    before = {name: tensor.clone() for name, tensor in recorded.tensors().items()}
+    random = [generator.get_state() for generator in (recorded.augmentation_generator, torch.default_generator)]
+    recorded.step()
+    assert recorder.events == ["warm-up", "record"]
+    after = recorded.tensors()
+    created = {name: after.pop(name) for name in after.keys() - before.keys()}
+    assert created and all(name.startswith("optimizer.") for name in created)
+    assert not any(tensor.any() for tensor in created.values())  # as Adam creates them
+    assert_equal(before, after)
+    assert_equal(random, [g.get_state() for g in (recorded.augmentation_generator, torch.default_generator)])
 
 
 def test_evaluation_is_recorded_once_for_each_split(one_thread):
@@ -122,7 +124,8 @@ def test_evaluation_is_recorded_once_for_each_split(one_thread):
     for engine in (eager, recorded):
         batches, held_out = DeviceBatches(split(), "cpu"), DeviceBatches(split(9), "cpu")
         train(engine, batches, epochs=1)
-        results.append([engine.evaluate(held_out) for _ in range(2)] + [engine.evaluate(DeviceBatches(split(), "cpu"))])
+        evaluate = engine.evaluator.evaluate
+        results.append([evaluate(held_out), evaluate(held_out), evaluate(DeviceBatches(split(), "cpu"))])
     assert results[0] == results[1]
     assert recorder.events.count("record") == 3
     assert [result.images for result in results[1]] == [9, 9, 26]
@@ -186,7 +189,7 @@ def test_out_of_memory_before_the_first_steps_end_says_at_least_how_much():
 def test_an_optimizer_that_looks_whether_fp16_overflowed_is_not_captured():
     _, recorded, recorder = engines(precision="fp16", optimizer="rmsprop", learning_rate=1e-3)
     train(recorded, DeviceBatches(split(), "cpu"), epochs=1)
-    assert recorded.eager_because == "after fp16 gradients rmsprop asks on the host whether they are finite"
+    assert recorded.eager_because == "rmsprop reads on the host whether fp16 gradients are finite"
     assert recorder.events == []
 
 
@@ -202,5 +205,5 @@ def test_a_student_that_runs_out_of_memory_is_named_as_such():
 
 
 def test_without_graphs_there_is_a_reason():
-    assert make_engine(TrainConfig(num_students=1)).eager_because == "there are no graphs on cpu"
+    assert make_engine(TrainConfig(num_students=1)).eager_because == "cpu has no CUDA graphs"
     assert make_engine(TrainConfig(num_students=1, capture=False)).eager_because == "capture is off"

@@ -15,11 +15,13 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DeviceBatches, Split
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.runs import run as command
+from oekd_fast.runs.device_data import DeviceData, dataset_of
 from oekd_fast.runs.interrupt import StopRequest
-from oekd_fast.runs.phase import DeviceData, Phase, PhaseResult
-from oekd_fast.runs.plan import combined_accuracy, phase_names, phase_task
-from oekd_fast.runs.run import dataset_of, train
+from oekd_fast.runs.phase import Phase
+from oekd_fast.runs.plan import phase_names, phase_task
+from oekd_fast.runs.run import combined_accuracy, train
 from oekd_fast.runs.run_folder import RunFolder
+from oekd_fast.runs.tasks import PhaseResult
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.schedule import Schedule, copy_shares, ramp, rate_factors
 
@@ -129,7 +131,7 @@ def test_a_gradient_through_the_gate_and_the_target_as_one_graph():
 
 def test_an_evaluation_with_a_gate_weighs_the_students():
     engine, (pixels, labels) = make_engine(settings("one")), make_batch(16)
-    read = engine.evaluate(DeviceBatches(Split(pixels, labels), CPU))
+    read = engine.evaluator.evaluate(DeviceBatches(Split(pixels, labels), CPU))
     family = engine.ensemble.eval()
     with torch.no_grad():
         images = scale(pixels).float()
@@ -140,7 +142,7 @@ def test_an_evaluation_with_a_gate_weighs_the_students():
 
 def test_probabilities_are_those_of_evaluation():
     engine, (pixels, labels) = make_engine(settings("independent")), make_batch(13)
-    found = engine.probabilities(DeviceBatches(Split(pixels, labels), CPU))
+    found = engine.evaluator.probabilities(DeviceBatches(Split(pixels, labels), CPU))
     with torch.no_grad():
         output = engine.ensemble.eval()(scale(pixels).float())
     expected = torch.stack([z.softmax(dim=1) for z in output.logits])

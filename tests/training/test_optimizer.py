@@ -7,7 +7,7 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.training.optimizer import build_optimizer, load_optimizer, optimizer_state
+from oekd_fast.training.optimizer import OptimizerState, build_optimizer
 
 
 def rates(networks=0.1, adapters=0.05):
@@ -66,11 +66,12 @@ def test_a_loaded_state_continues_and_keeps_the_rates_where_they_are(name):
     other, continued = make()
     other.load_state_dict(ensemble.state_dict())
     before = [group["lr"] for group in continued.param_groups]
-    load_optimizer(continued, copy.deepcopy(optimizer.state_dict()))
+    OptimizerState(continued).load_state_dict(copy.deepcopy(OptimizerState(optimizer).state_dict()))
     assert all(group["lr"] is rate for group, rate in zip(continued.param_groups, before, strict=True))
     run(optimizer, ensemble, 1)
     run(continued, other, 1)
     for one, two in zip(ensemble.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
-    assert optimizer_state(continued).keys() == optimizer_state(optimizer).keys()
-    assert len(optimizer_state(optimizer)) == {"sgd": 1, "adam": 3}[name] * len(list(ensemble.parameters()))
+    tensors = OptimizerState(optimizer).tensors()
+    assert OptimizerState(continued).tensors().keys() == tensors.keys()
+    assert len(tensors) == {"sgd": 1, "adam": 3}[name] * len(list(ensemble.parameters()))

@@ -1,0 +1,60 @@
+"""Building the family that a phase trains, with the weights that it starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
+from oekd_fast.models import load_standard_weights
+from oekd_fast.runs.tasks import PhaseTask
+
+
+def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_channels: int) -> StudentEnsemble:
+    """Build the members of `task` on the CPU.
+
+    Raises:
+        ValueError: the published weights do not fit the model.
+        FileNotFoundError: the file of the published weights is missing.
+    """
+    teacher = task.teacher
+    ensemble = build_ensemble(
+        config.model,
+        config.num_students,
+        num_classes,
+        in_channels,
+        task.members,
+        gated=config.family_objective.gated and not task.from_labels,
+        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+    )
+    if config.initial_weights is not None:
+        _load_published(ensemble, config.initial_weights)
+    if task.start is not None:
+        ensemble.base.load_state_dict(task.start.base.state_dict())
+        for j in task.start.members:
+            ensemble.student(j).branch.load_state_dict(task.start.student(j).branch.state_dict())
+    return ensemble
+
+
+def _load_published(ensemble: StudentEnsemble, path: Path) -> None:
+    """Load published weights into the base and student 1.
+
+    A student that trains alone gets the published base too. Its family starts with that base, and the gain of the
+    family would otherwise be partly that of the published weights.
+    """
+    holder = ensemble
+    if 0 not in ensemble.members:
+        with torch.random.fork_rng(devices=[]):  # building student 1 must not change what is drawn later
+            holder = build_ensemble(
+                ensemble.architecture, ensemble.num_students, ensemble.num_classes, ensemble.in_channels, (0,)
+            )
+    try:
+        load_standard_weights(holder.student(0), path, classifier="auto")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"initial_weights: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"initial_weights: {path} is missing") from error
+    if holder is not ensemble:
+        ensemble.base.load_state_dict(holder.base.state_dict())

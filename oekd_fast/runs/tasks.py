@@ -1,0 +1,53 @@
+"""What one phase of a run trains, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.family.teacher import Teacher
+from oekd_fast.training.metrics import EpochMetrics
+
+
+@dataclass(frozen=True)
+class PhaseTask:
+    """What a phase trains.
+
+    name: of the phase, in checkpoints and metrics.
+    members: indices of the students that train, counted from 0. A single member has no ensemble to learn from.
+    from_labels: True trains by cross-entropy alone, as a baseline; False by the objective of the config.
+    epochs: None trains for the epochs of the config.
+    teacher: external teacher, which the students learn from beside or instead of each other.
+    start: family whose weights the base and the students start with; None starts from the model's initial weights.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    from_labels: bool = False
+    epochs: int | None = None
+    teacher: Teacher | None = None
+    start: StudentEnsemble | None = None
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """Outcome of a finished phase.
+
+    ensemble: the family with the weights of the selected epoch.
+    selected_epoch: counted from 1.
+    history: one line of metrics.jsonl an epoch.
+    test, last_test: results on the test split with the weights of the selected and of the last epoch.
+    seconds: training time without evaluation.
+    images_per_second: mean over the training time.
+    snapshots: weights at the end of each cycle of the learning rate, for the objective "snapshot".
+    """
+
+    ensemble: StudentEnsemble
+    selected_epoch: int
+    history: list[dict[str, Any]]
+    test: EpochMetrics
+    last_test: EpochMetrics
+    seconds: float
+    images_per_second: float
+    snapshots: tuple[dict[str, Any], ...] = ()

@@ -1,0 +1,101 @@
+"""Evaluation of a family over a whole split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from oekd_fast.data import Batches, padded_order
+from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.losses.calls import KDOptions
+from oekd_fast.losses.ensemble_kd import ensemble_kd_loss
+from oekd_fast.parallel.executor import Executor
+from oekd_fast.training.backward import forward_side_by_side
+from oekd_fast.training.graph_capture import CapturedCalls
+from oekd_fast.training.metrics import EpochMetrics, RunningMetrics
+from oekd_fast.training.numerics import Numerics
+from oekd_fast.training.preprocessing import Preprocessing
+from oekd_fast.training.stateful import batch_tensors, part_tensors
+
+BATCH_SIZE = 512  # at most
+
+
+class Evaluator:
+    """Evaluates one family in evaluation mode, students side by side.
+
+    Attributes:
+        ensemble: the family whose results count, which may be a moving average of the trained one.
+
+    Args:
+        loss: of the logits. Mixed targets are not evaluated: the target is the ensemble.
+        calls: replays the evaluation of a batch if it can be captured.
+    """
+
+    def __init__(
+        self,
+        ensemble: StudentEnsemble,
+        loss: KDOptions,
+        preprocessing: Preprocessing,
+        numerics: Numerics,
+        executor: Executor,
+        calls: CapturedCalls,
+        device: torch.device,
+    ) -> None:
+        self.ensemble = ensemble
+        self._loss_options = vars(replace(loss, mixing=None, mixing_space="logits"))
+        self._preprocessing, self._numerics = preprocessing, numerics
+        self._executor, self._calls = executor, calls
+        self._metrics = RunningMetrics(len(ensemble.members), device)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches) -> EpochMetrics:
+        """Return losses and accuracies of every student and of the ensemble over all images of `batches`."""
+        self.ensemble.eval()
+        rounds = -(-len(batches) // BATCH_SIZE)
+        size = -(-len(batches) // max(rounds, 1))  # balances the batch sizes, to minimise the padding of the last one
+        batches.begin(padded_order(len(batches), size), size)
+        self._metrics.reset()
+
+        def next_batch() -> None:
+            self._count(*batches.take())
+
+        def changed() -> dict[str, Tensor]:
+            return self.tensors() | batch_tensors(batches)
+
+        for _ in range(rounds):
+            batches.ready()
+            self._calls.run(("evaluate", id(batches)), batches.signature, next_batch, changed)
+        return self._metrics.read()
+
+    @torch.no_grad()
+    def probabilities(self, batches: Batches) -> Tensor:
+        """Return each student's predictions for all images of `batches`, float32 [S, N, C] on the CPU."""
+        self.ensemble.eval()
+        size = min(len(batches), BATCH_SIZE)
+        batches.begin(padded_order(len(batches), size), size)
+        parts = []
+        for _ in range(-(-len(batches) // size)):
+            batches.ready()
+            images, _ = batches.take()
+            with self._numerics.autocast(), self._numerics.algorithms():
+                output, _ = forward_side_by_side(self.ensemble, self._network_input(images), self._executor)
+            parts.append(torch.stack([z.float().softmax(dim=1).cpu() for z in output.logits]))
+        return torch.cat(parts, dim=1)[:, : len(batches)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that the evaluation of a batch changes, except the position in the batches."""
+        return part_tensors({"evaluation": self._metrics})
+
+    def _count(self, images: Tensor, labels: Tensor) -> None:
+        with self._numerics.algorithms():
+            images = self._network_input(images)
+            with self._numerics.autocast():
+                output, gate = forward_side_by_side(self.ensemble, images, self._executor)
+            statistics = ensemble_kd_loss(output.logits, labels, ensemble_weights=gate, **self._loss_options)
+            rows = (labels != self._loss_options["ignore_index"]).sum()
+            self._metrics.update(statistics, rows, None, statistics.loss)
+
+    def _network_input(self, images: Tensor) -> Tensor:
+        return self._preprocessing.normalised(self._preprocessing.centred(images))

@@ -1,0 +1,107 @@
+"""Precision of a step: autocast, loss scaling, choice of cuDNN's algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from oekd_fast.config.train_config import TrainConfig
+
+_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How networks compute on one type of device.
+
+    device_type: "cpu" or "cuda".
+    dtype: of autocast; None computes in float32.
+    deterministic: use cuDNN's deterministic algorithms, and choose them without measuring.
+    """
+
+    device_type: str
+    dtype: torch.dtype | None
+    deterministic: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, device: torch.device) -> Numerics:
+        return cls(device.type, _AUTOCAST_DTYPES[config.precision], config.deterministic)
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context that runs operators in `dtype` where autocast does."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    @contextmanager
+    def algorithms(self) -> Iterator[None]:
+        """Have cuDNN measure its algorithms unless `deterministic`; restore the process's settings afterwards.
+
+        Measuring pays because the shapes of a training never change.
+        """
+        cudnn = torch.backends.cudnn
+        before = cudnn.benchmark, cudnn.deterministic
+        cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
+        try:
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic = before
+
+
+class LossScaler:
+    """Dynamic loss scaling of fp16 steps by `torch.amp.GradScaler`; every method works with scaling disabled too.
+
+    A captured step needs the tensors of the scaler, which torch exposes in private attributes only. This class alone
+    uses them, as they are in torch 2.13:
+
+    - `_scale`, `_growth_tracker`: scalars on the device. The first `scale()` creates them, so the constructor calls it.
+    - `_per_optimizer_states`: stage of each optimizer within the step at hand; `update()` resets it.
+    - `Optimizer._step_supports_amp_scaling`: the optimizer skips an overflowed step on the device.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self._scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+        self._one = torch.ones((), device=device)
+        self._scaler.scale(self._one)
+
+    @property
+    def enabled(self) -> bool:
+        return self._scaler.is_enabled()
+
+    def scale(self) -> Tensor | None:
+        """Return the factor of all gradients, a scalar on the device; None if scaling is disabled."""
+        return self._scaler.scale(self._one) if self.enabled else None
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the scale, so that they can be clipped before `step`."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Run `optimizer.step()`, which is skipped if a gradient is not finite, and adapt the scale."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def waits_for_device(self, optimizer: Optimizer) -> bool:
+        """Return whether `step` reads on the host if gradients are finite, which no CUDA graph can hold."""
+        return self.enabled and not getattr(optimizer, "_step_supports_amp_scaling", False)
+
+    def abandon_step(self) -> None:
+        """Forget a step that failed between `unscale` and the end of `step`, so that the next one can begin."""
+        if self.enabled:
+            self._scaler._per_optimizer_states.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        if not self.enabled:
+            return {}
+        return {"scale": self._scaler._scale, "growth_tracker": self._scaler._growth_tracker}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of `torch.amp.GradScaler`; empty if scaling is disabled."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state)

@@ -1,0 +1,25 @@
+"""Changes to a family that make its training faster, applied before its engine is built."""
+
+from __future__ import annotations
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.layers.direct_conv import use_direct_convs
+from oekd_fast.layers.norm_relu import use_fused_norms
+from oekd_fast.training.compile_blocks import compile_blocks
+
+
+def prepare_family(ensemble: StudentEnsemble, config: TrainConfig) -> StudentEnsemble:
+    """Change `ensemble` in place for training with `config`, and return it.
+
+    Fused normalisation and direct convolutions are enabled where a layer supports them, the base is frozen with
+    `config.freeze_base`, and blocks are compiled with `config.compile_blocks`. Parameters, names and results stay the
+    same up to rounding.
+    """
+    use_fused_norms(ensemble)
+    use_direct_convs(ensemble)
+    if config.freeze_base:
+        ensemble.base.requires_grad_(False)
+    if config.compile_blocks:
+        compile_blocks(ensemble, ensemble.architecture.block_type)
+    return ensemble

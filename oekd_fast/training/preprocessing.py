@@ -1,0 +1,42 @@
+"""From the pixels of a batch to what the networks receive, in training and in evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oekd_fast.data import AnyAugmentation, augment, centre, normalise
+from oekd_fast.family.teacher import Statistics
+
+
+class Preprocessing:
+    """Augments, crops and normalises batches on their device.
+
+    Args:
+        augmentation: of training images.
+        normalisation: mean and standard deviation of each channel, for pixels in [0, 1].
+        memory_format: of the normalised images.
+    """
+
+    def __init__(
+        self,
+        augmentation: AnyAugmentation,
+        normalisation: Statistics,
+        memory_format: torch.memory_format,
+        device: torch.device,
+    ) -> None:
+        self.memory_format = memory_format
+        self._augmentation = augmentation
+        self._mean, self._std = (torch.tensor(values, device=device) for values in normalisation)
+
+    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return randomly augmented pixels; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""
+        return augment(images, self._augmentation, generator)
+
+    def centred(self, images: Tensor) -> Tensor:
+        """Return the centre that evaluation uses; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""
+        return centre(images, self._augmentation)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return what the networks receive; uint8 [B, C, h, w] to float32 in `memory_format`."""
+        return normalise(pixels, self._mean, self._std, memory_format=self.memory_format)
