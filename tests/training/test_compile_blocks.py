@@ -11,7 +11,7 @@ from oekd_fast.models import get_architecture
 from oekd_fast.training import prepare
 from oekd_fast.training.compile_blocks import compile_blocks
 
-from .test_engine import make_batch, make_engine
+from ..support.engines import make_batch, make_engine
 
 
 def test_a_shape_is_compiled_once_however_many_blocks_have_it(one_thread):

@@ -10,65 +10,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.family.teacher import Teacher
 from oekd_fast.parallel.executor import StudentError
 from oekd_fast.training import backward as gradients
-from oekd_fast.training.distillation import family_options, label_options
+from oekd_fast.training.distillation import family_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.prepare import prepare_family
 
+from ..support.engines import CPU, NORMALISATION, make_batch, make_engine, make_teacher, network_input
 from ..support.smooth_network import SMOOTH
-
-NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-CPU = torch.device("cpu")
-
-
-def make_engine(config=None, members=None, augmentation=None, recorder=None, teacher=None, architecture=None):
-    config = config or TrainConfig(num_students=3, warmup_epochs=0)
-    torch.manual_seed(0)
-    ensemble = build_ensemble(
-        architecture or config.model,
-        config.num_students,
-        10,
-        3,
-        members,
-        gated=config.family_objective.gated,
-        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
-    )
-    if config.channels_last:
-        ensemble = ensemble.to(memory_format=torch.channels_last)
-    return Engine(
-        config,
-        prepare_family(ensemble, config),
-        family_options(config) if len(ensemble.members) > 1 else label_options(config),
-        device=CPU,
-        normalisation=NORMALISATION,
-        augmentation=augmentation or Augmentation(pad=0, flip=False),
-        steps_per_epoch=10,
-        teacher=teacher,
-        recorder=recorder,
-    )
-
-
-def make_teacher():
-    torch.manual_seed(7)
-    return Teacher(build_ensemble("resnet20", 1, 10).student(0), NORMALISATION, (16, 32, 64), 10, 3)
-
-
-def make_batch(rows=8):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(256, (rows, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    return images, torch.randint(10, (rows,), generator=generator)
-
-
-def scale(images):
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION)
-    return (images / 255 - mean) / std
 
 
 def papers_loss(ensemble, images, labels, config):
-    """Alpha CE + beta MSE + gamma T^2 KL, term by term."""
-    output = ensemble(scale(images))
+    """alpha CE + beta MSE + gamma T^2 KL, term by term."""
+    output = ensemble(network_input(images))
     weights = config.loss_weights
     t = weights.temperature
     ensemble_logits = torch.stack(output.logits).mean(0)
@@ -87,7 +41,7 @@ def papers_loss(ensemble, images, labels, config):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_gradients_are_those_of_the_papers_loss(channels_last):
+def test_gradients_equal_those_of_the_papers_loss(channels_last):
     config = TrainConfig(num_students=3, warmup_epochs=0, channels_last=channels_last)
     engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
     twin = copy.deepcopy(engine.ensemble).double().train()
@@ -100,11 +54,11 @@ def test_gradients_are_those_of_the_papers_loss(channels_last):
         assert error < 1e-4, name
 
 
-def test_a_baseline_is_plain_cross_entropy():
+def test_a_baseline_trains_by_plain_cross_entropy():
     config = TrainConfig(num_students=3, warmup_epochs=0)
     engine, (images, labels) = make_engine(config, members=(1,)), make_batch()
     twin = copy.deepcopy(engine.ensemble).train()
-    loss = F.cross_entropy(twin(scale(images)).logits[0], labels)
+    loss = F.cross_entropy(twin(network_input(images)).logits[0], labels)
     engine.train_step(images, labels)
     read = engine.metrics.read()
     assert read.loss == pytest.approx(loss.item(), rel=1e-5)
@@ -127,7 +81,7 @@ def test_low_precision_trains_like_fp32(precision):
     assert losses[precision][-1] < 0.7 * losses[precision][0]
 
 
-def test_fp16_scales_the_loss_and_skips_a_step_that_overflows():
+def test_fp16_skips_a_step_that_overflows_and_halves_the_scale():
     engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, precision="fp16")), make_batch()
     before = copy.deepcopy(engine.ensemble.state_dict())
     engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**40})
@@ -137,7 +91,7 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows():
         assert torch.equal(parameter, before[name]), name
 
 
-def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
+def test_evaluation_changes_no_weights_and_counts_every_image():
     engine, (images, labels) = make_engine(), make_batch(13)
     engine.train_step(*make_batch())
     before = copy.deepcopy(engine.ensemble.state_dict())
@@ -145,36 +99,36 @@ def test_evaluation_leaves_the_family_as_it_was_and_counts_every_image():
     for name, value in engine.ensemble.state_dict().items():
         assert torch.equal(value, before[name]), name
     with torch.no_grad():
-        logits = engine.ensemble.eval()(scale(images)).logits
+        logits = engine.ensemble.eval()(network_input(images)).logits
     assert read.images == 13
     assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
-def test_images_may_be_larger_than_what_the_family_sees(one_thread):
+def test_images_larger_than_the_crop_are_evaluated_at_their_centre(one_thread):
     engine, (images, labels) = make_engine(augmentation=ResizedCrop(6, flip=True)), make_batch(13)
     engine.train_step(images, labels)
     read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     with torch.no_grad():
-        logits = engine.ensemble.eval()(scale(images[:, :, 1:7, 1:7])).logits
+        logits = engine.ensemble.eval()(network_input(images[:, :, 1:7, 1:7])).logits
     assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(pad=1, flip=True), ResizedCrop(7, flip=True)])
-def test_no_step_reads_a_value_back(monkeypatch, augmentation):
+def test_a_step_reads_no_value_on_the_host(monkeypatch, augmentation):
     engine, (images, labels) = make_engine(augmentation=augmentation), make_batch()
     engine.train_step(images, labels)
 
     def refuse(self, *args):
-        raise AssertionError("a value was read in the step")
+        raise AssertionError("a value was read on the host")
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     engine.train_step(images, labels)
 
 
-WRITTEN_DOWN = [
+FAKE_TENSOR_CONFIGS = [
     {"precision": "bf16", "clip_norm": 1.0},
     {"optimizer": "adam"},
     {"precision": "fp16", "clip_norm": 1.0},
@@ -182,8 +136,8 @@ WRITTEN_DOWN = [
 ]
 
 
-@pytest.mark.parametrize("fields", WRITTEN_DOWN, ids=str)
-def test_the_step_needs_no_values_to_be_written_down(fields):
+@pytest.mark.parametrize("fields", FAKE_TENSOR_CONFIGS, ids=str)
+def test_a_step_runs_on_fake_tensors(fields):
     config = TrainConfig(num_students=2, executor="sequential", **fields)
     with FakeTensorMode():
         ensemble = build_ensemble("resnet20", 2, 10)
@@ -197,7 +151,7 @@ def test_the_step_needs_no_values_to_be_written_down(fields):
         assert all(p.grad.shape == p.shape for p in ensemble.parameters())
 
 
-def test_state_continues_bit_for_bit():
+def test_a_loaded_state_continues_bit_for_bit():
     def run(engine, steps):
         for _ in range(steps):
             engine.train_step(*make_batch(16))
@@ -218,7 +172,7 @@ def test_state_continues_bit_for_bit():
 
 @pytest.mark.parametrize("executor", ["parallel", "sequential"])
 @pytest.mark.parametrize("detach_ensemble", [True, False])
-def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble):
+def test_both_forms_of_backward_agree_with_autograd(executor, detach_ensemble):
     if executor == "parallel":
         pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     config = TrainConfig(num_students=3, warmup_epochs=0, executor=executor, detach_ensemble=detach_ensemble)
@@ -231,8 +185,8 @@ def test_split_and_whole_backward_agree_with_autograd(executor, detach_ensemble)
 
 
 @pytest.mark.parametrize("fields", [{}, {"objective": "fitnets", "teacher": "given"}, {"objective": "one"}], ids=str)
-def test_what_streams_run_is_what_threads_run(fields, monkeypatch, one_thread):
-    """Here both on the CPU: on CUDA the intermediate loss comes before all backward passes."""
+def test_backward_on_streams_equals_backward_in_threads(fields, monkeypatch, one_thread):
+    """Both run on the CPU here; on streams, the intermediate loss is computed before all backward passes."""
     config = TrainConfig(num_students=3, warmup_epochs=0, **fields)
     images, labels = make_batch()
     states, losses = [], []
@@ -247,7 +201,7 @@ def test_what_streams_run_is_what_threads_run(fields, monkeypatch, one_thread):
         assert torch.equal(value, states[1][name]), name
 
 
-def test_where_it_is_deterministic_both_executors_train_to_the_same_bits(threads):
+def test_deterministic_training_does_not_depend_on_the_executor(threads):
     pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     threads(2)
     states = []
@@ -259,7 +213,7 @@ def test_where_it_is_deterministic_both_executors_train_to_the_same_bits(threads
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
-def test_the_base_may_be_frozen():
+def test_a_base_without_gradients_keeps_its_weights():
     engine, batch = make_engine(), make_batch()
     engine.ensemble.base.requires_grad_(False)
     before = copy.deepcopy(engine.ensemble.state_dict())
@@ -278,7 +232,7 @@ def test_clipping_scales_all_gradients_to_the_norm():
     torch.testing.assert_close(norms[0.01], norms[None] * (0.01 / norms[None].norm()), rtol=1e-3, atol=1e-9)
 
 
-def test_the_average_is_what_is_evaluated():
+def test_evaluation_uses_the_averaged_weights():
     engine, (images, labels) = make_engine(TrainConfig(num_students=2, warmup_epochs=0, ema_decay=0.5)), make_batch(13)
     first = copy.deepcopy(engine.ensemble.state_dict())
     engine.train_step(images, labels)
@@ -288,22 +242,22 @@ def test_the_average_is_what_is_evaluated():
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     with torch.no_grad():
-        logits = engine.evaluator.ensemble(scale(images)).logits
+        logits = engine.evaluator.ensemble(network_input(images)).logits
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
-def test_a_split_that_fills_no_last_batch_is_counted_once(monkeypatch):
+def test_evaluation_counts_every_image_of_a_partial_last_batch_once(monkeypatch):
     monkeypatch.setattr("oekd_fast.training.evaluation.BATCH_SIZE", 5)
     engine, (images, labels) = make_engine(), make_batch(13)
     read = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
     with torch.no_grad():
-        logits = engine.ensemble.eval()(scale(images)).logits
+        logits = engine.ensemble.eval()(network_input(images)).logits
     assert read.images == 13
     assert read.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in logits])
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
-def test_a_student_that_raises_is_named_and_the_engine_goes_on():
+def test_a_step_after_one_whose_student_raised_is_unaffected():
     engine, batch = make_engine(), make_batch()
     branch = engine.ensemble.branches[1]
     forward = branch.forward

@@ -10,8 +10,8 @@ from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.parallel.executor import StudentError
 from oekd_fast.training.graph_capture import STEPS_AHEAD, CaptureError, capture
 
+from ..support.engines import make_engine, make_teacher
 from ..support.op_tape import Tape, TapeRecorder
-from .test_engine import make_engine, make_teacher
 
 BATCH = 6
 PAD_CROP_FLIP = Augmentation(pad=1, flip=True)

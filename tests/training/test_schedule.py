@@ -7,7 +7,7 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.training.distillation import family_options
-from oekd_fast.training.schedule import Schedule, ema_shares, rate_factors
+from oekd_fast.training.schedule import Schedule, copy_shares, ema_shares, ramp, rate_factors
 
 CPU = torch.device("cpu")
 
@@ -16,7 +16,7 @@ def make(config, steps_per_epoch):
     return Schedule(config, family_options(config), steps_per_epoch, CPU)
 
 
-def test_multistep_falls_at_its_milestones_after_a_linear_warm_up():
+def test_a_multistep_rate_falls_at_its_milestones_after_a_linear_warm_up():
     factors = rate_factors(TrainConfig(epochs=8, warmup_epochs=1, milestones=(0.5, 0.75), decay=0.1), 4).tolist()
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:16] == [1.0] * 12
@@ -24,14 +24,14 @@ def test_multistep_falls_at_its_milestones_after_a_linear_warm_up():
     assert factors[24:] == pytest.approx([0.01] * 8)
 
 
-def test_cosine_falls_to_near_zero():
+def test_a_cosine_rate_falls_to_near_zero():
     factors = rate_factors(TrainConfig(epochs=10, warmup_epochs=0, schedule="cosine"), 10).tolist()
     assert factors == sorted(factors, reverse=True)
     assert factors[0] == 1.0 and factors[50] == pytest.approx(0.5)
     assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
 
 
-def test_the_weight_of_the_labels_rises_to_its_value():
+def test_a_linear_ramp_raises_the_weight_of_the_labels():
     schedule = make(TrainConfig(epochs=3, ce_schedule="linear", ramp_epochs=1.0, ce_weight=0.6, kd_weight=0.3), 4)
     read = []
     for _ in range(6):
@@ -41,7 +41,7 @@ def test_the_weight_of_the_labels_rises_to_its_value():
     assert [kd for _, kd in read] == pytest.approx([0.3] * 6)
 
 
-def test_a_step_finds_its_values_where_those_of_the_last_one_were():
+def test_scheduled_values_keep_their_tensors():
     config = TrainConfig(epochs=4, schedule="cosine", warmup_epochs=0, learning_rate=0.2, adapter_rate=0.25)
     schedule = make(config, 5)
     rate, adapters = schedule.learning_rate, schedule.adapter_rate
@@ -59,7 +59,7 @@ def test_a_step_finds_its_values_where_those_of_the_last_one_were():
     assert rate.item() == pytest.approx(expected[-1].item()) and schedule.rate == expected[-1].item()
 
 
-def test_it_continues_from_its_state():
+def test_a_schedule_continues_from_its_state():
     config = TrainConfig(epochs=4, schedule="cosine")
     straight, continued = make(config, 5), make(config, 5)
     for _ in range(7):
@@ -72,7 +72,7 @@ def test_it_continues_from_its_state():
     assert torch.equal(continued.learning_rate, straight.learning_rate)
 
 
-def test_nothing_is_read_back(monkeypatch):
+def test_loading_a_step_reads_no_value_on_the_host(monkeypatch):
     schedule = make(TrainConfig(), 5)
 
     def refuse(self, *args):
@@ -84,8 +84,53 @@ def test_nothing_is_read_back(monkeypatch):
     schedule.count()
 
 
-def test_the_average_forgets_the_first_weights_quickly():
+def test_the_share_of_new_weights_in_the_average_falls_to_its_limit():
     shares = ema_shares(0.99, 2000)
     assert shares[0] == pytest.approx(0.9) and shares[-1] == pytest.approx(0.01)
     assert (shares.diff() <= 0).all()
     assert not ema_shares(None, 3).any()
+
+
+def test_ramps_rise_from_0_to_1_and_stay():
+    t = torch.tensor([0, 1, 2, 3, 4, 4, 4], dtype=torch.float64) / 4
+    assert torch.equal(ramp("constant", 7, 4), torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(ramp("linear", 7, 4), t)
+    torch.testing.assert_close(ramp("cosine", 7, 4), 0.5 - 0.5 * torch.cos(torch.pi * t))
+    torch.testing.assert_close(ramp("sigmoid", 7, 4), torch.exp(-5 * (1 - t) ** 2))
+    assert torch.equal(ramp("linear", 3, 0), torch.ones(3, dtype=torch.float64))
+
+
+def test_copies_are_due_every_delay_steps():
+    assert copy_shares(3, 7).tolist() == [1, 0, 0, 1, 0, 0, 1]
+    assert copy_shares(0, 3).tolist() == [0, 0, 0]
+
+
+def test_a_step_reads_scheduled_temperature_and_weights():
+    config = TrainConfig(
+        epochs=2, temperature_schedule="linear", temperature_start=1.0, temperature=3.0, kd_schedule="linear",
+        feature_schedule="cosine", ramp_epochs=1.0, warmup_epochs=0,
+    )  # fmt: skip
+    schedule = Schedule(config, family_options(config), 4, CPU)
+    read = []
+    for _ in range(6):
+        schedule.load()
+        read.append([schedule.temperature.item(), schedule.kd_weight.item(), schedule.feature_weight.item()])
+    expected = [1.0, 1.5, 2.0, 2.5, 3.0, 3.0]
+    assert [row[0] for row in read] == pytest.approx(expected)
+    assert [row[1] for row in read] == pytest.approx([0.15 * (t - 1) / 2 for t in expected])
+    assert read[0][2] == 0 and read[2][2] == pytest.approx(0.075) and read[5][2] == pytest.approx(0.15)
+
+
+def test_a_cyclic_rate_restarts_for_each_snapshot():
+    config = TrainConfig(objective="snapshot", schedule="cyclic", snapshots=2, epochs=5, warmup_epochs=0)
+    factors = rate_factors(config, 4)
+    starts = [i for i in range(20) if factors[i] == 1.0]
+    assert starts == [0, 12]  # cycles of 3 and 2 epochs: their lengths differ by one epoch at most
+    for start, length in ((0, 12), (12, 8)):
+        steps = torch.arange(length, dtype=torch.float64)
+        torch.testing.assert_close(factors[start : start + length], 0.5 + 0.5 * torch.cos(torch.pi * steps / length))
+
+
+def test_an_exponential_rate_decays_in_steps():
+    config = TrainConfig(schedule="exponential", decay=0.97, decay_epochs=3, epochs=7, warmup_epochs=0)
+    assert rate_factors(config, 2).tolist() == pytest.approx([1.0] * 6 + [0.97] * 6 + [0.97**2] * 2)

@@ -1,0 +1,48 @@
+"""Options of the objectives: combinations that raise, and default weights on the command line."""
+
+import pytest
+
+from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options
+from oekd_fast.config.train_config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": "oked"}, "objective: did you mean oekd or kd\\? expected one of oekd, kd, .* got 'oked'"),
+        ({"objective": "kd"}, "teacher: expected the path of a saved student with objective='kd', got None"),
+        ({"teacher": "x"}, "teacher: expected none but with objective kd or fitnets, got x with 'oekd'"),
+        ({"objective": "one", "num_students": 1}, "num_students: expected at least 2 with objective='one', got 1"),
+        ({"objective": "dml", "num_students": 1}, "num_students: expected at least 2 with objective='dml', got 1"),
+        ({"objective": "fitnets", "num_students": 1},
+         "num_students: expected at least 2 with objective='fitnets' and no teacher, got 1"),
+        ({"objective": "dml", "detach_ensemble": False}, "detach_ensemble: expected True with objective='dml'"),
+        ({"codistillation_delay": 2}, "codistillation_delay: expected 0 but with objective='codistillation', got 2"),
+        ({"schedule": "cyclic"}, "schedule: expected cyclic with objective='snapshot' alone, got it with 'oekd'"),
+        ({"objective": "snapshot"}, "snapshots: expected schedule='cyclic' .* got schedule='multistep'"),
+        ({"objective": "snapshot", "schedule": "cyclic", "epochs": 4}, "'cyclic', 5 snapshots in 4 epochs"),
+        ({"objective": "born_again", "pretrain_epochs": 1}, "pretrain_epochs: expected none with objective"),
+        ({"generations": 0}, "generations: expected an integer >= 1, got 0"),
+        ({"pretrain_epochs": -1}, "pretrain_epochs: expected an integer >= 0, got -1"),
+        ({"ramp_epochs": -1.0}, "ramp_epochs: expected a finite number >= 0, got -1.0"),
+        ({"temperature_start": 0.0}, "temperature_start: expected a finite number > 0, got 0.0"),
+    ],
+)  # fmt: skip
+def test_options_that_contradict_the_objective_raise(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--objective", "one"], (3.0, 1.0, 1.0)),
+        (["--objective", "dml", "--kd-weight", "0.5"], (1.0, 1.0, 0.5)),
+        (["--objective", "kd", "--teacher", "x/student_1"], (4.0, 0.1, 0.9)),
+        (["--recipe", "paper/cifar100/resnet32", "--objective", "one"], (3.0, 1.0, 1.0)),
+        (["--recipe", "published/cifar10/resnet20"], (3.0, 0.4, 0.4)),
+    ],
+)
+def test_the_command_line_uses_the_weights_of_the_objective(arguments, expected):
+    weights = parse_recipe_options(RecipeOptions, "test", arguments).config.loss_weights
+    assert (weights.temperature, weights.ce_weight, weights.kd_weight) == expected

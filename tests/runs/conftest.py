@@ -1,0 +1,37 @@
+"""Fixtures of the tests of runs: small arrays that a network can learn, and a config that trains on them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oekd_fast.config.train_config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory) -> Path:
+    """Images of 8x8 pixels in three classes, which differ in their brightest channel."""
+    folder = tmp_path_factory.mktemp("arrays")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 90), ("test", 30)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 90
+        np.save(folder / f"{split}.images.npy", images)
+        np.save(folder / f"{split}.labels.npy", labels)
+    return folder
+
+
+@pytest.fixture
+def config(arrays, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        dataset=str(arrays),
+        num_students=2,
+        epochs=3,
+        batch_size=20,
+        validation_fraction=0.2,
+        output_dir=tmp_path / "run",
+        warmup_epochs=0.5,
+        learning_rate=0.05,
+        progress=False,
+    )

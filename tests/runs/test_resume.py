@@ -1,0 +1,143 @@
+"""Runs that stop, are killed or are damaged, and resume; run folders that cannot be resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from oekd_fast.runs.checkpoint import load_latest_checkpoint
+from oekd_fast.runs.interrupt import Interrupted
+from oekd_fast.runs.run import train
+from oekd_fast.runs.run_folder import RunFolderError
+
+from ..support.small_runs import (
+    QUIET,
+    assert_same_run,
+    at_step,
+    command_line,
+    metrics_without_times,
+    results_without_times,
+)
+
+
+def test_the_same_seed_gives_the_same_run(config, tmp_path):
+    train(config, QUIET)
+    train(replace(config, output_dir=tmp_path / "again"), QUIET)
+    assert_same_run(config.output_dir, tmp_path / "again")
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 11, 18])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, step):
+    """The steps lie within an epoch, at the end of one, and in a baseline (from step 10 on)."""
+    config = replace(config, baseline=True)
+    train(config, QUIET)
+    again = replace(config, output_dir=tmp_path / "again")
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="--resume continues") as stopped:
+            train(again, QUIET)
+        assert stopped.value.signal_number == signal.SIGTERM
+    train(replace(again, resume=True), QUIET)
+    assert_same_run(config.output_dir, again.output_dir)
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
+    train(config, QUIET)
+    again = replace(config, output_dir=tmp_path / "again")
+    script = (
+        "import os, signal, sys\n"
+        "from oekd_fast.training.engine import Engine\n"
+        "import oekd_fast.train as t\n"
+        "step, done = Engine.step, []\n"
+        "def patched(self):\n"
+        "    done.append(1)\n"
+        "    if len(done) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self)\n"
+        "Engine.step = patched\n"
+        "sys.exit(t.main())\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, *command_line(again)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(metrics_without_times(again.output_dir)) == 2
+    train(replace(again, resume=True), QUIET)
+    assert_same_run(config.output_dir, again.output_dir)
+
+
+def test_resume_skips_a_damaged_latest_checkpoint(config, tmp_path, monkeypatch):
+    train(config, QUIET)
+    again = replace(config, output_dir=tmp_path / "again")
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(again, QUIET)
+    latest = load_latest_checkpoint(again.output_dir / "checkpoints" / "ensemble").path
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1
+    latest.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"skipped a damaged checkpoint, {latest}"):
+        train(replace(again, resume=True), QUIET)
+    assert_same_run(config.output_dir, again.output_dir)
+
+
+def test_resuming_a_finished_run_changes_nothing(config):
+    train(config, QUIET)
+    before = metrics_without_times(config.output_dir), results_without_times(config.output_dir)
+    train(replace(config, resume=True), QUIET)
+    assert (metrics_without_times(config.output_dir), results_without_times(config.output_dir)) == before
+
+
+def test_baselines_can_be_added_to_a_finished_run(config):
+    train(config, QUIET)
+    summary = train(replace(config, resume=True, baseline=True), QUIET)
+    assert all(student["baseline_accuracy"] is not None for student in summary["students"])
+
+
+def test_resume_without_a_run_starts_one(config):
+    train(replace(config, resume=True, epochs=1), QUIET)
+    assert (config.output_dir / "summary.json").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(config):
+    train(replace(config, epochs=1), QUIET)
+    before = (config.output_dir / "summary.json").read_bytes()
+    with pytest.raises(RunFolderError, match=r"output_dir: .*run already holds a run; --resume continues it"):
+        train(replace(config, seed=1), QUIET)
+    assert (config.output_dir / "summary.json").read_bytes() == before
+
+
+def test_a_resumed_config_must_match(config):
+    train(replace(config, epochs=1), QUIET)
+    before = (config.output_dir / "config.json").read_bytes()
+    changed = replace(config, epochs=1, resume=True, temperature=3.0, seed=1)
+    with pytest.raises(RunFolderError, match="seed: expected 0, got 1; temperature: expected 2.0, got 3.0"):
+        train(changed, QUIET)
+    assert (config.output_dir / "config.json").read_bytes() == before
+
+
+def test_a_run_without_newer_config_fields_resumes(config):
+    train(replace(config, epochs=1), QUIET)
+    file = config.output_dir / "config.json"
+    fields = json.loads(file.read_text())
+    for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt", "ce_schedule"):
+        del fields[name]
+    file.write_text(json.dumps(fields))
+    train(replace(config, epochs=1, resume=True), QUIET)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(RunFolderError, match="train_images: expected None, got 60"):
+        train(replace(config, epochs=1, resume=True, train_images=60), QUIET)
+    with pytest.raises(RunFolderError, match="ce_schedule: expected 'constant', got 'linear'"):
+        train(replace(config, epochs=1, resume=True, ce_schedule="linear"), QUIET)
+
+
+def test_a_checkpoint_of_another_config_raises(config):
+    train(replace(config, epochs=1), QUIET)
+    (config.output_dir / "config.json").unlink()
+    before = (config.output_dir / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunFolderError, match=r"does not match .*step-0000000003.pt; epochs: expected 1, got 3"):
+        train(replace(config, resume=True), QUIET)
+    assert not (config.output_dir / "config.json").exists()
+    assert (config.output_dir / "metrics.jsonl").read_bytes() == before
