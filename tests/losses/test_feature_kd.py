@@ -1,4 +1,4 @@
-"""The intermediate loss: adapters and mean squared error to the pseudo teacher's maps."""
+"""The intermediate loss: adapters and mean squared error to the pseudo teacher's maps, in plain PyTorch."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CHANNELS = (8, 6, 5, 3)  # the pseudo teacher's, then three students'
 
 
 def block(size=4, rows=2, seed=0, dtype=torch.float32):
-    """Student maps, teacher map, weights, biases of one block; all leaves that require gradients."""
+    """Return student maps, teacher map, weights and biases of one block; all require gradients."""
     generator = torch.Generator().manual_seed(seed)
 
     def leaf(*shape):
@@ -24,7 +24,7 @@ def block(size=4, rows=2, seed=0, dtype=torch.float32):
 
 
 def explicit(maps, teacher, weights, biases):
-    """Pixel by pixel, without a convolution."""
+    """The loss as a sum over pixels, without a convolution."""
     total = 0.0
     for student, weight, bias in zip(maps, weights, biases, strict=True):
         adapted = torch.einsum("oc,bchw->bohw", weight.flatten(1), student) + bias[:, None, None]
@@ -44,7 +44,7 @@ def leaves(parts):
     return [*maps, *weights, *biases]
 
 
-def test_one_block_is_adapters_and_mean_squared_errors():
+def test_the_loss_of_one_block_is_the_sum_of_mean_squared_errors():
     parts = block(dtype=torch.float64)
     loss, expected = feature_kd_loss(*parts), explicit(*parts)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -55,14 +55,14 @@ def test_one_block_is_adapters_and_mean_squared_errors():
         assert came.any()
 
 
-def test_fp32_is_no_worse_than_convolution_and_mse():
+def test_fp32_is_as_accurate_as_convolution_and_mse():
     parts = block(size=8)
     truth = explicit(*([t.double() for t in p] if isinstance(p, list) else p.double() for p in parts))
     ours, plain = (abs(f(*parts).double() - truth) / truth for f in (feature_kd_loss, by_convolution))
     assert ours <= plain + 1e-7
 
 
-def test_all_blocks_are_the_sum_of_the_blocks():
+def test_the_loss_of_all_blocks_is_the_sum_over_blocks():
     blocks = [block(size, seed=size) for size in (8, 4, 2)]
     loss = feature_kd_loss(*(list(part) for part in zip(*blocks, strict=True)))
     torch.testing.assert_close(loss, torch.stack([by_convolution(*parts) for parts in blocks]).sum())
@@ -71,19 +71,19 @@ def test_all_blocks_are_the_sum_of_the_blocks():
         assert all(leaf.grad.any() for leaf in leaves(parts))
 
 
-def test_nothing_flows_back_into_the_pseudo_teacher():
+def test_the_pseudo_teacher_receives_no_gradient():
     parts = block()
     feature_kd_loss(*parts).backward()
     assert parts[1].grad is None
 
 
-def test_teacher_map_alone_requiring_a_gradient_gives_none():
+def test_a_loss_without_differentiable_students_requires_no_gradient():
     maps, teacher, weights, biases = block()
     detached = [[t.detach() for t in part] for part in (maps, weights, biases)]
     assert not feature_kd_loss(detached[0], teacher, *detached[1:]).requires_grad
 
 
-def test_convolution_weights_are_taken_as_they_are():
+def test_weights_may_have_the_shape_of_convolutions():
     maps, teacher, weights, biases = block()
     as_convolutions = [weight.detach()[:, :, None, None] for weight in weights]
     assert torch.equal(
@@ -100,7 +100,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, (*maps, *weights, *biases))
 
 
-def test_no_student_has_nothing_to_imitate():
+def test_the_loss_without_students_is_0():
     teacher = block()[1]
     one = feature_kd_loss([], teacher, [], [])
     every = feature_kd_loss([[], []], [teacher, teacher], [[], []], [[], []])
@@ -124,7 +124,7 @@ def adapters(students=3):
     )
 
 
-def test_module_over_features_and_adapters():
+def test_the_module_equals_convolutions_and_mean_squared_errors():
     generator = torch.Generator().manual_seed(0)
     features = [[torch.randn(2, c, size, size, generator=generator) for size in (4, 2)] for c in CHANNELS]
     features = [[f.requires_grad_() for f in maps] for maps in features]
@@ -139,7 +139,7 @@ def test_module_over_features_and_adapters():
     assert all(f.grad is None for f in features[0]) and all(f.grad.any() for maps in features[1:] for f in maps)
 
 
-def test_module_with_the_pseudo_teacher_alone():
+def test_the_module_with_the_pseudo_teacher_alone_is_0():
     features = [[torch.randn(2, 8, 4, 4), torch.randn(2, 8, 2, 2)]]
     assert FeatureKDLoss()(features, adapters(students=0)) == 0
 
@@ -195,7 +195,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name):
+def test_arguments_that_do_not_fit_raise(name):
     make, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         feature_kd_loss(*make())

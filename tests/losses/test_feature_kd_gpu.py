@@ -1,4 +1,4 @@
-"""The intermediate loss on a GPU beyond its numbers: graphs, streams, synchronisation, the compiler."""
+"""The intermediate loss on a GPU: determinism, graphs, streams, synchronisation, torch.compile."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SIZES = pytest.mark.parametrize("size", [RESIDENT, TILED], ids=["resident", "til
 
 
 def block(size, seed=0, dtype=torch.bfloat16):
-    """Maps in channels_last, the pseudo teacher's, weights and biases in fp32."""
+    """Return student maps and the pseudo teacher's map in channels_last, weights and biases in float32."""
     teacher, students, side, batch = size
     generator = torch.Generator("cuda").manual_seed(seed)
 
@@ -43,7 +43,7 @@ def same(came, expected):
 
 
 @SIZES
-def test_many_runs_give_the_same_bits(size):
+def test_repeated_calls_give_the_same_bits(size):
     arguments = block(size)
     expected = value_and_grad(arguments)
     for _ in range(20):
@@ -53,7 +53,7 @@ def test_many_runs_give_the_same_bits(size):
 
 @SIZES
 @pytest.mark.parametrize("form", [value_and_grad, by_autograd])
-def test_captured_in_a_graph_and_replayed_on_new_values(size, form):
+def test_a_captured_graph_replays_on_new_values(size, form):
     arguments = block(size)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -77,14 +77,14 @@ def _flat(arguments):
 
 
 @SIZES
-def test_runs_on_the_current_stream(size):
+def test_kernels_run_on_the_current_stream(size):
     arguments = block(size)
     expected = value_and_grad(arguments)
     stream = torch.cuda.Stream()
     late = [[torch.zeros_like(x) for x in arguments[0]], *arguments[1:]]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # what another stream ran meanwhile would see zeros
+        torch.cuda._sleep(50_000_000)  # a kernel on another stream would read zeros
         for static, new in zip(late[0], arguments[0], strict=True):
             static.copy_(new)
         out = value_and_grad(late)
@@ -93,7 +93,7 @@ def test_runs_on_the_current_stream(size):
 
 
 @SIZES
-def test_two_streams_at_a_time_do_not_share_counters(size):
+def test_two_concurrent_streams_do_not_share_counters(size):
     arguments = block(size)
     expected = value_and_grad(arguments)
     streams = [torch.cuda.Stream() for _ in range(2)]
@@ -109,7 +109,7 @@ def test_two_streams_at_a_time_do_not_share_counters(size):
 
 
 @SIZES
-def test_nothing_waits_for_the_host(size):
+def test_no_call_synchronises_with_the_host(size):
     arguments = block(size)
     scale = torch.tensor(2.0, device="cuda")
     by_autograd(arguments), value_and_grad(arguments, grad_scale=scale)
@@ -121,12 +121,12 @@ def test_nothing_waits_for_the_host(size):
 
 
 @SIZES
-def test_auto_takes_the_kernels(size):
+def test_auto_uses_the_kernels(size):
     same([feature_kd_loss(*block(size))], [feature_kd_loss(*block(size), backend="triton")])
 
 
 @SIZES
-def test_compiled_in_one_graph(size):
+def test_torch_compile_makes_one_graph(size):
     torch.compiler.reset()
     arguments = block(size)
     compiled = torch.compile(feature_kd_loss, fullgraph=True, dynamic=False)
@@ -134,7 +134,7 @@ def test_compiled_in_one_graph(size):
     torch.compiler.reset()
 
 
-def test_under_autocast():
+def test_autocast_changes_the_result_by_rounding_only():
     maps, teacher, weights, biases = block(RESIDENT)
     with torch.autocast("cuda", torch.bfloat16):
         ours = feature_kd_loss(maps, teacher, weights, biases, backend="triton")
@@ -142,7 +142,7 @@ def test_under_autocast():
     torch.testing.assert_close(ours, reference, rtol=1e-2, atol=0)
 
 
-def test_channels_beyond_the_kernels_go_to_the_reference():
+def test_auto_uses_the_reference_for_more_channels_than_the_kernels_support():
     arguments = block((1024, (820,), 4, 2))
     assert torch.equal(feature_kd_loss(*_as(arguments, torch.float32)), feature_kd_loss(
         *_as(arguments, torch.float32), backend="reference"

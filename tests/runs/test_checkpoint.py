@@ -25,7 +25,7 @@ from oekd_fast.runs.checkpoint import (
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state
 
 KILLED = 77
-# Children only write files; they never enter torch's thread pools, which is what the warning is about.
+# The warning is about thread pools of the parent, which the forked children do not use: they write files alone.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
@@ -80,7 +80,7 @@ def lose_unsynced_half(descriptor: int) -> None:
         os.ftruncate(descriptor, file.st_size // 2)
 
 
-def test_round_trip(tmp_path):
+def test_a_checkpoint_loads_what_was_saved(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
@@ -115,7 +115,7 @@ def test_the_checksum_is_in_the_format_of_sha256sum(tmp_path):
         subprocess.run(["sha256sum", "-c", "step-0000000007.pt.sha256"], cwd=tmp_path, check=True)
 
 
-def test_nothing_to_load(tmp_path):
+def test_a_folder_without_checkpoints_loads_none(tmp_path):
     (tmp_path / "notes.txt").write_text("not a checkpoint")
     assert load_latest_checkpoint(tmp_path) is None
     assert load_latest_checkpoint(tmp_path / "missing") is None
@@ -163,7 +163,7 @@ DAMAGES = pytest.mark.parametrize(
 
 
 @DAMAGES
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, reason):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, damage, reason):
     save_checkpoint(tmp_path, state_of(1), step=1)
     damage(save_checkpoint(tmp_path, state_of(2), step=2))
     with pytest.warns(UserWarning, match=rf"step-0000000002\.pt: .*{reason}"):
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, reas
 
 @DAMAGES
 @pytest.mark.filterwarnings("ignore:skipped a damaged checkpoint")
-def test_only_damaged_checkpoints_are_an_error(tmp_path, damage, reason):
+def test_a_folder_of_damaged_checkpoints_raises(tmp_path, damage, reason):
     damage(save_checkpoint(tmp_path, state_of(2), step=2))
     with pytest.raises(CheckpointError, match=rf"every checkpoint is damaged: .*step-0000000002\.pt: .*{reason}"):
         load_latest_checkpoint(tmp_path)
@@ -187,7 +187,7 @@ def test_the_newest_steps_are_kept(tmp_path, keep):
     assert names(tmp_path) == sorted([*kept, *(name + ".sha256" for name in kept)])
 
 
-def test_files_of_others_are_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_kept(tmp_path):
     others = ["best.pt", "step-12.pt", "step-0000000001.pt.bak", "x.tmp", "notes.sha256"]
     for name in others:
         (tmp_path / name).write_text("mine")
@@ -205,7 +205,7 @@ def test_saving_a_step_again_supersedes_it(tmp_path):
     assert [name for name in names(tmp_path) if name.endswith(".pt")] == ["step-0000000001.pt", path.name]
 
 
-def test_a_damaged_later_step_does_not_stand_in_the_way(tmp_path):
+def test_a_damaged_later_step_is_removed_by_a_save(tmp_path):
     save_checkpoint(tmp_path, state_of(1), step=1)
     flip_a_byte(save_checkpoint(tmp_path, state_of(9), step=9))
     save_checkpoint(tmp_path, state_of(5), step=5, keep=1)
@@ -214,7 +214,7 @@ def test_a_damaged_later_step_does_not_stand_in_the_way(tmp_path):
         assert load_latest_checkpoint(tmp_path).step == 5
 
 
-def test_an_intact_later_step_is_not_lost(tmp_path):
+def test_saving_before_an_intact_later_step_raises(tmp_path):
     save_checkpoint(tmp_path, state_of(9), step=9)
     with pytest.raises(CheckpointError, match=r"step-0000000009\.pt is later than the step to save, 5"):
         save_checkpoint(tmp_path, state_of(5), step=5)
@@ -227,7 +227,7 @@ def test_an_intact_later_step_is_not_lost(tmp_path):
     [((), 1, 0, 1), ((1,), 2, 0, 1), ((1,), 1, 1, 1), ((1, 2), 3, 0, 2), ((1, 2), 2, 1, 1)],
     ids=["first", "new step", "same step", "new step of many", "same step of many"],
 )
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, before, step, revision, keep):
+def test_a_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path, before, step, revision, keep):
     def attempt(folder: Path, call: int, moment: str) -> int:
         for earlier in before:
             save_checkpoint(folder, state_of(earlier), earlier)
@@ -264,7 +264,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, before, step, 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("step", [1, 2], ids=["same step", "new step"])
-def test_a_file_too_large_leaves_the_previous_checkpoint(tmp_path, step):
+def test_a_file_over_the_size_limit_leaves_the_previous_checkpoint(tmp_path, step):
     previous = save_checkpoint(tmp_path, state_of(1), step=1)
     large = {"weights": torch.zeros(100_000)}
 
@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, funct
     assert names(tmp_path) == ["step-0000000001.pt", "step-0000000001.pt.sha256"]
 
 
-def test_a_first_checkpoint_that_cannot_be_written(tmp_path):
+def test_a_first_checkpoint_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="step 3 .*; there is no earlier good checkpoint"):
         save_checkpoint(tmp_path / "file" / "checkpoints", state_of(3), step=3)
@@ -318,13 +318,13 @@ Point = namedtuple("Point", "x y")
         ({"b": {1, 2}}, r"state\['a'\]\[0\]\['b'\]: expected .* got builtins.set"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, value, message):
+def test_types_that_could_not_be_loaded_raise(tmp_path, value, message):
     with pytest.raises(TypeError, match=message):
         save_checkpoint(tmp_path, {"a": [value]}, step=1)
     assert names(tmp_path) == []
 
 
-def test_wrong_numbers_are_named(tmp_path):
+def test_numbers_out_of_range_raise(tmp_path):
     with pytest.raises(ValueError, match="step: expected an integer >= 0, got -1"):
         save_checkpoint(tmp_path, {}, step=-1)
     with pytest.raises(ValueError, match="keep: expected an integer >= 1, got 0"):
@@ -345,7 +345,7 @@ def draw(generators):
 
 def test_random_state_continues_bit_for_bit_after_a_checkpoint(tmp_path):
     generators = {"order": torch.Generator().manual_seed(3), "crop": torch.Generator().manual_seed(4)}
-    draw(generators)  # leaves one cached Gaussian in Python's and in numpy's generator
+    draw(generators)  # Python's and numpy's generators then hold one cached Gaussian
     save_checkpoint(tmp_path, {"random": capture_random_state(generators)}, step=1)
     expected = [draw(generators) for _ in range(2)]
 
@@ -356,13 +356,13 @@ def test_random_state_continues_bit_for_bit_after_a_checkpoint(tmp_path):
     assert [draw(fresh) for _ in range(2)] == expected
 
 
-def test_other_generators_are_refused():
+def test_other_names_of_generators_raise():
     state = capture_random_state({"order": torch.Generator()})
     with pytest.raises(ValueError, match=r"generators: expected the names \['order'\], got \['crop'\]"):
         restore_random_state(state, {"crop": torch.Generator()})
 
 
-def test_a_generator_of_another_device_is_refused():
+def test_a_generator_of_another_device_raises():
     state = capture_random_state({"order": torch.Generator()})
     state["generators"]["order"] = torch.zeros(16, dtype=torch.uint8)  # the size of a CUDA generator's state
     with pytest.raises(ValueError, match="generators: 'order' on cpu cannot take the saved state"):

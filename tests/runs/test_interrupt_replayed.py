@@ -1,4 +1,4 @@
-"""Ctrl-C while steps are replayed: answered after the step at hand, saved, and continued to the same end."""
+"""Ctrl-C while steps are replayed: the run stops after the current step, saves, and resumes to the same result."""
 
 import signal
 from dataclasses import replace
@@ -20,7 +20,7 @@ QUIET = Console(quiet=True)
 
 
 class Interrupting(TapeRecorder):
-    """Sends SIGINT in the middle of replay number `at`, of training or evaluation."""
+    """Sends SIGINT during replay number `at`, counted over steps and evaluations."""
 
     def __init__(self, state, at):
         super().__init__(state)
@@ -41,7 +41,7 @@ class Interrupting(TapeRecorder):
 
 @pytest.fixture
 def recorders(monkeypatch):
-    """The recorders of the engines made, and at which replay the next one interrupts; nowhere, if there is none."""
+    """Return the recorders of all engines, and a list with the replay at which the next one interrupts, if any."""
     made, at = [], []
 
     def make(*args, **kwargs):
@@ -54,9 +54,9 @@ def recorders(monkeypatch):
     return made, at
 
 
-# Three steps and an evaluation an epoch.
+# An epoch has three steps and one evaluation.
 @pytest.mark.parametrize(("at", "steps"), [(2, 2), (4, 3), (6, 5)], ids=["a step", "an evaluation", "a later step"])
-def test_replayed_steps_stop_after_the_one_at_hand(at, steps, recorders, tmp_path, one_thread):
+def test_a_run_of_replayed_steps_stops_after_the_current_one(at, steps, recorders, tmp_path, one_thread):
     made, interrupt_at = recorders
     config = TrainConfig(
         num_students=2, epochs=2, batch_size=40, train_images=140, executor="sequential", warmup_epochs=0.0,
@@ -66,7 +66,7 @@ def test_replayed_steps_stop_after_the_one_at_hand(at, steps, recorders, tmp_pat
     with pytest.raises(Interrupted, match="--resume continues"):
         train(config, QUIET)
     (recorder,) = made
-    assert recorder.events[-2:] == ["Ctrl-C", "replay"]  # and no other after it
+    assert recorder.events[-2:] == ["Ctrl-C", "replay"]  # and no further replay
     assert load_latest_checkpoint(tmp_path / "stopped" / "checkpoints" / "ensemble").step == steps
 
     train(replace(config, resume=True), QUIET)

@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on the CPU: a call's operators are written down once, and replayed without its Python."""
+"""A stand-in for CUDA graphs on the CPU: records the operators of a call and replays them without its Python code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from oekd_fast.training.graph_capture import State
 
 
 class Tape(TorchDispatchMode):
-    """Runs every operator and writes it down with the tensors that it read and made.
+    """Runs every operator and records it with its inputs and outputs.
 
     Args:
-        fault: raised in place of the first operator whose name has `at` in it.
+        fault: raised instead of the first operator whose name contains `at`.
     """
 
     def __init__(self, fault: Exception | None = None, at: str = "") -> None:
@@ -32,7 +32,7 @@ class Tape(TorchDispatchMode):
         return made
 
     def play(self) -> None:
-        """The same operators on the same memory: what was made anew then is written to where it was then."""
+        """Run the same operators on the same memory; outputs are written where the recorded call put them."""
         with torch.no_grad():
             for func, args, kwargs, made in self.lines:
                 given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -42,11 +42,15 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """A `Recorder` for CPU tensors. `events` tells what was asked of it.
+    """A `Recorder` for CPU tensors.
+
+    Attributes:
+        events: calls of its methods and of what it recorded, in order.
+        marks, waits: number of marks made and waited for.
 
     Args:
-        state: of what is captured; recording runs the call, so it is put back afterwards.
-        fault: raised in a recording, at the first operator whose name has `at` in it.
+        state: returns the tensors that the captured calls change. Recording runs a call, and restores them afterwards.
+        fault: raised in a recording at the first operator whose name contains `at`.
     """
 
     def __init__(self, state: Callable[[], State], fault: Exception | None = None, at: str = "") -> None:

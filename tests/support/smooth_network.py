@@ -1,7 +1,7 @@
-"""A small network without kinks.
+"""A small network without kinks, for comparisons of gradients with float64.
 
-A ReLU near 0 is open or shut as rounding has it, and one that differs changes a gradient by percents: against fp64,
-gradients of such a network depend on the machine.
+Rounding decides whether a ReLU near 0 is active, and one ReLU that differs changes a gradient by some percent. With
+ReLUs, gradients would therefore differ from float64 by amounts that depend on the machine.
 """
 
 from torch import nn

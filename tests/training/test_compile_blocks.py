@@ -1,4 +1,4 @@
-"""Blocks under torch.compile: one compilation a shape, and the same network."""
+"""Blocks under torch.compile: one compilation for each shape, and the same results."""
 
 import copy
 from functools import partial
@@ -14,7 +14,7 @@ from oekd_fast.training.compile_blocks import compile_blocks
 from ..support.engines import make_batch, make_engine
 
 
-def test_a_shape_is_compiled_once_however_many_blocks_have_it(one_thread):
+def test_each_shape_of_block_is_compiled_once(one_thread):
     graphs = []
 
     def backend(graph, example_inputs):
@@ -38,7 +38,7 @@ def test_a_shape_is_compiled_once_however_many_blocks_have_it(one_thread):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_runs_its_own_blocks(one_thread):
+def test_a_deep_copy_runs_its_own_blocks(one_thread):
     ensemble = build_ensemble("resnet20", 1)
     compile_blocks(ensemble, get_architecture("resnet20").block_type, "eager")
     twin = copy.deepcopy(ensemble)
@@ -46,7 +46,7 @@ def test_a_copy_runs_its_own_blocks(one_thread):
     assert block.forward.__self__ is block
 
 
-def test_an_engine_trains_and_averages_alike_with_compiled_blocks(monkeypatch, one_thread):
+def test_an_engine_with_compiled_blocks_trains_and_averages_like_one_without(monkeypatch, one_thread):
     monkeypatch.setattr(prepare, "compile_blocks", partial(compile_blocks, backend="eager"))
     states = []
     for compiled in (False, True):

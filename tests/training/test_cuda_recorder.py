@@ -1,4 +1,4 @@
-"""What `CudaRecorder` does where a capture fails, with a stand-in for torch.cuda that is left as torch leaves it."""
+"""`CudaRecorder` after failed captures, with a stand-in for torch.cuda that fails as torch does."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from oekd_fast.training.cuda_recorder import CudaRecorder
 
 
 class StandIn:
-    """One device: its current stream, whose capture goes on, what the generators are in, how waiting is taken."""
+    """A device: its current stream, its allocator, the generators in a capture, and the mode of synchronisation."""
 
     def __init__(self, monkeypatch, end_fault=None):
         self.current, self.allocating, self.end_fault = "default", False, end_fault
@@ -36,7 +36,7 @@ class StandIn:
                 pass
 
         class Capture:
-            """Ends as torch 2.11 does: where that raises, nothing is put back."""
+            """Ends as in torch 2.11: if the end raises, nothing is restored."""
 
             def __init__(self, graph, pool=None, stream=None, capture_error_mode="global"):
                 self.graph, self.stream = graph, stream
@@ -89,7 +89,7 @@ class StandIn:
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocations, raising=False)
 
-    def is_as_before(self):
+    def is_restored(self):
         return (self.current, self.allocating, self.in_capture, self.sync_mode) == ("default", False, set(), 0)
 
 
@@ -98,28 +98,28 @@ def fail():
 
 
 @pytest.mark.parametrize("end_fault", [None, RuntimeError("capture invalidated")], ids=["ends", "does not end"])
-def test_a_call_that_fails_is_what_is_raised_and_the_capture_is_left(monkeypatch, end_fault):
+def test_the_error_of_the_call_is_raised_and_the_capture_ends(monkeypatch, end_fault):
     device = StandIn(monkeypatch, end_fault)
     with pytest.raises(ValueError, match="the call's own fault"):
         CudaRecorder(torch.device("cpu")).record(fail, ["generator"])
-    assert device.is_as_before()
+    assert device.is_restored()
 
 
-def test_a_capture_that_does_not_end_is_left(monkeypatch):
+def test_a_capture_that_fails_at_its_end_is_abandoned(monkeypatch):
     device = StandIn(monkeypatch, RuntimeError("unjoined work"))
     recorder = CudaRecorder(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="unjoined work"):
         recorder.record(lambda: None, ["generator"])
-    assert device.is_as_before()
-    recorder.record(lambda: None, ["generator"])  # and can be made again
-    assert device.is_as_before()
+    assert device.is_restored()
+    recorder.record(lambda: None, ["generator"])  # a new capture succeeds
+    assert device.is_restored()
 
 
-def test_the_last_warm_up_may_not_wait_for_the_device(monkeypatch):
+def test_the_last_warm_up_raises_if_it_waits_for_the_device(monkeypatch):
     device, modes = StandIn(monkeypatch), []
     recorder = CudaRecorder(torch.device("cpu"))
     recorder.warm_up(lambda: modes.append((device.current, device.sync_mode)), 3)
-    assert modes == [("captures", 0), ("captures", 0), ("captures", 2)] and device.is_as_before()
+    assert modes == [("captures", 0), ("captures", 0), ("captures", 2)] and device.is_restored()
 
     def wait():
         if device.sync_mode == 2:

@@ -1,4 +1,4 @@
-"""The captured step on a GPU: what eager steps train, without growing, and eager where it cannot be captured."""
+"""The captured step on a GPU: agreement with eager steps, memory, and fall-back to eager steps."""
 
 import pytest
 import torch
@@ -66,12 +66,12 @@ def test_replayed_steps_train_as_eager_ones(fields, batches):
     expected = train(eager, batches(split(), "cuda"), 12)
     assert train(captured, batches(split(), "cuda"), 12) == pytest.approx(expected, rel=0.02)
     assert captured.eager_because is None and eager.eager_because == "capture is off"
-    # The same draws: crops and flips go on from the same place.
+    # Both have drawn the same number of crops and flips.
     states = [engine.augmentation_generator.get_state() for engine in (eager, captured)]
     assert torch.equal(*states)
 
 
-def test_the_first_replayed_step_is_the_first_step():
+def test_the_warm_up_leaves_no_trace_in_the_first_replayed_step():
     eager, captured = make(capture=False), make()
     expected = train(eager, DeviceBatches(split(), "cuda"), 1)
     assert train(captured, DeviceBatches(split(), "cuda"), 1) == pytest.approx(expected, rel=1e-4)
@@ -82,7 +82,7 @@ def test_the_first_replayed_step_is_the_first_step():
             assert one == two == 1, name
 
 
-def test_evaluation_is_captured_and_agrees():
+def test_captured_evaluation_agrees_with_eager_evaluation():
     captured, eager = make(), make(capture=False)
     eager.ensemble.load_state_dict(captured.ensemble.state_dict())
     results = [engine.evaluator.evaluate(DeviceBatches(split(50), "cuda")) for engine in (captured, eager)]
@@ -91,7 +91,7 @@ def test_evaluation_is_captured_and_agrees():
     assert captured.eager_because is None
 
 
-def test_five_hundred_steps_take_no_more_memory():
+def test_five_hundred_steps_allocate_no_more_memory():
     engine, batches = make(), DeviceBatches(split(), "cuda")
     train(engine, batches, 20)
     torch.cuda.synchronize()
@@ -101,7 +101,7 @@ def test_five_hundred_steps_take_no_more_memory():
     assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
 
 
-def test_without_memory_for_a_graph_steps_are_eager_and_the_size_is_named():
+def test_steps_are_eager_if_a_graph_does_not_fit_into_memory():
     class Full(CudaRecorder):
         def record(self, call, generators):
             def and_then_some():
@@ -116,7 +116,7 @@ def test_without_memory_for_a_graph_steps_are_eager_and_the_size_is_named():
     assert losses == pytest.approx(train(make(capture=False), DeviceBatches(split(), "cuda"), 4), rel=0.02)
 
 
-def test_what_waits_for_the_host_is_not_captured_and_said():
+def test_a_step_that_synchronises_is_not_captured():
     engine = make()
     forward = engine.ensemble.base.forward
 

@@ -1,4 +1,4 @@
-"""Capture and replay of whole training steps, on the CPU by a stand-in that replays operators without their Python."""
+"""Capture and replay of whole training steps, on the CPU, by a stand-in that replays operators without Python code."""
 
 import copy
 
@@ -41,8 +41,8 @@ OBJECTIVES = {
 
 
 def engines(fault=None, at="", augmentation=PAD_CROP_FLIP, **fields):
-    """The same engine twice: eager, and with steps recorded; `fault` at an operator with `at` in its name."""
-    # One student after the other: only the caller's thread is written down.
+    """Return the same engine twice, eager and captured, and the recorder, which raises `fault` at operator `at`."""
+    # Sequential, because the recorder sees the operators of the calling thread alone.
     fields = {"num_students": 2, "epochs": 2, "executor": "sequential", "warmup_epochs": 0.0} | fields
     config = TrainConfig(**fields)
     teacher = None if config.teacher is None else make_teacher()
@@ -72,7 +72,7 @@ def assert_equal(one, two, where=""):
 
 
 def train(engine, batches, epochs=2):
-    torch.manual_seed(3)  # students draw from the process's generator
+    torch.manual_seed(3)  # the students draw from the global generator
     for epoch in range(epochs):
         order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))
         engine.begin_epoch(batches, order, BATCH)
@@ -91,17 +91,17 @@ def test_replayed_steps_train_as_eager_ones_bit_for_bit(fields, one_thread):
     assert eager.metrics.read() == recorded.metrics.read()
 
 
-def test_replayed_steps_draw_anew_in_the_students(one_thread):
+def test_replayed_steps_draw_new_random_numbers_in_the_students(one_thread):
     eager, recorded, _ = engines(model="efficientnet_b0", learning_rate=0.01)
     batches = DeviceBatches(split(), "cpu")
-    with Tape():  # PyTorch rounds some operators of this network otherwise while they are written down
+    with Tape():  # some operators of this network round differently under a dispatch mode
         train(eager, batches, epochs=1)
     train(recorded, batches, epochs=1)
     assert recorded.eager_because is None
     assert_equal(eager.state_dict()["model"], recorded.state_dict()["model"])
 
 
-def test_capturing_changes_nothing(one_thread):
+def test_capturing_a_step_changes_no_state(one_thread):
     _, recorded, recorder = engines(optimizer="adam", ema_decay=0.9)
     record = recorder.record
     recorder.record = lambda *args: (record(*args), lambda: None)[1]  # the captured step is never replayed
@@ -118,7 +118,7 @@ def test_capturing_changes_nothing(one_thread):
     assert_equal(random, [g.get_state() for g in (recorded.augmentation_generator, torch.default_generator)])
 
 
-def test_evaluation_is_recorded_once_for_each_split(one_thread):
+def test_evaluation_is_captured_once_for_each_split(one_thread):
     eager, recorded, recorder = engines(ema_decay=0.5)
     results = []
     for engine in (eager, recorded):
@@ -131,13 +131,13 @@ def test_evaluation_is_recorded_once_for_each_split(one_thread):
     assert [result.images for result in results[1]] == [9, 9, 26]
 
 
-def test_the_host_stays_a_few_steps_ahead_at_most(one_thread):
+def test_the_host_is_at_most_three_steps_ahead_of_the_device(one_thread):
     _, recorded, recorder = engines()
     train(recorded, DeviceBatches(split(), "cpu"))
     assert recorder.marks == 8 and recorder.waits == 8 - STEPS_AHEAD
 
 
-def test_other_batches_are_recorded_anew(one_thread):
+def test_a_step_is_captured_again_for_other_batches(one_thread):
     eager, recorded, recorder = engines()
     for engine in (eager, recorded):
         for size in (26, 20):
@@ -146,7 +146,7 @@ def test_other_batches_are_recorded_anew(one_thread):
     assert_equal(everything(eager), everything(recorded))
 
 
-def test_a_loaded_state_is_recorded_anew(one_thread):
+def test_a_step_is_captured_again_after_a_state_was_loaded(one_thread):
     eager, recorded, recorder = engines()
     for engine in (eager, recorded):
         batches = DeviceBatches(split(), "cpu")
@@ -165,19 +165,19 @@ FAULTS = {
 }
 
 
-# In the middle of the backward pass, of clipping, of the optimizer's step.
+# The faults arise in the backward pass, in clipping and in the step of the optimizer.
 @pytest.mark.parametrize("at", ["convolution_backward", "linalg_vector_norm", "_fused_sgd"])
 @pytest.mark.parametrize(("line", "fault"), FAULTS.items())
-def test_what_cannot_be_captured_runs_eagerly_and_says_why(line, fault, at, one_thread):
+def test_a_step_that_cannot_be_captured_runs_eagerly_with_a_reason(line, fault, at, one_thread):
     eager, recorded, recorder = engines(fault, at, precision="fp16", clip_norm=0.5, learning_rate=0.02)
     for engine in (eager, recorded):
         train(engine, DeviceBatches(split(), "cpu"))
     assert recorded.eager_because == line
-    assert recorder.events == ["warm-up", "record"]  # not tried again
+    assert recorder.events == ["warm-up", "record"]  # and no second attempt
     assert_equal(everything(eager), everything(recorded))
 
 
-def test_out_of_memory_before_the_first_steps_end_says_at_least_how_much():
+def test_out_of_memory_during_the_warm_up_gives_a_lower_bound_of_the_size():
     class Full(TapeRecorder):
         def warm_up(self, call, times):
             raise torch.OutOfMemoryError("full")
@@ -186,14 +186,14 @@ def test_out_of_memory_before_the_first_steps_end_says_at_least_how_much():
         capture(lambda: None, Full(dict), dict, [])
 
 
-def test_an_optimizer_that_looks_whether_fp16_overflowed_is_not_captured():
+def test_an_optimizer_that_reads_overflow_on_the_host_is_not_captured():
     _, recorded, recorder = engines(precision="fp16", optimizer="rmsprop", learning_rate=1e-3)
     train(recorded, DeviceBatches(split(), "cpu"), epochs=1)
     assert recorded.eager_because == "rmsprop reads on the host whether fp16 gradients are finite"
     assert recorder.events == []
 
 
-def test_a_student_that_runs_out_of_memory_is_named_as_such():
+def test_out_of_memory_in_a_student_is_reported_as_out_of_memory():
     error = StudentError(0, "student 1: OutOfMemoryError: full")
     error.__cause__ = torch.OutOfMemoryError("full")
 
@@ -204,6 +204,6 @@ def test_a_student_that_runs_out_of_memory_is_named_as_such():
         capture(fail, TapeRecorder(dict), dict, [])
 
 
-def test_without_graphs_there_is_a_reason():
+def test_engines_that_do_not_capture_give_a_reason():
     assert make_engine(TrainConfig(num_students=1)).eager_because == "cpu has no CUDA graphs"
     assert make_engine(TrainConfig(num_students=1, capture=False)).eager_because == "capture is off"

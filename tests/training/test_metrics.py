@@ -17,7 +17,7 @@ def outputs(sizes, students=3, classes=7):
         yield rows, logits, target, ensemble_kd_loss(logits, target)
 
 
-def test_means_weigh_batches_by_their_images():
+def test_means_weight_batches_by_their_images():
     metrics = RunningMetrics(3, torch.device("cpu"))
     batches = list(outputs([4, 9, 1]))
     for rows, _, _, output in batches:
@@ -34,7 +34,7 @@ def test_means_weigh_batches_by_their_images():
     assert read.accuracy == pytest.approx(students) and read.ensemble_accuracy == pytest.approx(ensemble)
 
 
-def test_the_first_bad_step_is_kept():
+def test_the_first_step_with_a_bad_loss_is_kept():
     metrics = RunningMetrics(3, torch.device("cpu"))
     (batch,) = outputs([4])
     rows, _, _, output = batch
@@ -46,8 +46,8 @@ def test_the_first_bad_step_is_kept():
 
 
 @pytest.mark.parametrize("label, blamed", [(7, True), (-5, True), (6, False)])
-def test_a_label_that_is_no_class_is_told_from_a_loss_that_diverged(label, blamed):
-    # What a GPU gives, where nobody waits to look at the labels: the reference as it is, past the checks.
+def test_labels_out_of_range_are_distinguished_from_divergence(label, blamed):
+    # The reference without the checks of the public function gives what a GPU gives, which does not check labels.
     rows, logits, target, _ = next(outputs([4]))
     target[2] = label
     metrics = RunningMetrics(3, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Parameter groups, and updates by rates that live on the device."""
+"""Parameter groups of the optimizers, and updates with learning rates on the device."""
 
 import copy
 
@@ -14,7 +14,7 @@ def rates(networks=0.1, adapters=0.05):
     return torch.tensor(networks), torch.tensor(adapters)
 
 
-def test_adapters_have_a_rate_of_their_own():
+def test_adapters_have_their_own_learning_rate():
     ensemble = build_ensemble("resnet20", 3)
     given = rates()
     optimizer = build_optimizer(TrainConfig(), ensemble, *given)
@@ -24,13 +24,13 @@ def test_adapters_have_a_rate_of_their_own():
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(ensemble.parameters()))
 
 
-def test_a_baseline_has_one_group():
+def test_a_baseline_has_one_parameter_group():
     optimizer = build_optimizer(TrainConfig(), build_ensemble("resnet20", 3, members=(1,)), *rates())
     assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_sgd_is_nesterov_and_agrees_with_the_plain_rule(momentum):
+def test_sgd_agrees_with_the_rule_of_nesterov_momentum(momentum):
     config = TrainConfig(momentum=momentum, weight_decay=0.01)
     ensemble = build_ensemble("resnet20", 1)
     rate = torch.tensor(0.1)
@@ -38,7 +38,7 @@ def test_sgd_is_nesterov_and_agrees_with_the_plain_rule(momentum):
     weight = ensemble.branches[0].classifier.weight
     expected, velocity = weight.detach().double().clone(), 0.0
     for step in range(3):
-        rate.fill_(0.1 * (step + 1))  # what a replayed step sees
+        rate.fill_(0.1 * (step + 1))  # as the schedule does before a replayed step
         gradient = torch.full_like(weight, 0.5 + step)
         weight.grad = gradient.clone()
         optimizer.step()
@@ -49,7 +49,7 @@ def test_sgd_is_nesterov_and_agrees_with_the_plain_rule(momentum):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_a_loaded_state_continues_and_keeps_the_rates_where_they_are(name):
+def test_a_loaded_state_continues_and_keeps_the_tensors_of_the_rates(name):
     def run(optimizer, ensemble, steps):
         for step in range(steps):
             for p in ensemble.parameters():

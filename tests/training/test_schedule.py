@@ -1,4 +1,4 @@
-"""The values of each step: their table, and what the device and the host read of it."""
+"""Scheduled values: learning rates, ramps, and what a step reads of them on the device."""
 
 import math
 

@@ -6,7 +6,7 @@ from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.training.weight_average import WeightAverage
 
 
-def test_it_moves_by_its_share_and_takes_counts_as_they_are():
+def test_weights_move_by_their_share_and_counters_are_copied():
     ensemble = build_ensemble("resnet20", 2)
     average = WeightAverage(ensemble)
     start = {name: value.clone() for name, value in ensemble.state_dict().items()}
@@ -21,7 +21,7 @@ def test_it_moves_by_its_share_and_takes_counts_as_they_are():
         torch.testing.assert_close(value, start[name] + 4)
 
 
-def test_it_evaluates_and_is_not_trained():
+def test_the_average_stays_in_evaluation_mode_without_gradients():
     ensemble = build_ensemble("resnet20", 2).train()
     average = WeightAverage(ensemble)
     assert not any(module.training for module in average.ensemble.modules())
@@ -31,7 +31,7 @@ def test_it_evaluates_and_is_not_trained():
     assert not average.ensemble.training and ensemble.training
 
 
-def test_share_one_is_a_copy():
+def test_a_share_of_1_copies_the_weights():
     ensemble = build_ensemble("resnet20", 1)
     average = WeightAverage(ensemble)
     with torch.no_grad():
