@@ -24,7 +24,7 @@ from oekd_fast.paper import Ablation
 
 @dataclass(frozen=True)
 class ReproduceOptions(RecipeOptions):
-    """Train a recipe over several seeds and compare mean and spread with the paper."""
+    """Train a recipe over seeds and compare it with the paper."""
 
     seeds: int = 5
     """Number of runs, with seeds from --seed on, in folders seed-<k> of --output-dir."""

@@ -35,7 +35,7 @@ GROUPS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """Train a family of students at once by online ensemble knowledge distillation."""
+    """Train a family of students by online ensemble distillation."""
 
     config: TrainConfig = field(default_factory=TrainConfig)
     recipe: str | None = field(default=None, metadata={"unset": "no recipe"})

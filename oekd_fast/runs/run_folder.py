@@ -79,9 +79,14 @@ class RunFolder:
 
     def _read_config(self) -> dict[str, Any]:
         try:
-            return json.loads(self.config_file.read_bytes())
+            content = json.loads(self.config_file.read_bytes())
         except ValueError as error:
             raise RunFolderError(f"output_dir: {self.config_file} is damaged ({error})") from error
+        if not isinstance(content, dict):
+            raise RunFolderError(
+                f"output_dir: {self.config_file} is damaged (expected a JSON object, got {type(content).__name__})"
+            )
+        return content
 
 
 def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:

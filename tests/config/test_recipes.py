@@ -1,4 +1,4 @@
-"""Recipes: the protocols that they name, scaled schedules, and what is refused."""
+"""Recipes: protocols, scaled schedules, errors, and recipes on the command line."""
 
 import io
 import os
@@ -19,11 +19,11 @@ from oekd_fast.models import architecture_names
 from oekd_fast.paper import paper_tables
 from oekd_fast.training.schedule import rate_factors
 
-PAPERS_NAMES = {"imagenet": "imagenet_1k"}
+NAMES_IN_THE_PAPER = {"imagenet": "imagenet_1k"}
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_builds_what_its_name_says(name):
+def test_every_recipe_has_the_data_set_and_model_of_its_name(name):
     group, dataset, model = name.split("/")
     config, recipe = recipe_config(name), get_recipe(name)
     assert (config.dataset, config.model) == (dataset, model) and model in architecture_names()
@@ -33,16 +33,16 @@ def test_every_recipe_builds_what_its_name_says(name):
         assert config.epochs == KNOWN[dataset].epochs
 
 
-def test_every_row_of_the_papers_tables_has_a_recipe():
+def test_every_row_of_the_tables_of_the_paper_has_a_recipe():
     rows = {
-        f"paper/{PAPERS_NAMES.get(dataset, dataset)}/{model}"
+        f"paper/{NAMES_IN_THE_PAPER.get(dataset, dataset)}/{model}"
         for dataset, models in paper_tables()["accuracy"].items()
         for model in models
     }
     assert len(rows) == 33 and rows == {name for name in recipe_names() if name.startswith("paper/")}
 
 
-def test_the_papers_protocol():
+def test_the_protocol_of_the_paper():
     config = recipe_config("paper/cifar100/resnet110")
     assert (config.optimizer, config.momentum, config.epochs, config.batch_size) == ("sgd", 0.9, 450, 128)
     assert config.loss_weights == LossWeights(temperature=2.0, ce_weight=0.7, kd_weight=0.15, feature_weight=0.15)
@@ -52,14 +52,14 @@ def test_the_papers_protocol():
     assert recipe_config("paper/imagenet_1k/resnet50").batch_size == 256
 
 
-def test_the_papers_efficientnets():
+def test_the_efficientnets_of_the_paper():
     config = recipe_config("paper/svhn/efficientnet_b0")
     assert (config.optimizer, config.peak_rate, config.schedule) == ("rmsprop", 0.256, "exponential")
     rates = rate_factors(config, 2)
     assert rates[[0, 5, 6, 12]].tolist() == pytest.approx([1, 1, 0.97, 0.97**2])
 
 
-def test_the_released_configurations():
+def test_the_configurations_of_the_released_code():
     config = recipe_config("published/cifar100/resnet56")
     assert (config.optimizer, config.peak_rate, config.weight_decay, config.epochs) == ("adam", 1e-3, 1e-5, 350)
     rates = rate_factors(config, 3)
@@ -69,19 +69,19 @@ def test_the_released_configurations():
 
 @pytest.mark.parametrize("name", ["paper/cifar10/resnet20", "paper/cifar10/efficientnet_b0", "modern/cifar10/resnet20"])
 def test_other_epochs_scale_the_schedule(name):
-    """At the same share of the training the rate is the same (after a warm-up, which has a length of its own)."""
+    """The learning rate is the same at the same share of the training, except for the warm-up, which is not scaled."""
     long, short = recipe_config(name), recipe_config(name, epochs=get_recipe(name).fields["epochs"] // 10)
     assert short.epochs * 10 == long.epochs
     rates = [rate_factors(config, steps) for config, steps in ((long, 5), (short, 50))]
     torch.testing.assert_close(rates[0][100:], rates[1][100:])
 
 
-def test_what_is_said_outright_is_not_scaled():
+def test_explicit_values_are_not_scaled():
     config = recipe_config("paper/cifar100/efficientnet_b0", epochs=45, decay_epochs=7.0)
     assert (config.decay_epochs, config.ramp_epochs) == (7.0, 8.0)
 
 
-def test_another_objective_brings_its_own_weights():
+def test_another_objective_uses_its_own_weights():
     config = recipe_config("paper/cifar100/resnet32", objective="dml", kd_weight=0.5)
     assert config.loss_weights == replace(OBJECTIVES["dml"].weights, kd_weight=0.5)
 
@@ -100,7 +100,7 @@ def test_another_objective_brings_its_own_weights():
         ),
     ],
 )
-def test_what_is_unknown_or_does_not_fit_is_named(name, overrides, message):
+def test_errors_name_the_field_and_the_nearest_name(name, overrides, message):
     with pytest.raises(ValueError, match=message) as raised:
         recipe_config(name, **overrides)
     assert isinstance(raised.value, RecipeError) or "objective" in overrides
@@ -110,7 +110,7 @@ def parse(*arguments: str) -> TrainConfig:
     return parse_recipe_options(RecipeOptions, "train", arguments).config
 
 
-def test_a_recipe_is_the_default_of_the_command_line():
+def test_a_recipe_sets_the_defaults_of_the_command_line():
     name = "paper/cifar100/efficientnet_b0"
     assert parse("--recipe", name) == recipe_config(name)
     given = parse("--recipe", name, "--epochs", "90", "--weight-decay", "0", "--baseline")
@@ -120,13 +120,13 @@ def test_a_recipe_is_the_default_of_the_command_line():
     assert parse("--epochs", "3") == TrainConfig(epochs=3)
 
 
-def test_the_command_refuses_another_data_set():
+def test_another_data_set_is_an_error_on_the_command_line():
     with pytest.raises(RecipeError, match="expected cifar100, .* got 'digits'"):
         parse("--recipe", "paper/cifar100/resnet110", "--dataset", "digits")
     assert parse("--recipe", "evidence/fashion_mnist/resnet20", "--dataset", "fashion-mnist").train_images == 12000
 
 
-def test_the_hubs_name_of_a_recipes_data_set_is_its_own():
+def test_the_data_set_of_a_recipe_may_have_its_name_on_the_hub():
     name, dataset = "paper/cifar100/resnet110", "uoft-cs/cifar100"
     assert recipe_config(name, dataset=dataset) == recipe_config(name)
     assert parse("--recipe", name, "--dataset", dataset, "--epochs", "45").learning_rate == 0.1
@@ -135,7 +135,7 @@ def test_the_hubs_name_of_a_recipes_data_set_is_its_own():
 
 
 @pytest.mark.parametrize("arguments", [("--objective", "okd"), ("--objective=okd", "--epochs", "3")])
-def test_the_command_says_the_nearest_objective(arguments, capsys):
+def test_the_error_for_an_unknown_objective_suggests_the_nearest(arguments, capsys):
     with pytest.raises(ValueError, match=r"^objective: did you mean oekd or kd\? expected one of oekd, .* got 'okd'$"):
         parse(*arguments)
     assert capsys.readouterr() == ("", "")
@@ -149,7 +149,7 @@ def test_the_list_names_every_recipe():
     assert "450   Table 3 of the paper, with our weight decay" in lines.getvalue()
 
 
-def test_list_recipes_trains_nothing(tmp_path):
+def test_list_recipes_prints_the_list_and_trains_nothing(tmp_path):
     command = [sys.executable, "-m", "oekd_fast.train", "--list-recipes"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
     assert done.returncode == 0 and "modern/cifar100/resnet110" in done.stdout, done.stderr

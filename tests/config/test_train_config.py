@@ -16,7 +16,7 @@ from oekd_fast.config.schedule import ScheduleConfig
 from oekd_fast.config.train_config import TrainConfig
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     config = TrainConfig()
     assert config.loss_weights == LossWeights(temperature=2.0, ce_weight=0.7, kd_weight=0.15, feature_weight=0.15)
     assert config.num_students == 5
@@ -57,7 +57,7 @@ def test_defaults_are_the_papers():
         ),
     ],
 )
-def test_bad_values_are_named(field, value, message):
+def test_errors_name_the_field_what_was_expected_and_the_value(field, value, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{field: value})
 
@@ -125,7 +125,7 @@ def test_lists_become_tuples():
     assert TrainConfig(milestones=[0.3, 0.6]).milestones == (0.3, 0.6)
 
 
-def test_augmentation_and_its_parts_do_not_contradict_each_other():
+def test_contradicting_augmentation_options_are_an_error():
     with pytest.raises(ValueError, match="augmentation: expected auto or none with augment=False, got 'crop'"):
         TrainConfig(augment=False, augmentation="crop")
     with pytest.raises(ValueError, match="pad: expected none with augmentation='resized_crop', .* got 4"):
