@@ -71,7 +71,7 @@ def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
         before = json.loads((folder / "results.json").read_bytes())
         trained = TrainConfig.from_dict(before["config"]).training_fields()
         kept = {"timing": before["timing"], "ablations": dict(before["ablations"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return kept if trained == config.training_fields() else {}
 

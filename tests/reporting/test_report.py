@@ -157,7 +157,7 @@ def test_without_weights_of_baselines_a_line_says_so(run):
 def test_without_the_data_set_the_page_says_what_is_missing(run, trained, tmp_path):
     change(run / "config.json", dataset="no_such_data")
     text = page_of(run)
-    assert "No calibration, agreement, accuracy by class and Grad-CAM: unknown dataset &#x27;no_such_data&#x27;" in text
+    assert "No calibration, agreement, accuracy by class and Grad-CAM: dataset: expected a known name" in text
     assert {p.stem for p in (run / "report").glob("*.png")} == {"sizes", "curves"}
     moved = page_of(run, data_dir=trained.parent / "a<b>&c", output=tmp_path / "page")
     assert 'class="note"' not in moved and "ECE" in moved

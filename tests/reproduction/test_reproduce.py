@@ -132,7 +132,7 @@ def test_markdown_says_what_was_measured_beside_the_paper():
     for part in (
         "# paper/cifar100/resnet110\n",
         "2 seeds of 3 asked for: mean ± sample standard deviation",
-        "Changed from the recipe: epochs 450 -> 45, weight_decay 0.0001 -> 0.0005.",
+        "Changed from the recipe: weight_decay 0.0001 -> 0.0005, epochs 450 -> 45.",
         "sgd at 0.1, times 0.1 at 50 %, 75 %; no warm-up",
         "## Selected epoch: chosen on held-out training images",
         "## Last epoch",
@@ -315,9 +315,9 @@ TIMING = {
 def measured(config, monkeypatch):
     """A reproduction of two seeds with timing and an ablation, nothing of which is trained."""
     config.output_dir.mkdir()
-    monkeypatch.setattr(command, "run", lambda config, console: COMPLETE)
+    monkeypatch.setattr(seeds, "run", lambda config, console: COMPLETE)
     monkeypatch.setattr(ablations, "run", lambda config, console: COMPLETE)
-    monkeypatch.setattr(command, "time_epochs", lambda config: TIMING)
+    monkeypatch.setattr("oekd_fast.reproduction.timing.time_epochs", lambda config: TIMING)
     return reproduce(DIGITS, config, 2, timing=True, ablations=("alpha",), console=QUIET)
 
 
@@ -360,7 +360,7 @@ def test_ablations_train_the_family_alone_and_own_values_not_again(config, monke
         assert all(sweep.fields(value) for value in found["values"])
     assert len({run.run_folder for run in runs}) == 2 * (7 + 5 + 6 - 2)
     places = {run.run_folder.relative_to(config.output_dir): run for run in runs}
-    assert places[Path("seed-0")].baseline and places[Path("seed-1")].ce_weight == 0.7
+    assert places[Path("seed-0")].baseline and places[Path("seed-1")].loss_weights.ce_weight == 0.7
     other = places[Path("ablations/beta_gamma-0.05-0.25/seed-1")]
     assert (other.feature_weight, other.kd_weight, other.baseline, other.seed) == (0.05, 0.25, False, 1)
     assert places[Path("ablations/temperature-6/seed-0")].temperature == 6.0
