@@ -113,7 +113,7 @@ def test_a_resumed_config_must_match(config):
     train(replace(config, epochs=1), QUIET)
     before = (config.output_dir / "config.json").read_bytes()
     changed = replace(config, epochs=1, resume=True, temperature=3.0, seed=1)
-    with pytest.raises(RunFolderError, match="seed: expected 0, got 1; temperature: expected 2.0, got 3.0"):
+    with pytest.raises(RunFolderError, match="temperature: expected 2.0, got 3.0; seed: expected 0, got 1"):
         train(changed, QUIET)
     assert (config.output_dir / "config.json").read_bytes() == before
 
