@@ -68,7 +68,7 @@ def reproduce(
         Others: as `oekd_fast.train`.
     """
     # These import torch, which --help does not need.
-    from oekd_fast.paper.expected import papers_ablation
+    from oekd_fast.paper.expected import paper_ablation
     from oekd_fast.reproduction.ablations import ablate
     from oekd_fast.reproduction.results import gather, measured_before, write
     from oekd_fast.reproduction.seeds import run, seed_config
@@ -91,7 +91,7 @@ def reproduce(
         write(folder, results)
     for name in ablations:
         sweep = ablate(name, config, folder, numbers, console)
-        results["ablations"][name] = sweep | {"paper": papers_ablation(name), "seeds": numbers}
+        results["ablations"][name] = sweep | {"paper": paper_ablation(name), "seeds": numbers}
         write(folder, results)
     return results
 

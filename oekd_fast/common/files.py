@@ -1,4 +1,4 @@
-"""Files that are never seen half written."""
+"""Write files atomically: a reader sees the old or the new content, never a part."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that `path` always holds all of the old or all of the new content.
+    """Write `data` to `path`, which holds either the old or the new content at any time, even after a crash.
 
     Raises:
-        OSError: writing failed; `path` is as before and no temporary file is left.
+        OSError: writing failed; `path` is unchanged and no temporary file is left.
     """
     temporary = temporary_path(path)
     try:
@@ -25,12 +25,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where the content of `path` is written before it is renamed."""
+    """Return the path of the temporary file that is renamed to `path`."""
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` and wait until it is on the disk."""
+    """Write `data` to `path` and wait until it is on disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -38,7 +38,7 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
+    """Wait until renames in `folder` are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, versions, commit."""
+"""Describe the machine and software that a measurement was made on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def machine() -> dict:
-    """Processor, GPU if there is one, threads, versions, commit: what a figure needs beside it."""
+    """Return the processor, GPU (if available), threads, versions and commit, to be stored beside a measurement."""
     return {
         "processor": _processor(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
@@ -32,7 +32,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file is tracked in; None if it is installed, be it below someone's checkout."""
+    """Return the commit of the checkout that tracks this file, or None if the package is installed."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers of several runs as one: mean and sample standard deviation."""
+"""Mean and sample standard deviation of the results of repeated runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 
 class Spread(NamedTuple):
-    """A mean with the sample standard deviation, which is None for one value."""
+    """A mean and a sample standard deviation, which is None for a single value."""
 
     mean: float
     deviation: float | None
 
     def __format__(self, form: str) -> str:
-        """``mean ± deviation``, the mean as `form` says (".2f" if it is empty); of one value the mean alone."""
+        """Format as "mean ± deviation", or as the mean of a single value; `form` formats the mean (default ".2f")."""
         mean = f"{self.mean:{form or '.2f'}}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.2f}"
 
@@ -23,5 +23,5 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of one number a run."""
+    """Return the spread of `values`, one number per run."""
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)

@@ -1,0 +1,8 @@
+"""The family of students and everything that is kept of it.
+
+- `ensemble`: `build_ensemble` builds the students on their shared base; `student(j)` returns one of them.
+- `gate`: learnt weights of the students for each image.
+- `teacher`: a fixed network that students learn from.
+- `saved`: save and load students and their gate.
+- `flops`: floating-point operations of each student.
+"""

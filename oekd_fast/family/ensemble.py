@@ -1,7 +1,7 @@
 """A family of students on one shared base (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449).
 
-Students are counted from 0. Student 0 is the full network, the pseudo teacher; student j keeps its
-depth and (N - j) / N of its channels.
+Students are counted from 0. Student 0 is the full network, called the pseudo teacher. Student j has the same depth and
+(N - j) / N of its channels.
 """
 
 import copy
@@ -17,10 +17,11 @@ from oekd_fast.models import Architecture, get_architecture
 
 
 class EnsembleOutput(NamedTuple):
-    """What the ensemble computes for one batch; S is the number of students.
+    """Output of a family for one batch; S is the number of students.
 
-    logits: S tensors [B, C].
-    features: for each student, one map [B, C_b, H_b, W_b] for each block.
+    Args:
+        logits: S tensors [B, C].
+        features: for each student, one map [B, C_b, H_b, W_b] per block.
     """
 
     logits: tuple[Tensor, ...]
@@ -28,13 +29,13 @@ class EnsembleOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """One student alone: the base and its branch; images [B, C_in, H, W] -> logits [B, C]."""
+    """One student, made of the base and its branch: images [B, C_in, H, W] -> logits [B, C]."""
 
     def __init__(self, base: nn.Module, branch: nn.Module) -> None:
         super().__init__()
         self.base = base
         self.branch = branch
-        # The parts may belong to an ensemble that is being evaluated.
+        # The modules may belong to a family in evaluation mode.
         self.training = base.training
 
     def forward(self, images: Tensor) -> Tensor:
@@ -43,28 +44,35 @@ class Student(nn.Module):
 
 
 class StudentEnsemble(nn.Module):
-    """A shared base, a branch for each student, and adapters from narrow maps to the teacher's.
+    """A family of students: a shared base, one branch per student, and adapters between their feature maps.
 
-    `forward` takes float images [B, in_channels, H, W] and returns an `EnsembleOutput` in the order
-    of `members`. Attributes: `architecture`, `num_students`, `num_classes`, `in_channels`, `members`,
-    `base`, `branches` (one a member) and `adapters`: `adapters[b][i - 1]` is the 1x1 convolution from
-    the map of `members[i]` after block b to the map of student 0. `adapters` is empty unless
-    student 0 and at least one other are members; with `hint_channels`, `adapters[b][i]` goes from the map of
-    `members[i]` to that of an external teacher. `gate`, if asked for, weighs the students for each image.
+    `forward` takes floating-point images [B, in_channels, H, W] and returns an `EnsembleOutput` in the order of
+    `members`.
 
     Args:
-        architecture: what to build.
-        num_students: N, which sets the widths of all students.
+        architecture: network to build.
+        num_students: N, which determines the widths of all students.
         num_classes: C, the number of logits.
         in_channels: channels of the images.
-        members: the students to build, as ascending indices in 0..N-1; None means all N. A family of
-            one trains that student alone.
-        gated: with a `Gate`.
-        hint_channels: of an external teacher's map after each block.
+        members: indices of the students to build, ascending in 0..N-1; by default all N. A family of one trains that
+            student alone.
+        gated: add a `Gate`, which weights the students for each image.
+        hint_channels: channels of the map of an external teacher after each block; by default student 0 is the
+            teacher.
+
+    Attributes:
+        architecture, num_students, num_classes, in_channels, members: the arguments.
+        base: module that all students share.
+        branches: one module per member.
+        adapters: `adapters[b][i - 1]` is the 1x1 convolution from the map of `members[i]` after block b to the map of
+            student 0. Empty unless student 0 and at least one other student are members. With `hint_channels`,
+            `adapters[b][i]` leads from the map of `members[i]` to that of the external teacher.
+        hinted: whether there is an external teacher.
+        gate: the `Gate`, or None.
 
     Raises:
-        ValueError: a number is below 1, `members` is empty, out of range or not ascending, or `hint_channels` are of
-            another number of blocks.
+        ValueError: a number is below 1; `members` is empty, out of range or not ascending; or `hint_channels` has
+            another number of blocks than the network.
     """
 
     def __init__(
@@ -100,20 +108,20 @@ class StudentEnsemble(nn.Module):
         return EnsembleOutput(logits, features)
 
     def student(self, j: int) -> Student:
-        """Return student `j` (its index in 0..N-1, not its place in `members`) as a plain module.
+        """Return student `j` as a plain module; `j` is its index in 0..N-1, not its position in `members`.
 
-        It shares its parts with the ensemble, their train or eval mode included; `copy.deepcopy` makes
-        it independent.
+        The student shares its modules with the family, including their training mode. `copy.deepcopy` makes it
+        independent.
 
         Raises:
-            ValueError: `j` is not among `members`.
+            ValueError: `j` is not in `members`.
         """
         if j not in self.members:
             raise ValueError(f"j: expected one of the members {self.members}, got {j}")
         return Student(self.base, self.branches[self.members.index(j)])
 
     def parameter_counts(self) -> list[int]:
-        """Return the parameters of each member alone, base and branch, in the order of `members`."""
+        """Return the number of parameters of each member, base and branch, in the order of `members`."""
         return [sum(p.numel() for p in self.student(j).parameters()) for j in self.members]
 
     def network_parameters(self) -> Iterator[nn.Parameter]:
@@ -122,7 +130,7 @@ class StudentEnsemble(nn.Module):
         return chain(self.base.parameters(), self.branches.parameters(), gate)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of the adapters, which only training needs."""
+        """Iterate over the parameters of the adapters, which are used in training only."""
         return self.adapters.parameters()
 
 
@@ -136,7 +144,11 @@ def build_ensemble(
     gated: bool = False,
     hint_channels: tuple[int, ...] | None = None,
 ) -> StudentEnsemble:
-    """Build the family of `model`, an architecture or the name of one; see `StudentEnsemble` for the rest.
+    """Build the family of a network.
+
+    Args:
+        model: an architecture, or the name of one (see `architecture_names`).
+        num_students, num_classes, in_channels, members, gated, hint_channels: see `StudentEnsemble`.
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
@@ -169,7 +181,7 @@ def _build_adapters(
 
 
 def _channels_of(base: nn.Module, architecture: Architecture, in_channels: int) -> int:
-    """Of the base's map, found by a run without data."""
+    """Return the channels of the map of `base`, by running it on the meta device."""
     size = getattr(architecture, "image_shape", (3, 64, 64))[1:]
     with torch.no_grad():
         return copy.deepcopy(base).to("meta").eval()(torch.empty(1, in_channels, *size, device="meta")).shape[1]

@@ -1,4 +1,4 @@
-"""What a student's forward pass computes, in floating-point operations."""
+"""Floating-point operations of the forward pass of students."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from oekd_fast.family.ensemble import StudentEnsemble
 
 @torch.no_grad()
 def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -> list[int]:
-    """Operations of the forward pass of each member alone, base and branch, for one image.
+    """Count the floating-point operations of each student, base and branch, for one image.
 
-    A multiply-add counts as two; only convolutions and matrix products count. Nothing is computed: the networks are
-    built once more, without memory.
+    Convolutions and matrix products are counted, with two operations per multiply-add. The networks are built again on
+    the meta device, so that nothing is computed.
 
     Args:
-        ensemble: of any device; in the order of its `members`.
-        image_size: height and width, or one number for both.
+        ensemble: a family, on any device.
+        image_size: height and width in pixels, or one number for both.
+
+    Returns:
+        One number per member, in the order of `members`.
 
     Raises:
-        ValueError: `image_size` is not of numbers >= 1.
+        ValueError: `image_size` is not one or two numbers >= 1.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
@@ -36,7 +39,7 @@ def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) 
 
 
 def _count(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """What `module` returns for `x`, and its operations."""
+    """Return the output of `module` for `x`, and its number of operations."""
     with FlopCounterMode(display=False) as counter:
         result = module.eval()(x)
     return result, counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""Weights of an ensemble that are learnt, for each image (Lan, Zhu, Gong 2018, arXiv 1806.04606, section 3.1)."""
+"""Learnt weights of the students in their ensemble (Lan, Zhu, Gong 2018, arXiv 1806.04606, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 class Gate(nn.Module):
-    """The base's map, pooled, through a linear layer, BatchNorm, ReLU and softmax: [B, C, H, W] -> [B, students], fp32.
+    """Weights of the students for each image: map of the base [B, channels, H, W] -> fp32 [B, students].
 
-    Each row sums to 1.
+    The map is pooled and passed through a linear layer, BatchNorm, ReLU and softmax, so that each row sums to 1.
     """
 
     def __init__(self, channels: int, students: int) -> None:

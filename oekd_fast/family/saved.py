@@ -1,4 +1,4 @@
-"""Students on disk: weights as safetensors, and beside them in JSON all that is needed to use them; and their gate."""
+"""Save and load students, as weights in a safetensors file with metadata in a JSON file beside it, and their gate."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from oekd_fast.family.gate import Gate
 from oekd_fast.models import Architecture, architecture_names, get_architecture
 
 FORMAT_VERSION = 1
-GATE_FILE = "gate.safetensors"  # beside the students that it weighs
+GATE_FILE = "gate.safetensors"  # in the folder of the students that it weights
 _WEIGHTS_SUFFIX = ".safetensors"
 _METADATA_SUFFIX = ".json"
 _CHECKSUM_FIELD = "weights_sha256"
@@ -25,7 +25,7 @@ _CHECKSUM_FIELD = "weights_sha256"
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What training did to images in [0, 1]: (image - mean) / std, one number a channel."""
+    """Normalisation of images in [0, 1], (image - mean) / std, with one number per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -33,16 +33,22 @@ class Normalisation:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentMetadata:
-    """What a student is and how to feed it; the JSON file holds these fields under the same names.
+    """Everything that is needed to build and use a student. The JSON file has these fields under the same names.
 
-    model, num_students, index, in_channels, num_classes: what to build; `index` counts from 1.
-    image_size: height and width of the training images.
-    classes: the name of each class.
-    widths: channels of the student's feature maps.
-    parameters: parameters of base and branch.
-    accuracy: in percent, or None if it was not measured.
-    normalisation: how `preprocess` scales images.
-    oekd_fast_version: the version that saved the student.
+    Args:
+        format_version: version of the file format.
+        model: name of the architecture.
+        num_students: number of students of the family.
+        index: number of the student in the family, from 1.
+        in_channels: channels of the images.
+        image_size: height and width of the training images in pixels.
+        num_classes: number of logits.
+        classes: name of each class.
+        widths: channels of the student's feature maps, one per block.
+        parameters: number of parameters of base and branch.
+        accuracy: test accuracy in percent, or None if it was not measured.
+        normalisation: statistics that `preprocess` uses.
+        oekd_fast_version: version of the package that saved the student.
 
     Raises:
         ValueError: fields contradict each other; the message names the field.
@@ -82,7 +88,7 @@ class StudentMetadata:
         normalisation: Normalisation,
         accuracy: float | None = None,
     ) -> "StudentMetadata":
-        """Describe student `j` (from 0) of `ensemble`."""
+        """Return the metadata of student `j` of `ensemble`, counted from 0."""
         return cls(
             model=ensemble.architecture.name,
             num_students=ensemble.num_students,
@@ -99,7 +105,7 @@ class StudentMetadata:
 
 
 class LoadedStudent(Student):
-    """A student read from disk: images as `preprocess` returns them -> logits [B, num_classes]."""
+    """A student read from disk, with its `metadata`; `forward` takes the images that `preprocess` returns."""
 
     def __init__(self, base: nn.Module, branch: nn.Module, metadata: StudentMetadata) -> None:
         super().__init__(base, branch)
@@ -109,11 +115,11 @@ class LoadedStudent(Student):
             self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Scale uint8 images [B, in_channels, H, W] as in training and return float32.
+        """Normalise uint8 images [B, in_channels, H, W] as in training, and return float32 images.
 
         Raises:
             TypeError: `images` is not uint8.
-            ValueError: `images` has another number of dimensions or channels.
+            ValueError: `images` has another number of dimensions or of channels.
         """
         channels = self.metadata.in_channels
         if images.dtype != torch.uint8:
@@ -126,19 +132,19 @@ class LoadedStudent(Student):
 def save_student(
     module: nn.Module, path: Path | str, metadata: StudentMetadata, architecture: Architecture | None = None
 ) -> Path:
-    """Write the weights of `module` and, beside them, `metadata`; return the path of the weights.
+    """Write the weights of a student and its metadata, and return the path of the weights.
 
     Args:
-        module: what `StudentEnsemble.student` returned, on any device.
-        path: `<name>.safetensors`, `<name>.json` or `<name>`; its folder must exist.
-        metadata: describes `module`.
-        architecture: that of `module`, where it is not registered.
+        module: student, as returned by `StudentEnsemble.student`, on any device.
+        path: `<name>.safetensors`, `<name>.json` or `<name>`, in a folder that exists.
+        metadata: metadata of `module`.
+        architecture: architecture of `module`; needed if it is not registered.
 
     Raises:
-        ValueError: `module` does not have the tensors that `metadata` describes, or `architecture` is another one.
+        ValueError: `module` does not have the tensors that `metadata` describes, or `architecture` has another name.
         ImportError: safetensors is not installed.
-        OSError: writing failed. Each file holds the old or the new content, and the checksum in the JSON
-            tells a pair of unequal age.
+        OSError: writing failed. Each file then has its old or its new content. `load_student` detects by a checksum
+            that two files do not belong together.
     """
     safetensors = _import_safetensors()
     weights_path, metadata_path = _paths(path)
@@ -154,16 +160,16 @@ def save_student(
 
 
 def load_student(path: Path | str, architecture: Architecture | None = None) -> LoadedStudent:
-    """Rebuild a saved student on the CPU, in eval mode.
+    """Load a saved student on the CPU, in evaluation mode.
 
     Args:
-        path: `<name>.safetensors`, `<name>.json` or `<name>`; both files must be there.
-        architecture: that of the student, where it is not registered: a network of the user's own.
+        path: `<name>.safetensors`, `<name>.json` or `<name>`; both files are read.
+        architecture: architecture of the student; needed if it is not registered, as for a network of your own.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: a file is damaged, of another format version, or does not fit the other; or the student's
-            architecture is neither registered nor `architecture`.
+        ValueError: a file is damaged, has another format version or does not belong to the other; or the student's
+            architecture is not registered and is not `architecture`.
         ImportError: safetensors is not installed.
     """
     safetensors = _import_safetensors()
@@ -183,23 +189,29 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
 
 
 def save_gate(gate: Gate, path: Path) -> None:
-    """Write the weights of `gate` to the file `path`, with their checksum, so that a crash leaves a complete file."""
+    """Write the weights of `gate` and their checksum to the file `path`, atomically.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: writing failed; the file then has its old content.
+    """
     safetensors = _import_safetensors()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}
-    facts = {"format": "pt", _CHECKSUM_FIELD: _checksum(tensors)}
-    write_atomically(path, safetensors.save(tensors, metadata=facts))
+    metadata = {"format": "pt", _CHECKSUM_FIELD: _checksum(tensors)}
+    write_atomically(path, safetensors.save(tensors, metadata=metadata))
 
 
 def load_gate(path: Path, channels: int, students: int) -> Gate:
-    """Rebuild a saved gate on the CPU, in eval mode.
+    """Load a saved gate on the CPU, in evaluation mode.
 
     Args:
-        channels: of the base's map.
-        students: whom it weighs.
+        path: file that `save_gate` wrote.
+        channels: channels of the map of the base.
+        students: number of students that the gate weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of a gate of other sizes.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, or holds a gate of other sizes.
         ImportError: safetensors is not installed.
     """
     _import_safetensors()
@@ -215,7 +227,7 @@ def load_gate(path: Path, channels: int, students: int) -> Gate:
         gate = Gate(channels, students)
     _check_tensors(tensors, gate, str(path))
     if checksum != _checksum(tensors):
-        raise ValueError(f"{path}: damaged, its weights are not those that were saved")
+        raise ValueError(f"{path}: damaged (the checksum of the weights differs)")
     gate.load_state_dict(tensors, assign=True)
     return gate.eval()
 
@@ -228,7 +240,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:
-    """Build the student without memory for its weights and without drawing random numbers."""
+    """Build the student on the meta device, without memory for its weights and without drawing random numbers."""
     architecture = _architecture_of(metadata, architecture)
     with torch.device("meta"):
         base = architecture.build_base(metadata.in_channels)
@@ -240,8 +252,8 @@ def _architecture_of(metadata: StudentMetadata, architecture: Architecture | Non
     if architecture is None:
         if metadata.model not in architecture_names():
             raise ValueError(
-                f"model: {metadata.model!r} is unknown; a network of your own needs its architecture here, "
-                "as architecture=, or register_architecture before"
+                f"model: {metadata.model!r} is unknown; pass architecture= for a network of your own, "
+                "or call register_architecture first"
             )
         return get_architecture(metadata.model)
     if architecture.name != metadata.model:

@@ -1,4 +1,4 @@
-"""A network that is not trained and that students learn from."""
+"""A fixed network that students learn from."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Teacher(nn.Module):
-    """A student's logits and maps, in evaluation mode and without gradients, of pixels as they are in a data set.
+    """A trained student that returns logits and feature maps of uint8 images, without gradients.
 
     Args:
-        network: base and branch; held, not copied.
-        statistics: mean and standard deviation a channel that it was trained with, for pixels in [0, 1].
-        channels: of its map after each block.
-        num_classes, in_channels: of its logits and images.
+        network: base and branch. They are not copied; gradients are disabled and evaluation mode is set.
+        statistics: mean and standard deviation per channel of its training images, for pixels in [0, 1].
+        channels: channels of its map after each block.
+        num_classes: number of its logits.
+        in_channels: channels of its images.
     """
 
     def __init__(
@@ -36,19 +37,19 @@ class Teacher(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Teacher:
-        """A saved student; errors as `load_student`."""
+        """Load a saved student as a teacher; raises the errors of `load_student`."""
         network = load_student(path)
-        facts = network.metadata
+        metadata = network.metadata
         return cls(
             network,
-            (facts.normalisation.mean, facts.normalisation.std),
-            tuple(facts.widths),
-            facts.num_classes,
-            facts.in_channels,
+            (metadata.normalisation.mean, metadata.normalisation.std),
+            tuple(metadata.widths),
+            metadata.num_classes,
+            metadata.in_channels,
         )
 
     def check_fits(self, num_classes: int, in_channels: int, name: str) -> None:
-        """Raise ValueError unless it knows the classes and takes the images of a data set."""
+        """Raise ValueError unless the teacher has as many classes and image channels as the data set."""
         for what, own, given in (
             ("classes", self.num_classes, num_classes),
             ("channels of images", self.in_channels, in_channels),
@@ -58,6 +59,6 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, memory_format: torch.memory_format) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """uint8 [B, C, H, W] to logits [B, classes] and the maps [B, C_b, H_b, W_b] after each block."""
+        """Return logits [B, classes] and the maps [B, C_b, H_b, W_b] of each block for images uint8 [B, C, H, W]."""
         images = normalise(images, self.mean, self.std, memory_format=memory_format)
         return self.network.branch(self.network.base(images))

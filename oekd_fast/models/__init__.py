@@ -1,4 +1,11 @@
-"""Networks that can be trained as a family: their scaling rules, and a registry of names."""
+"""Networks that can be trained as a family, and the rule that scales their channels.
+
+- `registry`: `get_architecture` returns a network by name, `register_architecture` adds one.
+- `architecture`, `functional`: the interface of a network, and its implementation by three functions. `cifar_resnet`,
+  `resnet` (with `residual`), `densenet` and `efficientnet` each define a set of networks in this way.
+- `scaling`: the width of student j of n.
+- `published_weights`, `published_names`: load weights of torchvision and timm into the largest student.
+"""
 
 from oekd_fast.models.architecture import Architecture
 from oekd_fast.models.functional import FunctionalArchitecture

@@ -1,4 +1,4 @@
-"""What an architecture must offer to be trained as a family of students."""
+"""The interface of an architecture that can be trained as a family of students."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,10 +7,10 @@ from torch import nn
 
 @runtime_checkable
 class Architecture(Protocol):
-    """One network, cut into a base that all students share and a branch for each student.
+    """A network that is cut into a base, which all students share, and one branch per student.
 
-    `FunctionalArchitecture` implements it from three functions. One of ours: a file of its own, listed in
-    `registry.py`.
+    `FunctionalArchitecture` implements the interface with three functions. To add a network to the package, define it
+    in a module of its own and list it in `registry.py`.
     """
 
     @property
@@ -20,22 +20,21 @@ class Architecture(Protocol):
 
     @property
     def block_type(self) -> type[nn.Module]:
-        """What branches repeat: the module that `compile_blocks` compiles."""
+        """Type of the module that branches repeat, which `compile_blocks` compiles."""
         ...
 
     def build_base(self, in_channels: int) -> nn.Module:
-        """Build the shared base: images [B, in_channels, H, W] -> one map [B, C, H', W']."""
+        """Build the shared base, from images [B, in_channels, H, W] to a feature map [B, C, H', W']."""
         ...
 
     def build_branch(self, j: int, n: int, num_classes: int) -> nn.Module:
-        """Build the branch of student `j` of `n` (from 0; student 0 has full width).
+        """Build the branch of student `j` of `n`, counted from 0; student 0 has full width.
 
-        The branch maps the base's output to `(logits, maps)`: logits [B, num_classes] and one
-        feature map [B, C_b, H_b, W_b] for each block, with C_b = `map_channels(j, n)[b]`.
-        H_b and W_b are the same for all students.
+        The branch returns `(logits, maps)` for the output of the base: logits [B, num_classes] and one feature map
+        [B, C_b, H_b, W_b] per block, with C_b = `map_channels(j, n)[b]`. H_b and W_b are the same for all students.
         """
         ...
 
     def map_channels(self, j: int, n: int) -> tuple[int, ...]:
-        """Return the channels of the feature maps of student `j` of `n`, one entry a block."""
+        """Return the number of channels of each feature map of student `j` of `n`, one entry per block."""
         ...

@@ -1,4 +1,4 @@
-"""CIFAR ResNets of 6n + 2 layers (He et al. 2016, section 4.2), scaled as in the paper (arXiv 2011.07449)."""
+"""CIFAR ResNets of 6n + 2 layers (He et al. 2016, section 4.2), scaled as in arXiv 2011.07449."""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
-"""DenseNet-BC for CIFAR and DenseNet-121 (Huang et al. 2017): the growth rate of the branch is scaled.
+"""DenseNet-BC for CIFAR and DenseNet-121 (Huang et al. 2017), with a scaled growth rate of the branch.
 
-The base of a CIFAR network is its first convolution; that of DenseNet-121 is its stem, first dense block and
-transition. The branch has three dense blocks in both.
+The base of a CIFAR network is its first convolution. The base of DenseNet-121 is its stem, first dense block and first
+transition. The branch of both has three dense blocks.
 """
 
 from collections import OrderedDict
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from oekd_fast.layers.direct_conv import DirectConv2d
 from oekd_fast.layers.norm_relu import NormReLU
-from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
-from oekd_fast.models.initialise import kaiming_fan_out
+from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear, kaiming_fan_out
 from oekd_fast.models.scaling import Width
 
 
 class _DenseLayer(nn.Module):
-    """A bottleneck of 4 x growth channels, whose result is appended: [B, C, H, W] -> [B, C + growth, H, W]."""
+    """Bottleneck of 4 x growth channels; its output is appended to its input: [B, C, H, W] -> [B, C + growth, H, W]."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class _DenseBlock(nn.Sequential):
 
 
 def _transition(channels: int) -> nn.Sequential:
-    """Half the channels, half the size."""
+    """Build a transition, which halves the channels, height and width."""
     return nn.Sequential(
         OrderedDict(
             norm=NormReLU(channels),
@@ -55,7 +54,13 @@ def _head(channels: int, num_classes: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class _DenseNet:
-    """layers: of each dense block of the branch; base_layers: of the one in the base."""
+    """Options of a DenseNet.
+
+    Args:
+        growth: channels that each layer of a full-width network adds.
+        layers: number of layers of each dense block of the branch.
+        base_layers: number of layers of the dense block in the base; 0 for a CIFAR network, which has none.
+    """
 
     growth: int
     layers: tuple[int, int, int]

@@ -1,6 +1,6 @@
-"""EfficientNet-B0 to B7 (Tan and Le 2019): every stage and the head of the branch are scaled, the stem is not.
+"""EfficientNet-B0 to B7 (Tan and Le 2019), with scaled stages and head; the stem is the base and keeps its width.
 
-The resolution that belongs to each of them is the caller's choice. BatchNorm's constants are torchvision's.
+The caller chooses the image resolution. BatchNorm has the eps and momentum of torchvision.
 """
 
 from collections import OrderedDict
@@ -14,8 +14,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oekd_fast.models.functional import FunctionalArchitecture
-from oekd_fast.models.initialise import kaiming_fan_out
+from oekd_fast.models.functional import FunctionalArchitecture, kaiming_fan_out
 from oekd_fast.models.scaling import Width
 
 _DROP_CONNECT = 0.2
@@ -44,7 +43,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def round_channels(channels: Fraction) -> int:
-    """The multiple of 8 nearest to `channels`, at least 8, and the next one where over a tenth would be lost."""
+    """Round `channels` to the nearest multiple of 8 that is at least 8 and at least 0.9 x `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if 10 * rounded >= 9 * channels else rounded + 8
 
@@ -61,7 +60,7 @@ class _SqueezeExcite(nn.Module):
 
 
 class _DropConnect(nn.Module):
-    """In training, whole images of a batch become 0 with probability `p`, and the others are scaled to make up."""
+    """In training, zero whole images of a batch with probability `p` and scale the others by 1 / (1 - p)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class _DropConnect(nn.Module):
 
 
 class _MBConv(nn.Module):
-    """Inverted bottleneck with squeeze-excite at a quarter of its input: [B, C, H, W] -> [B, channels, H', W']."""
+    """Inverted bottleneck with squeeze-excite of C // 4 channels: [B, C, H, W] -> [B, channels, H', W']."""
 
     def __init__(self, in_channels: int, channels: int, stage: _Stage, stride: int, drop: float, norm: Norm) -> None:
         super().__init__()
@@ -116,7 +115,13 @@ def _conv_norm(in_channels: int, channels: int, kernel: int, stride: int, norm: 
 
 @dataclass(frozen=True)
 class _EfficientNet:
-    """width, depth: the multipliers; dropout: before the classifier."""
+    """Options of an EfficientNet.
+
+    Args:
+        width, depth: multipliers of the channels and of the number of blocks per stage.
+        dropout: probability of dropout before the classifier.
+        norm: constructor of the BatchNorm layers from their number of channels.
+    """
 
     width: Fraction
     depth: Fraction
@@ -133,14 +138,14 @@ class _EfficientNet:
     def blocks(self, width: Width) -> list[nn.Module]:
         ratio = self.width * width.ratio
         repeats = [ceil(stage.repeats * self.depth) for stage in _STAGES]
-        channels, done = round_channels(_STEM_CHANNELS * self.width), 0
+        channels, blocks_built = round_channels(_STEM_CHANNELS * self.width), 0
         stages = []
         for stage, count in zip(_STAGES, repeats, strict=True):
             layers, out = [], round_channels(stage.channels * ratio)
             for i in range(count):
-                drop = _DROP_CONNECT * done / sum(repeats)
+                drop = _DROP_CONNECT * blocks_built / sum(repeats)
                 layers.append(_MBConv(channels, out, stage, stage.stride if i == 0 else 1, drop, self.norm))
-                channels, done = out, done + 1
+                channels, blocks_built = out, blocks_built + 1
             stages.append(nn.Sequential(*layers))
         stages.append(_conv_norm(channels, round_channels(_HEAD_CHANNELS * ratio), 1, 1, self.norm))
         return [nn.Sequential(*stages[:3]), nn.Sequential(*stages[3:5]), nn.Sequential(*stages[5:])]

@@ -1,4 +1,4 @@
-"""An architecture made from plain functions: all of ours, and any network of the user's own."""
+"""Architectures made of plain functions, the building blocks of their branches, and shared initialisation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,20 @@ from oekd_fast.models.scaling import Width
 
 @dataclass(frozen=True)
 class FunctionalArchitecture:
-    """A network cut into a base, blocks and a head; implements `Architecture`.
+    """A network that is cut into a base, blocks and a head; implements `Architecture`.
 
-    name: what saved students and reports call it.
-    base: `base(in_channels)`: images [B, in_channels, H, W] -> one map; the same for every student.
-    blocks: `blocks(width)`: what follows, as modules that run one after the other, each map -> map [B, C_b, H_b, W_b].
-        `width(64)` is int(64 r), the student's share of 64 channels; `width.ratio` is r. There are as many blocks for
-        every width, and the sizes of their maps do not depend on it.
-    head: `head(channels, num_classes)`: the last map, of so many channels -> logits [B, num_classes].
-    initialise: applied to every module of base and branch, if given.
-    channels: `channels(width)`: of the map of each block; if not given, a run without data finds them.
-    block_type: what `compile_blocks` compiles.
-    image_shape: [C, H, W] of images that the network takes, for that run.
+    Args:
+        name: name of the network in saved students and reports.
+        base: `base(in_channels)` builds the part that all students share: images [B, in_channels, H, W] -> map.
+        blocks: `blocks(width)` builds the modules that follow, which run one after the other: map -> map
+            [B, C_b, H_b, W_b]. `width(64)` is int(64 r), the student's share of 64 channels, and `width.ratio` is r.
+            The number of blocks and the sizes of their maps have to be the same for every width.
+        head: `head(channels, num_classes)` builds the classifier: last map -> logits [B, num_classes].
+        initialise: function applied to every module of base and branch, or None.
+        channels: `channels(width)` returns the channels of the map of each block. If None, they are found by running
+            the network on the meta device.
+        block_type: type of the modules that `compile_blocks` compiles.
+        image_shape: (C, H, W) of an image that the network accepts, for that run.
     """
 
     name: str
@@ -36,7 +38,7 @@ class FunctionalArchitecture:
     image_shape: tuple[int, int, int] = (3, 32, 32)
 
     def build_base(self, in_channels: int) -> nn.Module:
-        """Build the base for images of `in_channels`."""
+        """Build the base for images of `in_channels` channels."""
         return self._initialised(self.base(in_channels))
 
     def build_branch(self, j: int, n: int, num_classes: int) -> nn.Module:
@@ -48,7 +50,7 @@ class FunctionalArchitecture:
         """Return the channels of the map of each block.
 
         Raises:
-            ValueError: where a run finds them: there are no blocks, or one does not return a map [B, C, H, W].
+            ValueError: `channels` is None, and there are no blocks or one does not return a map [B, C, H, W].
         """
         width = Width(j, n)
         return _find_channels(self, width) if self.channels is None else self.channels(width)
@@ -58,7 +60,7 @@ class FunctionalArchitecture:
 
 
 class Branch(nn.Module):
-    """Stages that run one after the other, and a classifier of the last one's map."""
+    """Stages that run one after the other, and a classifier of the map of the last stage."""
 
     def __init__(self, stages: Sequence[nn.Module], classifier: nn.Module) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class Branch(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map of the base -> logits [B, num_classes], and the map after each stage."""
+        """Return the logits [B, num_classes] and the map after each stage, for the output of the base."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -75,10 +77,19 @@ class Branch(nn.Module):
 
 
 class PooledLinear(nn.Linear):
-    """Global average pool and linear layer: [B, C, H, W] -> [B, out_features]."""
+    """Global average pooling followed by a linear layer: [B, C, H, W] -> [B, out_features]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.mean(dim=(2, 3)))
+
+
+def kaiming_fan_out(module: nn.Module) -> None:
+    """Initialise a convolution from a normal distribution with std sqrt(2 / (k_h k_w C_out)) (He et al. 2015).
+
+    Other modules keep the initialisation of PyTorch.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 @lru_cache(maxsize=1024)
@@ -91,8 +102,8 @@ def _find_channels(architecture: FunctionalArchitecture, width: Width) -> tuple[
     for b, block in enumerate(blocks):
         x = block.eval()(x)
         if not isinstance(x, Tensor) or x.ndim != 4:
-            came = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{architecture.name}: block {b}: expected a map [B, C, H, W], got {came}")
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{architecture.name}: block {b}: expected a map [B, C, H, W], got {got}")
         channels.append(x.shape[1])
     if not channels:
         raise ValueError(f"{architecture.name}: blocks: expected at least one module, got none")

@@ -1,6 +1,6 @@
-"""The names that torchvision and timm give the tensors of standard networks, and what they are called here.
+"""Translate the names of tensors in torchvision's and timm's networks to those of student 1.
 
-timm names ResNets and DenseNets as torchvision does.
+timm uses the names of torchvision for ResNets and DenseNets.
 """
 
 import re
@@ -11,16 +11,19 @@ _Rule = tuple[str, str | Callable[[re.Match], str | None]]
 
 
 class Layout(NamedTuple):
-    """rules: what a name begins with, and what stands there instead; the first that fits holds.
+    """Naming scheme of the tensors of one kind of network in one library.
 
-    sign: a name that no other layout has.
+    Args:
+        unique_name: name that no other layout contains.
+        rules: pairs of a regular expression for the start of a name and its replacement, a string or a function of the
+            match. The first rule that matches applies.
     """
 
-    sign: str
+    unique_name: str
     rules: tuple[_Rule, ...]
 
     def translate(self, name: str) -> str | None:
-        """The name in our student 1; None if the layout has no such name."""
+        """Return the name in student 1, or None if the layout does not contain `name`."""
         for pattern, ours in self.rules:
             if match := re.match(pattern, name):
                 start = ours if isinstance(ours, str) else ours(match)
@@ -29,9 +32,9 @@ class Layout(NamedTuple):
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
-    """The layout of a state dict with these names."""
+    """Return the layout of a state dict with these names, or None if it is unknown."""
     names = set(names)
-    return next((layout for layout in _LAYOUTS if layout.sign in names), None)
+    return next((layout for layout in _LAYOUTS if layout.unique_name in names), None)
 
 
 # -- ResNet, ResNeXt, Wide ResNet
@@ -69,7 +72,7 @@ _DENSENET = Layout(
     (
         (r"features\.conv0\.", "base.conv."),
         (r"features\.norm0\.", "base.norm."),
-        # torchvision's files from before 2018, which are still the ones that it downloads, have a point in norm1.
+        # torchvision's DenseNet files date from before 2018 and spell norm1 as norm.1.
         (r"features\.denseblock([1-4])\.denselayer(\d+)\.(norm|conv)\.?([12])\.", _dense_layer),
         (r"features\.transition1\.", "base.transition."),
         (r"features\.transition2\.", "branch.stages.0.transition."),
@@ -81,7 +84,7 @@ _DENSENET = Layout(
 
 # -- EfficientNet
 
-# Where stages 1 to 7 are.
+# Position of stages 1 to 7 among the stages of the branch.
 _STAGES = ("0.0", "0.1", "0.2", "1.0", "1.1", "2.0", "2.1")
 _HEAD = "branch.stages.2.2"
 _TORCHVISION_PARTS = {
@@ -92,7 +95,7 @@ _TIMM_SQUEEZE = {"se.conv_reduce": "squeeze.reduce", "se.conv_expand": "squeeze.
 _TIMM_PARTS = _TIMM_SQUEEZE | {
     "conv_pw": "expand", "bn1": "norm1", "conv_dw": "depthwise", "bn2": "norm2", "conv_pwl": "project", "bn3": "norm3",
 }  # fmt: skip
-# The first stage does not expand.
+# Blocks of the first stage have no expansion.
 _TIMM_FIRST = _TIMM_SQUEEZE | {"conv_dw": "depthwise", "bn1": "norm2", "conv_pw": "project", "bn2": "norm3"}
 
 

@@ -1,4 +1,4 @@
-"""Weights of standard networks, as torchvision and timm publish them, into student 1."""
+"""Load weights of standard networks, as torchvision and timm publish them, into student 1."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ def load_standard_weights(
     state_dict: Mapping[str, Tensor] | Path | str,
     classifier: Classifier = "strict",
 ) -> None:
-    """Copy the weights of a standard network into `student`, in place; all of them, or none with an error.
+    """Copy the weights of a standard network into `student`, in place. An error leaves `student` unchanged.
 
-    Names and shapes do not tell how a network computes: timm's `tf_efficientnet_*` (which pad as TensorFlow does,
-    "SAME") and those of its EfficientNets whose BatchNorm has another eps load too, but compute other outputs here.
+    Only names and shapes are checked. timm's `tf_efficientnet_*` (with TensorFlow's "SAME" padding) and EfficientNets
+    of timm with another eps of BatchNorm load without an error, but compute other outputs here.
 
     Args:
-        student: `ensemble.student(0)` of a resnet*, resnext*, wide_resnet* (not the CIFAR ones), densenet121 or
+        student: `ensemble.student(0)` of a resnet* for ImageNet, resnext*, wide_resnet*, densenet121 or
             efficientnet_b*.
-        state_dict: of that network in torchvision or timm, or the path of a file with it: .safetensors, or what
-            `torch.save` wrote (read with `weights_only=True`).
-        classifier: "skip" leaves the student's own last layer as it is: for another number of classes. "auto" skips
-            it if, and only if, the classes are of another number.
+        state_dict: state dict of that network in torchvision or timm, or the path of a file with it: .safetensors, or
+            a file of `torch.save`, which is read with `weights_only=True`.
+        classifier: "strict" copies the last layer too. "skip" keeps the student's own, for another number of classes.
+            "auto" skips it if the numbers of classes differ, and copies it otherwise.
 
     Raises:
-        ValueError: names or shapes are not those of the student; the message names the first tensors that differ.
-            Another width, depth, number of classes or of channels is found so. Or the file is damaged, or `classifier`
-            is unknown.
-        TypeError: `state_dict` is no mapping of names to tensors.
-        FileNotFoundError, ImportError: there is no such file; it needs safetensors, which is not installed.
+        ValueError: names or shapes differ from those of the student, which is the case for another width, depth,
+            number of classes or number of channels; the message names the first tensors that differ. Also raised if
+            the file is damaged or `classifier` is unknown.
+        TypeError: `state_dict` is not a mapping of names to tensors.
+        FileNotFoundError: the file does not exist.
+        ImportError: the file needs safetensors, which is not installed.
     """
     if classifier not in _CLASSIFIERS:
         raise ValueError(f"classifier: expected one of {_CLASSIFIERS}, got {classifier!r}")
@@ -108,7 +109,7 @@ def _has_other_classes(
 
 
 def _check(state_dict: Mapping[str, Tensor], public: Mapping[str, str], expected: Mapping[str, Tensor]) -> None:
-    # Files from before PyTorch 0.4.1 do not count batches.
+    # Files from before PyTorch 0.4.1 have no num_batches_tracked.
     missing = [name for name in expected if name not in public and not name.endswith("num_batches_tracked")]
     unexpected = [name for ours, name in public.items() if ours not in expected]
     if missing or unexpected:

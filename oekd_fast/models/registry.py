@@ -1,4 +1,4 @@
-"""The architectures that can be asked for by name."""
+"""Registry of architectures by name."""
 
 from difflib import get_close_matches
 
@@ -20,10 +20,12 @@ def architecture_names() -> tuple[str, ...]:
 
 
 def register_architecture(architecture: Architecture) -> None:
-    """Have `architecture` found under its name in this process: by `build_ensemble`, `load_student` and the trainer.
+    """Register `architecture` under its name in this process, for `build_ensemble`, `load_student` and the trainer.
+
+    Registering the same architecture again has no effect.
 
     Raises:
-        ValueError: there is another one of that name.
+        ValueError: another architecture is registered under that name.
     """
     name = architecture.name
     if _ARCHITECTURES.setdefault(name, architecture) != architecture:
@@ -34,7 +36,7 @@ def get_architecture(name: str) -> Architecture:
     """Return the architecture called `name`.
 
     Raises:
-        ValueError: there is none; the message names the nearest names and all of them.
+        ValueError: no architecture has that name; the message lists the nearest names and all names.
     """
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]

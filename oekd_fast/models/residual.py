@@ -1,4 +1,4 @@
-"""Residual blocks (He et al. 2016; Xie et al. 2017) of ResNets for images of any size."""
+"""Residual blocks of ResNets (He et al. 2016; Xie et al. 2017)."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from oekd_fast.layers.norm_relu import NormReLU
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and their shortcut: [B, in_width, H, W] -> [B, width, H / stride, W / stride]."""
+    """Two 3x3 convolutions and a shortcut: [B, in_width, H, W] -> [B, width, H / stride, W / stride]."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (in groups) and 1x1 convolution, and their shortcut; `planes` become 4 x planes.
+    """A 1x1, a grouped 3x3 and a 1x1 convolution and a shortcut: [B, in_width, H, W] -> [B, 4 planes, H', W'].
 
-    The 3x3 convolution has int(planes * base_width / 64) channels a group, and at least one. It has the stride.
+    The 3x3 convolution has the stride, and max(1, int(planes * base_width / 64)) channels per group.
     """
 
     EXPANSION = 4
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class _Projection(nn.Module):
-    """1x1 convolution of the given stride, and BatchNorm."""
+    """A 1x1 convolution with a stride, and BatchNorm."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class _Projection(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Strided by hand: oneDNN's weight gradient of a strided 1x1 convolution of few channels in channels_last
-        # writes past its workspace (uxlfoundation/oneDNN issue 6035): wrong results, hangs, crashes. Pooling single
-        # pixels, since a slice's gradient would not be channels_last.
+        # A pool of single pixels applies the stride, not the convolution. oneDNN's weight gradient of a strided 1x1
+        # convolution with few channels in channels_last writes past its workspace (uxlfoundation/oneDNN issue 6035),
+        # which gives wrong results, hangs and crashes. The gradient of a slice would not be channels_last.
         if self.stride > 1:
             x = functional.avg_pool2d(x, kernel_size=1, stride=self.stride)
         return self.norm(self.conv(x))
@@ -75,5 +75,5 @@ def _shortcut(in_width: int, width: int, stride: int) -> nn.Module:
 def residual_stage(
     block: Callable[[int, int], nn.Module], in_width: int, width: int, count: int, stride: int
 ) -> nn.Sequential:
-    """`count` blocks of `width` channels; `block(channels, stride)` takes so many, and the first has the stride."""
+    """Build `count` blocks of `width` output channels by `block(in_channels, stride)`; the first has the stride."""
     return nn.Sequential(block(in_width, stride), *(block(width, 1) for _ in range(count - 1)))

@@ -1,6 +1,7 @@
 """ResNets (He et al. 2016), ResNeXts (Xie et al. 2017) and Wide ResNets (Zagoruyko et al. 2016) for ImageNet.
 
-The first stage is in the base; planes and so bottleneck widths of the other three are scaled.
+The base contains the first stage. The planes of the other three stages are scaled, and with them the width of
+bottlenecks.
 """
 
 from collections import OrderedDict
@@ -10,8 +11,7 @@ from functools import partial
 from torch import nn
 
 from oekd_fast.layers.norm_relu import NormReLU
-from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
-from oekd_fast.models.initialise import kaiming_fan_out
+from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear, kaiming_fan_out
 from oekd_fast.models.residual import BasicBlock, Bottleneck, residual_stage
 from oekd_fast.models.scaling import Width
 
@@ -21,7 +21,13 @@ _STAGE_PLANES = (64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class _ResNet:
-    """blocks: a stage. groups, base_width: of bottlenecks; base_width 0 stands for basic blocks."""
+    """Options of a ResNet.
+
+    Args:
+        blocks: number of blocks of each stage.
+        groups: groups of the 3x3 convolution of bottlenecks.
+        base_width: channels per group of bottlenecks with 64 planes; 0 selects basic blocks.
+    """
 
     blocks: tuple[int, int, int, int]
     groups: int = 1

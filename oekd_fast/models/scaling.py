@@ -1,11 +1,11 @@
-"""How the channels of student j of n are scaled (paper, section 3; students are counted from 0)."""
+"""Scaling of the channels of student j of n (arXiv 2011.07449, section 3); students are counted from 0."""
 
 from dataclasses import dataclass
 from fractions import Fraction
 
 
 def compression_ratio(j: int, n: int) -> float:
-    """Return the share of channels that student `j` of `n` keeps: (n - j) / n, in (0, 1].
+    """Return (n - j) / n, the share of channels that student `j` of `n` keeps.
 
     Raises:
         ValueError: `n` is below 1, or `j` is outside 0..n-1.
@@ -15,7 +15,7 @@ def compression_ratio(j: int, n: int) -> float:
 
 
 def scaled_channels(channels: int, j: int, n: int) -> int:
-    """Return int(channels * (n - j) / n), computed without rounding error, and at least 1.
+    """Return max(1, int(channels * (n - j) / n)), computed without rounding error.
 
     Raises:
         ValueError: `channels` or `n` is below 1, or `j` is outside 0..n-1.
@@ -28,10 +28,10 @@ def scaled_channels(channels: int, j: int, n: int) -> int:
 
 @dataclass(frozen=True)
 class Width:
-    """The width of student `j` of `n`: `width(64)` is `scaled_channels(64, j, n)`.
+    """Width of student `j` of `n`: `width(64)` returns `scaled_channels(64, j, n)`.
 
     Raises:
-        ValueError: as `scaled_channels`.
+        ValueError: `n` is below 1, or `j` is outside 0..n-1.
     """
 
     j: int
@@ -45,7 +45,7 @@ class Width:
 
     @property
     def ratio(self) -> Fraction:
-        """(n - j) / n, exactly: for rules that round in a way of their own."""
+        """The exact ratio (n - j) / n, for networks with their own rule of rounding."""
         return Fraction(self.n - self.j, self.n)
 
 

@@ -1,4 +1,4 @@
-"""The paper's numbers for one data set and model."""
+"""Select the results of the paper for one data set and model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from oekd_fast.paper import paper_tables
 STUDENTS = 5
 
 
-def papers_numbers(dataset: str, model: str, num_students: int, objective: str) -> dict[str, Any] | None:
-    """Return the paper's results for five students trained with its own objective; None if it has none.
+def paper_results(dataset: str, model: str, num_students: int, objective: str) -> dict[str, Any] | None:
+    """Return the paper's results, or None if it has none for this data set, model, family and objective.
+
+    The paper has results for families of five students trained with the objective "oekd".
 
     Returns:
-        ``family`` and ``baseline`` (percent a student), ``gain_points``, ``gain_percent``; ``ensemble`` (percent) and
-        ``minutes`` ({way of training: minutes on a GTX 1080 Ti}), None where the paper has none.
+        ``family`` and ``baseline`` (accuracy in percent, one entry per student), ``gain_points`` and ``gain_percent``
+        (gain of the family, one entry per student), ``ensemble`` (accuracy in percent, or None) and ``minutes``
+        (minutes of training on a GTX 1080 Ti by "ensemble", "sequential" and "parallel", or None).
     """
-    tables, dataset = paper_tables(), _papers_name(dataset)
+    tables, dataset = paper_tables(), _name_in_paper(dataset)
     row = tables["accuracy"].get(dataset, {}).get(model)
     if row is None or num_students != STUDENTS or objective != "oekd":
         return None
@@ -35,12 +38,15 @@ def papers_numbers(dataset: str, model: str, num_students: int, objective: str) 
     }
 
 
-def papers_ablation(name: str) -> dict[str, list[float]]:
-    """Accuracies in percent of students 1 to 5 and their ensemble for each value; ResNet110 on CIFAR-100."""
+def paper_ablation(name: str) -> dict[str, list[float]]:
+    """Return accuracies in percent of students 1 to 5 and their ensemble for each value of an ablated option.
+
+    The ablations are those of ResNet110 on CIFAR-100.
+    """
     return paper_tables()["ablation_cifar100_resnet110"][name]
 
 
-def _papers_name(dataset: str) -> str:
+def _name_in_paper(dataset: str) -> str:
     name = known_name(dataset) or dataset
     return "imagenet" if name == "imagenet_1k" else name
 

@@ -15,7 +15,7 @@ from oekd_fast.data import DataError, ImageDataset
 from oekd_fast.figures.curves import curve_figure
 from oekd_fast.figures.plotting import png
 from oekd_fast.figures.sizes import of_students, size_figure
-from oekd_fast.paper.expected import papers_numbers
+from oekd_fast.paper.expected import paper_results
 from oekd_fast.reporting import page
 from oekd_fast.reporting.agreement import agreement, class_accuracy
 from oekd_fast.reporting.calibration import BINS, calibrate
@@ -88,7 +88,7 @@ class Section:
         runs, first = self._runs, self._runs[0].summary
         summaries = [run.summary for run in runs]
         config = runs[0].config
-        paper = papers_numbers(config.dataset, config.model, config.num_students, config.objective)
+        paper = paper_results(config.dataset, config.model, config.num_students, config.objective)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import Ablation
-from oekd_fast.paper.expected import papers_ablation
+from oekd_fast.paper.expected import paper_ablation
 from oekd_fast.reproduction.seeds import run, seed_config
 from oekd_fast.reproduction.statistics import MEASURES, accuracies
 
@@ -45,7 +45,7 @@ def ablate(name: Ablation, config: TrainConfig, folder: Path, seeds: list[int], 
         As `seeds.run`.
     """
     values = {}
-    for value in papers_ablation(name):
+    for value in paper_ablation(name):
         changed = replace(config, **SWEEPS[name].fields(value))
         own = changed.training_fields() == config.training_fields()
         place = folder if own else folder / "ablations" / f"{name}-{value.replace('/', '-')}"

@@ -14,7 +14,7 @@ from oekd_fast.common.machine import machine
 from oekd_fast.config.recipes import Recipe
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.figures.reproduction import draw
-from oekd_fast.paper.expected import papers_numbers
+from oekd_fast.paper.expected import paper_results
 from oekd_fast.reproduction.markdown import render
 from oekd_fast.reproduction.statistics import MEASURES, accuracies
 
@@ -52,7 +52,7 @@ def gather(
         ],
         "test_images": runs[0]["test_images"],
         "accuracy": {measure: accuracies(runs, measure) for measure in MEASURES},
-        "paper": papers_numbers(config.dataset, config.model, config.num_students, config.objective),
+        "paper": paper_results(config.dataset, config.model, config.num_students, config.objective),
         "timing": None,
         "ablations": {},
         "trained_on": sorted({run["device"] for run in runs}),

@@ -7,7 +7,7 @@ from oekd_fast.common import files
 from oekd_fast.common.files import write_atomically
 
 
-def test_write_atomically_replaces_all_or_nothing(tmp_path, monkeypatch):
+def test_write_atomically_replaces_a_file_or_keeps_it_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_atomically(path, b"old")
     write_atomically(path, b"new")

@@ -1,4 +1,4 @@
-"""Mean and spread of one number a run."""
+"""Mean and sample standard deviation of one number per run."""
 
 import pytest
 
@@ -19,6 +19,6 @@ def test_spread_is_the_sample_standard_deviation():
         (Spread(-0.5, None), "+.2f", "-0.50"),
     ],
 )
-def test_spread_as_text(value, form, text):
+def test_spread_is_formatted_as_mean_and_deviation(value, form, text):
     assert format(value, form) == text
     assert form or str(value) == text

@@ -32,13 +32,13 @@ def count(parameters):
 
 
 @pytest.mark.parametrize("model", PARAMETERS)
-def test_parameter_counts_are_those_of_the_paper(model):
+def test_parameter_counts_equal_those_of_the_paper(model):
     ensemble = build_ensemble(model)
     assert ensemble.parameter_counts() == PARAMETERS[model]
     assert count(ensemble.adapter_parameters()) == 10_976
 
 
-def test_output_has_one_entry_a_student(ensemble, images):
+def test_output_has_one_entry_per_student(ensemble, images):
     output = ensemble(images)
     assert isinstance(output, EnsembleOutput)
     assert [tuple(z.shape) for z in output.logits] == [(4, 10)] * 5
@@ -58,17 +58,17 @@ def test_adapters_map_every_student_to_the_pseudo_teacher(ensemble, images):
 
 
 def test_adapters_exist_before_the_first_forward(ensemble):
-    in_state = {name for name in ensemble.state_dict() if name.startswith("adapters.")}
-    assert in_state == {f"adapters.{b}.{i}.{p}" for b in range(3) for i in range(4) for p in ("weight", "bias")}
-    assert in_state <= {name for name, _ in ensemble.named_parameters()}
+    in_state_dict = {name for name in ensemble.state_dict() if name.startswith("adapters.")}
+    assert in_state_dict == {f"adapters.{b}.{i}.{p}" for b in range(3) for i in range(4) for p in ("weight", "bias")}
+    assert in_state_dict <= {name for name, _ in ensemble.named_parameters()}
 
 
-def test_parameter_groups_split_all_parameters_once(ensemble):
+def test_network_and_adapter_parameters_are_all_parameters(ensemble):
     groups = [*ensemble.network_parameters(), *ensemble.adapter_parameters()]
     assert [id(p) for p in groups] == [id(p) for p in ensemble.parameters()]
 
 
-def test_evaluation_reaches_all_students_and_leaves_statistics_alone(ensemble, images):
+def test_evaluation_mode_applies_to_all_students_and_keeps_statistics(ensemble, images):
     ensemble(images)
     before = copy.deepcopy(ensemble.state_dict())
     ensemble.eval()
@@ -81,7 +81,7 @@ def test_evaluation_reaches_all_students_and_leaves_statistics_alone(ensemble, i
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_training_updates_the_statistics_of_all_students(ensemble, images):
+def test_a_training_step_updates_the_statistics_of_all_students_once(ensemble, images):
     ensemble(images)
     tracked = [m.num_batches_tracked.item() for m in ensemble.modules() if isinstance(m, nn.BatchNorm2d)]
     assert set(tracked) == {1}
@@ -92,18 +92,18 @@ def test_gradients_of_every_student_reach_the_base(ensemble, images):
         ensemble.zero_grad(set_to_none=True)
         ensemble(images).logits[j].square().sum().backward()
         assert all(p.grad is not None and p.grad.any() for p in ensemble.base.parameters())
-        touched = [any(p.grad is not None for p in branch.parameters()) for branch in ensemble.branches]
-        assert touched == [i == j for i in range(5)]
+        has_gradient = [any(p.grad is not None for p in branch.parameters()) for branch in ensemble.branches]
+        assert has_gradient == [i == j for i in range(5)]
 
 
-def test_student_equals_its_part_of_the_ensemble(ensemble, images):
+def test_a_student_alone_computes_its_logits_of_the_family(ensemble, images):
     ensemble.eval()
     output = ensemble(images)
     for j in range(5):
         assert torch.equal(ensemble.student(j)(images), output.logits[j])
 
 
-def test_student_shares_parameters_and_mode(ensemble):
+def test_a_student_shares_parameters_and_training_mode_with_the_family(ensemble):
     student = ensemble.student(2)
     assert {id(p) for p in student.parameters()} <= {id(p) for p in ensemble.parameters()}
     ensemble.eval()
@@ -123,7 +123,7 @@ def test_a_copied_student_is_independent(ensemble, images):
     assert torch.equal(student(images), before)
 
 
-def test_student_exports(ensemble, images):
+def test_a_student_can_be_exported_with_a_dynamic_batch_size(ensemble, images):
     student = ensemble.student(4).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(student, (images,), dynamic_shapes=({0: batch},))
@@ -131,7 +131,7 @@ def test_student_exports(ensemble, images):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_forward_is_one_graph(images, training):
+def test_forward_compiles_to_one_graph(images, training):
     ensemble = build_ensemble("resnet20", num_students=2).train(training)
     torch.compiler.reset()
     compiled = torch.compile(ensemble, fullgraph=True, backend="eager")
@@ -139,7 +139,7 @@ def test_forward_is_one_graph(images, training):
 
 
 @pytest.mark.parametrize("j", range(5))
-def test_a_family_of_one_is_that_student_alone(j, images):
+def test_a_family_of_one_has_that_student_only(j, images):
     ensemble = build_ensemble("resnet20", members=(j,)).eval()
     assert ensemble.parameter_counts() == [PARAMETERS["resnet20"][j]]
     assert count(ensemble.parameters()) == PARAMETERS["resnet20"][j]
@@ -147,7 +147,7 @@ def test_a_family_of_one_is_that_student_alone(j, images):
     assert torch.equal(ensemble(images).logits[0], ensemble.student(j)(images))
 
 
-def test_some_members_with_and_without_the_pseudo_teacher(images):
+def test_adapters_exist_only_with_the_pseudo_teacher_among_the_members(images):
     with_teacher = build_ensemble("resnet20", members=(0, 2, 4))
     features = with_teacher(images).features
     for b in range(3):
@@ -173,22 +173,22 @@ def test_state_dict_restores_the_outputs(ensemble, images):
 
 @pytest.mark.parametrize("name", ["num_students", "num_classes", "in_channels"])
 @pytest.mark.parametrize("value", [0, -3, 2.0])
-def test_numbers_below_one_are_named(name, value):
+def test_numbers_below_one_are_rejected(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got {value}"):
         build_ensemble("resnet20", **{name: value})
 
 
 @pytest.mark.parametrize("members", [(), (5,), (-1, 0), (1, 1), (2, 1)])
-def test_wrong_members_are_named(members):
+def test_invalid_members_are_rejected(members):
     with pytest.raises(ValueError, match=r"members: expected distinct student indices in 0\.\.4.* got \("):
         StudentEnsemble(get_architecture("resnet20"), members=members)
 
 
-def test_a_student_that_is_no_member_is_named():
+def test_a_student_that_is_not_a_member_is_rejected():
     with pytest.raises(ValueError, match=r"j: expected one of the members \(0, 2\), got 1"):
         build_ensemble("resnet20", members=(0, 2)).student(1)
 
 
-def test_an_unknown_model_is_named():
+def test_an_unknown_model_is_rejected():
     with pytest.raises(ValueError, match="did you mean resnet20"):
         build_ensemble("resnet_20")

@@ -6,7 +6,7 @@ from oekd_fast import build_ensemble, student_flops
 
 
 def test_a_multiply_add_counts_as_two():
-    """ResNet-20's 40.8 million multiply-adds at 32 x 32 (He et al. 2016), and those of its projections."""
+    """ResNet-20 has 40.8 million multiply-adds at 32 x 32 (He et al. 2016), and more in its projections."""
     family = build_ensemble("resnet20", members=(0, 4))
     stem, linear = 27 * 16 * 1024, 64 * 10
     stages = (
@@ -19,19 +19,19 @@ def test_a_multiply_add_counts_as_two():
 
 
 @pytest.mark.parametrize(("model", "giga"), [("resnet18", 1.81), ("resnet50", 4.09), ("efficientnet_b0", 0.39)])
-def test_student_1_computes_what_is_published(model, giga):
-    """Multiply-adds at 224 x 224, as torchvision lists them."""
+def test_flops_of_student_1_equal_the_published_ones(model, giga):
+    """`giga` is the number of multiply-adds at 224 x 224, from the documentation of torchvision."""
     (flops,) = student_flops(build_ensemble(model, num_classes=1000, members=(0,)), 224)
     assert flops / 2e9 == pytest.approx(giga, abs=0.01)
 
 
-def test_images_need_not_be_square():
+def test_images_may_have_different_height_and_width():
     family = build_ensemble("resnet20", members=(4,))
     assert student_flops(family, (16, 32)) == pytest.approx([f / 2 for f in student_flops(family, 32)], rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [0, (32,), (32, 0)])
-def test_a_wrong_size_is_named(size):
+def test_an_invalid_image_size_is_rejected(size):
     message = f"image_size: expected one or two numbers >= 1, got {size!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         student_flops(build_ensemble("resnet20", members=(4,)), size)

@@ -27,7 +27,7 @@ CLASSES = tuple("abcdefg")
 def ensemble():
     torch.manual_seed(0)
     ensemble = build_ensemble("resnet20", num_classes=7)
-    for _ in range(3):  # so that BatchNorm has statistics to lose
+    for _ in range(3):  # gives BatchNorm statistics other than the initial ones
         ensemble(torch.randn(8, 3, 8, 8) * 2 + 1)
     return ensemble.eval()
 
@@ -44,7 +44,7 @@ def describe(ensemble, j, **changes):
 
 @pytest.fixture
 def saved(tmp_path, ensemble):
-    """The path of student 4's weights."""
+    """Path of the weights of student 4."""
     return save_student(ensemble.student(3), tmp_path / "student_4.safetensors", describe(ensemble, 3))
 
 
@@ -56,7 +56,7 @@ def edit(path, **changes):
 
 @pytest.mark.parametrize("j", range(5))
 @pytest.mark.parametrize("suffix", ["", ".safetensors", ".json"])
-def test_a_loaded_student_computes_the_same(tmp_path, ensemble, images, j, suffix):
+def test_a_loaded_student_computes_the_same_logits(tmp_path, ensemble, images, j, suffix):
     metadata = describe(ensemble, j)
     save_student(ensemble.student(j), tmp_path / f"student_{j + 1}.safetensors", metadata)
     student = load_student(tmp_path / f"student_{j + 1}{suffix}")
@@ -70,7 +70,7 @@ def test_a_loaded_student_computes_the_same(tmp_path, ensemble, images, j, suffi
     assert student.metadata == metadata
 
 
-def test_the_json_says_all_that_is_needed(saved):
+def test_contents_of_the_json_file(saved):
     document = json.loads(saved.with_suffix(".json").read_text())
     assert len(document.pop("weights_sha256")) == 64
     assert list(document)[0] == "format_version"
@@ -91,7 +91,7 @@ def test_the_json_says_all_that_is_needed(saved):
     }
 
 
-def test_only_the_student_itself_is_stored(saved, ensemble):
+def test_the_file_has_the_tensors_of_the_student_only(saved, ensemble):
     state = load_student(saved).state_dict()
     assert state.keys() == ensemble.student(3).state_dict().keys()
 
@@ -105,7 +105,7 @@ def test_preprocess_normalises_each_channel(saved):
     torch.testing.assert_close(scaled[1, :, 1, 1], torch.tensor([2.5, 1.5, 2.4]))
 
 
-def test_preprocess_names_what_is_wrong(saved):
+def test_preprocess_rejects_other_images(saved):
     student = load_student(saved)
     with pytest.raises(TypeError, match=r"images: expected torch.uint8, got torch.float32"):
         student.preprocess(torch.zeros(1, 3, 8, 8))
@@ -119,7 +119,7 @@ def test_loading_draws_no_random_numbers(saved):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_loaded_student_can_be_copied_saved_and_trained(tmp_path, saved, images):
+def test_a_loaded_student_can_be_copied_saved_again_and_trained(tmp_path, saved, images):
     student = load_student(saved)
     again = save_student(copy.deepcopy(student), tmp_path / "again", student.metadata)
     assert torch.equal(load_student(again)(images), student(images))
@@ -127,7 +127,7 @@ def test_a_loaded_student_can_be_copied_saved_and_trained(tmp_path, saved, image
     assert all(p.grad is not None for p in student.parameters())
 
 
-def test_channels_last_weights_are_stored(tmp_path, ensemble, images):
+def test_channels_last_weights_can_be_saved(tmp_path, ensemble, images):
     student = copy.deepcopy(ensemble.student(1)).to(memory_format=torch.channels_last)
     loaded = load_student(save_student(student, tmp_path / "s", describe(ensemble, 1)))
     assert all(map(torch.equal, loaded.parameters(), student.parameters()))
@@ -141,14 +141,14 @@ def test_a_missing_file_is_named(saved, suffix):
 
 
 @pytest.mark.parametrize("version", [2, None])
-def test_another_format_version_is_refused(saved, version):
+def test_another_format_version_is_rejected(saved, version):
     edit(saved.with_suffix(".json"), format_version=version)
     with pytest.raises(ValueError, match=rf"student_4\.json: expected format_version 1, got {version}"):
         load_student(saved)
 
 
 @pytest.mark.parametrize("position", [3, 500, -1])
-def test_damaged_weights_are_refused(saved, position):
+def test_damaged_weights_are_rejected(saved, position):
     data = bytearray(saved.read_bytes())
     data[position] ^= 1
     saved.write_bytes(data)
@@ -156,13 +156,13 @@ def test_damaged_weights_are_refused(saved, position):
         load_student(saved)
 
 
-def test_truncated_weights_are_refused(saved):
+def test_truncated_weights_are_rejected(saved):
     saved.write_bytes(saved.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"student_4\.safetensors: damaged"):
         load_student(saved)
 
 
-def test_weights_of_another_save_are_refused(saved, ensemble):
+def test_weights_of_another_save_are_rejected(saved, ensemble):
     other = save_student(ensemble.student(2), saved.with_name("student_3"), describe(ensemble, 2))
     saved.write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match=r"not saved together with student_4\.json"):
@@ -173,7 +173,7 @@ def test_weights_of_another_save_are_refused(saved, ensemble):
     ("text", "message"),
     [("{", "not valid JSON"), ("[]", "expected a JSON object, got list"), ("\udcff", "not valid JSON")],
 )
-def test_a_damaged_json_is_refused(saved, text, message):
+def test_a_damaged_json_is_rejected(saved, text, message):
     saved.with_suffix(".json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=rf"student_4\.json: {message}"):
         load_student(saved)
@@ -194,7 +194,7 @@ def test_a_damaged_json_is_refused(saved, text, message):
         ({"normalisation": {"mean": [0.5] * 3}}, "std"),
     ],
 )
-def test_wrong_metadata_is_refused(saved, changes, message):
+def test_inconsistent_metadata_is_rejected(saved, changes, message):
     edit(saved.with_suffix(".json"), **changes)
     with pytest.raises(ValueError, match=rf"student_4\.json: .*{message}"):
         load_student(saved)
@@ -212,7 +212,7 @@ def test_wrong_metadata_is_refused(saved, changes, message):
         ({"model": "resnet21"}, "model: 'resnet21' is unknown"),
     ],
 )
-def test_weights_of_another_model_are_refused(saved, ensemble, changes, message):
+def test_weights_of_another_model_are_rejected(saved, ensemble, changes, message):
     edit(saved.with_suffix(".json"), **changes)
     with pytest.raises(ValueError, match=message):
         load_student(saved)
@@ -220,7 +220,7 @@ def test_weights_of_another_model_are_refused(saved, ensemble, changes, message)
         save_student(ensemble.student(3), saved, dataclasses.replace(describe(ensemble, 3), **changes))
 
 
-def test_a_failed_save_leaves_the_student_as_it_was(saved, ensemble, images, monkeypatch):
+def test_a_failed_save_keeps_the_old_student(saved, ensemble, images, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -232,20 +232,20 @@ def test_a_failed_save_leaves_the_student_as_it_was(saved, ensemble, images, mon
     assert len(list(saved.parent.iterdir())) == 2
 
 
-def test_missing_safetensors_is_one_clear_line(saved, monkeypatch):
+def test_missing_safetensors_raises_a_one_line_error(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r"^students need safetensors: pip install 'oekd_fast\[train\]'$"):
         load_student(saved)
 
 
-# -- the gate
+# Gate
 
 
 @pytest.fixture
 def gate():
     torch.manual_seed(0)
     gate = Gate(16, 3)
-    gate(torch.randn(8, 16, 4, 4) * 2 + 1)  # so that BatchNorm has statistics to lose
+    gate(torch.randn(8, 16, 4, 4) * 2 + 1)  # gives BatchNorm statistics other than the initial ones
     return gate.eval()
 
 
@@ -255,7 +255,7 @@ def saved_gate(tmp_path, gate):
     return tmp_path / GATE_FILE
 
 
-def test_a_loaded_gate_weighs_the_same(saved_gate, gate):
+def test_a_loaded_gate_computes_the_same_weights(saved_gate, gate):
     before = torch.get_rng_state()
     loaded, maps = load_gate(saved_gate, 16, 3), torch.ones(2, 16, 4, 4)
     assert torch.equal(torch.get_rng_state(), before)
@@ -265,13 +265,13 @@ def test_a_loaded_gate_weighs_the_same(saved_gate, gate):
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-4], lambda data: data[:100], lambda data: b"",
                                     lambda data: data[:-1] + bytes([data[-1] ^ 1])])  # fmt: skip
-def test_a_damaged_gate_is_refused(saved_gate, damage):
+def test_a_damaged_gate_is_rejected(saved_gate, damage):
     saved_gate.write_bytes(damage(saved_gate.read_bytes()))
     with pytest.raises(ValueError, match=r"gate\.safetensors: damaged"):
         load_gate(saved_gate, 16, 3)
 
 
-def test_a_gate_that_lacks_a_tensor_or_is_of_another_family_is_refused(saved_gate, gate):
+def test_a_gate_with_a_missing_tensor_or_other_sizes_is_rejected(saved_gate, gate):
     for channels, students in ((16, 4), (8, 3)):
         message = rf"gate\.safetensors: expected linear.weight of shape \[{students}, {channels}\], got \[3, 16\]"
         with pytest.raises(ValueError, match=message):
@@ -283,7 +283,7 @@ def test_a_gate_that_lacks_a_tensor_or_is_of_another_family_is_refused(saved_gat
         load_gate(saved_gate, 16, 3)
 
 
-def test_a_failed_save_leaves_the_gate_as_it_was(saved_gate, monkeypatch):
+def test_a_failed_save_keeps_the_old_gate(saved_gate, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Plain ResNet, DenseNet-121 and EfficientNet-B0 whose tensors have the names of torchvision's and timm's."""
+"""Reference ResNet, DenseNet-121 and EfficientNet-B0, with the tensor names of torchvision and timm."""
 
 from collections import OrderedDict
 
@@ -12,7 +12,7 @@ def conv(c_in, c_out, kernel, stride=1, groups=1, bias=False):
 
 
 class ResidualBlock(nn.Module):
-    """torchvision's BasicBlock and Bottleneck: `layers` are (width, kernel, stride) of the convolutions."""
+    """torchvision's BasicBlock or Bottleneck; `layers` lists (width, kernel, stride) of the convolutions."""
 
     def __init__(self, c_in, layers):
         super().__init__()
@@ -44,8 +44,8 @@ class ResNet(nn.Module):
             planes, blocks = 64 * 2**s, []
             for i in range(count):
                 stride = 2 if s and not i else 1
-                basic, thin = [(planes, 3, stride), (planes, 3, 1)], [(planes, 1, 1), (planes, 3, stride)]
-                blocks.append(ResidualBlock(c, [*thin, (4 * planes, 1, 1)] if bottleneck else basic))
+                basic, reduced = [(planes, 3, stride), (planes, 3, 1)], [(planes, 1, 1), (planes, 3, stride)]
+                blocks.append(ResidualBlock(c, [*reduced, (4 * planes, 1, 1)] if bottleneck else basic))
                 c = 4 * planes if bottleneck else planes
             setattr(self, f"layer{s + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(c, num_classes)
@@ -90,7 +90,7 @@ class DenseNet121(nn.Module):
         return self.classifier(self.features(x).relu().mean((2, 3)))
 
 
-# Of EfficientNet-B0's stages: expansion, kernel, stride, channels, blocks.
+# Stages of EfficientNet-B0: expansion, kernel, stride, channels, number of blocks.
 B0 = (
     (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3),
     (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
@@ -145,7 +145,7 @@ class TorchvisionB0(nn.Module):
 
 
 class TimmBlock(nn.Module):
-    """timm's DepthwiseSeparableConv (no expansion) and InvertedResidual."""
+    """timm's DepthwiseSeparableConv (without expansion) or InvertedResidual."""
 
     def __init__(self, c_in, c_out, expansion, kernel, stride):
         super().__init__()
@@ -193,7 +193,7 @@ class TimmB0(nn.Module):
         return self.classifier(functional.silu(self.bn2(self.conv_head(x))).mean((2, 3)))
 
 
-# (our name, theirs): the network as published
+# From the layout of a state dict to our name of the network and its constructor.
 NETS = {
     "resnet18": ("resnet18", lambda classes: ResNet((2, 2, 2, 2), bottleneck=False, num_classes=classes)),
     "resnet50": ("resnet50", lambda classes: ResNet((3, 4, 6, 3), bottleneck=True, num_classes=classes)),
@@ -204,7 +204,7 @@ NETS = {
 
 
 def published(layout, num_classes):
-    """(our name of the network, it in eval mode, with statistics as if it had been trained)."""
+    """Return our name of the network and the network in evaluation mode, with random BatchNorm statistics."""
     name, build = NETS[layout]
     net = build(num_classes).eval()
     with torch.no_grad():

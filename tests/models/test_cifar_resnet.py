@@ -6,14 +6,14 @@ from oekd_fast.models import get_architecture
 
 
 @pytest.mark.parametrize(("in_channels", "parameters"), [(3, 464), (1, 176)])
-def test_base_parameters(in_channels, parameters):
+def test_number_of_base_parameters(in_channels, parameters):
     base = get_architecture("resnet20").build_base(in_channels)
     assert sum(p.numel() for p in base.parameters()) == parameters
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 8), (9, 7), (32, 32)])
 @pytest.mark.parametrize("j", range(5))
-def test_maps_follow_each_stage(j, size):
+def test_there_is_one_map_after_each_stage(j, size):
     architecture = get_architecture("resnet20")
     base = architecture.build_base(1)
     branch = architecture.build_branch(j, 5, num_classes=7)
@@ -35,13 +35,13 @@ def test_last_map_feeds_the_classifier():
 
 
 @pytest.mark.parametrize(("j", "projections"), [(0, 2), (1, 3), (4, 3)])
-def test_projection_wherever_the_shape_changes(j, projections):
+def test_shortcuts_project_only_where_the_shape_changes(j, projections):
     branch = get_architecture("resnet20").build_branch(j, 5, num_classes=10)
     ones = [m for m in branch.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     assert len(ones) == projections
 
 
-def test_depth_is_in_the_name():
+def test_the_name_gives_the_number_of_layers():
     for depth in (20, 32, 44, 56, 110):
         architecture = get_architecture(f"resnet{depth}")
         modules = [*architecture.build_base(3).modules(), *architecture.build_branch(0, 5, 10).modules()]

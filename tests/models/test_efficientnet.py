@@ -13,16 +13,16 @@ def branch():
     return get_architecture("efficientnet_b0").build_branch(0, 5, num_classes=10)
 
 
-def drops(branch):
+def drop_connects(branch):
     return [m for m in branch.modules() if hasattr(m, "p") and not isinstance(m, nn.Dropout)]
 
 
 def test_drop_connect_grows_with_depth(branch):
-    assert [drop.p for drop in drops(branch)] == pytest.approx([0.2 * i / 16 for i in range(16)])
+    assert [drop.p for drop in drop_connects(branch)] == pytest.approx([0.2 * i / 16 for i in range(16)])
 
 
 def test_drop_connect_drops_whole_images_and_keeps_the_mean(branch):
-    drop = drops(branch)[-1]
+    drop = drop_connects(branch)[-1]
     torch.manual_seed(0)
     y = drop.train()(torch.ones(4000, 3, 2, 2))
     scale = 1 / (1 - drop.p)
@@ -31,20 +31,20 @@ def test_drop_connect_drops_whole_images_and_keeps_the_mean(branch):
     assert y.mean().item() == pytest.approx(1, abs=0.03)
 
 
-def test_evaluation_drops_nothing(branch):
+def test_drop_connect_is_the_identity_in_evaluation_mode(branch):
     x = torch.randn(2, 3, 2, 2)
-    assert torch.equal(drops(branch)[-1].eval()(x), x)
+    assert torch.equal(drop_connects(branch)[-1].eval()(x), x)
 
 
 @pytest.mark.parametrize("kind", ["sequential", "parallel"])
-def test_draws_come_in_the_order_of_the_students(kind, threads):
+def test_students_draw_random_numbers_in_order_with_every_executor(kind, threads):
     pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     threads(2)
     torch.manual_seed(0)
     family = build_ensemble("efficientnet_b0", 5, members=(3, 4))
     shared = family.base(torch.randn(4, 3, 32, 32)).detach()
     executor = make_executor(kind, 2, "cpu", deterministic=True)
-    for _ in range(2):  # who draws is learnt in the first
+    for _ in range(2):  # the first pass learns which students draw random numbers
         torch.manual_seed(7)
         expected = [branch(shared)[0] for branch in family.branches]
         torch.manual_seed(7)
@@ -53,7 +53,7 @@ def test_draws_come_in_the_order_of_the_students(kind, threads):
             torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_statistics_of_the_large_ones_are_slow():
+def test_large_networks_have_another_batchnorm_eps_and_momentum():
     norms = {
         name: {(m.eps, m.momentum) for m in build.modules() if isinstance(m, nn.BatchNorm2d)}
         for name in ("efficientnet_b4", "efficientnet_b5")

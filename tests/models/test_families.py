@@ -1,4 +1,4 @@
-"""What every network must do: maps and logits for images of both scales, gradients, students alone."""
+"""Properties of every network: shapes of maps and logits, gradients, fused norms and compiled blocks."""
 
 import copy
 
@@ -11,7 +11,7 @@ from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
 from oekd_fast.models import get_architecture
 from oekd_fast.training.compile_blocks import compile_blocks
 
-# The smallest of each kind: the others are made of the same parts, and counted in test_sizes.py.
+# The smallest network of each kind; the others use the same modules, and test_sizes.py counts their parameters.
 SMALL = ("resnet20", "resnet18", "resnext50_32x4d", "densenet_bc_12", "densenet121", "efficientnet_b0")
 
 
@@ -22,7 +22,7 @@ def map_sizes(name, size):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [32, 224])
-def test_maps_of_all_students_have_one_size(name, size):
+def test_maps_of_all_students_have_the_same_size(name, size):
     with torch.device("meta"):
         family = build_ensemble(name, 3, num_classes=7, members=(0, 2)).eval()
         output = family(torch.empty(2, 3, size, size))
@@ -34,7 +34,7 @@ def test_maps_of_all_students_have_one_size(name, size):
 
 @pytest.mark.parametrize("name", [*SMALL, "resnet50"])
 def test_no_1x1_convolution_is_strided(name):
-    """Such a one corrupts memory in oneDNN's backward, in channels_last with few channels (oneDNN issue 6035)."""
+    """oneDNN's backward of such a convolution corrupts memory in channels_last with few channels (its issue 6035)."""
     with torch.device("meta"):
         family = build_ensemble(name, 2)
     convolutions = [m for m in family.modules() if isinstance(m, nn.Conv2d)]
@@ -42,7 +42,7 @@ def test_no_1x1_convolution_is_strided(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_parameter_learns_in_channels_last(name, one_thread):
+def test_every_parameter_has_a_gradient_in_channels_last(name, one_thread):
     torch.manual_seed(0)
     family = build_ensemble(name, 3, num_classes=7, members=(0, 2)).to(memory_format=torch.channels_last)
     use_fused_norms(family)
@@ -59,7 +59,7 @@ def test_every_parameter_learns_in_channels_last(name, one_thread):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_fused_norms_change_nothing_but_rounding(name, one_thread):
+def test_fused_norms_change_only_rounding(name, one_thread):
     torch.manual_seed(0)
     plain = build_ensemble(name, 3, num_classes=7, members=(2,)).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
@@ -67,13 +67,13 @@ def test_fused_norms_change_nothing_but_rounding(name, one_thread):
     images = torch.randn(8, 3, 64, 64).to(memory_format=torch.channels_last)
     logits = []
     for family in (plain, fused):
-        torch.manual_seed(1)  # dropout
+        torch.manual_seed(1)  # for dropout
         logits.append(family(images).logits[0])
     torch.testing.assert_close(*logits, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_block_type_covers_the_branches(name):
+def test_blocks_contain_nearly_all_convolutions_of_a_branch(name):
     with torch.device("meta"):
         branch = get_architecture(name).build_branch(1, 2, 10)
     inside = {
@@ -86,14 +86,14 @@ def test_the_block_type_covers_the_branches(name):
     assert sum(id(m) in inside for m in convolutions) >= len(convolutions) - 2
 
 
-def test_bottlenecks_have_two_shapes_a_stage_to_compile():
+def test_bottlenecks_have_two_shapes_per_stage_to_compile():
     with torch.device("meta"):
         family = build_ensemble("resnet50", 1)
     assert compile_blocks(family, family.architecture.block_type, "eager") == 8
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet_bc_12", "efficientnet_b0"])
-def test_convolutions_start_normal_by_their_outputs(name):
+def test_convolutions_are_initialised_kaiming_normal_by_fan_out(name):
     torch.manual_seed(0)
     branch = get_architecture(name).build_branch(0, 5, num_classes=10)
     conv = max((m for m in branch.modules() if isinstance(m, nn.Conv2d)), key=lambda m: m.weight.numel())
@@ -103,10 +103,10 @@ def test_convolutions_start_normal_by_their_outputs(name):
     assert conv.weight.abs().max() > 3 * expected  # normal, not uniform
 
 
-def test_relu_after_batchnorm_is_one_module():
+def test_batchnorm_and_relu_are_one_module():
     for name in ("resnet50", "densenet121"):
         with torch.device("meta"):
             modules = list(build_ensemble(name, 1).modules())
         assert not [m for m in modules if isinstance(m, nn.ReLU)]
         plain = [m for m in modules if isinstance(m, nn.BatchNorm2d) and not isinstance(m, NormReLU)]
-        assert len(plain) == (4 if name == "resnet50" else 0)  # of the projections
+        assert len(plain) == (4 if name == "resnet50" else 0)  # in the projections

@@ -1,4 +1,4 @@
-"""Networks that are not in the registry: from three functions to a family, its students on disk and back."""
+"""Networks of your own: a family from three functions, saving and loading its students, registration."""
 
 import re
 import runpy
@@ -29,7 +29,7 @@ class Head(nn.Linear):
         return super().forward(x.amax((2, 3)))
 
 
-OWN = FunctionalArchitecture("own", base, blocks, Head)
+OWN_NETWORK = FunctionalArchitecture("own", base, blocks, Head)
 
 
 def metadata(family, j):
@@ -42,7 +42,7 @@ def empty_registry(monkeypatch):
     monkeypatch.setattr(registry, "_ARCHITECTURES", dict(registry._ARCHITECTURES))
 
 
-def test_the_example_runs_and_is_the_one_of_the_readme():
+def test_the_example_runs_and_is_shown_in_the_readme():
     names = runpy.run_path(str(EXAMPLE))
     family = names["ensemble"]
     assert [[m.shape[1] for m in maps] for maps in names["output"].features] == [
@@ -57,8 +57,8 @@ def test_the_example_runs_and_is_the_one_of_the_readme():
     assert re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].strip() == code
 
 
-def test_a_family_of_any_network():
-    family = build_ensemble(OWN, num_students=3, num_classes=7, in_channels=2)
+def test_a_family_of_your_own_network():
+    family = build_ensemble(OWN_NETWORK, num_students=3, num_classes=7, in_channels=2)
     output = family(torch.randn(2, 2, 8, 8))
     assert [tuple(z.shape) for z in output.logits] == [(2, 7)] * 3
     assert [[tuple(m.shape[1:]) for m in maps] for maps in output.features] == [
@@ -70,7 +70,7 @@ def test_a_family_of_any_network():
     assert adapters == [[(6, 10), (3, 10)], [(3, 5), (1, 5)]]
 
 
-def test_our_own_networks_are_made_so():
+def test_networks_of_the_package_are_functional_architectures():
     assert isinstance(get_architecture("resnet20"), FunctionalArchitecture)
 
 
@@ -80,7 +80,7 @@ def test_finding_the_channels_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_initial_weights_by_a_function():
+def test_initialise_is_applied_to_base_and_branches():
     def zero(module):
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.zeros_(module.weight)
@@ -90,17 +90,17 @@ def test_initial_weights_by_a_function():
 
 
 def test_saved_students_need_their_architecture(tmp_path):
-    family = build_ensemble(OWN, num_students=3, num_classes=7).eval()
-    described = metadata(family, 1)
-    path = save_student(family.student(1), tmp_path / "student_2", described, architecture=OWN)
+    family = build_ensemble(OWN_NETWORK, num_students=3, num_classes=7).eval()
+    description = metadata(family, 1)
+    path = save_student(family.student(1), tmp_path / "student_2", description, architecture=OWN_NETWORK)
     images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(load_student(path, architecture=OWN)(images), family.student(1)(images))
+    assert torch.equal(load_student(path, architecture=OWN_NETWORK)(images), family.student(1)(images))
 
-    message = r"model: 'own' is unknown; a network of your own needs its architecture here, as architecture=, or"
+    message = r"model: 'own' is unknown; pass architecture= for a network of your own, or call register_architecture"
     with pytest.raises(ValueError, match=message):
         load_student(path)
     with pytest.raises(ValueError, match=message):
-        save_student(family.student(1), path, described)
+        save_student(family.student(1), path, description)
     with pytest.raises(ValueError, match="architecture: expected 'own', got 'resnet20'"):
         load_student(path, architecture=get_architecture("resnet20"))
     wider = FunctionalArchitecture("own", base, lambda width: blocks(lambda channels: 2 * width(channels)), Head)
@@ -109,8 +109,8 @@ def test_saved_students_need_their_architecture(tmp_path):
 
 
 def test_a_registered_network_is_found_by_its_name(tmp_path, empty_registry):
-    register_architecture(OWN)
-    register_architecture(OWN)
+    register_architecture(OWN_NETWORK)
+    register_architecture(OWN_NETWORK)
     family = build_ensemble("own", 2, num_classes=7)
     path = save_student(family.student(0), tmp_path / "student_1", metadata(family, 0))
     assert load_student(path).metadata.widths == (10, 5)
@@ -126,18 +126,18 @@ def test_a_registered_network_is_found_by_its_name(tmp_path, empty_registry):
         ([nn.Identity(), nn.AdaptiveMaxPool2d(1, True)], r"bad: block 1: expected a map \[B, C, H, W\], got tuple"),
     ],
 )
-def test_blocks_that_give_no_maps_are_named(wrong, message):
+def test_a_block_that_returns_no_map_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         build_ensemble(FunctionalArchitecture("bad", base, lambda width: wrong, Head), 2)
 
 
-def test_operations_of_ones_own():
-    family = build_ensemble(OWN, num_students=3, num_classes=7, members=(0, 1))
+def test_flops_of_your_own_network():
+    family = build_ensemble(OWN_NETWORK, num_students=3, num_classes=7, members=(0, 1))
     shared = 27 * 4 * 64
     branches = [16 * (9 * 4 * a + a * b) + b * 7 for a, b in ((10, 5), (6, 3))]
     assert student_flops(family, 8) == [2 * (shared + branch) for branch in branches]
 
 
-def test_what_is_no_architecture_is_named():
+def test_a_model_that_is_no_architecture_is_rejected():
     with pytest.raises(TypeError, match="model: expected a name or an Architecture, got Conv2d"):
         build_ensemble(base(3))

@@ -1,4 +1,4 @@
-"""Published state dicts into student 1: every tensor to its place, or an error that says why not."""
+"""Loading published state dicts into student 1: the outputs are equal, or an error names the difference."""
 
 import re
 
@@ -10,7 +10,7 @@ from oekd_fast import build_ensemble, load_standard_weights
 
 from .published_nets import NETS, published
 
-SPELLINGS = {
+SOME_NAMES = {
     "resnet18": {"conv1.weight", "layer1.1.bn2.running_var", "layer2.0.downsample.1.bias", "fc.weight"},
     "resnet50": {"layer1.0.downsample.0.weight", "layer4.2.conv3.weight"},
     "densenet121": {
@@ -40,7 +40,7 @@ SPELLINGS = {
         "classifier.weight",
     },
 }
-TENSORS = {"resnet18": 122, "resnet50": 320, "densenet121": 727}
+TENSOR_COUNTS = {"resnet18": 122, "resnet50": 320, "densenet121": 727}
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -55,17 +55,18 @@ def student_of(name, num_classes=7, j=0, in_channels=3):
     return family.student(j).eval()
 
 
-def refused(student, state_dict, message, **options):
+def rejects(student, state_dict, message, **options):
+    """Check that loading raises `message` and leaves the student unchanged."""
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     with pytest.raises(ValueError, match=re.escape(message)):
         load_standard_weights(student, state_dict, **options)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
-def test_student_1_becomes_the_published_network(case, one_thread):
+def test_student_1_computes_the_outputs_of_the_published_network(case, one_thread):
     layout, name, net = case
-    assert net.state_dict().keys() >= SPELLINGS[layout]
-    assert len(net.state_dict()) == TENSORS.get(layout, len(net.state_dict()))
+    assert net.state_dict().keys() >= SOME_NAMES[layout]
+    assert len(net.state_dict()) == TENSOR_COUNTS.get(layout, len(net.state_dict()))
     student = student_of(name)
     load_standard_weights(student, net.state_dict())
     images = torch.randn(2, 3, 64, 64)
@@ -73,7 +74,7 @@ def test_student_1_becomes_the_published_network(case, one_thread):
         torch.testing.assert_close(student(images), net(images), rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_loaded_into_the_family_itself():
+def test_weights_are_loaded_into_the_family_of_the_student():
     name, net = published("resnet18", num_classes=10)
     family = build_ensemble(name, 2)
     narrow = family.branches[1].classifier.weight.clone()
@@ -83,10 +84,10 @@ def test_it_is_loaded_into_the_family_itself():
     assert torch.equal(family.branches[1].classifier.weight, narrow)
 
 
-def test_a_classifier_of_other_classes_is_refused_or_skipped(case):
+def test_a_classifier_of_other_classes_is_rejected_or_skipped(case):
     layout, name, net = case
     student = student_of(name, num_classes=3)
-    refused(student, net.state_dict(), "; classifier='skip' keeps the student's own last layer")
+    rejects(student, net.state_dict(), "; classifier='skip' keeps the student's own last layer")
     before = student.state_dict()
     own = {key: tensor.clone() for key, tensor in before.items() if tensor.shape[:1] == (3,)}
     assert len(own) == 2
@@ -97,7 +98,7 @@ def test_a_classifier_of_other_classes_is_refused_or_skipped(case):
 
 
 @pytest.mark.parametrize("num_classes", [3, 7])
-def test_a_classifier_is_skipped_only_where_the_classes_differ(case, num_classes):
+def test_auto_skips_the_classifier_only_if_the_classes_differ(case, num_classes):
     _, name, net = case
     student, expected = student_of(name, num_classes), student_of(name, num_classes)
     expected.load_state_dict(student.state_dict())
@@ -108,7 +109,7 @@ def test_a_classifier_is_skipped_only_where_the_classes_differ(case, num_classes
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files(tmp_path, suffix):
+def test_weights_are_read_from_files(tmp_path, suffix):
     name, net = published("resnet18", num_classes=7)
     path = tmp_path / f"weights{suffix}"
     save_file(net.state_dict(), path) if suffix == ".safetensors" else torch.save(net.state_dict(), path)
@@ -124,10 +125,10 @@ def test_damaged_files_are_named(tmp_path, suffix, content):
     with pytest.raises(FileNotFoundError, match=path.name):
         load_standard_weights(student_of("resnet20"), path)
     path.write_bytes(content)
-    refused(student_of("resnet20"), path, f"state_dict: {path} cannot be read (")
+    rejects(student_of("resnet20"), path, f"state_dict: {path} cannot be read (")
 
 
-def test_the_old_spelling_of_densenets_and_files_that_count_no_batches():
+def test_old_densenet_names_and_files_without_num_batches_tracked():
     name, net = published("densenet121", num_classes=7)
     old = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): tensor
@@ -141,28 +142,28 @@ def test_the_old_spelling_of_densenets_and_files_that_count_no_batches():
     assert torch.equal(ours, net.features.denseblock2.denselayer12.conv1.weight)
 
 
-def test_another_width_depth_or_network_is_named():
+def test_another_width_depth_or_network_is_rejected():
     _, net = published("resnet18", num_classes=7)
     state = net.state_dict()
     message = (
         "the shapes are not those of the student; layer2.0.conv1.weight: expected [102, 64, 3, 3], got [128, 64, 3, 3]"
     )
-    refused(student_of("resnet18", j=1), state, message)
+    rejects(student_of("resnet18", j=1), state, message)
     for classifier in ("skip", "auto"):
-        refused(student_of("resnet18", j=1), state, "layer2.0.conv1.weight: expected [102", classifier=classifier)
-    refused(student_of("resnet18", in_channels=1), state, "conv1.weight: expected [64, 1, 7, 7], got [64, 3, 7, 7]")
-    refused(student_of("resnet34"), state, "missing: base.stage.2.conv1.weight, ")
-    refused(student_of("resnet20"), state, "the tensors are not those of the student; missing: base.0.weight, ")
-    refused(student_of("densenet121"), state, "the tensors are not those of the student; missing: ")
-    refused(student_of("resnet18"), state | {"layer1.0.se.weight": torch.ones(1)}, "unexpected: layer1.0.se.weight")
+        rejects(student_of("resnet18", j=1), state, "layer2.0.conv1.weight: expected [102", classifier=classifier)
+    rejects(student_of("resnet18", in_channels=1), state, "conv1.weight: expected [64, 1, 7, 7], got [64, 3, 7, 7]")
+    rejects(student_of("resnet34"), state, "missing: base.stage.2.conv1.weight, ")
+    rejects(student_of("resnet20"), state, "the tensors are not those of the student; missing: base.0.weight, ")
+    rejects(student_of("densenet121"), state, "the tensors are not those of the student; missing: ")
+    rejects(student_of("resnet18"), state | {"layer1.0.se.weight": torch.ones(1)}, "unexpected: layer1.0.se.weight")
     without = {key: tensor for key, tensor in state.items() if key != "layer3.0.bn1.running_var"}
-    refused(student_of("resnet18"), without, "missing: branch.stages.1.0.norm1.running_var; unexpected: none")
+    rejects(student_of("resnet18"), without, "missing: branch.stages.1.0.norm1.running_var; unexpected: none")
 
 
-def test_what_is_no_state_dict_is_named():
+def test_invalid_arguments_are_rejected():
     student = student_of("resnet20")
-    refused(student, {"a.weight": torch.ones(1)}, "as torchvision or timm has them, got a.weight")
-    refused(student, {}, "classifier: expected one of ('strict', 'skip', 'auto'), got 'drop'", classifier="drop")
+    rejects(student, {"a.weight": torch.ones(1)}, "as torchvision or timm has them, got a.weight")
+    rejects(student, {}, "classifier: expected one of ('strict', 'skip', 'auto'), got 'drop'", classifier="drop")
     with pytest.raises(TypeError, match="state_dict: expected a mapping of names to tensors, got list"):
         load_standard_weights(student, [])
     with pytest.raises(TypeError, match="state_dict: expected a tensor as 'state_dict', got dict"):

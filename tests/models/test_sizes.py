@@ -1,4 +1,4 @@
-"""Sizes of every network against the table of the published code, and against closed forms for other families."""
+"""Numbers of parameters of every network, compared with the published code and with closed forms."""
 
 from functools import lru_cache
 from math import ceil
@@ -9,7 +9,7 @@ import torch
 from oekd_fast import build_ensemble
 from oekd_fast.models import Width, architecture_names, get_architecture
 
-# Base and branch of students 1 to 5, 10 classes; the CIFAR ResNets are in test_ensemble.py.
+# Parameters of base and branch of students 1 to 5 with 10 classes; test_ensemble.py has those of CIFAR ResNets.
 PARAMETERS = {
     "densenet_bc_12": [769_162, 446_170, 279_482, 102_410, 33_002],
     "densenet_bc_24": [15_324_406, 9_717_037, 5_385_086, 2_320_486, 529_966],
@@ -22,7 +22,7 @@ PARAMETERS = {
     "efficientnet_b2": [7_715_084, 5_027_044, 2_921_916, 1_398_400, 362_014],
     "efficientnet_b4": [17_566_546, 11_318_320, 6_371_770, 2_881_562, 862_140],
 }
-# Student 1 with 1000 classes, as torchvision lists it.
+# Parameters of student 1 with 1000 classes, from the documentation of torchvision.
 PUBLISHED = {
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
     "resnet152": 60_192_808, "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
@@ -48,27 +48,28 @@ def family(name, num_students=5, num_classes=10, in_channels=3):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_of_five_students_are_those_of_the_published_code(name):
+def test_parameters_of_five_students_equal_those_of_the_published_code(name):
     assert family(name).parameter_counts() == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_student_1_has_the_size_of_the_standard_network(name):
+def test_student_1_has_as_many_parameters_as_the_standard_network(name):
     with torch.device("meta"):
         alone = build_ensemble(name, num_classes=1000, members=(0,))
     assert alone.parameter_counts() == [PUBLISHED[name]]
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_channels_of_the_maps(name):
+def test_map_channels_of_five_students(name):
     assert [get_architecture(name).map_channels(j, 5) for j in range(5)] == MAPS[name]
 
 
-# -- closed forms: convolutions k k C_in C_out / groups, BatchNorm 2 C, linear (C + 1) classes
+# Closed forms. Parameters of a convolution: k * k * C_in * C_out / groups, of BatchNorm: 2 * C, of a linear layer:
+# (C + 1) * classes.
 
 
 def basic_resnet(counts, planes, c, stem, stem_stage):
-    """`stem_stage`: whether the first stage is in the base, at full width."""
+    """Count a ResNet of basic blocks; `stem_stage` tells whether the first stage belongs to the base, at full width."""
 
     def count(width, in_channels, classes):
         total, channels = stem * in_channels * c + 2 * c, c
@@ -100,7 +101,7 @@ def bottleneck_resnet(counts, groups, base_width):
 
 
 def densenet(growth, stem, layers, full_blocks):
-    """`full_blocks`: of the base."""
+    """Count a DenseNet; `full_blocks` is the number of dense blocks in the base, at full width."""
 
     def count(width, in_channels, classes):
         channels = 2 * growth
@@ -151,7 +152,7 @@ def efficientnet(width_tenths, depth_tenths):
     return count
 
 
-CLOSED = {
+CLOSED_FORMS = {
     **{f"resnet{6 * n + 2}": basic_resnet((n,) * 3, (16, 32, 64), 16, 9, False) for n in (3, 5, 7, 9, 18)},
     "resnet18": basic_resnet((2, 2, 2, 2), (64, 128, 256, 512), 64, 49, True),
     "resnet34": basic_resnet((3, 4, 6, 3), (64, 128, 256, 512), 64, 49, True),
@@ -174,13 +175,13 @@ CLOSED = {
 
 
 @pytest.mark.parametrize("name", architecture_names())
-def test_other_students_classes_and_channels_follow_the_rules(name):
+def test_other_numbers_of_students_classes_and_channels_match_the_closed_forms(name):
     ours = family(name, num_students=3, num_classes=37, in_channels=1)
-    assert ours.parameter_counts() == [CLOSED[name](Width(j, 3), 1, 37) for j in range(3)]
+    assert ours.parameter_counts() == [CLOSED_FORMS[name](Width(j, 3), 1, 37) for j in range(3)]
 
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "densenet_bc_12", "efficientnet_b0"])
-def test_many_students_leave_at_least_one_channel(name):
+def test_the_smallest_of_many_students_has_at_least_one_channel(name):
     with torch.device("meta"):
         last = build_ensemble(name, num_students=40, members=(39,))
-    assert last.parameter_counts() == [CLOSED[name](Width(39, 40), 3, 10)]
+    assert last.parameter_counts() == [CLOSED_FORMS[name](Width(39, 40), 3, 10)]

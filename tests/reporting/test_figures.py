@@ -5,7 +5,7 @@ import torch
 
 from oekd_fast.figures.plotting import png, shortened
 from oekd_fast.figures.sizes import of_students, size_figure
-from oekd_fast.paper.expected import papers_numbers
+from oekd_fast.paper.expected import paper_results
 from oekd_fast.reporting.calibration import calibrate
 from oekd_fast.reporting.cam_figures import CamPanels, cam_figure
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
@@ -25,7 +25,7 @@ def labels(figure) -> list[str]:
 
 def test_sizes_show_the_papers_points_and_the_spread():
     runs = [summary(70.0, 60.0), summary(72.0, 62.0)]
-    figure = size_figure(runs, papers_numbers("cifar100", "resnet110", 5, "oekd"))
+    figure = size_figure(runs, paper_results("cifar100", "resnet110", 5, "oekd"))
     assert labels(figure) == [
         "each alone, mean of 2 runs", "ensemble, mean of 2 runs", "paper: as a family", "paper: each alone",
         "paper: ensemble", "trained as a family, mean of 2 runs",

@@ -232,7 +232,7 @@ def test_paths_of_a_config_are_read_as_paths(run):
     assert [getattr(config, name) for name in names] == [Path("somewhere", name) for name in names]
 
 
-def test_another_method_is_not_put_beside_the_papers_numbers(run, tmp_path):
+def test_another_objective_is_not_compared_with_the_paper(run, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     change(run / "summary.json", students=summary["students"][:1] * 5, dataset="cifar100")
     change(run / "config.json", objective="dml", dataset="cifar100", model="resnet32", num_students=5,
@@ -240,7 +240,7 @@ def test_another_method_is_not_put_beside_the_papers_numbers(run, tmp_path):
     assert "paper: " not in page_of(run)
 
 
-def test_one_network_is_not_put_beside_the_papers_families(run, tmp_path):
+def test_a_family_of_one_is_not_compared_with_the_paper(run, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     change(run / "summary.json", students=summary["students"][:1], dataset="cifar100")
     changes = {"dataset": "cifar100", "model": "resnet32", "num_students": 5, "data_dir": str(tmp_path)}

@@ -15,7 +15,7 @@ from oekd_fast import reproduce as command
 from oekd_fast.config.recipes import RecipeError, get_recipe, recipe_config
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import paper_tables
-from oekd_fast.paper.expected import papers_ablation, papers_numbers
+from oekd_fast.paper.expected import paper_ablation, paper_results
 from oekd_fast.reproduce import reproduce
 from oekd_fast.reproduction import ablations, seeds
 from oekd_fast.reproduction.ablations import SWEEPS, ablate
@@ -99,10 +99,10 @@ def test_an_ensemble_that_one_seed_does_not_know_leaves_the_rest_of_the_measure(
 
 
 def numbers_for(config: TrainConfig):
-    return papers_numbers(config.dataset, config.model, config.num_students, config.objective)
+    return paper_results(config.dataset, config.model, config.num_students, config.objective)
 
 
-def test_the_papers_numbers_stand_for_the_papers_families_alone():
+def test_paper_results_exist_for_the_families_of_the_paper_only():
     paper = numbers_for(recipe_config(PAPER))
     assert paper["family"][4] == 46.76 and paper["gain_percent"][4] == pytest.approx(10.64, abs=0.01)
     assert paper["ensemble"] == pytest.approx(78.86)
@@ -126,8 +126,8 @@ def test_markdown_says_what_was_measured_beside_the_paper():
         "ratio": {"median": 2.5, "lowest": 2.4, "highest": 2.6}, "device": "cpu",
     }  # fmt: skip
     own = {measure: accuracies(FIVE, measure) for measure in ("selected", "last_epoch", "best_test")}
-    values = {value: own for value in papers_ablation("temperature")}
-    results["ablations"]["temperature"] = {"table": 9, "values": values, "paper": papers_ablation("temperature")}
+    values = {value: own for value in paper_ablation("temperature")}
+    results["ablations"]["temperature"] = {"table": 9, "values": values, "paper": paper_ablation("temperature")}
     text = render(results)
     for part in (
         "# paper/cifar100/resnet110\n",
