@@ -49,6 +49,8 @@ def reproduce(
 ) -> dict[str, Any]:
     """Train a recipe over several seeds, in ``config.output_dir``.
 
+    Errors of `oekd_fast.train` are raised as well.
+
     Args:
         recipe: name of the recipe.
         config: config of the recipe, from `recipe_config`.
@@ -65,7 +67,6 @@ def reproduce(
         RecipeError: the recipe is unknown, or made for another data set.
         RunFolderError: the folder of a seed holds a run with another config; the message names the fields.
         Interrupted: SIGINT or SIGTERM; the same call continues.
-        Others: as `oekd_fast.train`.
     """
     # These import torch, which --help does not need.
     from oekd_fast.paper.expected import paper_ablation
