@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -16,7 +15,7 @@ if not torch.cuda.is_available():
     # Triton decides when a kernel is made, that is before the first import of oekd_fast.kernels.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad
+from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad, native
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # They share the cores, and so do the processes that tests start.
@@ -28,10 +27,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 with torch.device("meta"):
     torch.empty(0)  # the first use notes for good which functions make tensors: before any test replaces one
 
-try:
-    ISAS = tuple(import_module("oekd_fast._native").isa_names())
-except ImportError:
-    ISAS = ()
+ISAS = native.isa_names()
+needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
 
 TRITON = find_spec("triton") is not None
 if TRITON and "TRITON_INTERPRET" in os.environ:

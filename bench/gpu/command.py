@@ -19,12 +19,12 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from oekd_fast.common.machine import machine
+from oekd_fast.native import why_missing
 
 from .report import copy_bandwidth, derive, lines
 from .runner import ROOT, SECTIONS, kill, run_cases
@@ -76,7 +76,7 @@ def environment() -> dict:
         from triton import __version__ as triton
     except ImportError:
         triton = None
-    native = find_spec("oekd_fast._native") is not None  # without it students share one stream
+    native = why_missing() is None  # without the extension, students share one stream
     where = machine() | {"triton": triton, "cuda": torch.version.cuda, "native": native}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

@@ -1,6 +1,6 @@
-"""Students side by side: forward and backward of all branches of a family, on host threads or on streams.
+"""Execution of the students of a family side by side: forward and backward passes on host threads or on streams.
 
-Students count from 0 in arguments and attributes, and from 1 in messages.
+Students are numbered from 0 in arguments and attributes, and from 1 in messages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.native import executor_class
-from oekd_fast.parallel.rng import Draws
+from oekd_fast.parallel.rng import RandomDrawOrder
 from oekd_fast.parallel.threads import Division, StartingOrder, divide_threads, largest_first, one_thread
 
 Kind = Literal["auto", "parallel", "sequential"]
@@ -23,10 +23,10 @@ Faults = list[tuple[int, BaseException]]
 
 
 class StudentError(RuntimeError):
-    """A student raised; `__cause__` is what it raised, with its traceback. All other students have run.
+    """Raised when a student fails, after all other students have run. `__cause__` is the student's own exception.
 
     Attributes:
-        student: its index; the first one, where several raised.
+        student: index of the student that failed; the lowest index if several failed.
     """
 
     def __init__(self, student: int, message: str) -> None:
@@ -35,29 +35,36 @@ class StudentError(RuntimeError):
 
 
 class Executor(Protocol):
-    """Runs S students, whose work must not depend on one another.
+    """Runs S students, which must not depend on one another.
 
-    An executor stays usable after an error. What is no `Exception`, such as KeyboardInterrupt, is passed on as it is.
+    An executor remains usable after an error. Exceptions that do not derive from `Exception`, such as
+    KeyboardInterrupt, are raised unchanged.
     """
 
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
-        """Return `branches[j](inputs[j])` of each student.
+        """Return `branches[j](inputs[j])` for each student j.
 
-        The caller's grad mode, autocast and other modes hold in every student. On a device with streams the results
-        are ready for the caller's stream; none is waited for. On the CPU, branches should be modules themselves, not
-        functions around them: their train or eval mode tells who draws random numbers.
+        Every student runs with the caller's grad mode, autocast state and other thread-local modes. On a device with
+        streams, the caller's stream waits for the results, and the host does not. On the CPU, branches should be
+        modules rather than functions that call modules, because the executor learns for each train or eval mode which
+        students draw random numbers.
 
         Raises:
-            ValueError: not S branches or inputs.
-            StudentError: a student raised.
+            ValueError: the number of branches or inputs is not S.
+            StudentError: a student raised an exception.
         """
 
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
-        """Run the backward pass of each student, from its roots with their gradients; None only for a scalar's.
+        """Run the backward pass of each student.
+
+        Args:
+            roots: tensors to differentiate, for each student; a student without roots is skipped.
+            grads: gradient of each root; None is allowed for a scalar root.
 
         Raises:
-            TypeError, ValueError: not S sequences, or not a tensor for each root.
-            StudentError: a student's graph raised.
+            TypeError: a root is not a tensor, or a gradient is neither a tensor nor None.
+            ValueError: the number of sequences is not S, or a student has not one gradient for each root.
+            StudentError: a student's graph raised an exception.
         """
 
 
@@ -72,23 +79,25 @@ def make_executor(
     """Return an executor for the students of one family.
 
     Args:
-        kind: "parallel" needs the native extension; "auto" takes it where it is there and of use.
+        kind: "parallel" needs the native extension. "auto" is "parallel" if that is available and there is more than
+            one student, else "sequential".
         num_students: S.
-        device: where the students are.
-        costs: of each student relative to the others, for the CPU; None: the parameters of its branch.
-        deterministic: one intra-op thread for each student on the CPU, so that all kinds agree bit for bit. Without
-            it they agree within rounding, and each repeats itself bit for bit.
+        device: device of the students.
+        costs: relative cost of each student, used to schedule them on the CPU. Default: the number of parameters of
+            each branch.
+        deterministic: use one intra-op thread for each student on the CPU, so that all kinds give identical bits.
+            Otherwise kinds agree within rounding; each kind is reproducible bit for bit in either case.
 
     Raises:
         ValueError: an argument is out of range.
-        RuntimeError: "parallel", but the extension is not there or the device has no streams.
+        RuntimeError: `kind` is "parallel", and the extension is unavailable or the device has no streams.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
     if not isinstance(num_students, int) or num_students < 1:
         raise ValueError(f"num_students: expected an integer >= 1, got {num_students!r}")
     if costs is not None and (len(costs) != num_students or min(costs) < 0):
-        raise ValueError(f"costs: expected {num_students} numbers >= 0, one a student, got {list(costs)}")
+        raise ValueError(f"costs: expected {num_students} numbers >= 0, one for each student, got {list(costs)}")
     device = torch.device(device)
     if kind == "parallel" or (kind == "auto" and num_students > 1):
         try:
@@ -98,12 +107,12 @@ def make_executor(
         except RuntimeError as error:
             if kind == "parallel":
                 reason = str(error).splitlines()[0]
-                raise RuntimeError(f"kind 'parallel' is not there on device {str(device)!r}: {reason}") from error
+                raise RuntimeError(f"kind 'parallel' is unavailable on device {str(device)!r}: {reason}") from error
     return SequentialExecutor(num_students, deterministic and device.type == "cpu")
 
 
 class SequentialExecutor:
-    """One student after the other, in the caller's thread and stream."""
+    """Runs the students sequentially in the caller's thread and stream."""
 
     def __init__(self, num_students: int, deterministic: bool = False) -> None:
         self._num_students = num_students
@@ -132,7 +141,10 @@ class SequentialExecutor:
 
 
 class StreamExecutor:
-    """Each student on a stream of its own, forked from and joined to the caller's stream; graphs can capture it."""
+    """Runs each student on its own stream, forked from and joined to the caller's stream.
+
+    CUDA graphs can capture its calls.
+    """
 
     def __init__(self, num_students: int, device: torch.device) -> None:
         self._num_students = num_students
@@ -152,12 +164,13 @@ class StreamExecutor:
 
 
 class ThreadExecutor:
-    """Students on a pool of host threads; the caller's intra-op threads are divided among them.
+    """Runs the students on a pool of host threads, which share the caller's intra-op threads equally.
 
-    The largest start first, until calls have shown how long each takes: then in the order that is done first.
+    The most expensive students start first. After a few calls the order is chosen from measured times, so that the
+    last student ends as early as possible.
 
-    The same division holds for all students and calls, so results do not depend on timing. It is made anew where the
-    caller's number of intra-op threads has changed.
+    The number of intra-op threads is the same for all students and calls, so results do not depend on timing. It is
+    recomputed when the caller's number of intra-op threads changes.
     """
 
     def __init__(self, num_students: int, costs: Sequence[float] | None, deterministic: bool) -> None:
@@ -166,7 +179,7 @@ class ThreadExecutor:
         self._costs = None if costs is None else list(costs)
         self._deterministic = deterministic
         self._sequential = SequentialExecutor(num_students)
-        self._draws = Draws()
+        self._random_order = RandomDrawOrder()
         self._divided = 0
         self._native: Any = None
         self._workers = 1
@@ -187,7 +200,7 @@ class ThreadExecutor:
             def forward(branches: Sequence[Branch], inputs: Sequence[Any], serial: Sequence[int]) -> tuple:
                 return native.forward(starting.timed(branches), inputs, serial)
 
-            results, faults = self._draws.run(forward, list(branches), list(inputs))
+            results, faults = self._random_order.run(forward, list(branches), list(inputs))
             starting.learn()
         if faults:
             raise _error_of(faults)
@@ -202,7 +215,7 @@ class ThreadExecutor:
             raise _error_of(faults)
 
     def _starting(self, branches: Sequence[Branch], native: Any) -> StartingOrder:
-        """The order for calls like this one, which the native executor is told."""
+        """Return the starting order for calls of this kind, and set it in the native executor."""
         kind = type(branches[0]), torch.is_grad_enabled()
         if kind not in self._orders:
             self._orders[kind] = StartingOrder(self._costs, self._workers)
@@ -210,7 +223,10 @@ class ThreadExecutor:
         return self._orders[kind]
 
     def _native_for_caller(self) -> Any:
-        """The native executor for the caller's number of intra-op threads; None where one student alone uses all."""
+        """Return the native executor for the caller's number of intra-op threads.
+
+        Returns None if the best division is one worker with all threads, which needs no pool.
+        """
         if self._native is not None and self._native.inside:
             return self._native
         available = torch.get_num_threads()
@@ -240,7 +256,10 @@ def _parameters(branch: Branch) -> float:
 
 
 def _error_of(faults: Faults) -> BaseException:
-    """What to raise; `faults`, ascending and not empty, is emptied, so that tracebacks and frames make no cycle."""
+    """Return the exception to raise for `faults`, which is not empty and in ascending order of students.
+
+    `faults` is cleared, because the traceback would otherwise refer to the frame that holds it.
+    """
     (student, cause), *others = faults
     interrupt = next((error for _, error in faults if not isinstance(error, Exception)), None)
     faults.clear()
@@ -254,7 +273,7 @@ def _error_of(faults: Faults) -> BaseException:
 
 def _check_count(name: str, values: Sequence[Any], expected: int) -> None:
     if len(values) != expected:
-        raise ValueError(f"{name}: expected {expected}, one a student, got {len(values)}")
+        raise ValueError(f"{name}: expected {expected}, one for each student, got {len(values)}")
 
 
 def _check_forward(num_students: int, branches: Sequence[Branch], inputs: Sequence[Any]) -> None:
@@ -267,7 +286,7 @@ def _check_backward(num_students: int, roots: Sequence[Sequence[Tensor]], grads:
     _check_count("grads", grads, num_students)
     for j, (student, given) in enumerate(zip(roots, grads, strict=True)):
         if len(student) != len(given):
-            raise ValueError(f"grads[{j}]: expected {len(student)}, one a root, got {len(given)}")
+            raise ValueError(f"grads[{j}]: expected {len(student)}, one for each root, got {len(given)}")
         for k, (root, grad) in enumerate(zip(student, given, strict=True)):
             if not isinstance(root, Tensor):
                 raise TypeError(f"roots[{j}][{k}]: expected a tensor, got {type(root).__name__}")

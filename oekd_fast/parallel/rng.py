@@ -1,7 +1,7 @@
-"""Random numbers of students that run side by side on the CPU: the same as if they ran one after the other.
+"""Random numbers of students that run side by side on the CPU, equal to those of a sequential run.
 
-All threads share torch's default CPU generator, so students that draw from it must do so in their own order. Which
-ones draw is learnt from a first call that runs all in turn.
+All threads share torch's default CPU generator, so students that draw from it have to do so in the order of their
+indices. The first call runs all students sequentially to learn which of them draw.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 Branch = Callable[[Any], Any]
-# (branches, inputs, students to run one after the other) -> anything
+# (branches, inputs, indices of the students to run sequentially) -> result
 Forward = Callable[[Sequence[Branch], Sequence[Any], Sequence[int]], Any]
 
 
-class Draws:
-    """Who draws, for each mode of the branches: the train or eval mode of all their modules, and the grad mode.
+class RandomDrawOrder:
+    """Keeps the order in which students draw random numbers.
 
-    A student that begins to draw later, in a mode that is known, is noticed when the call is over, unless one that is
-    known to draw was running: a warning says so once, and the next call learns again.
+    The students that draw are recorded for each mode: the train or eval mode of all modules, and the grad mode. If
+    another student starts to draw in a recorded mode, this is detected at the end of the call, unless it drew while
+    a recorded student was running. A warning is then issued once, and the next call learns the mode again.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Draws:
         self._warned = False
 
     def run(self, forward: Forward, branches: Sequence[Branch], inputs: Sequence[Any]) -> Any:
-        """Call `forward` so that draws come in the students' order, and return what it returns."""
+        """Call `forward` with the students to run sequentially, and return its result."""
         mode = _mode(branches)
         known = mode in self._drawing
         serial = self._drawing[mode] if known else range(len(branches))
@@ -39,7 +40,8 @@ class Draws:
         before = _generator_state()
         result = forward([watched.get(j, branch) for j, branch in enumerate(branches)], inputs, list(serial))
         states = [before, *(state for watch in watched.values() for state in watch.states), _generator_state()]
-        # Between those that draw, in their order, nobody may have drawn.
+        # The generator must not have changed outside the sequential students: compare the state after each one with
+        # the state before the next.
         if known and any(a != b for a, b in list(pairwise(states))[::2]):
             del self._drawing[mode]
             self._warn()
@@ -52,15 +54,15 @@ class Draws:
             return
         self._warned = True
         warnings.warn(
-            "torch's default CPU generator was used during a forward pass by other than the students that drew from "
-            "it before, so numbers may differ from those of one student after the other; who draws is learnt again "
-            "at the next call",
+            "torch's default CPU generator was used during a parallel forward pass by code other than the students "
+            "known to draw random numbers, so the numbers may differ from those of a sequential run; the next call "
+            "runs sequentially to learn which students draw",
             stacklevel=4,
         )
 
 
 class _Watched:
-    """A branch, and the generator's state before and after it."""
+    """A branch that records the generator's state before and after its call."""
 
     def __init__(self, branch: Branch) -> None:
         self._branch = branch
@@ -81,5 +83,5 @@ def _mode(branches: Sequence[Branch]) -> Hashable:
 
 
 def _generator_state() -> bytes:
-    # As bytes: a comparison of tensors would itself be seen by a dispatch mode.
+    # The comparison is on bytes because a dispatch mode would see a comparison of tensors.
     return torch.get_rng_state().numpy().tobytes()

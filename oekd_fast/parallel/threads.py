@@ -1,4 +1,4 @@
-"""How torch's intra-op threads are shared among students that run side by side on the CPU."""
+"""Division of torch's intra-op threads among students that run side by side on the CPU."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-# What each further intra-op thread costs: two threads make a small network 1.6 times as fast, eight 2.9 times.
+# Cost of each further intra-op thread: a small network is 1.6 times as fast with two threads, 2.9 times with eight.
 _OVERHEAD = 0.25
-_TRIED = 6  # students of which all orders are tried
+_MOST_PERMUTED = 6  # students; the order of more is not searched exhaustively
 _CALLS_TIMED = 3
 
 
 class Division(NamedTuple):
-    """So many workers, each with so many intra-op threads."""
+    """Number of workers, and of intra-op threads of each worker."""
 
     workers: int
     threads: int
 
 
 def divide_threads(available: int, costs: Sequence[float]) -> Division:
-    """The division of `available` threads that should finish first, given the cost of each student (any unit)."""
+    """Return the division of `available` threads with the least estimated time.
+
+    Args:
+        available: number of intra-op threads.
+        costs: estimated time of each student, in any unit.
+    """
 
     def seconds(workers: int) -> float:
         return makespan(sorted(costs, reverse=True), workers) / _speed_up(available // workers)
@@ -35,7 +40,7 @@ def divide_threads(available: int, costs: Sequence[float]) -> Division:
 
 
 def makespan(costs: Sequence[float], workers: int) -> float:
-    """When the last of `costs` is done if each is begun, in this order, by the worker that is free first."""
+    """Return when the last task ends if the worker that is free first starts the next task, in the order of `costs`."""
     loads = [0.0] * workers
     for cost in costs:
         loads[loads.index(min(loads))] += cost
@@ -47,23 +52,23 @@ def _speed_up(threads: int) -> float:
 
 
 def largest_first(costs: Sequence[float]) -> list[int]:
-    """The students by falling cost; equals in their own order."""
+    """Return student indices by decreasing cost; students of equal cost keep their order."""
     return sorted(range(len(costs)), key=lambda j: -costs[j])
 
 
 def best_order(costs: Sequence[float], workers: int) -> list[int]:
-    """The order of starting that is done first; where there are many students, the largest first."""
+    """Return the starting order with the least makespan; for more than six students, the largest first."""
     largest = largest_first(costs)
-    if len(costs) > _TRIED:
+    if len(costs) > _MOST_PERMUTED:
         return largest
-    # Of equals the first, which begins with the largest.
+    # `min` returns the first of equal orders, and the first permutation starts with the largest student.
     return list(min(permutations(largest), key=lambda order: makespan([costs[j] for j in order], workers)))
 
 
 class StartingOrder:
-    """Who starts first in calls of one kind: by given costs, then by what a few calls took.
+    """Starting order of the students in calls of one kind: by the given costs at first, then by measured times.
 
-    It changes when a call is done, never what it computes.
+    The order changes how long a call takes, never its result.
     """
 
     def __init__(self, costs: Sequence[float], workers: int) -> None:
@@ -72,20 +77,22 @@ class StartingOrder:
         self._seconds: list[list[float]] = []
 
     def timed(self, branches: Sequence[Callable[[Any], Any]]) -> Sequence[Callable[[Any], Any]]:
-        """The branches to call this time: watched while there is something to learn. `learn` comes after the call."""
+        """Return the branches to call, wrapped in timers during the first calls. `learn` must follow the call."""
         if len(self._seconds) > _CALLS_TIMED:
             return branches
         self._seconds.append([0.0] * len(branches))
-        return [partial(self._watch, self._seconds[-1], j, branch) for j, branch in enumerate(branches)]
+        return [partial(self._time, self._seconds[-1], j, branch) for j, branch in enumerate(branches)]
 
     def learn(self) -> None:
-        if len(self._seconds) == _CALLS_TIMED + 1:  # the first call allocates, and may run all in turn
+        """Set the order from the measured times, once enough calls have been timed."""
+        if len(self._seconds) == _CALLS_TIMED + 1:
+            # The first call is left out: it allocates memory, and may run all students sequentially.
             fastest = [min(calls) for calls in zip(*self._seconds[1:], strict=True)]
             self.order = best_order(fastest, self._workers)
             self._seconds.append([])
 
     @staticmethod
-    def _watch(seconds: list[float], j: int, branch: Callable[[Any], Any], value: Any) -> Any:
+    def _time(seconds: list[float], j: int, branch: Callable[[Any], Any], value: Any) -> Any:
         start = time.perf_counter()
         try:
             return branch(value)
@@ -95,7 +102,7 @@ class StartingOrder:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """While it lasts, the calling thread has one intra-op thread."""
+    """Use one intra-op thread in the calling thread while the context is active."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

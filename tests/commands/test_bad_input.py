@@ -12,9 +12,8 @@ import torch
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from ..conftest import IMPLEMENTATIONS, INTERPRETED, ISAS, TRITON, batch, op_kwargs
+from ..conftest import IMPLEMENTATIONS, INTERPRETED, ISAS, TRITON, batch, needs_native, op_kwargs
 
-needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
 LOGITS, TARGET = batch(students=2, rows=3, classes=4)
 Z, Y = LOGITS[0], TARGET
 

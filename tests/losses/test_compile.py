@@ -11,12 +11,11 @@ from torch import nn
 
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from ..conftest import BACKENDS, batch
+from ..conftest import BACKENDS, batch, needs_native
 from ..support import oracle
 from ..support.objectives import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
-needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="the native extension was not built")
 
 
 @pytest.fixture

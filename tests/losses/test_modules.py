@@ -10,12 +10,11 @@ from torch import nn
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
 from oekd_fast.losses.calls import KDOptions
 
-from ..conftest import BACKENDS, batch
+from ..conftest import batch, needs_native
 from ..support import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="the native extension was not built")
 
 
 def leaves(**options):

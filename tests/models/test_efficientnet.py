@@ -6,6 +6,8 @@ from oekd_fast import build_ensemble
 from oekd_fast.models import get_architecture
 from oekd_fast.parallel.executor import make_executor
 
+from ..conftest import needs_native
+
 
 @pytest.fixture(scope="module")
 def branch():
@@ -36,9 +38,8 @@ def test_drop_connect_is_the_identity_in_evaluation_mode(branch):
     assert torch.equal(drop_connects(branch)[-1].eval()(x), x)
 
 
-@pytest.mark.parametrize("kind", ["sequential", "parallel"])
+@pytest.mark.parametrize("kind", ["sequential", pytest.param("parallel", marks=needs_native)])
 def test_students_draw_random_numbers_in_order_with_every_executor(kind, threads):
-    pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     threads(2)
     torch.manual_seed(0)
     family = build_ensemble("efficientnet_b0", 5, members=(3, 4))

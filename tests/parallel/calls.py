@@ -1,4 +1,4 @@
-"""What the tests of executors share: how they are made and called, and students that meet or fail."""
+"""Helpers shared by the executor tests: making executors, calling them, and students that wait or fail."""
 
 import threading
 
@@ -7,21 +7,18 @@ import torch
 
 from oekd_fast.parallel.executor import make_executor
 
-from ..conftest import ISAS
-
-native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
-SECONDS = 60  # no test needs them: what takes longer hangs
+TIMEOUT = 120  # seconds after which a test counts as hanging; far more than any needs on a loaded machine
 
 
 def parallel(num_students=2, deterministic=True):
-    """A pool of two workers (deterministic: in any case); nothing is left to learn about functions."""
+    """Return an executor with two workers for functions, which has already learned that they draw no random numbers."""
     executor = make_executor("parallel", num_students, "cpu", deterministic=deterministic)
     executor.forward([lambda _: None] * num_students, [None] * num_students)
     return executor
 
 
 def finishes(*calls):
-    """Run each call in a Python thread of its own, and wait for all; what they raise or return."""
+    """Run each call in its own Python thread and return what each returned or raised."""
     came = [None] * len(calls)
 
     def run(i):
@@ -34,19 +31,19 @@ def finishes(*calls):
     for thread in started:
         thread.start()
     for thread in started:
-        thread.join(SECONDS)
-        assert not thread.is_alive(), "hangs"
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), f"still running after {TIMEOUT} s"
     return came
 
 
 def raised_by(call):
-    with pytest.raises(BaseException) as caught:  # noqa: B017, PT011 - the test looks at it
+    with pytest.raises(BaseException) as caught:  # noqa: B017, PT011 - the caller checks it
         call()
     return caught.value
 
 
 class Meet(torch.autograd.Function):
-    """The identity; backward waits until as many others are there as the barrier counts."""
+    """The identity; its backward waits at the barrier."""
 
     @staticmethod
     def forward(ctx, x, barrier):

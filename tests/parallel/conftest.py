@@ -1,16 +1,16 @@
-"""Fixtures of the tests of executors."""
+"""Fixtures of the executor tests."""
 
 import pytest
 
-from .calls import native
+from ..conftest import needs_native
 
 
 @pytest.fixture(autouse=True)
 def two_threads(threads):
-    """Two intra-op threads, on a machine with one core too: enough for a pool of two."""
+    """Set two intra-op threads, also on a machine with one core, so that executors have two workers."""
     threads(2)
 
 
-@pytest.fixture(params=["sequential", pytest.param("parallel", marks=native)])
+@pytest.fixture(params=["sequential", pytest.param("parallel", marks=needs_native)])
 def kind(request):
     return request.param

@@ -1,4 +1,4 @@
-// A device that computes nothing and writes down what its streams are told: tests compile it and load it by ctypes.
+// A device that computes nothing and logs the calls of its streams. Tests compile it and load it with ctypes.
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <set>
@@ -33,7 +33,7 @@ struct FakeGuard final : c10::impl::DeviceGuardImplInterface {
     current = stream.id();
     return before;
   }
-  bool isStreamCapturing(const c10::Stream&) const { return capturing; }  // no "override": not in every torch
+  bool isStreamCapturing(const c10::Stream&) const { return capturing; }  // not in the base class of every torch, hence no "override"
 
   void record(void** event, const c10::Stream& stream, c10::DeviceIndex, c10::EventFlag) const override {
     TORCH_CHECK(!broken, "the device is broken");
@@ -68,7 +68,7 @@ void set_stream(int id) { current = id; }
 void set_capturing(bool value) { capturing = value; }
 void set_broken(bool value) { broken = value; }
 int count_living_events() { return living_events; }
-// What was written since the last call.
+// Returns and clears the log.
 const char* read_log() {
   text = written.str();
   written.str("");

@@ -1,4 +1,4 @@
-"""Executors that are called from several threads, from within students, across a fork, and their end."""
+"""Executors called from several threads, from inside students and after a fork; destruction of executors."""
 
 import os
 import subprocess
@@ -9,11 +9,12 @@ import time
 import pytest
 import torch
 
-from .calls import SECONDS, failing, fine, finishes, native, parallel
+from ..conftest import needs_native
+from .calls import TIMEOUT, failing, fine, finishes, parallel
 
 
-@native
-def test_python_threads_share_an_executor():
+@needs_native
+def test_python_threads_can_share_an_executor():
     executor = parallel(4)
 
     def calls(offset):
@@ -27,7 +28,7 @@ def test_python_threads_share_an_executor():
     assert finishes(*(lambda i=i: calls(i / 100) for i in range(3))) == ["done"] * 3
 
 
-@native
+@needs_native
 def test_students_may_call_executors_themselves():
     outer, other = parallel(), parallel()
 
@@ -46,8 +47,8 @@ def test_students_may_call_executors_themselves():
     assert str(error) == "student 2: StudentError: student 2: ValueError: cannot take 2"
 
 
-@native
-def test_a_backward_pass_inside_a_students_backward():
+@needs_native
+def test_backward_can_be_called_inside_a_students_backward():
     executor = parallel()
 
     class Reentrant(torch.autograd.Function):
@@ -67,9 +68,9 @@ def test_a_backward_pass_inside_a_students_backward():
     assert all(x.grad.tolist() == [3, 3] for x in inputs)
 
 
-@native
+@needs_native
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
-def test_the_pool_ends_with_its_executor():
+def test_the_pool_is_destroyed_with_its_executor():
     def count():
         return len(os.listdir("/proc/self/task"))
 
@@ -77,21 +78,21 @@ def test_the_pool_ends_with_its_executor():
     executor = parallel()
     assert count() == before + 2
     del executor
-    deadline = time.monotonic() + 5  # a thread that was joined may still be listed for a moment
+    deadline = time.monotonic() + TIMEOUT  # a joined thread may still be listed for a moment
     while count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert count() == before
 
 
-@native
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_fork_and_exit_with_a_living_executor():
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_an_executor_works_after_a_fork_and_at_exit():
     code = """
     import os, sys, warnings
     import torch
     from oekd_fast.parallel.executor import make_executor
 
-    warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+    warnings.simplefilter("ignore")  # newer Python versions warn about fork in a process with threads
     torch.set_num_threads(2)
     used, dropped = (make_executor("parallel", 2, "cpu") for _ in range(2))
 
@@ -114,5 +115,5 @@ def test_fork_and_exit_with_a_living_executor():
     print("parent", os.waitstatus_to_exitcode(status))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "child\nparent 7\n", "")

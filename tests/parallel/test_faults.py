@@ -1,5 +1,6 @@
-"""What goes wrong in a student comes back whole, and the executor stays usable."""
+"""Errors inside a student reach the caller with their traceback, and the executor remains usable."""
 
+import signal
 import threading
 import traceback
 import weakref
@@ -10,7 +11,8 @@ import torch
 
 from oekd_fast.parallel.executor import StudentError, make_executor
 
-from .calls import SECONDS, Fail, failing, fine, finishes, native, parallel, raised_by
+from ..conftest import needs_native
+from .calls import TIMEOUT, Fail, failing, fine, finishes, parallel, raised_by
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,7 @@ from .calls import SECONDS, Fail, failing, fine, finishes, native, parallel, rai
         ([failing] * 3, 0, "student 1: ValueError: cannot take a; student 2 failed too; student 3 failed too"),
     ],
 )
-def test_a_fault_names_the_student_and_keeps_its_traceback(kind, branches, student, message):
+def test_an_error_names_the_student_and_keeps_its_traceback(kind, branches, student, message):
     executor, ran = make_executor(kind, 3, "cpu", deterministic=True), []
     (error,) = finishes(
         lambda: executor.forward([lambda x, b=b: ran.append(x) or b(x) for b in branches], ["a", "b", "c"])
@@ -35,7 +37,7 @@ def test_a_fault_names_the_student_and_keeps_its_traceback(kind, branches, stude
     assert executor.forward([fine] * 3, [1, 2, 3]) == [1, 2, 3]
 
 
-def test_a_fault_in_backward(kind):
+def test_an_error_in_backward_names_the_student(kind):
     executor, x = (
         make_executor(kind, 3, "cpu", deterministic=True),
         [torch.ones(2, requires_grad=True) for _ in range(3)],
@@ -48,7 +50,7 @@ def test_a_fault_in_backward(kind):
     assert type(error.__cause__) is LookupError and error.student == 1
     last = traceback.extract_tb(error.__cause__.__traceback__)[-1]
     assert last.name == "backward" and last.line == 'raise LookupError("no gradient today")'
-    assert x[0].grad is not None and x[2].grad is not None  # the others have finished
+    assert x[0].grad is not None and x[2].grad is not None  # the other students have finished
     results = executor.forward([torch.exp] * 3, x)
     executor.backward([[r.sum()] for r in results], [[None]] * 3)
 
@@ -61,7 +63,7 @@ def test_a_fault_in_backward(kind):
         (torch.ones(2), True, "student 1: RuntimeError: Trying to backward through the graph a second time"),
     ],
 )
-def test_what_torch_itself_says_of_a_bad_graph(kind, grad, twice, text):
+def test_errors_of_torch_about_an_invalid_graph_are_kept(kind, grad, twice, text):
     executor, x = make_executor(kind, 2, "cpu", deterministic=True), torch.ones(2, requires_grad=True)
     root = x.exp()
     if twice:
@@ -72,7 +74,7 @@ def test_what_torch_itself_says_of_a_bad_graph(kind, grad, twice, text):
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_is_passed_on_as_it_is(kind, interrupt):
+def test_an_interrupt_is_raised_unchanged(kind, interrupt):
     def interrupted(_):
         raise interrupt("now")
 
@@ -82,8 +84,17 @@ def test_an_interrupt_is_passed_on_as_it_is(kind, interrupt):
     assert executor.forward([fine] * 3, [1, 2, 3]) == [1, 2, 3]
 
 
-@native
-def test_ctrl_c_waits_for_the_students():
+@pytest.fixture
+def ctrl_c():
+    """Restore Python's handler of Ctrl-C, which background processes start without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@needs_native
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_is_raised_after_all_students_have_finished():
     def interrupt(_):
         interrupt_main()
 
@@ -92,15 +103,15 @@ def test_ctrl_c_waits_for_the_students():
         finished.append(True)
 
     executor, finished = parallel(3), []
-    barrier = threading.Barrier(2, timeout=SECONDS)
+    barrier = threading.Barrier(2, timeout=TIMEOUT)
     with pytest.raises(KeyboardInterrupt):
         executor.forward([interrupt, slow, slow], [0] * 3)
     assert finished == [True, True]
     assert executor.forward([fine] * 3, [1, 2, 3]) == [1, 2, 3]
 
 
-@native
-def test_nothing_is_kept_after_a_call():
+@needs_native
+def test_no_reference_is_kept_after_a_call():
     class Value:
         pass
 

@@ -1,4 +1,4 @@
-"""Students on CUDA streams: which streams, what they compute, memory under pressure, graphs, faults."""
+"""Students on CUDA streams: stream assignment, results, memory safety, graph capture, errors."""
 
 import copy
 
@@ -12,11 +12,11 @@ from oekd_fast.parallel.executor import StreamExecutor, StudentError, make_execu
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 DEVICE = "cuda"
-CYCLES = 100_000_000  # of a kernel that only waits: some 50 ms
+CYCLES = 100_000_000  # duration of a sleeping kernel, about 50 ms
 
 
 class StreamOfBackward(torch.autograd.Function):
-    """The identity; notes the stream that its backward runs on."""
+    """The identity; records the stream that its backward runs on."""
 
     @staticmethod
     def forward(ctx, x, noted, j):
@@ -36,7 +36,7 @@ def parallel(num_students):
 
 
 def step(executor, branches, inputs):
-    """Forward and backward of a sum; the results."""
+    """Run forward, and backward with gradients of 1; return the results."""
     results = executor.forward(branches, inputs)
     executor.backward([[r] for r in results], [[torch.ones_like(r)] for r in results])
     return results
@@ -55,7 +55,7 @@ def leaves(num_students, seed=0):
     return [x.requires_grad_() for x in values]
 
 
-def test_every_student_has_a_stream_of_its_own_in_both_directions():
+def test_every_student_has_its_own_stream_in_forward_and_backward():
     executor, caller = parallel(5), torch.cuda.Stream()
     used, noted = [0] * 5, [0] * 5
 
@@ -75,7 +75,7 @@ def test_every_student_has_a_stream_of_its_own_in_both_directions():
 
 
 @pytest.mark.parametrize("num_students", [3, 40])
-def test_the_numbers_are_those_of_one_student_after_the_other(num_students):
+def test_results_equal_those_of_sequential_execution(num_students):
     left = {}
     for kind in ("sequential", "parallel"):
         branches, inputs = layers(num_students), leaves(num_students)
@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_one_student_after_the_other(num_students):
         torch.testing.assert_close(a, b)
 
 
-def test_a_real_family():
+def test_a_resnet_family_equals_sequential_execution():
     torch.manual_seed(0)
     family = build_ensemble("resnet20", 5, 10).to(DEVICE, memory_format=torch.channels_last)
     shared = torch.randn(32, 16, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
@@ -100,10 +100,10 @@ def test_a_real_family():
             [logits for logits, _ in outputs] + [x.grad for x in inputs] + [p.grad for p in branches.parameters()]
         )
     for ours, theirs in zip(left["parallel"], left["sequential"], strict=True):
-        assert (ours - theirs).norm() <= 1e-2 * theirs.norm() + 1e-4  # convolutions may round to TF32
+        assert (ours - theirs).norm() <= 1e-2 * theirs.norm() + 1e-4  # convolutions may use TF32
 
 
-def test_memory_is_safe_under_pressure_on_a_stream_of_the_callers():
+def test_memory_is_not_reused_too_early_when_the_caller_has_its_own_stream():
     executor, caller = parallel(4), torch.cuda.Stream()
 
     def branch(x):
@@ -118,7 +118,7 @@ def test_memory_is_safe_under_pressure_on_a_stream_of_the_callers():
             inputs = [torch.full((1 << 18,), float(i + j), device=DEVICE) for j in range(4)]
             results = executor.forward([branch] * 4, inputs)
             del inputs
-            torch.full((4, 1 << 18), float("nan"), device=DEVICE)  # takes what was freed, if it may
+            torch.full((4, 1 << 18), float("nan"), device=DEVICE)  # reuses freed memory if that is allowed
             for j, result in enumerate(results):
                 wrong += (result != 2 * (i + j) + 1).sum()
             del result, results
@@ -126,22 +126,22 @@ def test_memory_is_safe_under_pressure_on_a_stream_of_the_callers():
         assert wrong.item() == 0
 
 
-def test_a_tensor_from_a_student_outlives_its_reference_until_the_caller_has_read_it():
+def test_memory_of_a_result_is_not_reused_before_the_caller_has_read_it():
     executor, caller = parallel(2), torch.cuda.Stream()
-    torch.ones(2, device=DEVICE).sum().item()  # loads its kernels, which may take longer than the caller sleeps
+    torch.ones(2, device=DEVICE).sum().item()  # loads the kernels now, which may take longer than the sleep below
     with torch.cuda.stream(caller):
         first, second = executor.forward([lambda x: x + 1] * 2, [torch.ones(1 << 20, device=DEVICE)] * 2)
         torch.cuda._sleep(CYCLES)
         total = first.sum() + second.sum()
         address = first.data_ptr()
         del first, second
-        # The caller still sleeps: the memory is not free, whoever else takes that stream.
+        # The caller's stream still sleeps, so the memory must not be given to another student on that stream.
         (again, _) = executor.forward([lambda _: torch.empty(1 << 20, device=DEVICE)] * 2, [None] * 2)
         assert again.data_ptr() != address
         assert total.item() == 4 * (1 << 20)
 
 
-def test_nothing_waits_for_the_device():
+def test_forward_and_backward_do_not_synchronise():
     executor, branches, inputs = parallel(3), layers(3), leaves(3)
     step(executor, branches, inputs)
     torch.cuda.synchronize()
@@ -151,12 +151,12 @@ def test_nothing_waits_for_the_device():
         done = torch.cuda.Event()
         step(executor, branches, inputs)
         done.record()
-        assert not done.query()  # the kernel that waits is still running
+        assert not done.query()  # the sleeping kernel is still running
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_forward_and_backward_are_captured_and_replayed():
+def test_forward_and_backward_can_be_captured_and_replayed():
     executor, branches, inputs = parallel(3), layers(3), leaves(3)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -189,7 +189,7 @@ def failing(x):
     raise ValueError("not today")
 
 
-def test_a_fault_leaves_the_executor_and_the_streams_in_order():
+def test_the_executor_works_after_an_error():
     executor, inputs = parallel(3), leaves(3)
     with pytest.raises(StudentError, match="^student 2: ValueError: not today$"):
         executor.forward([torch.exp, failing, torch.exp], inputs)
@@ -197,7 +197,7 @@ def test_a_fault_leaves_the_executor_and_the_streams_in_order():
         assert torch.equal(result, x.exp())
 
 
-def test_a_fault_during_capture_does_not_leave_unjoined_work():
+def test_streams_are_joined_after_an_error_during_capture():
     executor, inputs, graph = parallel(3), leaves(3), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         with pytest.raises(StudentError):
@@ -208,7 +208,7 @@ def test_a_fault_during_capture_does_not_leave_unjoined_work():
     assert all(torch.equal(r, x.exp()) for r, x in zip(results, inputs, strict=True))
 
 
-def test_out_of_memory_in_a_student_is_torchs_own_error():
+def test_out_of_memory_in_a_student_keeps_the_error_of_torch():
     executor = parallel(2)
     with pytest.raises(StudentError, match="^student 2: OutOfMemoryError: ") as caught:
         executor.forward([lambda x: x, lambda _: torch.empty(1 << 48, device=DEVICE)], leaves(2))

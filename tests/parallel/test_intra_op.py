@@ -1,15 +1,18 @@
-"""How threads are divided among students, and which of them starts first."""
+"""Division of threads among students, and their starting order."""
 
 import functools
 import itertools
-import time
 
 import pytest
 import torch
 
+from oekd_fast.native import executor_class
+from oekd_fast.parallel import threads
 from oekd_fast.parallel.threads import StartingOrder, best_order, divide_threads, makespan
 
-RESNET = [1.0, 0.64, 0.36, 0.16, 0.04]  # cost falls with the square of the width
+from ..conftest import needs_native
+
+RESNET = [1.0, 0.64, 0.36, 0.16, 0.04]  # cost is proportional to the square of the width
 
 
 @pytest.mark.parametrize(
@@ -28,24 +31,30 @@ RESNET = [1.0, 0.64, 0.36, 0.16, 0.04]  # cost falls with the square of the widt
         (2, [0.0, 0.0], (1, 2)),
     ],
 )
-def test_division_of_threads(available, costs, expected):
+def test_threads_are_divided_by_cost(available, costs, expected):
     assert divide_threads(available, costs) == expected
 
 
-def test_the_best_order_is_done_first():
+def test_the_best_order_has_the_least_makespan():
     costs = [0.53, 0.45, 0.36, 0.27, 0.17]
     order = best_order(costs, 2)
-    assert makespan([costs[j] for j in order], 2) == pytest.approx(0.89)  # the largest first: 0.97
+    assert makespan([costs[j] for j in order], 2) == pytest.approx(0.89)  # 0.97 if the largest starts first
     every = [makespan([costs[j] for j in tried], 2) for tried in itertools.permutations(range(5))]
     assert makespan([costs[j] for j in order], 2) == min(every)
     assert best_order([1.0] * 3, 2) == [0, 1, 2]
     assert best_order(range(40), 4) == list(range(40))[::-1]
 
 
-def test_who_starts_first_is_learnt_from_a_few_calls():
+def test_the_starting_order_is_learned_from_a_few_calls(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
+
+    def branch(seconds, value):
+        clock[0] += seconds
+        return value
+
     starting = StartingOrder([3.0, 2.0, 1.0], workers=2)
-    naps = [0.0, 0.0, 0.03]
-    branches = [functools.partial(lambda nap, value: time.sleep(nap) or value, nap) for nap in naps]
+    branches = [functools.partial(branch, seconds) for seconds in (1.0, 1.0, 5.0)]
     for call in range(4):  # the first is not counted
         assert starting.order == [0, 1, 2]
         assert [timed(call) for timed in starting.timed(branches)] == [call] * 3
@@ -54,11 +63,9 @@ def test_who_starts_first_is_learnt_from_a_few_calls():
     assert starting.timed(branches) is branches
 
 
-def test_the_native_order_names_every_student_once():
-    StudentExecutor = pytest.importorskip(
-        "oekd_fast._native", reason="the native extension was not built"
-    ).StudentExecutor
-    executor = StudentExecutor(3, torch.device("cpu"), workers=1, threads=1, order=[2, 0, 1])
+@needs_native
+def test_the_native_order_must_name_every_student_once():
+    executor = executor_class()(3, torch.device("cpu"), workers=1, threads=1, order=[2, 0, 1])
     executor.order = [1, 2, 0]
     assert executor.order == [1, 2, 0]
     for wrong in ([0, 1], [0, 1, 1], [0, 1, 3]):

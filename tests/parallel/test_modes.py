@@ -1,4 +1,4 @@
-"""Every student sees its caller's modes, and draws the random numbers of the sequential order."""
+"""Students run with the caller's modes and draw the random numbers of sequential execution."""
 
 import threading
 from contextlib import nullcontext
@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from oekd_fast.parallel.executor import make_executor
 
-from .calls import SECONDS, native, parallel
+from ..conftest import needs_native
+from .calls import TIMEOUT, parallel
 
 
 def modes(_=None):
@@ -25,7 +26,7 @@ def modes(_=None):
     )
 
 
-@native
+@needs_native
 @pytest.mark.parametrize(
     "context",
     [
@@ -36,7 +37,7 @@ def modes(_=None):
         lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
     ],
 )
-def test_every_student_has_the_callers_modes(context):
+def test_every_student_runs_with_the_callers_modes(context):
     executor = parallel()
     with context():
         expected = modes()
@@ -45,8 +46,8 @@ def test_every_student_has_the_callers_modes(context):
     assert executor.forward([modes] * 2, [0, 0]) == [modes()] * 2
 
 
-@native
-def test_dispatch_modes_and_hooks_see_the_students_too():
+@needs_native
+def test_dispatch_modes_and_hooks_apply_inside_students():
     class Names(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             names.append(str(func))
@@ -59,8 +60,8 @@ def test_dispatch_modes_and_hooks_see_the_students_too():
     assert names.count("aten.exp.default") == 2 and len(packed) == 2
 
 
-@native
-def test_a_students_own_autocast_leaves_the_cache_of_casts():
+@needs_native
+def test_autocast_inside_a_student_keeps_the_cache_of_casts():
     weight, casts = nn.Parameter(torch.ones(4, 4)), []
 
     class Casts(TorchDispatchMode):
@@ -87,8 +88,8 @@ def dropouts():
     return nn.ModuleList([plain[0], noisy[0], plain[1], noisy[1]])
 
 
-@native
-def test_draws_are_those_of_one_student_after_the_other():
+@needs_native
+def test_random_numbers_equal_those_of_sequential_execution():
     results = {}
     for kind in ("sequential", "parallel"):
         branches, executor = dropouts(), make_executor(kind, 4, "cpu", deterministic=True)
@@ -100,9 +101,9 @@ def test_draws_are_those_of_one_student_after_the_other():
     assert all(torch.equal(a, b) for a, b in zip(*results.values(), strict=True))
 
 
-@native
-def test_only_those_that_draw_run_in_turn():
-    barrier = threading.Barrier(2, timeout=SECONDS)
+@needs_native
+def test_only_students_that_draw_run_sequentially():
+    barrier = threading.Barrier(2, timeout=TIMEOUT)
 
     def thread(module, args, output):
         if meeting and isinstance(module[1], nn.ReLU):
@@ -114,16 +115,16 @@ def test_only_those_that_draw_run_in_turn():
         branch.register_forward_hook(thread)
     assert len(set(executor.forward(branches, [torch.ones(3, 6)] * 4))) == 1
     executor.forward(branches.eval(), [torch.ones(3, 6)] * 4)
-    meeting = True  # of the two that do not draw, in two threads
+    meeting = True  # the two students that do not draw must run at the same time
     first, second, third, fourth = executor.forward(branches.train(), [torch.ones(3, 6)] * 4)
     assert second == fourth and first != third
 
 
-@native
-def test_a_student_that_begins_to_draw_is_noticed_and_learnt():
+@needs_native
+def test_a_student_that_starts_to_draw_is_detected_with_a_warning():
     executor = parallel()
     draws = [lambda x: torch.rand(x), lambda x: torch.rand(x)]
-    with pytest.warns(UserWarning, match="other than the students that drew from it before") as caught:
+    with pytest.warns(UserWarning, match="by code other than the students known to draw random numbers") as caught:
         executor.forward(draws, [2, 3])
         state = torch.get_rng_state()
         learning, known = executor.forward(draws, [2, 3]), executor.forward(draws, [2, 3])
@@ -133,7 +134,7 @@ def test_a_student_that_begins_to_draw_is_noticed_and_learnt():
     expected = [torch.rand(n) for n in (2, 3, 2, 3)]
     assert all(torch.equal(a, b) for a, b in zip([*learning, *known], expected, strict=True))
 
-    with pytest.warns(UserWarning) as caught:  # once for each executor
+    with pytest.warns(UserWarning) as caught:  # one warning for each executor
         executor = parallel()
         for _ in range(2):
             executor.forward([lambda x: x] * 2, [2, 3])

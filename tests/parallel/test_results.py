@@ -1,4 +1,4 @@
-"""Students side by side give what they give one after the other."""
+"""Results of parallel execution equal those of sequential execution."""
 
 import copy
 from contextlib import nullcontext
@@ -9,11 +9,11 @@ import torch
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.parallel.executor import make_executor
 
-from .calls import native
+from ..conftest import needs_native
 
 
 def step(executor, branches, shared, context, train):
-    """Everything that a forward and a backward pass leave behind."""
+    """Run forward, and backward if `train`; return outputs, gradients and buffers."""
     inputs = [shared.detach().requires_grad_(train) for _ in branches]
     with context():
         outputs = executor.forward(branches, inputs)
@@ -33,10 +33,10 @@ CONTEXTS = {
 }
 
 
-@native
+@needs_native
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_real_branches_agree_bit_for_bit(name, training):
+def test_resnet_branches_agree_bit_for_bit(name, training):
     context, train = CONTEXTS[name]
     torch.manual_seed(0)
     family = build_ensemble("resnet20", 3, 10).to(memory_format=torch.channels_last).train(training)
@@ -50,8 +50,8 @@ def test_real_branches_agree_bit_for_bit(name, training):
     assert all(torch.equal(a, b) for a, b in zip(*left.values(), strict=True))
 
 
-@native
-def test_without_deterministic_mode_a_run_repeats_itself(threads):
+@needs_native
+def test_runs_are_reproducible_without_deterministic_mode(threads):
     threads(4)
     torch.manual_seed(0)
     family, shared = build_ensemble("resnet20", 3, 10), torch.randn(8, 16, 8, 8)
@@ -64,7 +64,7 @@ def test_without_deterministic_mode_a_run_repeats_itself(threads):
 
 
 @pytest.mark.parametrize("num_students", [1, 2, 40])
-def test_results_come_in_the_students_order(kind, num_students):
+def test_results_are_in_the_order_of_the_students(kind, num_students):
     executor = make_executor(kind, num_students, "cpu", deterministic=True)
     weights = [torch.tensor(float(j), requires_grad=True) for j in range(num_students)]
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_results_come_in_the_students_order(kind, num_students):
     assert [w.grad.item() for w in weights] == [20.0] * num_students
 
 
-def test_a_scalar_needs_no_gradient_and_a_student_may_have_no_roots(kind):
+def test_a_scalar_root_needs_no_gradient_and_a_student_may_have_no_roots(kind):
     executor, x = make_executor(kind, 2, "cpu", deterministic=True), torch.ones(3, requires_grad=True)
     executor.backward([[(3 * x).sum()], []], [[None], []])
     assert x.grad.tolist() == [3, 3, 3]

@@ -1,6 +1,6 @@
-"""Fork, join and memory of the students' streams, against a device that writes down what it is told.
+"""Fork, join and memory of the students' streams, checked with a fake device that logs the calls it receives.
 
-It cannot be unregistered, so all is run in a process of its own, once; the tests look at what came.
+A device cannot be unregistered, so one subprocess runs all scenarios and the tests check its output.
 """
 
 import json
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
-from ..conftest import ISAS
+from ..conftest import needs_native
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
+pytestmark = needs_native
 SOURCE = Path(__file__).with_name("fake_device.cpp")
 SCENARIOS = """
 import ctypes, json, sys
@@ -117,15 +117,15 @@ def came(tmp_path_factory):
     (torch_library,) = library_paths()
     flags = ["-std=c++20", "-O0", "-shared", "-fPIC", *(f"-I{path}" for path in include_paths())]
     linked = [f"-L{torch_library}", f"-Wl,-rpath,{torch_library}", "-lc10", "-o", str(library)]
-    subprocess.run([get_cxx_compiler(), *flags, str(SOURCE), *linked], check=True, timeout=300)
+    subprocess.run([get_cxx_compiler(), *flags, str(SOURCE), *linked], check=True, timeout=600)
     command = [sys.executable, "-c", textwrap.dedent(SCENARIOS), str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def forked_and_joined(*on_stream):
-    """What the device is told where students on streams 1, 2, ... are called from stream 9."""
+    """Return the log of a call from stream 9 whose students run on streams 1, 2, ..."""
     lines = ["event 1 on stream 9"]
     for stream, body in enumerate(on_stream, start=1):
         lines += [f"stream {stream} waits for event 1", *(f"{what} on stream {stream}" for what in body)]
@@ -133,7 +133,7 @@ def forked_and_joined(*on_stream):
     return lines
 
 
-def test_it_is_taken_where_the_device_has_streams(came):
+def test_auto_uses_streams_if_the_device_has_them(came):
     assert came["kind"] == "StreamExecutor" and came["made"] == []
 
 
@@ -142,34 +142,34 @@ def test_forward_forks_from_the_current_stream_and_joins_it(came):
     assert came["forward"] == [*forked_and_joined(["forward a"], ["forward b"]), "caller on stream 9"]
 
 
-def test_backward_takes_the_same_streams(came):
+def test_backward_uses_the_streams_of_forward(came):
     assert came["backward"] == forked_and_joined(["backward a"], ["backward b"])
 
 
-def test_streams_repeat_where_there_are_fewer_than_students(came):
+def test_streams_are_reused_if_there_are_fewer_than_students(came):
     streams = [3, 4, 1, 2, 3, 4]  # the first executor has 1 and 2
     expected = [f"forward {name} on stream {s}" for name, s in zip("abcdef", streams, strict=True)]
     assert came["more students than streams"] == expected
 
 
-def test_streams_are_joined_after_a_fault(came):
+def test_streams_are_joined_after_an_error(came):
     assert came["error"] == ["StudentError", "student 1: ValueError: a"]
     assert came["joined after a fault"] == forked_and_joined([], ["forward b"])
     assert came["backward error"] == ["StudentError", "student 1: ValueError: no gradient"]
     assert came["joined after a fault in backward"] == forked_and_joined(["backward bad"], ["backward b"])
 
 
-def test_memory_is_kept_for_those_who_use_it(came):
+def test_memory_is_recorded_on_the_streams_that_use_it(came):
     inputs_and_outputs = ["memory used by stream 1", *["memory used by stream 9"] * 3, "memory used by stream 2"]
     assert came["memory"] == inputs_and_outputs
 
 
-def test_a_capture_sees_the_same_order_and_no_more(came):
+def test_a_capture_forks_and_joins_alike_and_records_no_memory(came):
     assert came["memory in a capture"] == []
     assert came["order in a capture"] == forked_and_joined(["forward a"], ["forward b"])
 
 
-def test_a_broken_device_does_not_hide_the_student_that_broke_it(came):
+def test_an_error_of_the_device_does_not_hide_the_students_error(came):
     assert came["a student breaks the device"] == ["StudentError", "student 1: ValueError: broke it"]
     assert came["a broken device"] == ["RuntimeError", "the device is broken"]
     assert came["mended"] == forked_and_joined(["forward a"], ["forward b"])
@@ -179,6 +179,6 @@ def test_students_may_call_the_executor_themselves(came):
     assert came["nested"] == [["a", "a"], ["b", "b"]]
 
 
-def test_nothing_is_synchronised_and_no_event_left(came):
+def test_no_synchronisation_and_no_leaked_event(came):
     assert "synchronised" not in json.dumps(came)
     assert came["events left"] == 0

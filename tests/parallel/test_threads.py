@@ -1,18 +1,20 @@
-"""Students run at the same time on host threads that share the cores, the largest first."""
+"""Students run at the same time on host threads, which share the intra-op threads."""
 
 import threading
 
 import torch
 
+from oekd_fast.native import executor_class
 from oekd_fast.parallel.executor import make_executor
 from oekd_fast.parallel.threads import largest_first
 
-from .calls import SECONDS, Meet, finishes, native, parallel
+from ..conftest import needs_native
+from .calls import TIMEOUT, Meet, finishes, parallel
 
 
-@native
+@needs_native
 def test_two_students_run_at_the_same_time():
-    barrier = threading.Barrier(2, timeout=SECONDS)
+    barrier = threading.Barrier(2, timeout=TIMEOUT)
     inputs = [torch.ones(2, requires_grad=True) for _ in range(2)]
 
     def branch(x):
@@ -26,41 +28,37 @@ def test_two_students_run_at_the_same_time():
     assert all(x.grad.tolist() == [1, 1] for x in inputs)
 
 
-@native
-def test_the_largest_student_starts_first(threads):
+@needs_native
+def test_students_start_in_the_given_order_after_the_serial_ones(threads):
     threads(1)
-    from oekd_fast._native import StudentExecutor
-
     started = []
-    executor = StudentExecutor(3, torch.device("cpu"), workers=1, threads=1, order=[2, 0, 1])
+    executor = executor_class()(3, torch.device("cpu"), workers=1, threads=1, order=[2, 0, 1])
     executor.forward([started.append] * 3, [0, 1, 2], [])
     executor.forward([started.append] * 3, [0, 1, 2], [0, 1])
     assert started == [2, 0, 1, 0, 1, 2]
     assert largest_first([1.0, 5.0, 1.0, 9.0]) == [3, 1, 0, 2]
 
 
-@native
-def test_more_workers_than_students():
-    from oekd_fast._native import StudentExecutor
-
-    executor = StudentExecutor(2, torch.device("cpu"), workers=6, threads=1, order=[0, 1])
+@needs_native
+def test_there_may_be_more_workers_than_students():
+    executor = executor_class()(2, torch.device("cpu"), workers=6, threads=1, order=[0, 1])
     for _ in range(20):
         assert executor.forward([abs] * 2, [-1, -2], []) == ([1, 2], [])
 
 
-@native
-def test_thread_counts_inside_and_outside(threads):
+@needs_native
+def test_students_share_the_threads_and_the_caller_keeps_its_number(threads):
     for available, deterministic, inside in [(2, False, 1), (4, False, 2), (4, True, 1), (2, True, 1)]:
         threads(available)
         executor = make_executor("parallel", 2, "cpu", deterministic=deterministic)
         for _ in range(2):
             assert executor.forward([lambda _: torch.get_num_threads()] * 2, [0, 0]) == [inside] * 2
         assert torch.get_num_threads() == available
-        assert finishes(torch.get_num_threads) == [available]  # and of threads that torch has not seen yet
+        assert finishes(torch.get_num_threads) == [available]  # new threads inherit it too
 
 
-@native
-def test_the_setting_of_other_threads_survives_a_new_pool(threads):
+@needs_native
+def test_a_new_pool_does_not_change_the_number_of_threads_elsewhere(threads):
     def set_and_read():
         torch.set_num_threads(3)
         parallel()
@@ -70,15 +68,15 @@ def test_the_setting_of_other_threads_survives_a_new_pool(threads):
     assert torch.get_num_threads() == 2 and finishes(torch.get_num_threads) == [3]
 
 
-@native
-def test_a_changed_number_of_threads_is_divided_anew(threads):
+@needs_native
+def test_a_changed_number_of_threads_is_divided_again(threads):
     executor = parallel(deterministic=False)
     for available, inside in [(2, 1), (4, 2), (1, 1), (4, 2)]:
         threads(available)
         assert executor.forward([lambda _: torch.get_num_threads()] * 2, [0, 0]) == [inside] * 2
 
 
-def test_sequential_and_deterministic_has_one_thread_as_well():
+def test_sequential_execution_has_one_thread_in_deterministic_mode():
     executor = make_executor("sequential", 2, "cpu", deterministic=True)
     assert executor.forward([lambda _: torch.get_num_threads()] * 2, [0, 0]) == [1, 1]
     assert torch.get_num_threads() == 2

@@ -16,6 +16,7 @@ from oekd_fast.training.distillation import family_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.prepare import prepare_family
 
+from ..conftest import needs_native
 from ..support.engines import CPU, NORMALISATION, make_batch, make_engine, make_teacher, network_input
 from ..support.smooth_network import SMOOTH
 
@@ -170,11 +171,9 @@ def test_a_loaded_state_continues_bit_for_bit():
     assert torch.equal(straight.metrics.sums, second.metrics.sums)
 
 
-@pytest.mark.parametrize("executor", ["parallel", "sequential"])
+@pytest.mark.parametrize("executor", [pytest.param("parallel", marks=needs_native), "sequential"])
 @pytest.mark.parametrize("detach_ensemble", [True, False])
 def test_both_forms_of_backward_agree_with_autograd(executor, detach_ensemble):
-    if executor == "parallel":
-        pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     config = TrainConfig(num_students=3, warmup_epochs=0, executor=executor, detach_ensemble=detach_ensemble)
     engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
     twin = copy.deepcopy(engine.ensemble).double().train()
@@ -201,8 +200,8 @@ def test_backward_on_streams_equals_backward_in_threads(fields, monkeypatch, one
         assert torch.equal(value, states[1][name]), name
 
 
+@needs_native
 def test_deterministic_training_does_not_depend_on_the_executor(threads):
-    pytest.importorskip("oekd_fast._native", reason="the native extension was not built")
     threads(2)
     states = []
     for executor in ("parallel", "sequential"):
