@@ -1,4 +1,4 @@
-"""BatchNorm followed by ReLU, and what is added in between: plain PyTorch, or one CPU op each way in training."""
+"""BatchNorm, an optional residual addition and ReLU: one CPU op in each direction in training, else plain PyTorch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from oekd_fast import native
 
-# Maps are float32 [B, C, H, W], the rest float32 [C]; y, dx and dresidual are channels_last.
-# variance: unbiased, as running statistics take it. y: None where there was no residual; dresidual: [0] where unwanted.
-# isa: as in dispatch.py.
+# x, residual, y and their gradients are float32 [B, C, H, W]; y, dx and dresidual are channels_last. All other tensors
+# are float32 [C]. variance is unbiased, as for running statistics. In backward, y is None if there was no residual, and
+# dresidual has shape [0] if residual_grad is false. isa names an instruction set of `native.isa_names()`; "auto" is the
+# widest.
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
 _library.define(
     'norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, *, str isa="auto")'
@@ -37,23 +38,27 @@ torch.library.register_fake("oekd_fast::norm_relu_backward", _fake_backward, lib
 
 
 class NormReLU(nn.BatchNorm2d):
-    """relu(BatchNorm2d(x) [+ residual]); arguments, parameters and state of ``torch.nn.BatchNorm2d``.
+    """Computes ``relu(BatchNorm2d(x) + residual)``, with the arguments and the state of ``torch.nn.BatchNorm2d``.
 
     Attributes:
-        fused: in training, one op forward and one backward, where they cover the call: the native extension, float32
-            maps in channels_last on the CPU, affine parameters, running statistics with a momentum. Plain PyTorch
-            otherwise. The fused form is differentiable once.
+        fused: whether to use one op for forward and one for backward where they support the call. They need the native
+            extension, training mode, float32 channels_last maps on the CPU, affine parameters, and running statistics
+            with a momentum. Other calls use plain PyTorch. The fused form can be differentiated once.
     """
 
     fused = False
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[B, C, H, W], and a residual of the same shape, to [B, C, H, W].
+        """Return the output for `x`, both [B, C, H, W].
+
+        Args:
+            x: input map.
+            residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
 
         Raises:
-            ValueError: `x` is not of four dimensions, or has one value a channel in training.
+            ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
         """
-        if not (self.fused and self._covers(x, residual)):
+        if not (self.fused and self._supports(x, residual)):
             y = super().forward(x)
             return torch.relu_(y if residual is None else y + residual)
         self.num_batches_tracked.add_(1)
@@ -61,17 +66,17 @@ class NormReLU(nn.BatchNorm2d):
         torch._foreach_lerp_([self.running_mean, self.running_var], [mean, variance], self.momentum)
         return y
 
-    def _covers(self, x: Tensor, residual: Tensor | None) -> bool:
+    def _supports(self, x: Tensor, residual: Tensor | None) -> bool:
         return (
             self.training
-            and native.has_op("norm_relu")
+            and native.why_missing() is None
             and self.affine
             and self.track_running_stats
             and self.momentum is not None
             and self.weight.dtype == self.running_mean.dtype == torch.float32
-            and _covers_map(x)
+            and _supports_map(x)
             and x.numel() > x.shape[1]
-            and (residual is None or (_covers_map(residual) and residual.shape == x.shape))
+            and (residual is None or (_supports_map(residual) and residual.shape == x.shape))
         )
 
 
@@ -82,14 +87,15 @@ def use_fused_norms(module: nn.Module, enabled: bool = True) -> None:
             part.fused = enabled
 
 
-def _covers_map(x: Tensor) -> bool:
+def _supports_map(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _NormReLU(torch.autograd.Function):
-    """Keeps its input, its output where there is a residual, and two numbers a channel.
+    """The fused op and its backward.
 
-    Without a residual, backward finds again from the input where the output was 0, and the output is not read.
+    Saves the input, mean and rstd for backward, and the output only if there is a residual: without one, backward
+    computes again from the input where the output was 0.
     """
 
     @staticmethod
@@ -107,7 +113,7 @@ class _NormReLU(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "NormReLU: the fused form is differentiable once, got create_graph=True; "
-                "use_fused_norms(module, False) is differentiable twice"
+                "call use_fused_norms(module, False) for a second derivative"
             )
         grads = torch.ops.oekd_fast.norm_relu_backward(dy, *ctx.saved_tensors, ctx.needs_input_grad[3])
         return *(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[:4], strict=True)), None

@@ -1,0 +1,58 @@
+"""Problems for the tests of the fused BatchNorm, residual and ReLU, and ways to compute them."""
+
+import torch
+from torch import nn
+
+from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
+
+ops = torch.ops.oekd_fast
+EPS = 1e-5
+
+
+def random(*shape, seed=0):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+
+def problem(shape, *, residual=True, offset=0.0):
+    """Return x, weight, bias, residual and dy.
+
+    dy is 0 where the output before ReLU is so near 0 that rounding decides its sign.
+    """
+    x, weight, bias = random(*shape) + offset, random(shape[1], seed=1) + 1, random(shape[1], seed=2)
+    added = random(*shape, seed=3) if residual else None
+    before = nn.functional.batch_norm(x.double(), None, None, weight.double(), bias.double(), True, eps=EPS)
+    before = before if added is None else before + added.double()
+    return x, weight, bias, added, random(*shape, seed=4) * (before.abs() > 1e-2)
+
+
+def plain(x, weight, bias, residual, dy, dtype):
+    """Return y, mean, variance, dx, dweight, dbias, dresidual, computed by PyTorch's own functions in `dtype`."""
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias, residual) if t is not None]
+    mean, variance = (torch.zeros(x.shape[1], dtype=dtype) for _ in range(2))
+    y = nn.functional.batch_norm(leaves[0], mean, variance, *leaves[1:3], True, momentum=1.0, eps=EPS)
+    y = torch.relu(y if residual is None else y + leaves[3])
+    return [y.detach(), mean, variance, *torch.autograd.grad(y, leaves, dy.to(dtype))]
+
+
+def by_ops(x, weight, bias, residual, dy, isa="auto"):
+    """Return y, mean, variance, dx, dweight, dbias, dresidual, computed by the ops."""
+    y, mean, variance, rstd = ops.norm_relu(x, weight, bias, residual, EPS, isa=isa)
+    kept = None if residual is None else y
+    *grads, dresidual = ops.norm_relu_backward(dy, x, kept, weight, bias, mean, rstd, residual is not None, isa=isa)
+    return [y, mean, variance, *grads, *(() if residual is None else (dresidual,))]
+
+
+def by_module(x, weight, bias, residual, dy, *, fused):
+    """Return the same as `by_ops`, computed by the module, with running statistics instead of those of the batch."""
+    norm = NormReLU(x.shape[1], eps=EPS)
+    norm.load_state_dict({**norm.state_dict(), "weight": weight, "bias": bias})
+    use_fused_norms(norm, fused)
+    leaves = [t.clone().requires_grad_() for t in (x, residual) if t is not None]
+    y = norm(*leaves)
+    dx, *dresidual, dweight, dbias = torch.autograd.grad(y, [*leaves, *norm.parameters()], dy)
+    return [y.detach(), norm.running_mean, norm.running_var, dx, dweight, dbias, *dresidual]
+
+
+def same_bits(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
