@@ -17,8 +17,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Build SGD with Nesterov momentum, Adam or RMSProp; the adapters form a parameter group of their own.
 
-    RMSProp has the decay of 0.9 and the epsilon of 1e-3 that EfficientNet was trained with (Tan and Le 2019, arXiv
-    1905.11946, section 5.2).
+    RMSProp has the decay of 0.9 of EfficientNet (Tan and Le 2019, arXiv 1905.11946, section 5.2), and the epsilon of
+    1e-3 of its published code.
 
     Args:
         learning_rate, adapter_rate: scalars on the device, read in every step.

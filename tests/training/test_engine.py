@@ -271,3 +271,8 @@ def test_a_step_after_one_whose_student_raised_is_unaffected():
     branch.forward = forward
     engine.train_step(*batch)
     assert engine.metrics.read().first_bad_step is None
+
+
+def test_a_step_before_the_first_epoch_raises():
+    with pytest.raises(RuntimeError, match="^step: expected begin_epoch to be called first$"):
+        make_engine().step()

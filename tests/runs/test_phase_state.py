@@ -1,0 +1,32 @@
+"""Progress of a phase: its form in a checkpoint, and the selection of the best epoch."""
+
+import torch
+
+from oekd_fast.runs.phase_state import PhaseState
+
+
+def state() -> PhaseState:
+    return PhaseState(
+        epoch=2, batch=3, order=torch.tensor([2, 0, 1]), seconds=4.5, epoch_seconds=0.5,
+        best={"epoch": 1, "score": [50.0, -1.0], "model": {}}, snapshots=[{"w": torch.ones(1)}], history=[{"epoch": 1}],
+    )  # fmt: skip
+
+
+def test_a_state_is_read_from_the_keys_of_a_checkpoint():
+    saved = state().state_dict()
+    assert list(saved) == ["epoch", "batch", "order", "seconds", "epoch_seconds", "best", "snapshots", "history"]
+    loaded = PhaseState.from_state_dict({"engine": {}, "random": {}, **saved})
+    assert torch.equal(loaded.order, saved["order"])
+    assert {**loaded.state_dict(), "order": None} == {**saved, "order": None}
+
+
+def test_a_checkpoint_without_snapshots_has_none():
+    saved = state().state_dict()
+    del saved["snapshots"]
+    assert PhaseState.from_state_dict(saved).snapshots == []
+
+
+def test_the_first_epoch_with_the_highest_score_is_the_best():
+    assert PhaseState().is_best([0.0, -9.0])
+    assert state().is_best([50.5, -2.0]) and state().is_best([50.0, -0.5])
+    assert not state().is_best([50.0, -1.0]) and not state().is_best([49.0, -0.1])
