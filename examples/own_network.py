@@ -1,4 +1,4 @@
-"""A family of your own network, in three functions: base, blocks by width, head."""
+"""Build a family of your own network from three functions, and compute its loss and gradients."""
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ def base(in_channels: int) -> nn.Module:  # shared by all students
     return conv(in_channels, 16)
 
 
-def blocks(width) -> list[nn.Module]:  # each returns one map; width(64) is the student's share of 64 channels
+def blocks(width) -> list[nn.Module]:  # the output of each is one map; width(64) is the student's share of 64 channels
     return [conv(16, width(32), 2), conv(width(32), width(64), 2), conv(width(64), width(64))]
 
 
@@ -23,5 +23,5 @@ def head(channels: int, num_classes: int) -> nn.Module:
 
 
 ensemble = build_ensemble(FunctionalArchitecture("mine", base, blocks, head), num_students=3, num_classes=10)
-output = ensemble(torch.randn(8, 3, 32, 32))  # logits of each student, and its maps
+output = ensemble(torch.randn(8, 3, 32, 32))  # the logits and the maps of each student
 ensemble_kd_loss(output.logits, torch.randint(10, (8,))).loss.backward()
