@@ -74,7 +74,7 @@ def feature_kd_value_and_grad(
     """Compute the intermediate loss and its gradients in one launch a block, outside autograd.
 
     Args:
-        student_maps, teacher_map, weights, biases, backend: as :func:`feature_kd_loss`.
+        student_maps, teacher_map, weights, biases, backend: same as for :func:`feature_kd_loss`.
         grad_scale: one-element tensor that multiplies the gradients but not the loss, such as a loss scale.
 
     Returns:

@@ -1,5 +1,11 @@
-"""Runs: whole trainings with checkpoints, resume, and a run folder that holds all results.
+"""A run from its config to its folder: phases with checkpoints and resume, and everything that is written.
 
-`run.train` is the entry point. It asks `plan` for the phases of a run and trains each with `phase.Phase`, which builds
-a `training.engine.Engine`, writes checkpoints and selects the epoch.
+- `run`: trains the phases that `plan` lists, in order, and saves students and summary.
+- `phase`, `phase_state`, `tasks`: one phase; what it has done, what it trains and what it returns.
+- `build`, `device_data`: the family and the data that a phase starts from.
+- `checkpoint`, `random_state`, `run_folder`: what is stored, and checks when a run resumes.
+- `progress`, `summary`: what is shown.
+- `interrupt`, `host_memory`: signals and memory of the process.
+
+A new kind of phase is a name and a `PhaseTask` in `plan`.
 """

@@ -34,8 +34,8 @@ class CheckpointError(RuntimeError):
 class LoadedCheckpoint(NamedTuple):
     """A checkpoint that was read back.
 
-    state: what was saved.
-    path: of the file.
+    state: the saved state.
+    path: path of the file.
     step: optimisation steps done before it was saved.
     """
 
@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 
     newest `keep` steps are left.
 
     Args:
-        folder: of the phase's checkpoints; created if missing.
+        folder: folder of the phase's checkpoints; created if missing.
         state: tensors, numbers, strings and None in lists, tuples and dicts.
         step: optimisation steps done so far.
         keep: how many steps to keep, this one included.
@@ -96,7 +96,7 @@ def load_latest_checkpoint(folder: Path, map_location: str | torch.device = "cpu
     Damaged checkpoints are skipped, each with a warning that names it and the damage.
 
     Args:
-        folder: that `save_checkpoint` wrote to; may be missing.
+        folder: folder that `save_checkpoint` wrote to; may be missing.
         map_location: the device that tensors are loaded to.
 
     Raises:

@@ -16,8 +16,9 @@ class DeviceData:
     """The three splits in batches on the device, and how a step treats their images.
 
     normalisation: mean and standard deviation of each channel, for pixels in [0, 1].
-    augmentation: of the training images.
-    num_classes, in_channels: of the labels and of the images.
+    augmentation: random changes to training images.
+    num_classes: number of classes.
+    in_channels: channels of the images.
     notes: one line for each split that lacks images or was placed elsewhere than the config says.
     """
 

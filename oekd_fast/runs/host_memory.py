@@ -1,4 +1,4 @@
-"""Memory of the process: what the C library does with freed blocks."""
+"""Memory of the process: the C library's treatment of freed blocks."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class Interrupted(Exception):
     """The run received a signal, saved a checkpoint and stopped.
 
     Attributes:
-        signal_number: of the signal.
+        signal_number: the signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -23,7 +23,7 @@ class StopRequest:
     """Context in which the first SIGINT or SIGTERM is only recorded; a second one has its usual effect.
 
     Attributes:
-        signal_number: of the recorded signal; None before it.
+        signal_number: the recorded signal; None before it arrives.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

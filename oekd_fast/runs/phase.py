@@ -40,7 +40,7 @@ class Phase:
     each epoch, for the record alone.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         engine: trains and evaluates the family.
 
     Raises:

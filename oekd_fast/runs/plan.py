@@ -1,4 +1,4 @@
-"""The phases of a run in order, and what each starts from and learns from."""
+"""The phases of a run in order, and the weights and teachers of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def phase_task(
     """Return the task of the phase `name`, one of `phase_names`.
 
     Args:
-        results: of the phases before it, by name.
+        results: results of the phases before it, by name.
         teacher: external teacher of the family; None without one.
     """
     if name == PRETRAINING:

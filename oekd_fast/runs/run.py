@@ -28,10 +28,10 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
     """Train the family that `config` describes, and with `config.baseline` each student alone.
 
     Args:
-        config: of the run; the run folder is `config.run_folder`.
+        config: options of the run; the run folder is `config.run_folder`.
         console: for progress and notes; None uses the process's standard output.
-        stop: records SIGINT and SIGTERM. A caller of several runs passes its own to learn of a signal that arrived when
-            a run was about to finish.
+        stop: records SIGINT and SIGTERM. A caller of several runs passes its own, to learn of a signal that arrived
+            when a run was about to finish.
 
     Returns:
         The content of summary.json.
@@ -42,7 +42,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
     """
     console = console or Console()
     start = time.perf_counter()
-    get_architecture(config.model)
+    get_architecture(config.model)  # raises before the data set is loaded if the model is unknown
     device = choose_device(config.device)
     folder = RunFolder(config)
     with stop or StopRequest() as stop:
@@ -83,7 +83,7 @@ def combined_accuracy(
 
     Args:
         phase: the last one of the network, finished. Its network is borrowed and has the same weights afterwards.
-        results: of all phases so far, by name.
+        results: results of all phases so far, by name.
         labels: int64 [N], of the test split.
     """
     if not config.family_objective.alone:

@@ -1,4 +1,4 @@
-"""What one phase of a run trains, and what it returns."""
+"""Input and result of one phase of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from oekd_fast.training.metrics import EpochMetrics
 
 @dataclass(frozen=True)
 class PhaseTask:
-    """What a phase trains.
+    """Description of what a phase trains.
 
-    name: of the phase, in checkpoints and metrics.
+    name: name of the phase, in checkpoints and metrics.
     members: indices of the students that train, counted from 0. A single member has no ensemble to learn from.
     from_labels: True trains by cross-entropy alone, as a baseline; False by the objective of the config.
     epochs: None trains for the epochs of the config.

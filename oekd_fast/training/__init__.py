@@ -1,5 +1,12 @@
-"""Training steps: one step of a family, eager or captured, and the evaluation of a split.
+"""The training step of a family, eager or captured, and the evaluation of a split.
 
-`engine.Engine` is the entry point; `prepare.prepare_family` comes before it. It combines the parts that a step changes
-(`stateful`), the losses and their gradients (`backward`, `distillation`), and the capture of a step (`graph_capture`).
+- `engine`: the step, with its optimizer and schedule; `prepare`: changes to a family before its engine is built.
+- `backward`, `distillation`: losses of a batch and the gradients of all parameters.
+- `evaluation`, `metrics`: results over a split, summed on the device.
+- `graph_capture`, `cuda_recorder`: steps as CUDA graphs.
+- `numerics`, `preprocessing`: precision, and the input of the networks.
+- `schedule`, `optimizer`, `weight_average`: parts that a step changes; `stateful`: their protocol.
+
+A new part that a step changes implements `stateful.Stateful` and joins the parts of `Engine`. Capture and checkpoints
+then include it.
 """

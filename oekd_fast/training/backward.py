@@ -22,7 +22,7 @@ from oekd_fast.training.distillation import TeacherSignals, family_loss, family_
 class FamilyLosses:
     """Losses of one batch, detached, on the device.
 
-    statistics: of the logits.
+    statistics: what `ensemble_kd_loss` returns for the logits.
     feature: scalar intermediate loss before its weight is applied; None without adapters.
     total: scalar, the weighted sum of all terms.
     """

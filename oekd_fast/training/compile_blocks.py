@@ -16,7 +16,7 @@ def compile_blocks(network: nn.Module, block_type: type[nn.Module], backend: str
 
     Args:
         block_type: class of the blocks.
-        backend: of torch.compile.
+        backend: argument of `torch.compile`.
 
     Returns:
         The number of shapes. Each is compiled when it first runs in training and when it first runs in evaluation.

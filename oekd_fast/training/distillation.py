@@ -66,7 +66,7 @@ def family_loss(
         logits: S tensors [B, C].
         labels: int64 [B].
         options: keyword arguments of `ensemble_kd_loss`.
-        signals: of this batch.
+        signals: teacher signals for the batch.
         gate: weights of the students in the ensemble, [B, S]; None weights them equally.
     """
     return ensemble_kd_loss(logits, labels, ensemble_weights=gate, teacher_logits=signals.teacher_logits, **options)
@@ -83,7 +83,7 @@ def family_value_and_grad(
     """Return the statistics, the gradient of each student's logits, and the gradient of the gate.
 
     Args:
-        logits, labels, options, signals, gate: as `family_loss`.
+        logits, labels, options, signals, gate: same as for `family_loss`.
         grad_scale: one-element tensor that multiplies the gradients; None means 1.
     """
     if signals.copies:

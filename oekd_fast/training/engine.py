@@ -41,7 +41,8 @@ class Engine:
     alone.
 
     Attributes:
-        ensemble, optimizer, scaler, schedule: what a step trains, and with what.
+        ensemble: the family that steps train.
+        optimizer, scaler, schedule: the optimizer, its loss scaling and its scheduled values.
         average: moving average of the weights; None unless `config.ema_decay` is set.
         metrics: sums over the steps since their last reset.
         evaluator: evaluates the averaged family if there is one, else the trained one.
@@ -52,7 +53,7 @@ class Engine:
         ensemble: on `device`, prepared by `prepare_family`.
         loss: options of the loss on the logits.
         normalisation: mean and standard deviation of each channel, for pixels in [0, 1].
-        augmentation: of the training images; evaluation uses the centre crop that belongs to it.
+        augmentation: random changes to training images; evaluation uses the centre crop that belongs to them.
         steps_per_epoch: length of an epoch, for the schedule.
         teacher: external teacher of every student; None without one.
         recorder: captures steps. None captures with CUDA graphs on CUDA, and nothing on other devices.

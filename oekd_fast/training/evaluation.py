@@ -29,7 +29,7 @@ class Evaluator:
         ensemble: the family whose results count, which may be a moving average of the trained one.
 
     Args:
-        loss: of the logits. Mixed targets are not evaluated: the target is the ensemble.
+        loss: options of the loss on the logits, without `mixing`: the evaluated target is the ensemble.
         calls: replays the evaluation of a batch if it can be captured.
     """
 

@@ -37,11 +37,11 @@ class Recorder(Protocol):
         ...
 
     def needed_bytes(self) -> int:
-        """Return the peak memory of the last warm-up beyond what was allocated before it."""
+        """Return the peak memory of the last warm-up, in bytes, without the memory allocated before it."""
         ...
 
     def free_bytes(self) -> int:
-        """Return the free memory of the device."""
+        """Return the free memory of the device, in bytes."""
         ...
 
     def mark(self) -> Callable[[], None]:
@@ -57,7 +57,7 @@ class CapturedCalls:
 
     Args:
         recorder: captures the calls; None runs all of them eagerly, for the reason `eager_because`.
-        generators: those that the calls draw from, on the device.
+        generators: random generators that the calls draw from, on the device.
         after_failure: called after a capture that failed in the middle of a call.
     """
 
@@ -79,7 +79,7 @@ class CapturedCalls:
 
         Args:
             key: identifies the call among those that this object runs.
-            signature: of the batches that the call takes; the call is captured again when it changes.
+            signature: `Batches.signature` of the batches that the call takes; a new one has the call captured again.
             tensors: returns every tensor that the call changes, by name.
         """
         replay = self._replay_of(key, signature, call, tensors)
@@ -99,7 +99,7 @@ class CapturedCalls:
     def _replay_of(
         self, key: Hashable, signature: Hashable, call: Callable[[], None], tensors: Callable[[], State]
     ) -> Callable[[], None] | None:
-        """Return what replays the call, captured now if it was not before; None if calls run eagerly."""
+        """Return the replay of the call, which is captured now if it was not before; None if calls run eagerly."""
         if self.eager_because is not None:
             return None
         known, replay = self._replays.get(key, (None, None))
@@ -121,13 +121,13 @@ def capture(
     tensors: Callable[[], State],
     generators: Sequence[torch.Generator],
 ) -> Callable[[], None]:
-    """Capture `call` and return what replays it. Tensors and generators are as before, as if nothing had run.
+    """Capture `call` and return a function that replays it. Tensors and generators have the same values afterwards.
 
     Args:
         call: device work at fixed addresses, without arguments or result.
         tensors: returns every tensor that `call` changes, by name. Those that appear in the warm-up, such as an
             optimizer's, start from zeros, as torch's optimizers do.
-        generators: those that `call` draws from, on the device.
+        generators: random generators that `call` draws from, on the device.
 
     Raises:
         CaptureError: `call` could not be captured.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.config.run import RunConfig
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,7 +21,7 @@ class Numerics:
     """How networks compute on one type of device.
 
     device_type: "cpu" or "cuda".
-    dtype: of autocast; None computes in float32.
+    dtype: autocast to this type; None computes in float32.
     deterministic: use cuDNN's deterministic algorithms, and choose them without measuring.
     """
 
@@ -30,7 +30,7 @@ class Numerics:
     deterministic: bool
 
     @classmethod
-    def of(cls, config: TrainConfig, device: torch.device) -> Numerics:
+    def of(cls, config: RunConfig, device: torch.device) -> Numerics:
         return cls(device.type, _AUTOCAST_DTYPES[config.precision], config.deterministic)
 
     def autocast(self) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""From the pixels of a batch to what the networks receive, in training and in evaluation."""
+"""Augmentation, cropping and normalisation of a batch, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Preprocessing:
     """Augments, crops and normalises batches on their device.
 
     Args:
-        augmentation: of training images.
+        augmentation: random changes to training images, and the crop that evaluation uses.
         normalisation: mean and standard deviation of each channel, for pixels in [0, 1].
-        memory_format: of the normalised images.
+        memory_format: memory format of the normalised images.
     """
 
     def __init__(
@@ -38,5 +38,5 @@ class Preprocessing:
         return centre(images, self._augmentation)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return what the networks receive; uint8 [B, C, h, w] to float32 in `memory_format`."""
+        """Return the input of the networks; uint8 [B, C, h, w] to float32 in `memory_format`."""
         return normalise(pixels, self._mean, self._std, memory_format=self.memory_format)

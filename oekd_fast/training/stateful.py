@@ -1,4 +1,4 @@
-"""What a training step changes, as parts that a captured step can restore and a checkpoint can save."""
+"""The parts that a training step changes. A capture restores their tensors, a checkpoint saves their states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stateful(Protocol):
         ...
 
     def state_dict(self) -> Any:
-        """Return what a checkpoint holds: tensors, numbers, strings and None in lists, tuples and dicts."""
+        """Return the state for a checkpoint: tensors, numbers, strings and None in lists, tuples and dicts."""
         ...
 
     def load_state_dict(self, state: Any) -> None:
