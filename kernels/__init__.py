@@ -1,1 +1,1 @@
-"""Triton kernels, installed as ``oekd_fast.kernels``; loaded by ``oekd_fast.losses.backends`` at their first launch."""
+"""Triton kernels, installed as ``oekd_fast.kernels``. ``oekd_fast.losses`` loads them when it first launches one."""

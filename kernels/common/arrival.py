@@ -1,4 +1,4 @@
-"""Which program of a launch, or of a part of one, finishes last."""
+"""Detection of the last program to finish, in a launch or in a part of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import triton.language as tl
 
 @triton.jit
 def last_to_arrive(counter, programs):
-    """Whether this program is the last of `programs`; then it sees all they stored, and the counter is 0 again."""
+    """Whether this program is the last of `programs` to arrive.
+
+    The last one sees everything that the others stored, and resets the counter to 0.
+    """
     tl.debug_barrier()
     last = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
     tl.debug_barrier()

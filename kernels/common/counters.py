@@ -1,8 +1,8 @@
-"""Zeroed counters for kernels that must know which of their programs finishes last.
+"""Zeroed counters for kernels that detect which of their programs finishes last.
 
-Zeroing them in each call would be a second launch. Instead a kernel leaves its counters as it found them, 0, and the
-next launch on the same stream, which runs after it, takes the same ones. A captured graph may be replayed on any
-stream at any time, so every launch in it gets counters of its own, for good.
+Zeroing the counters in each call would be a second launch. Instead a kernel resets its counters to 0, and the next
+launch on the same stream, which runs after it, uses the same ones. A captured graph may be replayed on any stream at
+any time, so every launch in a graph gets counters of its own, which are never reused.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import threading
 import torch
 from torch import Tensor
 
-_SLAB = 1 << 20  # int32 counters a device: 4 MB
-_LINE = 32  # launches that run side by side stay out of each other's cache lines
+_SLAB = 1 << 20  # int32 counters for each device: 4 MB
+_LINE = 32  # counters in a cache line of 128 bytes; concurrent launches do not share one
 
 
 class _Slab:
-    """One allocation a device, handed out from its start and never taken back."""
+    """The counters of one device: one allocation, given out from its start and never freed."""
 
     def __init__(self, device: torch.device) -> None:
         self._zeros = _allocate_apart(device)
@@ -25,6 +25,7 @@ class _Slab:
         self._by_stream: dict[int, Tensor] = {}
 
     def take(self, count: int) -> Tensor | None:
+        """At least `count` counters that nobody has used; None if too few are left."""
         count = -(-count // _LINE) * _LINE
         if self._used + count > _SLAB:
             return None
@@ -32,9 +33,10 @@ class _Slab:
         return self._zeros[self._used - count : self._used]
 
     def of_stream(self, stream: int, count: int) -> Tensor | None:
+        """At least `count` counters for launches on `stream`; None if too few are left."""
         held = self._by_stream.get(stream)
         if held is None or held.numel() < count:
-            # Twice as many as asked for: growing batches use up the slab only logarithmically often.
+            # Twice the count, so that slowly growing batches do not use up the slab.
             held = self.take(count if held is None else 2 * count)
             if held is not None:
                 self._by_stream[stream] = held
@@ -46,9 +48,9 @@ _lock = threading.Lock()
 
 
 def zeroed(count: int, device: torch.device) -> Tensor:
-    """At least ``count`` int32 zeros for a launch on the current stream that leaves zeros behind.
+    """At least ``count`` int32 zeros for a launch on the current stream, which must reset them to 0.
 
-    Where none are left, or a graph is captured before anything ran, they cost a fill of their own.
+    If too few are left, or a graph is captured before the first launch, a new tensor is filled with zeros.
     """
     if device.type != "cuda":
         return torch.zeros(count, dtype=torch.int32, device=device)
@@ -65,13 +67,13 @@ def zeroed(count: int, device: torch.device) -> Tensor:
 
 
 def _allocate_apart(device: torch.device) -> Tensor:
-    """The slab, allocated in a thread of its own: this thread may be routed to the memory pool of a CUDA graph."""
+    """Allocate the counters in another thread, since this one may use the memory pool of a CUDA graph."""
     made = []
 
     def allocate() -> None:
         with torch.cuda.device(device), torch.inference_mode(False):
             made.append(torch.zeros(_SLAB, dtype=torch.int32, device=device))
-            torch.cuda.current_stream().synchronize()  # once a process, before the first launch
+            torch.cuda.current_stream().synchronize()  # once for each device, before its first launch
 
     thread = threading.Thread(target=allocate)
     thread.start()

@@ -1,4 +1,4 @@
-"""One launch of a Triton kernel, as data: what is run can also be compiled for another GPU and looked at."""
+"""One launch of a Triton kernel as data, which can be run, or compiled for another GPU and inspected."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from triton.runtime.interpreter import InterpretedFunction
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, its arguments by name, and how it is laid out on the GPU.
+    """A kernel, its number of programs, its arguments by name, and the compiler's options.
 
-    ``options`` are the compiler's: num_warps, num_stages, maxnreg.
+    ``options`` may hold num_warps, num_stages and maxnreg.
     """
 
     kernel: Any
@@ -23,7 +23,7 @@ class Launch:
     options: Mapping[str, int]
 
     def run(self, device: torch.device) -> None:
-        """On the device's current stream."""
+        """Run the kernel on the current stream of `device`."""
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self.kernel[(self.programs,)](**self.arguments, **self.options)
@@ -32,5 +32,5 @@ class Launch:
 
 
 def interpreted(kernel: Any) -> bool:
-    """Whether TRITON_INTERPRET=1 was set when the kernel was made: it then runs on the CPU, slowly."""
+    """Whether TRITON_INTERPRET=1 was set when the kernel was defined. It then runs on the CPU, slowly."""
     return isinstance(kernel, InterpretedFunction)

@@ -1,6 +1,6 @@
-"""The gradients from saved row statistics: what the differentiable form launches backward, 1 read and 1 write.
+"""Gradients from saved row statistics: the backward kernel of the differentiable loss, with 1 read and 1 write.
 
-Also the second pass of the streamed loss, which shares ``write_gradients``.
+The second pass of the streamed loss shares ``write_gradients``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .row_statistics import (
 
 @triton.jit
 def load_columns(row_statistics, r, counts, FIELD: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
-    """A field of rows r as a tuple of COLUMNS [R]; 1 where a row does not count."""
+    """Load a field of rows r as a tuple of COLUMNS [R]; 1 for ignored rows."""
     columns = ()
     for j in tl.static_range(COLUMNS):
         at = row_statistics + r * (QUADS * 4 * WIDTH) + place(FIELD, j, WIDTH)
@@ -39,7 +39,7 @@ def load_columns(row_statistics, r, counts, FIELD: tl.constexpr, COLUMNS: tl.con
 
 @triton.jit
 def upstream_scale(grad_scale, number, MEAN: tl.constexpr):
-    """What multiplies every gradient: the upstream one, over the rows that count."""
+    """The factor of all gradients: the upstream gradient, divided by the number of counted rows if MEAN."""
     scale = 1.0
     if grad_scale is not None:
         scale = tl.load(grad_scale).to(tl.float32)
@@ -52,6 +52,7 @@ def upstream_scale(grad_scale, number, MEAN: tl.constexpr):
 def student_weight(
     weights, weights_stride, j: tl.constexpr, STUDENTS: tl.constexpr, weights_row=None, r=None, counts=None
 ):
+    """The weight w_j of student j in the ensemble: one number, or [R, 1] of a gate."""
     w = 1.0 / STUDENTS
     if weights is not None:
         w = weight_of(weights, weights_stride, weights_row, r, counts, j)
@@ -65,9 +66,10 @@ def write_gradients(
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr,
     POWER: tl.constexpr, SMOOTH: tl.constexpr, DETACH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of rows r [R] in classes first .. first + tiles * BLOCK; the last tile first, as it is cached still.
+    """Write the gradients of rows r [R] in classes first .. first + tiles * BLOCK.
 
-    Returns `weight_sums`, a tuple of S sums [R, BLOCK] of dL/dzE z_j (empty: not asked for), with this part added.
+    The loop starts with the last tile, which is the most likely to be cached. Returns `weight_sums` with this part
+    added: a tuple of S sums [R, BLOCK] of dL/dzE z_j, or () if the gradient of the weights is not computed.
     """
     S: tl.constexpr = len(logits)
     k = LOG2_E / temperature
@@ -113,7 +115,7 @@ def write_gradients(
             if not DETACH:
                 grad += student_weight(weights, weights_stride, j, S) * through
                 if len(weight_sums) > 0:
-                    # 0 * -inf: a class that the ensemble excludes moves nothing.
+                    # 0 * -inf would be NaN; a class that the ensemble excludes adds 0.
                     sums = sums + (weight_sums[j] + tl.where(through != 0, through * z[j], 0.0),)
             at = places(r, c, grads_row[j], grads_class[j], VEC, UNIT)
             tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
@@ -124,12 +126,12 @@ def write_gradients(
 @triton.jit(do_not_specialize=["rows", "ignore_index"])
 def gradients(
     logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
-    grads, grads_row, grads_class,  # alike
+    grads, grads_row, grads_class,  # the same for the gradients
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element
     values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
-    counted,  # fp32 [], the rows that count
+    counted,  # fp32 [], the number of counted rows
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     weights_grad,  # fp32 [S] dL/dw, or None
     partials,  # fp32 [programs, S], or None
@@ -139,6 +141,7 @@ def gradients(
     UNIT: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr,
     DETACH: tl.constexpr,
 ):  # fmt: skip
+    """Write the gradients of all rows, and dL/dw if `weights_grad` is given."""
     S: tl.constexpr = len(logits)
     CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
     temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)

@@ -1,18 +1,18 @@
-"""What the kernels of the ensemble distillation loss share.
+"""Functions that the kernels of the ensemble distillation loss share.
 
-Notation, a row: z_j logits of student j, zE = sum_j w_j z_j; m the maximum of z; d = z - m; e = exp(d / T);
-s = sum e; s1 = sum exp(d); t = eE / sE, the ensemble's softmax at temperature T.
+Notation for one row: z_j are the logits of student j, zE = sum_j w_j z_j; m is the maximum of z; d = z - m;
+e = exp(d / T); s = sum e; s1 = sum exp(d); t = eE / sE, the ensemble's softmax at temperature T.
 
     CE_j = log s1_j - d_j[y]        KL_j = cross_j / (sE T) + log (s_j / sE),   cross_j = sum_c eE (dE - d_j)
     dL/dz_j = scale * [ce_weight (exp(d_j) / s1_j - y) + kd_weight T (e_j / s_j - t)]  (+ w_j dL/dzE)
 
-Where T is a small integer POWER, exp(d) = e^POWER needs no exponential of its own. POWER 0: any T, which may be one
-that only the device knows.
+If T is a small integer POWER, exp(d) = e^POWER needs no exponential of its own. POWER is 0 for any other T, and for a
+T in device memory.
 
-A row's statistics are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (d[y], whether the
-label is the first maximum, KL_j where the target is not the ensemble, unused). They stay in device memory for a
-backward pass; logarithms are taken of many rows at a time, since in the pass over the logits every thread of a row
-would take the same ones.
+The statistics of a row are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (d[y], whether the
+label is the first maximum, KL_j if the target is not the ensemble, unused). They stay in device memory for a backward
+pass. Their logarithms are computed for many rows at a time: in the pass over the logits every thread of a row would
+compute the same ones.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ AT_LABEL = tl.constexpr((1, 0))
 RIGHT = tl.constexpr((1, 1))
 DIVERGENCE = tl.constexpr((1, 2))
 QUADS = tl.constexpr(2)
-SUMS = tl.constexpr(3)  # a program's sums [WIDTH]: CE, KL (the ensemble's: rows that count), right; a fourth is unused
+SUMS = tl.constexpr(3)  # sums [WIDTH] of a program: CE, KL (its ensemble column counts rows), hits; a fourth is unused
 
 
 @triton.jit
 def places(r, c, row_stride, class_stride, VEC: tl.constexpr, UNIT: tl.constexpr):
-    """Offsets [R, C] of classes c [1, C] in rows r [R]; the factor VEC shows that rows are aligned."""
+    """Offsets [R, C] of classes c [1, C] in rows r [R]. The factor VEC tells the compiler how rows are aligned."""
     if UNIT:
         at = (r * (row_stride * VEC))[:, None] + c
     else:
@@ -44,7 +44,7 @@ def places(r, c, row_stride, class_stride, VEC: tl.constexpr, UNIT: tl.constexpr
 
 @triton.jit
 def stack(values, fill, WIDTH: tl.constexpr):
-    """A tuple of [R, N] as one [R, N, WIDTH]: what is reduced together shares its barriers."""
+    """Stack a tuple of [R, N] into one [R, N, WIDTH], so that one reduction with its barriers serves all."""
     R: tl.constexpr = values[0].shape[0]
     N: tl.constexpr = values[0].shape[1]
     parts = values
@@ -61,7 +61,7 @@ def stack(values, fill, WIDTH: tl.constexpr):
 
 @triton.jit
 def unstack(table, WIDTH: tl.constexpr):
-    """[R, WIDTH] as a tuple of WIDTH [R]."""
+    """Split [R, WIDTH] into a tuple of WIDTH [R]."""
     R: tl.constexpr = table.shape[0]
     parts = (table,)
     for level in tl.static_range(8):
@@ -81,13 +81,13 @@ def unstack(table, WIDTH: tl.constexpr):
 
 @triton.jit
 def max_together(a, b):
-    """Maxima over axis 1 of two [R, N, WIDTH]: one pass through shared memory instead of two."""
+    """Maxima over axis 1 of two [R, N, WIDTH], in one pass through shared memory."""
     return tl.split(tl.max(tl.join(a, b), 1))
 
 
 @triton.jit
 def sum_together(a, b, c, d):
-    """Sums over axis 1 of four [R, N, WIDTH]."""
+    """Sums over axis 1 of four [R, N, WIDTH], in one pass through shared memory."""
     first, second = tl.split(tl.sum(tl.join(tl.join(a, b), tl.join(c, d)), 1))
     a, b = tl.split(first)
     c, d = tl.split(second)
@@ -96,19 +96,19 @@ def sum_together(a, b, c, d):
 
 @triton.jit
 def by_thread(x, THREADS: tl.constexpr, RUN: tl.constexpr):
-    """[R, C] as [R, runs, THREADS, RUN]: of a row, thread t holds runs of RUN neighbouring classes, at [:, :, t, :]."""
+    """View [R, C] as [R, runs, THREADS, RUN]: thread t holds [:, :, t, :], runs of RUN neighbouring classes."""
     return x.reshape(x.shape[0], x.shape[1] // (THREADS * RUN), THREADS, RUN)
 
 
 @triton.jit
 def thread_sum(x, THREADS: tl.constexpr, RUN: tl.constexpr):
-    """[R, THREADS]: what each thread sums by itself."""
+    """Sums [R, THREADS] over the elements that each thread holds."""
     return tl.sum(tl.sum(by_thread(x, THREADS, RUN), 3), 1)
 
 
 @triton.jit
 def thread_max(x, THREADS: tl.constexpr, RUN: tl.constexpr):
-    """[R, THREADS]: the largest that each thread holds."""
+    """Maxima [R, THREADS] over the elements that each thread holds."""
     return tl.max(tl.max(by_thread(x, THREADS, RUN), 3), 1)
 
 
@@ -139,7 +139,7 @@ def exp_at_1(e, d, POWER: tl.constexpr):
 
 @triton.jit
 def weight_of(weights, weights_stride, weights_row, r, counts, j: tl.constexpr):
-    """w_j: one number, or [R, 1] of a gate."""
+    """The weight w_j: one number, or [R, 1] of a gate."""
     if weights_row is None:
         w = tl.load(weights + j * weights_stride).to(tl.float32)
     else:
@@ -149,9 +149,9 @@ def weight_of(weights, weights_stride, weights_row, r, counts, j: tl.constexpr):
 
 @triton.jit
 def mixture(z, weights, weights_stride, mask, weights_row=None, r=None, counts=None):
-    """zE of a tuple of S tiles; -inf where masked. A student of weight 0 has no say, whatever it holds.
+    """zE of a tuple of S tiles; -inf where masked. Students with weight 0 are excluded, even if their logits are -inf.
 
-    A gate has weights for each row r [R] that counts.
+    With a gate, the weights of each counted row r [R] are loaded.
     """
     if weights is None:
         mixed = z[0]
@@ -172,7 +172,7 @@ def logits_at(
     logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC: tl.constexpr,
     WIDTH: tl.constexpr, weights_row=None,
 ):  # fmt: skip
-    """z_j[y] and zE[y] of rows r as a table [R, WIDTH]; NaN where the label is no class."""
+    """z_j[y] and zE[y] of rows r as a table [R, WIDTH]; NaN if the label is not a class."""
     z_y = ()
     for j in tl.static_range(len(logits)):
         at = logits[j] + (r * (logits_row[j] * VEC) + label * logits_class[j])
@@ -183,7 +183,7 @@ def logits_at(
 
 @triton.jit
 def in_force(values, temperature, ce_weight, kd_weight):
-    """Temperature, ce_weight and kd_weight: the device's fp32 [3] where there is one, else the launch's."""
+    """Temperature, ce_weight and kd_weight: from device memory, fp32 [3], if given; else the launch's arguments."""
     if values is not None:
         temperature = tl.load(values)
         ce_weight = tl.load(values + 1)
@@ -193,7 +193,7 @@ def in_force(values, temperature, ce_weight, kd_weight):
 
 @triton.jit
 def counted_rows(number, target, target_stride, rows, ignore_index, LABELS: tl.constexpr):
-    """How many rows are not ignored: `number` where it was counted before, else every program counts for itself."""
+    """The number of rows that are not ignored: read from `number` if given, else counted by every program."""
     if number is not None:
         total = tl.load(number).to(tl.float32)
     elif target is None:
@@ -210,7 +210,7 @@ def counted_rows(number, target, target_stride, rows, ignore_index, LABELS: tl.c
 
 @triton.jit
 def common_gradient(mixed_e, per_t, c, label, per_label, per_class):
-    """What every student's gradient [R, C] is less: kd_weight T t and ce_weight y, scaled."""
+    """The terms that every student's gradient [R, C] subtracts: kd_weight T t + ce_weight y, scaled."""
     common = mixed_e * per_t[:, None]
     if label is not None:
         common += tl.where(c == label[:, None], per_label[:, None], 0.0)
@@ -221,7 +221,7 @@ def common_gradient(mixed_e, per_t, c, label, per_label, per_class):
 
 @triton.jit
 def student_gradient(e, d, at_t, at_1, common, POWER: tl.constexpr):
-    """e at_t + exp(d) at_1 - common; d only for POWER 0."""
+    """e at_t + exp(d) at_1 - common. Only POWER 0 reads d."""
     if POWER == 0:
         grad = e * at_t[:, None] + (tl.exp2(d * LOG2_E) * at_1[:, None] - common)
     elif POWER == 1:
@@ -239,13 +239,13 @@ def ensemble_gradient(mixed_e, gaps, per_t, mean_gap, temperature):
 
 @triton.jit
 def place(FIELD: tl.constexpr, column, WIDTH: tl.constexpr):
-    """Of a field of a student's, within a row's statistics."""
+    """Offset of a student's field within the statistics of a row."""
     return FIELD[0] * (4 * WIDTH) + column * 4 + FIELD[1]
 
 
 @triton.jit
 def store_quads(statistics, r, inside, QUAD: tl.constexpr, a, b, c, d, WIDTH: tl.constexpr):
-    """Four neighbouring fields [R, WIDTH] of rows r, in one store."""
+    """Store four neighbouring fields [R, WIDTH] of rows r at once."""
     quads = tl.join(tl.join(a, c), tl.join(b, d)).reshape(r.shape[0], 4 * WIDTH)
     at = statistics + (r * (QUADS * 4 * WIDTH) + QUAD * (4 * WIDTH))[:, None] + tl.arange(0, 4 * WIDTH)[None, :]
     tl.store(at, quads, mask=inside[:, None])
@@ -253,7 +253,7 @@ def store_quads(statistics, r, inside, QUAD: tl.constexpr, a, b, c, d, WIDTH: tl
 
 @triton.jit
 def load_field(statistics, r, inside, FIELD: tl.constexpr, WIDTH: tl.constexpr):
-    """[R, WIDTH] of rows r, which another program of this launch may have stored; 1 outside."""
+    """Load a field [R, WIDTH] of rows r, which another program of this launch may have stored; 1 outside."""
     at = statistics + (r * (QUADS * 4 * WIDTH))[:, None] + place(FIELD, tl.arange(0, WIDTH), WIDTH)[None, :]
     return tl.load(at, mask=inside[:, None], other=1.0, cache_modifier=".cg")
 
@@ -263,7 +263,7 @@ def add_rows(
     sums, row_statistics, r, counts, has_target, temperature,
     STUDENTS: tl.constexpr, WIDTH: tl.constexpr, READY: tl.constexpr = False,
 ):  # fmt: skip
-    """Add what rows r lose, and whether they are right, to `sums`: three [R, WIDTH]. READY: KL is in the statistics."""
+    """Add the losses and hits of rows r to `sums`, three [R, WIDTH]. READY: KL is part of the statistics."""
     ce, kl, right = sums
     column = tl.arange(0, WIDTH)[None, :]
     if READY:
@@ -273,7 +273,7 @@ def add_rows(
         cross = load_field(row_statistics, r, counts, CROSS, WIDTH)
         mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 1)[:, None]
         row = cross / (mixed_s * temperature) + tl.log(s / mixed_s)
-        row = tl.maximum(row, 0.0, propagate_nan=tl.PropagateNan.ALL)  # rounding may not make it negative
+        row = tl.maximum(row, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a negative result of rounding becomes 0
     kl += tl.where(counts[:, None], tl.where(column == STUDENTS, 1.0, row), 0.0)
     if has_target:
         s1 = load_field(row_statistics, r, counts, SUM_1, WIDTH)
@@ -285,7 +285,7 @@ def add_rows(
 
 @triton.jit
 def store_sums(partials, sums, WIDTH: tl.constexpr):
-    """This program's `sums`, three [R, WIDTH], summed over R, into its row of `partials` [programs, 4 WIDTH]."""
+    """Sum `sums`, three [R, WIDTH], over R and store them in this program's row of `partials` [programs, 4 WIDTH]."""
     at = partials + tl.program_id(0) * (4 * WIDTH) + tl.arange(0, WIDTH)
     for i in tl.static_range(SUMS):
         tl.store(at + i * WIDTH, tl.sum(sums[i], 0))
@@ -297,14 +297,14 @@ def write_statistics(
     partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
     STUDENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr, ensemble_ce_weight=None,
 ):  # fmt: skip
-    """Sum `partials` [programs, 4 WIDTH], in a fixed order, and write what the loss returns."""
+    """Sum `partials` [programs, 4 WIDTH] in a fixed order and write the statistics of the loss."""
     column = tl.arange(0, 4 * WIDTH)
     total = tl.zeros([4 * WIDTH], tl.float64)
-    # All of a chunk's loads are under way before the first is waited for: this program is alone, and latency is all.
+    # All loads of a chunk are issued together: only this program still runs, so its time is the latency of its loads.
     for first in range(0, tl.num_programs(0), CHUNK):
         program = first + tl.arange(0, CHUNK)[:, None]
         at = partials + program * (4 * WIDTH) + column[None, :]
-        # Written by other programs of this launch: not from the first-level cache.
+        # Other programs of this launch wrote these values, so they are not read from the L1 cache.
         part = tl.load(at, mask=program < tl.num_programs(0), other=0.0, cache_modifier=".cg")
         total += tl.sum(part, 0).to(tl.float64)
     kind, student = column // WIDTH, column % WIDTH

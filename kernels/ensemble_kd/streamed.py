@@ -1,9 +1,9 @@
-"""The loss of rows too long for the registers: each logit is read from device memory about once all the same.
+"""The loss for rows too long for the registers: each logit is still read from device memory about once.
 
-Work comes in tickets, taken in order by however many programs the GPU holds: the statistics of a chunk of a row, and,
-LAG rows later, the gradients of one. So the second pass finds the logits in the second-level cache, long rows are
-shared by many programs, and a program waits only for tickets taken before its own, whose holders never wait for it:
-nothing depends on which programs run at the same time. Who does what varies, what comes out does not.
+Work is divided into tickets, which programs take in order: the statistics of a chunk of a row, and, LAG rows later, the
+gradients of that chunk. The second pass therefore finds the logits in the L2 cache, and many programs share a long row.
+A program waits only for tickets taken before its own, and their holders never wait for it, so the kernel cannot
+deadlock whichever programs run at the same time. The result does not depend on which program takes which ticket.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ from .row_statistics import (
     write_statistics,
 )
 
-# Fields of a chunk: as a row's, but the maximum before the label and the sum of z in place of its label's.
+# Fields of a chunk: those of a row, but two hold the maximum before the label and the sum of z.
 EARLY = AT_LABEL
 EVEN = RIGHT
-LOWEST = tl.constexpr(-1e38)  # below every logit that matters; finite, so that differences are numbers
+LOWEST = tl.constexpr(-1e38)  # below all logits of interest, and finite, so that differences are not NaN
 TICKETS = tl.constexpr(0)
 DONE = tl.constexpr(1)
-ARRIVED = tl.constexpr(2)  # one counter a row: its chunks that are done; CHUNKS + 1 once the row's statistics are there
+# One counter for each row: its finished chunks, or CHUNKS + 1 once the statistics of the row are stored.
+ARRIVED = tl.constexpr(2)
 
 
 @triton.jit
@@ -56,9 +57,9 @@ def statistics_of_chunk(
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """Tables [1, WIDTH] of row r [1] in classes first .. first + tiles * BLOCK, relative to their own maxima.
+    """Statistics [1, WIDTH] of row r [1] in classes first .. first + tiles * BLOCK, relative to their own maxima.
 
-    Every thread keeps sums of its own, relative to its own maxima; threads meet only at the end.
+    Each thread keeps sums relative to its own maxima. Threads exchange them only at the end.
     """
     S: tl.constexpr = len(logits)
     k = LOG2_E / temperature
@@ -84,7 +85,7 @@ def statistics_of_chunk(
             new_m = new_m + (highest,)
             scale = scale + (tl.exp2((m[j] - highest) * k),)
             if label is not None:
-                # So far everything was before the label, or nothing more will be.
+                # Tiles before the label's count as a whole; later tiles do not count.
                 new_early = new_early + (tl.where(first + (i + 1) * BLOCK <= label, highest, early[j]),)
             if SMOOTH:
                 new_even = new_even + (even[j] + thread_sum(tl.where(mask, z[j], 0.0), THREADS, RUN),)
@@ -123,7 +124,7 @@ def statistics_of_chunk(
 
 @triton.jit
 def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr):
-    """Statistics [1, N, WIDTH] of N parts of a row, relative to their own maxima, as those [1, WIDTH] of the whole."""
+    """Merge statistics [1, N, WIDTH] of N parts of a row, relative to their own maxima, into [1, WIDTH]."""
     m, s, s1, cross, early, even = tables
     column = tl.arange(0, WIDTH)[None, None, :]
     whole, early = max_together(m, early)
@@ -132,7 +133,7 @@ def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWE
     mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 2)[:, :, None]
     mixed_scale = tl.sum(tl.where(column == STUDENTS, scale, 0.0), 2)[:, :, None]
     mixed_moved = tl.sum(tl.where(column == STUDENTS, moved, 0.0), 2)[:, :, None]
-    cross = tl.where(mixed_scale > 0, mixed_scale * (cross + mixed_s * (mixed_moved - moved)), 0.0)  # 0 * inf
+    cross = tl.where(mixed_scale > 0, mixed_scale * (cross + mixed_s * (mixed_moved - moved)), 0.0)  # not 0 * inf
     s1 = s1 * exp_at_1(scale, moved, POWER)
     s, s1, cross, even = sum_together(s * scale, s1, cross, even)
     return whole, s, s1, cross, early, even
@@ -140,7 +141,7 @@ def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWE
 
 @triton.jit
 def load_chunks(chunk_statistics, r, FIELD: tl.constexpr, other, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
-    """A field [1, N, WIDTH] of all chunks of row r [1], stored by other programs; N is a power of two."""
+    """Load a field [1, N, WIDTH] of all chunks of row r [1], stored by other programs; N is a power of two."""
     PADDED: tl.constexpr = triton.next_power_of_2(CHUNKS)
     chunk = tl.arange(0, PADDED)[None, :, None]
     at = chunk_statistics + ((r * CHUNKS)[:, None, None] + chunk) * (QUADS * 4 * WIDTH)
@@ -150,9 +151,9 @@ def load_chunks(chunk_statistics, r, FIELD: tl.constexpr, other, CHUNKS: tl.cons
 
 @triton.jit
 def some_missing(arrived, inside, CHUNKS: tl.constexpr):
-    """Whether the statistics of some rows, of which `arrived` points at the counters [R], are not there yet."""
-    there = tl.load(arrived, mask=inside, other=CHUNKS + 1, volatile=True)
-    return tl.min(there, 0) <= CHUNKS
+    """Whether the statistics of some rows are not stored yet; `arrived` points at the counters [R] of the rows."""
+    finished = tl.load(arrived, mask=inside, other=CHUNKS + 1, volatile=True)
+    return tl.min(finished, 0) <= CHUNKS
 
 
 @triton.jit
@@ -160,7 +161,7 @@ def store_row(
     row_statistics, r, inside, tables, label, valid, logits, logits_row, logits_class, weights, weights_stride,
     label_smoothing, CLASSES: tl.constexpr, VEC: tl.constexpr, WIDTH: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """The tables of row r [1] from those merged of its chunks."""
+    """Store the statistics of row r [1], given the merged tables of its chunks."""
     most, s, s1, cross, early, even = tables
     store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
     if label is not None:
@@ -175,14 +176,14 @@ def store_row(
 @triton.jit(do_not_specialize=["rows", "ignore_index", "lag"])
 def streamed(
     logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
-    grads, grads_row, grads_class,  # alike, or () where no gradients are asked for
+    grads, grads_row, grads_class,  # the same for the gradients, or () if none are computed
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element, or None for 1
     values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
-    number,  # one element, the rows that count where they are too many to count here; or None
+    number,  # one element, the number of counted rows; None if each program counts them
     loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
-    counted,  # fp32 [], the rows that count, for a backward pass; or None
+    counted,  # fp32 [], the number of counted rows, for a backward pass; or None
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     chunk_statistics,  # fp32 [rows, CHUNKS, QUADS, WIDTH, 4]
     partials,  # fp32 [programs, 4 WIDTH]
@@ -200,7 +201,7 @@ def streamed(
     if GRADS:
         total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
         scale = upstream_scale(grad_scale, total, MEAN)
-    # In turn the chunks' statistics of a row and the chunks' gradients of the row LAG before it.
+    # Tickets alternate between the statistics of a row's chunks and the gradients of the row LAG rows before it.
     turns = rows
     if GRADS:
         turns = rows + lag
@@ -263,7 +264,7 @@ def streamed(
                     tl.atomic_add(arrived, CHUNKS + 1, sem="release")
         ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
 
-    # A share of the rows: all tickets are taken, so each row is there or in the hands of a program that runs.
+    # Sum the losses of a share of the rows. All tickets are taken: each row is finished or held by a running program.
     sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
     mine = tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))
     for first in range(0, mine, SUM_ROWS):
@@ -272,7 +273,7 @@ def streamed(
         inside = i < mine
         while some_missing(counters + ARRIVED + r, inside, CHUNKS):
             pass
-        # Nothing is added: a fence between what was seen just now and the rows' statistics.
+        # Adding 0 is a fence: the statistics are read after the counters.
         tl.atomic_add(counters + DONE, 0, sem="acq_rel")
         tl.debug_barrier()
         counts = inside

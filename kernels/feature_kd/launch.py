@@ -1,6 +1,6 @@
-"""The intermediate loss of one block on the GPU, one launch for all students: launchers, and what the ops call.
+"""The intermediate loss of one block on the GPU: launches of the kernels, and the function that the ops call.
 
-Arguments are checked in ``oekd_fast.losses.feature_kd``. Kernels: value, resident, tiled.
+One launch serves up to STUDENTS_A_LAUNCH students. Arguments are checked in ``oekd_fast.losses.feature_kd``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .resident import resident
 from .tiled import tiled
 from .value import value
 
-STUDENTS_A_LAUNCH = 8  # each is code of its own within a kernel; more take another launch
+STUDENTS_A_LAUNCH = 8  # a kernel holds separate code for each student; more students take another launch
 INTERPRETED = interpreted(value)
-# Buffers for the gradients: of the maps, dense, and of the adapters [C0, C_j] and [C0], contiguous.
+# Buffers for the gradients: those of the maps, dense; those of the weights [C0, C_j] and biases [C0], contiguous.
 Gradients = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
 _TRITON = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -38,9 +38,22 @@ def feature_kd_value(
     grad_scale: Tensor | None = None,
     previous: Tensor | None = None,
 ) -> Tensor:
-    """Loss of one block, fp32, added to `previous`; where `out` is given, grad_scale times the gradients go there."""
+    """Compute the loss of one block, and its gradients if `out` is given.
+
+    Args:
+        maps: a map [B, C_j, H, W] of each student.
+        teacher: the pseudo teacher's map [B, C0, H, W].
+        weights: [C0, C_j] or [C0, C_j, 1, 1] for each student.
+        biases: [C0] for each student.
+        out: buffers for the gradients.
+        grad_scale: one element that multiplies the gradients; None for 1.
+        previous: fp32 scalar added to the loss, or None.
+
+    Returns:
+        The loss, an fp32 scalar.
+    """
     loss = torch.empty((), dtype=torch.float32, device=teacher.device)
-    if teacher.numel() == 0:  # the mean of nothing, as PyTorch has it
+    if teacher.numel() == 0:  # the mean of no elements is NaN, as in PyTorch
         for grad in (*out[1], *out[2]) if out else ():
             grad.zero_()
         return loss.fill_(float("nan"))
@@ -73,7 +86,12 @@ def feature_kd_launch(
     grad_scale: Tensor | None = None,
     plan: FeatureKDPlan | None = None,
 ) -> Launch:
-    """One launch over one to STUDENTS_A_LAUNCH students: the loss, and the gradients where buffers are given."""
+    """Prepare one launch for 1 to STUDENTS_A_LAUNCH students; arguments as :func:`feature_kd_value`.
+
+    Args:
+        loss: fp32 scalar to be written.
+        plan: layout of the launch; None for the one of ``plan_feature_kd``.
+    """
     device, n = teacher.device, len(maps)
     batch, c0, height, width = teacher.shape
     pixels = height * width
@@ -87,7 +105,7 @@ def feature_kd_launch(
     def new(count: int) -> Tensor:
         return torch.empty(count, dtype=torch.float32, device=device)
 
-    # The interpreter multiplies the bits of bf16 numbers as integers.
+    # Triton's interpreter would multiply bf16 numbers as integers.
     dot = torch.float32 if INTERPRETED and teacher.dtype == torch.bfloat16 else teacher.dtype
     arguments = {
         "maps": tuple(maps), "teacher": teacher,
@@ -131,16 +149,16 @@ def feature_kd_launch(
 
 
 def one_axis(x: Tensor) -> Tensor:
-    """The map, or a contiguous copy where no one stride walks over H and W."""
+    """Return the map, or a contiguous copy if H and W cannot be read as one axis with a single stride."""
     height, width = x.shape[2:]
-    walked = height == 1 or width == 1 or x.stride(2) == width * x.stride(3)
-    # Places within a tile, which holds a part of 256 // (H W) + 2 images at most, are 32 bits wide.
-    near = (256 // (height * width) + 2) * max(x.stride()) < 2**31
-    return x if walked and near else x.contiguous()
+    is_one_axis = height == 1 or width == 1 or x.stride(2) == width * x.stride(3)
+    # Offsets within a tile, which spans at most 256 // (H W) + 2 images, must fit 32 bits.
+    fits_32_bits = (256 // (height * width) + 2) * max(x.stride()) < 2**31
+    return x if is_one_axis and fits_32_bits else x.contiguous()
 
 
 def layout(x: Tensor) -> tuple[int, int, int]:
-    """Strides over images, over positions and over channels; axes of one element get what suits the others."""
+    """Strides of images, positions and channels. An axis of one element gets the stride of a dense map."""
     batch, channels, height, width = x.shape
     image, channel, row, pixel = x.stride()
     position = pixel if width > 1 else row
@@ -151,6 +169,7 @@ def layout(x: Tensor) -> tuple[int, int, int]:
 
 @cache
 def _gpu(device: torch.device) -> tuple[int, int]:
+    """Number of multiprocessors, and bytes of shared memory that one program may have."""
     if device.type != "cuda":
         return MULTIPROCESSORS, SHARED_BYTES
     gpu = torch.cuda.get_device_properties(device)

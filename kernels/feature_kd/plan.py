@@ -1,10 +1,10 @@
-"""How the intermediate loss of one block is laid out on a GPU, from shapes and dtype alone: no tuning at run time.
+"""Layout of the kernels of the intermediate loss on a GPU, from shapes and dtype alone; nothing is tuned at run time.
 
-Three regimes:
+There are three regimes:
 
-- "value": the loss alone. Programs take tiles of positions in turn, all channels of a tile one after the other.
+- "value": the loss alone. Programs take tiles of positions in turn, with all channels of a tile in a loop.
 - "resident": loss and gradients, few channels. A student's adapter and its gradient stay in registers.
-- "tiled": loss and gradients, more channels. Tiles of each gradient have programs of their own.
+- "tiled": loss and gradients, more channels. Each tile of a gradient has programs of its own.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-# By bytes an element: the widest adapter that fits, on a GPU with shared memory as an H100 has; else half of it.
+# Bytes of an element -> most channels of an adapter in the resident regime, on a GPU with the shared memory of an H100.
+# With less shared memory, half as many.
 RESIDENT_CHANNELS = {2: 128, 4: 64}
 RESIDENT_BYTES = 200 * 1024
-MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # of an H100 or H200, where the device is not known
-LEAST = 16  # the side of the smallest tile that the matrix units take
+MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024  # those of an H100 or H200, for use without a GPU
+LEAST = 16  # side of the smallest tile that the matrix units accept
 
 
 @dataclass(frozen=True)
 class FeatureKDPlan:
-    """Tiles and programs of one launch. A program sees `block` positions at a time."""
+    """Tiles and programs of one launch. A program processes `block` positions at a time."""
 
     regime: str  # "value", "resident" or "tiled"
     block: int
-    out: int  # pseudo teacher's channels at a time
-    ins: tuple[int, ...]  # channels at a time of each student
-    step: int  # "tiled": student channels at a time while the difference is made
+    out: int  # channels of the pseudo teacher at a time
+    ins: tuple[int, ...]  # for each student, its channels at a time
+    step: int  # student channels at a time while the difference is computed; "tiled" only
     chunks: int  # programs that share the positions
     warps: int
     stages: int
@@ -43,9 +44,14 @@ def plan_feature_kd(
     multiprocessors: int = MULTIPROCESSORS,
     shared_bytes: int = SHARED_BYTES,
 ) -> FeatureKDPlan:
-    """The plan for `rows` positions, `teacher` and `students` channels and maps of `itemsize` bytes an element.
+    """Plan a launch for `rows` positions and maps of `itemsize` bytes per element.
 
-    The last two are the GPU's: multiprocessors, and the shared memory that one program may have.
+    Args:
+        teacher: channels of the pseudo teacher.
+        students: channels of each student.
+        gradients: whether gradients are computed too.
+        multiprocessors: number of them in the GPU.
+        shared_bytes: shared memory that one program may have.
     """
     widths = tuple(padded(channels) for channels in students)
     widest = max(padded(teacher), *widths)
@@ -58,11 +64,11 @@ def plan_feature_kd(
         block, out = 4096 // min(widest, 64), min(padded(teacher), 64)
         ins = tuple(min(width, 64) for width in widths)
         return FeatureKDPlan("value", block, out, ins, 0, share(block, 4 * multiprocessors), 4, 2)
-    # Registers decide: the largest tiles that spill none, as bench/codegen/sass.py shows them.
+    # The largest tiles that do not spill registers, according to bench/codegen.
     most = RESIDENT_CHANNELS[itemsize] if shared_bytes >= RESIDENT_BYTES else RESIDENT_CHANNELS[itemsize] // 2
     if widest <= most:
         block = min(128, max(4096 // widest, 64)) if half else min(64, 2048 // widest)
-        crowded = widest == RESIDENT_CHANNELS[itemsize]  # no room for a second program, in 16 bits nor for prefetching
+        crowded = widest == RESIDENT_CHANNELS[itemsize]  # no room for a second program, nor in 16 bits for prefetching
         warps, stages = (8 if crowded else 4), (1 if crowded and half else 2)
         a_multiprocessor = 1 if crowded else 3 if widest == LEAST else 2
         chunks = share(block, a_multiprocessor * multiprocessors)
@@ -74,9 +80,10 @@ def plan_feature_kd(
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)
 
 
 def padded(channels: int) -> int:
-    """The power of two that holds them, 16 at least."""
+    """The smallest power of two that is at least `channels` and at least 16."""
     return max(LEAST, 1 << (channels - 1).bit_length())

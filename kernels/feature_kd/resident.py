@@ -1,8 +1,8 @@
-"""Loss and gradients of the intermediate loss where an adapter and its gradient fit the registers of one program.
+"""Loss and gradients of the intermediate loss, for adapters that fit the registers of one program.
 
 Each map is read once and each gradient of a map written once. A program keeps the adapter of one student and
-accumulates dW = D^T X over its share of the positions; the last program of a group adds up the group's shares, the
-last group's of a student those of the groups.
+accumulates dW = D^T X over its share of the positions. The last program of each group adds the shares of the group, and
+the last group of a student adds the sums of the groups.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .maps import (
 def resident(
     maps, teacher,  # n student maps, the pseudo teacher's, seen as [rows, channels]
     weights, biases,  # n of [C0, CJ[j]], row-major; n of [C0]
-    map_grads, weight_grads, bias_grads,  # like the first three, but the maps' layouts
+    map_grads, weight_grads, bias_grads,  # like the maps, weights and biases
     grad_scale,  # one element, or None for 1
     loss, previous,  # fp32 []; fp32 [] added to it, or None
-    shares,  # fp32 [chunks + groups, SHARES[-1]]: of each student dW [OUT, IN[j]] and db [OUT]
+    shares,  # fp32 [chunks + groups, SHARES[-1]]: for each student dW [OUT, IN[j]] and db [OUT]
     squares,  # fp32 [programs]
     done,  # int32 [n groups + n + 1], 0 before and after
     rows, tiles, group, factor,  # tiles = cdiv(rows, BLOCK); chunks a group; factor = 2 / (rows C0)
@@ -39,7 +39,8 @@ def resident(
     TEACHER_LAYOUT: tl.constexpr, SHARES: tl.constexpr,
     BLOCK: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, PIECE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    # Programs of all students work on the same positions at a time: the teacher's map comes from L2 after the first.
+    # Neighbouring programs take the same positions of different students, so that the teacher's map is in the L2 cache
+    # for all but the first.
     PAIRS: tl.constexpr = len(maps)
     pair, chunk = tl.program_id(0) % PAIRS, tl.program_id(0) // PAIRS
     chunks = tl.num_programs(0) // PAIRS
@@ -86,10 +87,10 @@ def accumulate(
     PIXELS: tl.constexpr, C0: tl.constexpr, CJ: tl.constexpr, LAYOUT: tl.constexpr, GRAD_LAYOUT: tl.constexpr,
     TEACHER_LAYOUT: tl.constexpr, BLOCK: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """One student's gradient at every `chunks`-th tile; its share of dW and db, not yet scaled; its sum of squares.
+    """Write one student's dX at every `chunks`-th tile and its share of dW and db; return its sum of squares.
 
-    dX = dA W,  dW = dA^T X,  db = sum of dA over positions, with dA = scale * D. What is multiplied by the matrix
-    units in 16 bits is D, not dA, which fp16 could not hold: 2 / (rows C0) is small.
+    dX = dA W,  dW = dA^T X,  db = sum of dA over positions, with dA = scale * D. The matrix products use D in 16 bits
+    and are scaled afterwards: 2 / (rows C0) is so small that dA would underflow in fp16. The share is not scaled yet.
     """
     w = load_weight(weight, 0, 0, C0, CJ, OUT, IN, DOT)
     b = load_bias(bias, 0, C0, OUT)

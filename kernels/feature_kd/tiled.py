@@ -1,8 +1,8 @@
-"""Loss and gradients of the intermediate loss for many channels, in one launch of two kinds of program.
+"""Loss and gradients of the intermediate loss for many channels: one launch with two kinds of program.
 
-The first owns a tile of an adapter's gradient and a share of the positions, the second a tile of a map's gradient.
-Both make the difference anew, tile by tile, so that it is never stored: the maps are read twice or more, mostly from
-the second-level cache, and multiplications are repeated once for every IN student channels.
+A program of the first kind computes a tile of an adapter's gradient over a share of the positions, one of the second
+kind a tile of a map's gradient. Both compute the difference again, tile by tile, since it is never stored. So maps are
+read twice or more, mostly from the L2 cache, and products are repeated for every IN student channels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .maps import (
 def tiled(
     maps, teacher,  # n student maps, the pseudo teacher's, seen as [rows, channels]
     weights, biases,  # n of [C0, CJ[j]], row-major; n of [C0]
-    map_grads, weight_grads, bias_grads,  # like the first three, but the maps' layouts
+    map_grads, weight_grads, bias_grads,  # like the maps, weights and biases
     grad_scale,  # one element, or None for 1
     loss, previous,  # fp32 []; fp32 [] added to it, or None
     shares,  # fp32 [weight tiles, chunks, OUT * (IN + 1)]: dW [OUT, IN] and db [OUT] of a tile
@@ -45,7 +45,7 @@ def tiled(
     scale = gradient_scale(grad_scale, factor)
     program = tl.program_id(0)
 
-    # The longest programs first.
+    # The programs that take the longest start first.
     if program < WEIGHT_TILES * chunks:
         tile, chunk = program // chunks, program % chunks
         c0 = tile % OUTS * OUT
@@ -67,7 +67,7 @@ def tiled(
                         C0, CJ[j], OUT, IN, PIECE,
                     )  # fmt: skip
     else:
-        # Programs of one tile of positions follow each other: its maps come from L2 after the first.
+        # Neighbouring programs take the same positions, so that the maps are in the L2 cache for all but the first.
         program -= WEIGHT_TILES * chunks
         tile, column = program // INS[PAIRS], program % INS[PAIRS]
         for j in tl.static_range(PAIRS):
@@ -90,7 +90,7 @@ def weight_share(
     PIXELS: tl.constexpr, C0: tl.constexpr, CJ: tl.constexpr, LAYOUT: tl.constexpr, TEACHER_LAYOUT: tl.constexpr,
     BLOCK: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """D^T X and the sum of D over every `chunks`-th tile of positions, at the channels from (c0, cj)."""
+    """Store D^T X and the sum of D over every `chunks`-th tile of positions, at the channels from (c0, cj)."""
     dw = tl.zeros([OUT, IN], tl.float32)
     db = tl.zeros([OUT], tl.float32)
     for tile in tl.range(chunk, tiles, chunks, disable_licm=True):
@@ -113,7 +113,7 @@ def map_gradient(
     TEACHER_LAYOUT: tl.constexpr, BLOCK: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, STEP: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
-    """Writes dX = scale * D W at positions from `first`, channels from `cj`; the sum of D^2 over all channels."""
+    """Write dX = scale * D W at positions from `first` and channels from `cj`. Return the sum of all channels' D^2."""
     dx = tl.zeros([BLOCK, IN], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
     for c0 in tl.range(0, C0, OUT, disable_licm=True):

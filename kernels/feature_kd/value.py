@@ -1,4 +1,4 @@
-"""The intermediate loss of all students of one block (ECCV 2020, section 3.2): each map is read once, nothing saved."""
+"""The intermediate loss of one block (ECCV 2020, section 3.2) without gradients: each map is read once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def value(
     PIXELS: tl.constexpr, C0: tl.constexpr, CJ: tl.constexpr, LAYOUTS: tl.constexpr, TEACHER_LAYOUT: tl.constexpr,
     BLOCK: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    # Programs of all students work on the same positions at a time: the teacher's map comes from L2 after the first.
+    # Neighbouring programs take the same positions of different students, so that the teacher's map is in the L2 cache
+    # for all but the first.
     PAIRS: tl.constexpr = len(maps)
     pair = tl.program_id(0) % PAIRS
     total = 0.0
@@ -42,6 +43,7 @@ def sum_of_squares(
     PIXELS: tl.constexpr, C0: tl.constexpr, CJ: tl.constexpr, LAYOUT: tl.constexpr, TEACHER_LAYOUT: tl.constexpr,
     BLOCK: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
+    """The sum of one student's D^2 over every `chunks`-th tile of positions and all channels."""
     total = tl.zeros([BLOCK], tl.float32)
     for tile in range(chunk, tiles, chunks):
         for c0 in range(0, C0, OUT):

@@ -1,4 +1,4 @@
-// The ensemble distillation loss on a tile of columns of one row: what each sweep does to its vectors.
+// The ensemble distillation loss on a tile of columns of one row: loops over the vectors of the tile.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -8,7 +8,7 @@
 namespace oekd::OEKD_ISA {
 namespace {
 
-// e^z from e^(z/T); 0 stands for a temperature that needs an exponential of its own.
+// T if e^z can be computed as (e^(z/T))^T by multiplications, else 0.
 inline int integer_temperature(double t) { return t == 1 ? 1 : t == 2 ? 2 : t == 3 ? 3 : t == 4 ? 4 : 0; }
 
 template <int POWER>
@@ -19,15 +19,15 @@ inline vf power(vf e) {
   if constexpr (POWER == 4) return (e * e) * (e * e);
 }
 
-// A tile's sums for a member (the ensemble, a student, another teacher), relative to the tile's maximum.
+// Sums of one member (the ensemble, a student or an extra teacher) over a tile, relative to the tile's maximum.
 struct TileSums {
   float max;
   double at_t;     // sum e^((z - max)/T)
   double at_1;     // sum e^(z - max)
   double cross;    // students: sum e^((t - maxt)/T) ((t - maxt) - (z - max)) with the target's logits t
-  double mass;     // students: sum e^(zE - maxE) where z is finite, and of that times z - max
-  double moment;
-  double factor;   // what e^((z - max)/T) is to be multiplied by, to be relative to the row's maximum
+  double mass;     // students: sum e^(zE - maxE) over the finite z
+  double moment;   // students: sum e^(zE - maxE) (z - max) over the finite z
+  double factor;   // makes e^((z - max)/T) relative to the row's maximum
 };
 
 inline vf first_lanes(int64_t n, vf v, float other) {
@@ -43,7 +43,7 @@ inline vf load_part(const T* p, int64_t n, float other) {
   return first_lanes(n, load_float(part), other);
 }
 
-// dst = z, padded with -inf; mixed += w z; returns the maximum.
+// dst = z, padded with -inf; if MIX, mixed += w z. Returns the maximum.
 template <bool MIX, class T>
 float take_logits(const T* z, int64_t n, float w, float* dst, float* mixed) {
   vf m = splat(-INFINITY);
@@ -58,7 +58,7 @@ float take_logits(const T* z, int64_t n, float w, float* dst, float* mixed) {
   return max_across(m);
 }
 
-// z /= divisor; returns the maximum.
+// z /= divisor. Returns the maximum.
 float divide_and_max(float* z, int64_t width, float divisor) {
   vf m = splat(-INFINITY);
   for (int64_t c = 0; c < width; c += LANES) {
@@ -92,7 +92,7 @@ double sum_of(const float* z, int64_t n) {
   return total;
 }
 
-// A teacher's tile: `shifted` becomes z - max, exps e^((z - max)/T); either may be z.
+// Writes z - max to `shifted` and e^((z - max)/T) to `exps` for a teacher's tile; either may be z itself.
 template <int POWER>
 void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, float shift, float inv_t,
                   TileSums& sums) {
@@ -113,7 +113,7 @@ void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, fl
   sums.at_1 = sum_across(at_1);
 }
 
-// A student's tile: z becomes e^((z - max)/T). `target` is the teacher's t - max, `teacher` e^((t - max)/T).
+// Replaces a student's z by e^((z - max)/T). `target` holds the teacher's t - max, `teacher` e^((t - max)/T).
 template <int POWER>
 void student_exps(float* z, const float* target, const float* teacher, int64_t width, float shift, float inv_t,
                   TileSums& sums) {
@@ -130,7 +130,7 @@ void student_exps(float* z, const float* target, const float* teacher, int64_t w
     }
     const vf t = load<vf>(teacher + c);
     const vf gap = load<vf>(target + c) - d;
-    cross += t * (t == vf{} ? vf{} : gap);  // 0 * (-inf - -inf) counts 0
+    cross += t * (t == vf{} ? vf{} : gap);  // 0 * (-inf - -inf) must be 0
   }
   sums.at_t = sum_across(at_t);
   sums.at_1 = sum_across(at_1);
@@ -148,7 +148,7 @@ double cross_sum(const float* teacher, const float* target, const float* shifted
   return sum_across(cross);
 }
 
-// e^z of the ensemble, from `shifted` = z - max or its e^((z - max)/T).
+// e^(z - max) of the ensemble, from `shifted` = z - max or `exps` = e^((z - max)/T).
 template <int POWER>
 void exps_at_1(float* at_1, const float* shifted, const float* exps, int64_t width) {
   for (int64_t c = 0; c < width; c += LANES) {
@@ -160,13 +160,13 @@ void exps_at_1(float* at_1, const float* shifted, const float* exps, int64_t wid
   }
 }
 
-// What the ensemble's probabilities at T = 1 expect of a student's logits: `mass` and `moment` of its tile.
-// Returns the sum of those logits that are finite.
+// Computes `mass` and `moment` of a student's tile, for the mean of its logits under the ensemble's softmax at T = 1.
+// Returns the sum of the finite logits.
 double expectation(const float* z, const float* at_1, int64_t width, float shift, TileSums& sums) {
   vf mass{}, moment{}, sum{};
   for (int64_t c = 0; c < width; c += LANES) {
     const vf x = load<vf>(z + c), d = x - shift, e = load<vf>(at_1 + c);
-    const auto finite = x > splat(-INFINITY);  // 0 * -inf counts 0
+    const auto finite = x > splat(-INFINITY);  // 0 * -inf must be 0
     mass += finite ? e : vf{};
     moment += finite ? e * d : vf{};
     sum += finite ? x : vf{};
@@ -185,7 +185,7 @@ void fill(float* x, float value, int64_t width) {
   for (int64_t c = 0; c < width; c += LANES) store(x + c, splat(value));
 }
 
-// g = a e^z + b e^(z/T) - c t - k, from exponentials or, RECOMPUTE, from logits; g may be either.
+// g = a e^z + b e^(z/T) - c t - k, where z holds exponentials, or logits if RECOMPUTE. g may be z or `teacher`.
 template <int POWER, bool RECOMPUTE>
 void gradients(float* g, const float* z, const float* teacher, int64_t width, float shift, float inv_t, float a,
                float b, float c, float k) {
@@ -201,6 +201,7 @@ void gradients(float* g, const float* z, const float* teacher, int64_t width, fl
   }
 }
 
+// Writes n values of `src` to `dst` in its dtype, past the caches if `streamed`.
 template <class T>
 void put(T* dst, int64_t n, const float* src, bool streamed) {
   int64_t c = 0;

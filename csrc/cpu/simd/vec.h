@@ -1,4 +1,4 @@
-// Vectors of LANES floats in the compiler's own vector types: one source for every instruction set.
+// Vectors of LANES floats in the compiler's vector types, so that one source serves every instruction set.
 // setup.py compiles the sources that include it once for each instruction set, with -DOEKD_ISA=<namespace> and
 // -DOEKD_LANES=<floats in a vector>.
 #pragma once
@@ -40,7 +40,7 @@ inline void store(T* p, V v) {
 
 inline vf splat(float x) { return x - vf{}; }
 
-// b where a is NaN or smaller, which is what the hardware's max gives.
+// The larger value, and b where a is NaN, as the hardware's max returns.
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 
 inline float max_across(vf v) {
@@ -55,8 +55,8 @@ inline double sum_across(vf v) {
   return s;
 }
 
-// e^x for x <= 0, relative error below 1e-7; 0 where the result is no normal number; NaN stays NaN.
-// x = n ln2 + r, |r| <= ln2 / 2: e^x = 2^n (1 + r + r^2 q(r)), q the minimax polynomial (own fit, error 4e-9).
+// e^x for x <= 0 with a relative error below 1e-7. Results below the smallest normal number become 0; NaN stays NaN.
+// x = n ln2 + r, |r| <= ln2 / 2: e^x = 2^n (1 + r + r^2 q(r)), q a minimax polynomial (error 4e-9).
 inline vf exp_nonpositive(vf x) {
   constexpr float LOWEST = -87.33654f;
   constexpr float ROUND = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
@@ -69,7 +69,7 @@ inline vf exp_nonpositive(vf x) {
   q = q * r + 0x1.5558f2p-5f;
   q = q * r + 0x1.555492p-3f;
   q = q * r + 0x1.fffffcp-2f;
-  const vf p = (q * (r * r) + r) + 1.0f;  // in this order, rounding stays below one unit without fused operations too
+  const vf p = (q * (r * r) + r) + 1.0f;  // in this order the error is below 1 ulp without FMA too
   const vf scaled = bits<vf>(bits<vi>(p) + (bits<vi>(shifted) << 23));
   return x < splat(LOWEST) ? vf{} : scaled;
 }
@@ -125,7 +125,7 @@ inline void store_float(float* p, vf x) { store(p, x); }
 inline void store_float(BF16* p, vf x) { store(p, from_float(BF16{}, x)); }
 inline void store_float(F16* p, vf x) { store(p, from_float(F16{}, x)); }
 
-// Past the caches; p aligned to the vector.
+// Stores past the caches; p is aligned to the vector.
 inline void stream(float* p, vf x) {
 #if defined(__AVX512F__) && OEKD_LANES == 16
   _mm512_stream_ps(p, bits<__m512>(x));
@@ -144,7 +144,8 @@ inline void finish_streams() {
 #endif
 }
 
-// While it lives, results below the smallest normal number become 0: they are slow on many processors.
+// While an object of this class exists, results below the smallest normal number become 0. On many processors such
+// numbers are slow.
 class FlushToZero {
  public:
 #if defined(__SSE2__)
