@@ -51,6 +51,9 @@ OP_DEFAULTS = {
 
 def op_kwargs(*, reduction: str = "mean", mixing_space: str = "logits", **options) -> dict:
     """Keyword arguments of the ops from keywords of the public functions, without their checks."""
+    teachers = options.get("teacher_logits")
+    if isinstance(teachers, Tensor):
+        options["teacher_logits"] = teachers.unbind() if teachers.dim() == 3 else [teachers]
     return {
         "ensemble_weights": None,
         **OP_DEFAULTS,

@@ -105,7 +105,7 @@ def ensemble_kd_demand(launch: Launch) -> Demand:
     tile = rows * a["BLOCK"]
     # Each softmax at T; that at 1 is a power of it, or one exponential more.
     both = 1 if a["POWER"] else 2
-    members = students + 1 + (a.get("teacher") is not None)
+    members = students + 1 + len(a.get("teachers", ()))
     statistics, gradients = both * members * tile, (both * students + 1) * tile
     if streamed:
         # A thread moves its sums to a new maximum once a tile, and two merges end a chunk and a row.
@@ -145,7 +145,7 @@ def _objective(objective: str, rows: int, classes: int, dtype: torch.dtype) -> t
     gate = torch.empty(rows, STUDENTS, device="meta")
     more = {
         "gate": {"ensemble_weights": gate, "ensemble_ce_weight": 1.0},
-        "teacher": {"teacher_logits": torch.empty(rows, classes, dtype=dtype, device="meta")},
+        "teacher": {"teacher_logits": [torch.empty(rows, classes, dtype=dtype, device="meta")]},
         "probabilities": {"mixing": torch.empty(STUDENTS, STUDENTS, device="meta"), "mix_probabilities": True},
     }[objective]
     problem = replace(problem, **more)

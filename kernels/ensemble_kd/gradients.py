@@ -130,7 +130,7 @@ def gradients(
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element
-    values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
+    device_scalars,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
     counted,  # fp32 [], the number of counted rows
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     weights_grad,  # fp32 [S] dL/dw, or None
@@ -144,7 +144,7 @@ def gradients(
     """Write the gradients of all rows, and dL/dw if `weights_grad` is given."""
     S: tl.constexpr = len(logits)
     CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
-    temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
+    temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
     scale = upstream_scale(grad_scale, tl.load(counted), MEAN)
     weight_sums = ()
     if weights_grad is not None:

@@ -1,7 +1,7 @@
-"""The ensemble distillation loss of S students on the GPU: launchers, and implementations of the ops.
+"""The ensemble distillation loss on the GPU: launches of the kernels, and implementations of the ops.
 
-One launch a call, whatever the regime (tiling.py); two of PyTorch's before it where a mean is over so many rows that
-the programs would take long to count them. Arguments are checked in ``oekd_fast.losses.ensemble_kd``.
+Each call is one launch, in whichever regime (plan.py). A mean over many rows needs two more launches of PyTorch, which
+count the rows. Arguments are checked in ``oekd_fast.losses``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INTERPRETED = interpreted(resident)
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of an op, the same for all three kernels."""
+    """The arguments of an op, the same for all three kernels. Shapes and dtypes are those of the op's schema."""
 
     logits: Sequence[Tensor]
     target: Tensor | None
@@ -41,16 +41,16 @@ class Problem:
     ignore_index: int
     mean: bool
     detach_ensemble: bool
-    device_scalars: Tensor | None = None  # fp32 [3], read by the kernels in place of the first three numbers, or [4]
-    # These, and weights [rows, S], only where the plan is resident: see tiling.covers_objectives.
+    device_scalars: Tensor | None = None  # fp32 [3], read in place of the first three numbers, or [4]
+    # Only the resident kernel supports the following arguments and a gate [B, S]; see plan.covers_objectives.
     ensemble_ce_weight: float = 0.0
-    teacher_logits: Tensor | None = None
+    teacher_logits: Sequence[Tensor] | None = None
     mixing: Tensor | None = None
     mix_probabilities: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """S, B, C."""
+        """S, B and C."""
         return len(self.logits), *self.logits[0].shape
 
     @property
@@ -59,40 +59,46 @@ class Problem:
 
     @property
     def power(self) -> int:
-        """The temperature where it is a small integer; 0 for any other, and for one that only the device knows."""
+        """The temperature if it is 1, 2, 3 or 4; 0 for any other, and for one in device memory."""
         return int(self.temperature) if self.device_scalars is None and self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
 
     @property
     def ensemble_learns(self) -> bool:
+        """Whether the ensemble's cross-entropy is part of the loss."""
         return self.ensemble_ce_weight != 0 or (self.device_scalars is not None and len(self.device_scalars) == 4)
+
+    @property
+    def teachers(self) -> tuple[Tensor, ...]:
+        """The external teachers."""
+        return tuple(self.teacher_logits or ())
 
     @property
     def targets(self) -> int:
         """TARGETS of the resident kernel."""
         if self.mixing is None:
-            return (ENSEMBLE if self.teacher_logits is None else TEACHER).value
+            return (TEACHER if self.teachers else ENSEMBLE).value
         return (PROBABILITIES if self.mix_probabilities else LOGITS).value
 
     @property
     def members(self) -> int:
-        """The students, the ensemble and the other teachers."""
-        others = len(self.logits) if self.targets == LOGITS.value else int(self.teacher_logits is not None)
-        return len(self.logits) + 1 + others
+        """Number of members of a row: the students, the ensemble and the extra teachers."""
+        students = len(self.logits)
+        return students + 1 + (students if self.targets == LOGITS.value else len(self.teachers))
 
     @property
     def held(self) -> int:
-        """Values of a class that a thread holds side by side: the members', and what gradients are gathered in."""
+        """Values of one class that a thread holds at a time: those of the members, and a sum of gradients."""
         return self.members + (self.ensemble_learns or self.targets == PROBABILITIES.value)
 
     def objective_arguments(self, weights_grad: Tensor | None) -> dict[str, Any]:
-        """Of the resident kernel, beside those that all share."""
-        weights, teacher = self.ensemble_weights, self.teacher_logits
+        """Arguments of the resident kernel beside those that all kernels share."""
+        weights, teachers = self.ensemble_weights, self.teachers
         return {
             "weights_stride": 0 if weights is None else weights.stride(-1),
             "weights_row": weights.stride(0) if weights is not None and weights.dim() == 2 else None,
-            "teacher": teacher,
-            "teacher_row": None if teacher is None else teacher.stride(0),
-            "teacher_class": None if teacher is None else teacher.stride(1),
+            "teachers": teachers,
+            "teachers_row": tuple(teacher.stride(0) for teacher in teachers),
+            "teachers_class": tuple(teacher.stride(1) for teacher in teachers),
             "mixing": None if self.mixing is None else self.mixing.float().contiguous(),
             "ensemble_ce_weight": self.ensemble_ce_weight if self.ensemble_learns else None,
             "weights_grad": weights_grad,
@@ -100,7 +106,7 @@ class Problem:
         }
 
     def kernel_arguments(self, grads: Sequence[Tensor], grad_scale: Tensor | None) -> dict[str, Any]:
-        """By the names that the kernels share."""
+        """Arguments that all kernels share, under their names in the kernels."""
         students, rows, classes = self.shape
         every = (*self.logits, *grads)
         unit = all(t.stride(1) == 1 for t in every)
@@ -117,7 +123,7 @@ class Problem:
             "weights": self.ensemble_weights,
             "weights_stride": 0 if self.ensemble_weights is None else self.ensemble_weights.stride(0),
             "grad_scale": grad_scale,
-            "values": self.device_scalars,
+            "device_scalars": self.device_scalars,
             "rows": rows,
             "temperature": self.temperature,
             "ce_weight": self.ce_weight,
@@ -135,12 +141,13 @@ class Problem:
         }
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialised tensor on the device of the logits."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a launch of the loss writes, beside the gradients."""
+    """Buffers that a launch of the loss writes, beside the gradients."""
 
     loss: Tensor
     ce: Tensor
@@ -176,9 +183,13 @@ def loss_launch(
     plan: Plan | None = None,
     weights_grad: Tensor | None = None,
 ) -> tuple[Loss, Launch]:
-    """The loss, and its gradients into S buffers `grads` [B, C] if there are any.
+    """Prepare a launch of the loss, and the buffers that it writes.
 
-    ``weights_grad``: fp32 [B, S] for each row's part of dL/dw; resident plans alone.
+    Args:
+        grads: S buffers [B, C] for the gradients, or () for the loss alone.
+        grad_scale: one element that multiplies the gradients; None for 1.
+        plan: layout of the launch; None for the one of ``plan_ensemble_kd``.
+        weights_grad: fp32 [B, S] buffer for each row's part of dL/dw; resident plans only.
     """
     students, rows, classes = problem.shape
     if plan is None:
@@ -207,7 +218,7 @@ def loss_launch(
             "chunk_statistics": problem.new(rows, chunks, QUADS.value, arguments["WIDTH"], 4),
             "partials": problem.new(programs, 4 * arguments["WIDTH"]),
             "counters": zeroed(ARRIVED.value + rows, problem.device),
-            # A row's gradients come up when all programs together have taken about as many tickets as they are.
+            # A row's gradients are due after about as many tickets as there are programs.
             "lag": programs // (passes * chunks) + 1,
             "TILES": plan.tiles,
         }
@@ -230,7 +241,7 @@ def gradients_launch(
     weights_grad: Tensor | None = None,
     plan: Plan | None = None,
 ) -> Launch:
-    """The gradients from what a launch of the loss left behind."""
+    """Prepare a launch that computes the gradients from the row statistics of a launch of the loss."""
     students, rows, classes = problem.shape
     if plan is None:
         plan = plan_gradients(students, classes, problem.logits[0].element_size())
@@ -251,7 +262,7 @@ def gradients_launch(
     return Launch(gradients, programs, arguments, {"num_warps": plan.warps})
 
 
-# -- the ops, with the schemas of oekd_fast.losses.schemas; `isa` is the CPU's
+# Implementations of the ops in oekd_fast.losses.schemas. Only the CPU kernel reads the argument `isa`.
 
 
 def ensemble_kd_value(logits, target, *, isa="auto", **options):
@@ -303,13 +314,13 @@ def ensemble_kd_grad_out(logits, target, *, row_statistics, counted, grad_scale,
 
 
 def needs_resident(problem: Problem) -> bool:
-    """Whether only the resident kernel computes it."""
+    """Whether only the resident kernel supports the problem."""
     gate = problem.ensemble_weights is not None and problem.ensemble_weights.dim() == 2
     return gate or problem.ensemble_learns or problem.targets != ENSEMBLE.value
 
 
 def value_and_grad_of_weights(problem, grad_scale, out, weights_grad):
-    """Two launches: the gradient of the weights comes with those that are made of the rows' statistics."""
+    """Two launches: the statistics of the rows, then from these the gradients of the logits and the weights."""
     result, launch = loss_launch(problem)
     launch.run(problem.device)
     if grad_scale is None:
@@ -321,13 +332,13 @@ def value_and_grad_of_weights(problem, grad_scale, out, weights_grad):
 
 
 def vector_elements(tensors: Sequence[Tensor]) -> int:
-    """Elements by which every row's place is divisible, 16 bytes at most."""
+    """Number of elements, at most 16 bytes, that divides every row stride."""
     return gcd(VECTOR_BYTES // tensors[0].element_size(), *(tensor.stride(0) for tensor in tensors))
 
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """2 where kernels are interpreted, or only compiled: programs then take turns, as on a GPU."""
+    """Number of multiprocessors of the GPU; 2 without a GPU, so that interpreted programs process several tiles."""
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

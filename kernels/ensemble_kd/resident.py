@@ -1,7 +1,7 @@
-"""The loss where a row of all students fits the registers: each logit is read once, each gradient written once.
+"""The loss for rows that fit the registers of one program: each logit is read once, each gradient written once.
 
-A program takes tiles of [ROWS, BLOCK] of every student, one after the other, so that a launch has no more programs
-than the GPU holds at a time. Then it sums what its rows lose; the last program to finish adds up all programs' sums.
+A program processes several tiles [ROWS, BLOCK] of all students in a loop, since a launch has no more programs than the
+GPU can hold at a time. It then sums the losses of its rows. The last program to finish adds the sums of all programs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .targets import (
     PROBABILITIES,
     cross_sum,
     divergences,
+    extra_teachers,
     label_gradient,
-    other_teachers,
     store_weight_gradients,
     target_gradient,
     teacher_of,
@@ -48,19 +48,19 @@ from .targets import (
 @triton.jit(do_not_specialize=["rows", "ignore_index"])
 def resident(
     logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
-    grads, grads_row, grads_class,  # alike, or () where no gradients are asked for
+    grads, grads_row, grads_class,  # the same for the gradients, or () if none are computed
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
-    weights_row,  # a gate's row stride, whose weights are [rows, S]; or None
-    teacher, teacher_row, teacher_class,  # [rows, CLASSES], or None
-    mixing,  # fp32 [S, S (+ 1)], or None
+    weights_row,  # row stride of a gate [rows, S], or None
+    teachers, teachers_row, teachers_class,  # K pointers [rows, CLASSES], row strides, class strides; or ()
+    mixing,  # fp32 [S, S + K], or None
     grad_scale,  # one element, or None for 1
-    values,  # fp32 [3] in place of temperature, ce_weight, kd_weight, or [4] and of ensemble_ce_weight; or None
-    ensemble_ce_weight,  # None: not part of the loss
+    device_scalars,  # fp32 [3] in place of temperature, ce_weight, kd_weight, or [4] and of ensemble_ce_weight; or None
+    ensemble_ce_weight,  # None if it is not part of the loss
     weights_grad,  # fp32 [rows, S] dL/dw of each row, or None
-    number,  # one element, the rows that count where they are too many to count here; or None
+    number,  # one element, the number of counted rows; None if each program counts them
     loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
-    counted,  # fp32 [], the rows that count, for a backward pass; or None
+    counted,  # fp32 [], the number of counted rows, for a backward pass; or None
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     partials,  # fp32 [programs, 4 WIDTH]
     done,  # int32 [1], 0 before and after
@@ -72,10 +72,10 @@ def resident(
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
-    if ensemble_ce_weight is not None and values is not None:
-        ensemble_ce_weight = tl.load(values + 3)
-    # Values of the device are read again wherever they are needed: kept, they would take registers that are not there.
-    k = LOG2_E / in_force(values, temperature, ce_weight, kd_weight)[0]
+    if ensemble_ce_weight is not None and device_scalars is not None:
+        ensemble_ce_weight = tl.load(device_scalars + 3)
+    # Device scalars are read again wherever they are needed, since keeping them would spill registers.
+    k = LOG2_E / in_force(device_scalars, temperature, ce_weight, kd_weight)[0]
     c = tl.arange(0, BLOCK)[None, :]
     tiles = tl.cdiv(rows, ROWS)
     scale = 1.0
@@ -95,15 +95,15 @@ def resident(
             valid = counts & (label >= 0) & (label < CLASSES)
         mask = counts[:, None] & (c < CLASSES)
 
-        # A row that does not count is -inf throughout, and every exponential in it 0.
+        # The logits of an ignored row are read as -inf, so that all of its exponentials are 0.
         z = ()
         for j in tl.static_range(S):
             at = places(r, c, logits_row[j], logits_class[j], VEC, UNIT)
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
-        others = ()
+        extra = ()
         if TARGETS != ENSEMBLE:
-            others = other_teachers(z, teacher, teacher_row, teacher_class, mixing, r, c, mask, TARGETS)
-        z = z + (mixture(z, weights, weights_stride, mask, weights_row, r, counts),) + others
+            extra = extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask, TARGETS)
+        z = z + (mixture(z, weights, weights_stride, mask, weights_row, r, counts),) + extra
 
         most = ()
         for j in tl.static_range(len(z)):
@@ -112,7 +112,7 @@ def resident(
         most = tl.where(counts[:, None], most, 0.0)
         m = unstack(most, WIDTH)
         if target is not None:
-            # Bit j: a class before the label has student j's maximum as well.
+            # Bit j is set if a class before the label equals student j's maximum.
             bits: tl.constexpr = tl.int32 if S < 31 else tl.int64
             before = tl.where(c < label[:, None], 0.0, -float("inf"))
             early = tl.zeros([ROWS, THREADS], bits)
@@ -121,7 +121,7 @@ def resident(
                 early |= tl.where(first == m[j][:, None], tl.full([], 1, bits) << j, 0)
             early = tl.reduce_or(early, 1)
 
-        # One exponential an element, kept until the gradient is made of it.
+        # One exponential for each element, kept in registers until the gradient is computed from it.
         d, e, s, s1, cross, even = (), (), (), (), (), ()
         for j in tl.static_range(len(z)):
             d = d + (z[j] - m[j][:, None],)
@@ -142,7 +142,7 @@ def resident(
         store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
         kl = s
         if TARGETS != ENSEMBLE:
-            temperature = in_force(values, temperature, ce_weight, kd_weight)[0]
+            temperature = in_force(device_scalars, temperature, ce_weight, kd_weight)[0]
             kl = divergences(d, e, s, cross, mixing, temperature, S, THREADS, RUN, WIDTH, TARGETS)
             if target is None:
                 store_quads(row_statistics, r, inside, 1, kl, kl, kl, kl, WIDTH)
@@ -159,7 +159,7 @@ def resident(
             )
 
         if GRADS:
-            temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
+            temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
             s = unstack(s, WIDTH)
             s1 = unstack(s1, WIDTH)
             per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
@@ -201,8 +201,8 @@ def resident(
                 at = places(r, c, grads_row[j], grads_class[j], VEC, UNIT)
                 tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
 
-    temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
-    # This program's rows once more, many at a time.
+    temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
+    # Sum the losses of this program's rows, many rows at a time.
     tl.debug_barrier()
     sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
     mine = tl.cdiv(tiles - tl.program_id(0), tl.num_programs(0)) * ROWS

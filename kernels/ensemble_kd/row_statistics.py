@@ -182,12 +182,12 @@ def logits_at(
 
 
 @triton.jit
-def in_force(values, temperature, ce_weight, kd_weight):
+def in_force(device_scalars, temperature, ce_weight, kd_weight):
     """Temperature, ce_weight and kd_weight: from device memory, fp32 [3], if given; else the launch's arguments."""
-    if values is not None:
-        temperature = tl.load(values)
-        ce_weight = tl.load(values + 1)
-        kd_weight = tl.load(values + 2)
+    if device_scalars is not None:
+        temperature = tl.load(device_scalars)
+        ce_weight = tl.load(device_scalars + 1)
+        kd_weight = tl.load(device_scalars + 2)
     return temperature, ce_weight, kd_weight
 
 

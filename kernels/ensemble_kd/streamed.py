@@ -180,7 +180,7 @@ def streamed(
     target, target_stride,  # int64 [rows], or None
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale,  # one element, or None for 1
-    values,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
+    device_scalars,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
     number,  # one element, the number of counted rows; None if each program counts them
     loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
     counted,  # fp32 [], the number of counted rows, for a backward pass; or None
@@ -196,7 +196,7 @@ def streamed(
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
     CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
-    temperature, ce_weight, kd_weight = in_force(values, temperature, ce_weight, kd_weight)
+    temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
     scale = 1.0
     if GRADS:
         total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0

@@ -1,7 +1,7 @@
-"""Other targets than the ensemble, and what moves the ensemble itself, where a row fits the registers.
+"""Targets other than the ensemble, and the ensemble's own gradient, for the resident kernel.
 
-Members of a row are the students, the ensemble, then the other teachers: the external one, or each student's mixture of
-logits. Where probabilities are mixed the students are the teachers, and kd_j = T^2 sum_i W_ji KL_ij.
+The members of a row are the students, the ensemble, then the extra teachers: the external teachers, or for mixed logits
+each student's mixture. For mixed probabilities the students are teachers too, and kd_j = T^2 sum_i W_ji KL_ij.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .row_statistics import exp_at_1, places, stack, thread_sum
 
-# TARGETS of a launch.
+# Values of TARGETS, the distribution that the students learn from.
 ENSEMBLE = tl.constexpr(0)
 TEACHER = tl.constexpr(1)
 LOGITS = tl.constexpr(2)
@@ -19,43 +19,66 @@ PROBABILITIES = tl.constexpr(3)
 
 
 @triton.jit
-def other_teachers(z, teacher, teacher_row, teacher_class, mixing, r, c, mask, TARGETS: tl.constexpr):
-    """Logits [R, C] of the members beside the students' tuple z and the ensemble; -inf where masked."""
-    external = ()
-    if teacher is not None:
-        at = places(r, c, teacher_row, teacher_class, 1, False)
-        external = (tl.load(teacher + at, mask=mask, other=-float("inf")).to(tl.float32),)
-    teachers = external
+def load_teacher(teacher, teacher_row, teacher_class, r, c, mask):
+    """Logits [R, C] of an external teacher in float32; -inf where masked."""
+    at = places(r, c, teacher_row, teacher_class, 1, False)
+    return tl.load(teacher + at, mask=mask, other=-float("inf")).to(tl.float32)
+
+
+@triton.jit
+def add_source(target, mixing, at, z):
+    """target + w z, with w the element `at` of `mixing`; a weight of 0 excludes z, even where it is -inf."""
+    w = tl.load(mixing + at)
+    return target + w * tl.where(w == 0, 0.0, z)
+
+
+@triton.jit
+def extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask, TARGETS: tl.constexpr):
+    """Logits [R, C] of the extra teachers; -inf where masked. `z` is the tuple of the students' logits."""
+    extra = ()
     if TARGETS == LOGITS:
-        sources = z + external
-        teachers = ()
+        SOURCES: tl.constexpr = len(z) + len(teachers)
         for j in tl.static_range(len(z)):
             target = tl.zeros_like(z[0])
-            for i in tl.static_range(len(sources)):
-                w = tl.load(mixing + j * len(sources) + i)
-                target += w * tl.where(w == 0, 0.0, sources[i])
-            teachers = teachers + (tl.where(mask, target, -float("inf")),)
-    return teachers
+            for i in tl.static_range(len(z)):
+                target = add_source(target, mixing, j * SOURCES + i, z[i])
+            extra = extra + (target,)
+        # One external teacher at a time, so that registers hold only one.
+        for i in tl.static_range(len(teachers)):
+            source = load_teacher(teachers[i], teachers_row[i], teachers_class[i], r, c, mask)
+            targets = ()
+            for j in tl.static_range(len(z)):
+                targets = targets + (add_source(extra[j], mixing, j * SOURCES + len(z) + i, source),)
+            extra = targets
+        targets = ()
+        for j in tl.static_range(len(z)):
+            targets = targets + (tl.where(mask, extra[j], -float("inf")),)
+        extra = targets
+    else:
+        for i in tl.static_range(len(teachers)):
+            extra = extra + (load_teacher(teachers[i], teachers_row[i], teachers_class[i], r, c, mask),)
+    return extra
 
 
 @triton.jit
 def cross_sum(d, teacher_d, teacher_e, THREADS: tl.constexpr, RUN: tl.constexpr):
-    """[R, THREADS] sums of eT (dT - d) of a teacher and a student."""
+    """Sums [R, THREADS] of eT (dT - d) of a teacher and a student, one for each thread."""
     return thread_sum(teacher_e * tl.where(teacher_e > 0, teacher_d - d, 0.0), THREADS, RUN)
 
 
 @triton.jit
 def divergence(cross, teacher_s, s, temperature):
-    """KL(teacher || student) at T; rounding may not make it negative."""
+    """KL(teacher || student) at temperature T. A negative result of rounding becomes 0."""
     kl = cross / (teacher_s * temperature) + tl.log(s / teacher_s)
     return tl.maximum(kl, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.constexpr_function
 def teacher_of(j, students, targets):
-    """The member whose softmax is student j's target, and the ensemble's, which is its own where it is nobody else's.
+    """The member whose softmax is the target of member j, a student or the ensemble.
 
-    Of mixed probabilities, the member of their column j.
+    The ensemble is its own target, so that its divergence is 0. For mixed probabilities, the member of column j of the
+    mixing matrix.
     """
     if targets != PROBABILITIES.value and j == students:
         return students
@@ -73,7 +96,7 @@ def divergences(
     d, e, s, cross, mixing, temperature,
     STUDENTS: tl.constexpr, THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, TARGETS: tl.constexpr,
 ):  # fmt: skip
-    """KL [R, WIDTH] of each student from its target; d, e tuples of members, s, cross tables [R, WIDTH]."""
+    """KL [R, WIDTH] of each student from its target. d and e are tuples of members, s and cross tables [R, WIDTH]."""
     column = tl.arange(0, WIDTH)[None, :]
     if TARGETS == PROBABILITIES:
         SOURCES: tl.constexpr = len(d) - 1
@@ -99,7 +122,7 @@ def divergences(
 
 @triton.jit
 def target_gradient(e, s, mixing, per_kd, j: tl.constexpr, STUDENTS: tl.constexpr, TARGETS: tl.constexpr):
-    """What student j's gradient [R, C] is less for its target, and the weight of its own softmax."""
+    """The target's term that student j's gradient [R, C] subtracts, and the weight of the student's own softmax."""
     own = 1.0
     if TARGETS == PROBABILITIES:
         SOURCES: tl.constexpr = len(e) - 1
@@ -109,7 +132,8 @@ def target_gradient(e, s, mixing, per_kd, j: tl.constexpr, STUDENTS: tl.constexp
             w = tl.load(mixing + j * SOURCES + i)
             own += w
             per_t = w * per_kd / s[teacher_of(i, STUDENTS, TARGETS)]
-            less += e[teacher_of(i, STUDENTS, TARGETS)] * per_t[:, None]
+            # A weight of 0 excludes a source, whose exponentials are NaN if its whole row is -inf.
+            less += tl.where(w == 0, 0.0, e[teacher_of(i, STUDENTS, TARGETS)] * per_t[:, None])
     else:
         per_t = per_kd / s[teacher_of(j, STUDENTS, TARGETS)]
         less = e[teacher_of(j, STUDENTS, TARGETS)] * per_t[:, None]
@@ -118,7 +142,7 @@ def target_gradient(e, s, mixing, per_kd, j: tl.constexpr, STUDENTS: tl.constexp
 
 @triton.jit
 def label_gradient(e, d, s1, per_label, c, label, label_smoothing, CLASSES: tl.constexpr, POWER: tl.constexpr):
-    """per_label (softmax - y) [R, C] of the ensemble at T = 1, y smoothed."""
+    """per_label (softmax - y) [R, C] of the ensemble at T = 1, with smoothed labels y."""
     grad = exp_at_1(e, d, POWER) * (per_label / s1)[:, None]
     grad -= (per_label * (label_smoothing / CLASSES))[:, None]
     return grad - tl.where(c == label[:, None], (per_label * (1.0 - label_smoothing))[:, None], 0.0)
@@ -129,7 +153,7 @@ def store_weight_gradients(
     weights_grad, z, toward, r, inside, mask, STUDENTS: tl.constexpr, THREADS: tl.constexpr, RUN: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """dL/dw_j = sum_c dL/dzE z_j of rows r into [rows, STUDENTS]; a logit of -inf counts 0."""
+    """Store dL/dw_j = sum_c dL/dzE z_j of rows r into [rows, STUDENTS]; terms with a logit of -inf are left out."""
     sums = ()
     for j in tl.static_range(STUDENTS):
         given = mask & (z[j] > -float("inf"))

@@ -100,16 +100,17 @@ class TritonBackend(Backend):
     def _unsupported_objective(self, call: EnsembleKDCall) -> str | None:
         """Check the size of a call that only the resident kernel supports: it holds whole rows in registers."""
         options, students, classes = call.options, len(call.students), call.students[0].shape[1]
-        others = int(call.teacher_logits is not None)
-        if options.mixing is not None and options.mixing_space == "logits":
-            others = students
+        # The extra teachers of a row: the external ones, or the mixture of each student.
+        mixes_logits = options.mixing is not None and options.mixing_space == "logits"
+        extra = students if mixes_logits else len(call.teachers)
         gathered = options.ensemble_learns or options.mixing_space == "probabilities"
-        held = students + 1 + others + gathered
+        held = students + 1 + extra + gathered
         fits = import_module("oekd_fast.kernels.ensemble_kd.plan").covers_objectives
         if held - 1 > MAX_TRITON_STUDENTS or not fits(held, classes, call.students[0].element_size()):
             return (
                 "expected a row of all students and teachers to fit the registers with "
-                f"{' and '.join(call.extensions)}, got {students} students and C = {classes}"
+                f"{' and '.join(call.extensions)}, "
+                f"got {students} students, {len(call.teachers)} teachers and C = {classes}"
             )
         return None
 

@@ -58,7 +58,7 @@ class EnsembleKDCall:
         target: int64 [B].
         options: numbers, modes and the mixing matrix.
         ensemble_weights: [S], or a gate [B, S].
-        teacher_logits: [B, C].
+        teachers: logits [B, C] of the K external teachers; () without teachers.
     """
 
     students: Sequence[Tensor]
@@ -66,7 +66,7 @@ class EnsembleKDCall:
     target: Tensor | None
     options: KDOptions
     ensemble_weights: Tensor | None
-    teacher_logits: Tensor | None
+    teachers: tuple[Tensor, ...]
 
     @classmethod
     def of(
@@ -76,7 +76,7 @@ class EnsembleKDCall:
         options: KDOptions,
         *,
         ensemble_weights: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
+        teacher_logits: Sequence[Tensor] | Tensor | None = None,
     ) -> EnsembleKDCall:
         """Check the tensors against each other and against the options, without a wait for a device.
 
@@ -89,12 +89,11 @@ class EnsembleKDCall:
         checks.check_target(target, len(first), first.device, options)
         if ensemble_weights is not None:
             checks.check_ensemble_weights(ensemble_weights, students, options)
-        if teacher_logits is not None:
-            checks.check_teacher_logits(teacher_logits, first)
-        if options.mixing is not None:
-            checks.check_mixing_shape(options.mixing, students, teacher_logits)
+        teachers = () if teacher_logits is None else checks.check_teacher_logits(teacher_logits, first)
+        if options.mixing is not None or teachers:
+            checks.check_mixing_shape(options.mixing, students, teachers)
         stacked = logits if isinstance(logits, Tensor) else None
-        return cls(students, stacked, target, options, ensemble_weights, teacher_logits)
+        return cls(students, stacked, target, options, ensemble_weights, teachers)
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +111,7 @@ class EnsembleKDCall:
     @property
     def ensemble_attached(self) -> bool:
         """Whether gradients flow through the ensemble as a target, which an external teacher replaces."""
-        return not self.options.detach_ensemble and self.teacher_logits is None
+        return not self.options.detach_ensemble and not self.teachers
 
     @property
     def weights_need_grad(self) -> bool:
@@ -127,7 +126,7 @@ class EnsembleKDCall:
         used = {
             "a gate": self.ensemble_weights is not None and self.ensemble_weights.dim() == 2,
             "ensemble_ce_weight": self.options.ensemble_learns,
-            "teacher_logits": self.teacher_logits is not None,
+            "teacher_logits": bool(self.teachers),
             "mixing": self.options.mixing is not None,
         }
         return [name for name, is_used in used.items() if is_used]
@@ -171,8 +170,8 @@ class EnsembleKDCall:
             kwargs["device_scalars"] = device_scalars
         elif options.ensemble_learns:
             kwargs["ensemble_ce_weight"] = float(numbers["ensemble_ce_weight"])
-        if self.teacher_logits is not None:
-            kwargs["teacher_logits"] = self.teacher_logits.detach()
+        if self.teachers:
+            kwargs["teacher_logits"] = [teacher.detach() for teacher in self.teachers]
         if options.mixing is not None:
             kwargs["mixing"] = options.mixing.detach()
             kwargs["mix_probabilities"] = options.mixing_space == "probabilities"

@@ -123,22 +123,50 @@ def check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) 
         raise TypeError(f"ensemble_weights: expected a floating dtype, got {weights.dtype}")
 
 
-def check_teacher_logits(teacher, like: Tensor) -> None:
-    check_tensor("teacher_logits", teacher, like.device)
-    if teacher.shape != like.shape:
-        raise ValueError(
-            f"teacher_logits: expected shape {list(like.shape)} as a student's logits, got {list(teacher.shape)}"
+def check_teacher_logits(teacher_logits, like: Tensor) -> tuple[Tensor, ...]:
+    """Return the logits [B, C] of the K external teachers, which must fit the logits `like` of a student."""
+    if isinstance(teacher_logits, Tensor):
+        if teacher_logits.dim() == 2:
+            _check_teacher("teacher_logits", teacher_logits, like)
+            return (teacher_logits,)
+        if teacher_logits.dim() != 3:
+            raise ValueError(
+                f"teacher_logits: expected shape {list(like.shape)}, or [K, {like.shape[0]}, {like.shape[1]}] for "
+                f"K teachers, got {list(teacher_logits.shape)}"
+            )
+        teachers = teacher_logits.unbind(0)
+    elif isinstance(teacher_logits, Sequence):
+        teachers = tuple(teacher_logits)
+    else:
+        raise TypeError(
+            f"teacher_logits: expected a tensor or a sequence of tensors, got {type(teacher_logits).__name__}"
         )
+    if not teachers:
+        raise ValueError("teacher_logits: expected at least one teacher, got none")
+    for k, teacher in enumerate(teachers):
+        _check_teacher(f"teacher_logits[{k}]", teacher, like)
+    return teachers
+
+
+def _check_teacher(name: str, teacher, like: Tensor) -> None:
+    check_tensor(name, teacher, like.device)
+    if teacher.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {list(like.shape)} as a student's logits, got {list(teacher.shape)}")
     if teacher.dtype not in DTYPES:
-        raise TypeError(f"teacher_logits: expected float32, float16, bfloat16 or float64, got {teacher.dtype}")
+        raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {teacher.dtype}")
 
 
-def check_mixing_shape(mixing: Tensor, students: list[Tensor], teacher_logits: Tensor | None) -> None:
+def check_mixing_shape(mixing: Tensor | None, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
+    expected = [len(students), len(students) + len(teachers)]
+    if mixing is None:
+        if len(teachers) > 1:
+            raise ValueError(f"mixing: expected shape {expected} with {len(teachers)} external teachers, got None")
+        return
     check_tensor("mixing", mixing, students[0].device)
-    expected = [len(students), len(students) + (teacher_logits is not None)]
     if list(mixing.shape) != expected:
-        who = "the students and teacher_logits" if teacher_logits is not None else "the students, no teacher_logits"
-        raise ValueError(f"mixing: expected shape {expected} for {who}, got {list(mixing.shape)}")
+        raise ValueError(
+            f"mixing: expected shape {expected} = [students, students + teachers], got {list(mixing.shape)}"
+        )
 
 
 def check_weights_grad(weights_grad, ensemble_weights: Tensor | None) -> None:

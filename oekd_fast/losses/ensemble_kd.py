@@ -24,7 +24,7 @@ def ensemble_kd_loss(
     ensemble_weights: Tensor | None = None,
     detach_ensemble: bool = True,
     ensemble_ce_weight: float | Tensor = 0.0,
-    teacher_logits: Tensor | None = None,
+    teacher_logits: Sequence[Tensor] | Tensor | None = None,
     mixing: Tensor | None = None,
     mixing_space: str = "logits",
     label_smoothing: float = 0.0,
@@ -62,11 +62,13 @@ def ensemble_kd_loss(
             for the logits through zE, and for ``ensemble_weights``; on the CPU by the reference.
         ensemble_ce_weight: of the ensemble's own cross-entropy, whose gradient reaches logits and
             ``ensemble_weights`` whatever ``detach_ensemble`` says.
-        teacher_logits: [B, C], any floating dtype and strides, never differentiated: the target of every student is
-            softmax(teacher_logits / T) instead of the ensemble's. The statistics of the ensemble stay the ensemble's.
-        mixing: W, floating [S, S], or [S, S + 1] with ``teacher_logits`` as its last column, never differentiated: row
-            j says how student j's target mixes the students, who are detached. A weight of 0 gives no say, even where
-            the logit is -inf. Excludes ``detach_ensemble=False`` and a gate.
+        teacher_logits: logits of external teachers, with any floating dtype and strides, never differentiated. One
+            teacher [B, C] replaces the ensemble: the target of every student is softmax(teacher_logits / T). K
+            teachers, as one tensor [K, B, C] or K tensors [B, C], need ``mixing``. The statistics of the ensemble do
+            not depend on teachers.
+        mixing: W, a floating tensor [S, S + K], never differentiated. Row j gives the weights of the S students, which
+            are detached, and then of the K external teachers in the target of student j. A weight of 0 excludes a
+            student or teacher, even if its logits are -inf. Not combined with ``detach_ensemble=False`` or a gate.
         mixes: "logits": kd_j = T^2 KL(softmax(sum_i W_ji z_i / T) || softmax(z_j / T)); "probabilities":
             kd_j = T^2 sum_i W_ji KL(softmax(z_i / T) || softmax(z_j / T)), whose gradients are those of the target
             sum_i W_ji softmax(z_i / T) where the row sums to 1.
@@ -109,9 +111,7 @@ def loss_of(call: EnsembleKDCall, *, backend: str, validate: bool) -> EnsembleKD
     """Compute :func:`ensemble_kd_loss` of a call that has been checked."""
     chosen = _choose(call, backend, validate)
     if chosen is REFERENCE:
-        return reference.ensemble_kd(
-            call.students, call.target, call.options, call.ensemble_weights, call.teacher_logits
-        )
+        return reference.ensemble_kd(call.students, call.target, call.options, call.ensemble_weights, call.teachers)
     return EnsembleKDOutput(*differentiable_loss(call, chosen))
 
 
@@ -125,7 +125,7 @@ def ensemble_kd_value_and_grad(
     ensemble_weights: Tensor | None = None,
     detach_ensemble: bool = True,
     ensemble_ce_weight: float | Tensor = 0.0,
-    teacher_logits: Tensor | None = None,
+    teacher_logits: Sequence[Tensor] | Tensor | None = None,
     mixing: Tensor | None = None,
     mixing_space: str = "logits",
     label_smoothing: float = 0.0,

@@ -30,11 +30,12 @@ class EnsembleKDLoss(nn.Module):
         target: Tensor | None,
         *,
         ensemble_weights: Tensor | None = None,
-        teacher_logits: Tensor | None = None,
+        teacher_logits: Sequence[Tensor] | Tensor | None = None,
     ) -> Tensor:
         """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B].
 
-        ``ensemble_weights`` ([S], or a gate [B, S]) and ``teacher_logits`` ([B, C]) as the function takes them.
+        ``ensemble_weights`` ([S], or a gate [B, S]) and ``teacher_logits`` ([B, C], or K teachers) as the function
+        takes them.
         """
         call = EnsembleKDCall.of(
             logits, target, self.options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits

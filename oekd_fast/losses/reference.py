@@ -38,7 +38,7 @@ def ensemble_kd(
     target: Tensor | None,
     options: KDOptions,
     ensemble_weights: Tensor | None = None,
-    teacher_logits: Tensor | None = None,
+    teachers: Sequence[Tensor] = (),
 ) -> EnsembleKDOutput:
     """Cross-entropy and ensemble distillation of all students; see :func:`oekd_fast.ensemble_kd_loss`.
 
@@ -49,7 +49,7 @@ def ensemble_kd(
         _taken(getattr(options, name), dtype) for name in DEVICE_SCALARS
     )
     z = [student.to(dtype) for student in logits]
-    external = [] if teacher_logits is None else [teacher_logits.detach().to(dtype)]
+    external = [teacher.detach().to(dtype) for teacher in teachers]
     rows, classes = z[0].shape
 
     counted = valid = None
@@ -143,7 +143,8 @@ def ensemble_kd_value_and_grad(
         if weights_grad is not None:
             leaves.append(weights.requires_grad_())
         options = replace(call.options, mixing=usable(call.options.mixing))
-        output = ensemble_kd(students, usable(call.target), options, weights, usable(call.teacher_logits))
+        teachers = [usable(teacher) for teacher in call.teachers]
+        output = ensemble_kd(students, usable(call.target), options, weights, teachers)
         upstream = None if grad_scale is None else usable(grad_scale).detach().reshape(()).to(output.loss.dtype)
         # The gradient of weights on which the loss does not depend is 0.
         grads = torch.autograd.grad(output.loss, leaves, upstream, materialize_grads=True)

@@ -13,6 +13,7 @@ import torch
 # The options have the names of EnsembleKDCall.op_kwargs().
 #   device_scalars: float32 [3] on the device of the logits, which is read in place of temperature, ce_weight and
 #       kd_weight; or [4], and then in place of ensemble_ce_weight too.
+#   teacher_logits: K tensors [B, C] of any floating dtype.
 #   mix_probabilities: mixing_space == "probabilities".
 #   grad_scale: one element, which multiplies the gradients.
 #   weights_grad: a buffer with the shape of ensemble_weights and any floating dtype.
@@ -21,7 +22,7 @@ import torch
 _OPTIONS = (
     "Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, float label_smoothing, "
     "int ignore_index, bool mean, bool detach_ensemble, Tensor? device_scalars=None, float ensemble_ce_weight=0.0, "
-    "Tensor? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False"
+    "Tensor[]? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False"
 )
 _ARGUMENTS = f"Tensor[] logits, Tensor? target, *, {_OPTIONS}"
 _STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"

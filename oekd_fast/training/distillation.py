@@ -52,9 +52,9 @@ def label_options(config: DistillationConfig) -> KDOptions:
     return KDOptions(ce_weight=1.0, kd_weight=0.0, label_smoothing=config.label_smoothing)
 
 
-def mean_of_others(students: int, device: torch.device | None = None) -> Tensor:
+def mean_of_others(students: int) -> Tensor:
     """Return the mixing matrix [S, S] whose row j averages all students but j: 1 / (S - 1), and 0 on the diagonal."""
-    return (1.0 - torch.eye(students, device=device)) / (students - 1)
+    return (1.0 - torch.eye(students)) / (students - 1)
 
 
 def family_loss(
@@ -69,7 +69,7 @@ def family_loss(
         signals: teacher signals for the batch.
         gate: weights of the students in the ensemble, [B, S]; None weights them equally.
     """
-    return ensemble_kd_loss(logits, labels, ensemble_weights=gate, teacher_logits=signals.teacher_logits, **options)
+    return ensemble_kd_loss(logits, labels, ensemble_weights=gate, **_loss_arguments(options, signals))
 
 
 def family_value_and_grad(
@@ -86,42 +86,23 @@ def family_value_and_grad(
         logits, labels, options, signals, gate: same as for `family_loss`.
         grad_scale: one-element tensor that multiplies the gradients; None means 1.
     """
-    if signals.copies:
-        return *_from_copies(logits, signals.copies, labels, options, grad_scale), None
     weights_grad = None if gate is None else torch.empty_like(gate)
     statistics, grads = ensemble_kd_value_and_grad(
         logits,
         labels,
         ensemble_weights=None if gate is None else gate.detach(),
-        teacher_logits=signals.teacher_logits,
         grad_scale=grad_scale,
         weights_grad=weights_grad,
-        **options,
+        **_loss_arguments(options, signals),
     )
     return statistics, grads, weights_grad
 
 
-def _from_copies(
-    logits: Sequence[Tensor],
-    copies: Sequence[Tensor],
-    labels: Tensor,
-    options: Mapping[str, Any],
-    grad_scale: Tensor | None,
-) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
-    """The copies stand as further students, who are mixed into the targets, and whose own losses count nothing."""
-    count, device = len(logits), labels.device
-    mixing = torch.zeros(2 * count, 2 * count, device=device)
-    mixing[:count, count:] = mean_of_others(count, device)
-    weights = torch.zeros(2 * count, device=device)
-    weights[:count] = 1 / count
-    statistics, grads = ensemble_kd_value_and_grad(
-        [*logits, *copies],
-        labels,
-        ensemble_weights=weights,
-        grad_scale=grad_scale,
-        **{**options, "mixing": mixing},
-    )
-    ce, kd = statistics.ce[:count], statistics.kd[:count]
-    loss = options["ce_weight"] * ce.sum() + options["kd_weight"] * kd.sum()
-    correct = torch.cat((statistics.correct[:count], statistics.correct[-1:]))
-    return statistics._replace(loss=loss, ce=ce, kd=kd, correct=correct), grads[:count]
+def _loss_arguments(options: Mapping[str, Any], signals: TeacherSignals) -> dict[str, Any]:
+    """The options, completed with the teachers of this batch."""
+    if not signals.copies:
+        return {**options, "teacher_logits": signals.teacher_logits}
+    # The copies take the place of the students in the mixing matrix, whose columns for the students become 0.
+    mixing = options["mixing"]
+    mixing = torch.cat((torch.zeros_like(mixing), mixing), dim=1)
+    return {**options, "teacher_logits": signals.copies, "mixing": mixing}

@@ -128,17 +128,18 @@ def test_opcheck_of_scalars_in_a_tensor(op, one_thread):
     torch.library.opcheck(op.default, (logits, target), kwargs)
 
 
-@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize("with_teachers", [False, True])
 @pytest.mark.parametrize("mixing_space", [None, "logits", "probabilities"])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
-def test_opcheck_of_objectives(op, mixing_space, with_teacher, one_thread):
+def test_opcheck_of_objectives(op, mixing_space, with_teachers, one_thread):
     logits, target = batch(3, 4, 6)
     gate = torch.rand(4, 3).softmax(dim=1)
     kwargs = op_kwargs(ensemble_weights=gate, ensemble_ce_weight=0.5, mixing_space=mixing_space or "logits")
-    if with_teacher:
-        kwargs["teacher_logits"] = torch.randn(4, 6)
+    if with_teachers:
+        teachers = 2 if mixing_space else 1
+        kwargs["teacher_logits"] = [torch.randn(4, 6) for _ in range(teachers)]
     if mixing_space:
-        kwargs["mixing"] = torch.rand(3, 3 + with_teacher)
+        kwargs["mixing"] = torch.rand(3, 3 + len(kwargs.get("teacher_logits", ())))
     if op is OPS[2]:
         kwargs |= {"out": [torch.full_like(z, math.nan) for z in logits], "weights_grad": torch.rand(4, 3)}
     torch.library.opcheck(op.default, (logits, target), kwargs)

@@ -28,7 +28,7 @@ from ..support.objectives import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Triton's interpreter is slow: tests/kernels/test_ensemble_kd_triton.py has what it is asked.
+# Triton's interpreter is slow: it runs fewer tests, in tests/kernels/test_ensemble_kd_triton_objectives.py.
 BACKENDS = ("auto", *(name for name in conftest.BACKENDS if name != "triton"))
 IMPLEMENTATIONS = {name: function for name, function in conftest.IMPLEMENTATIONS.items() if name != "triton"}
 ROWS, CLASSES, STUDENTS = 7, 13, 4
@@ -147,8 +147,8 @@ def test_nothing_counted_gives_nothing(backend, name, rows, reduction):
     _, logits, _, tensors, arguments = case(name, rows=max(rows, 1))
     logits = [z[:rows] for z in logits]
     for per_row in ("teacher_logits", "ensemble_weights"):
-        if per_row in tensors and tensors[per_row].dim() == 2:
-            tensors[per_row] = tensors[per_row][:rows]
+        if per_row in tensors and tensors[per_row].dim() > 1:
+            tensors[per_row] = tensors[per_row][..., :rows, :]
     target = torch.full((rows,), -100)
     for form in (at_once, by_autograd):
         output, grads, weights_grad = form(logits, target, tensors, backend, reduction=reduction, **arguments)
@@ -165,8 +165,8 @@ def test_an_ignored_row_may_hold_anything(backend, name, garbage):
     for z in logits:
         z[ignored] = garbage
     for per_row in ("teacher_logits", "ensemble_weights"):
-        if per_row in tensors and tensors[per_row].dim() == 2:
-            tensors[per_row][ignored] = garbage
+        if per_row in tensors and tensors[per_row].dim() > 1:
+            tensors[per_row][..., ignored, :] = garbage
     came = at_once(logits, target, tensors, backend, **arguments)
     assert all(torch.equal(a, b) for a, b in zip(came[0], expected[0], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(came[1], expected[1], strict=True))
@@ -196,7 +196,7 @@ def test_minus_infinity_for_a_thousand_classes(implementation, name):
         if key in tensors:
             tensors[key] = tensors[key].abs()  # less than 0 times -inf excludes nothing
     for scores in (*logits, *(tensors[key] for key in tensors if key == "teacher_logits")):
-        scores[:, :1100] = -math.inf
+        scores[..., :1100] = -math.inf
     target = torch.where(target >= 0, 1100 + target % 400, target)
     came = at_once(logits, target, tensors, implementation, **arguments)
     Expected(formula, logits, target, tensors).check(*came)
@@ -210,7 +210,7 @@ def test_classes_that_all_exclude(backend, name):
     if "ensemble_weights" in tensors:
         tensors["ensemble_weights"] = tensors["ensemble_weights"].abs()
     for scores in (*logits, *(tensors[key] for key in tensors if key == "teacher_logits")):
-        scores[:, 1::3] = -math.inf
+        scores[..., 1::3] = -math.inf
     target = torch.where(target >= 0, target // 3 * 3, target)
     came = at_once(logits, target, tensors, backend, **arguments)
     Expected(formula, logits, target, tensors).check(*came)

@@ -84,9 +84,16 @@ def online_ensemble(z, y, *, ensemble_weights=None, ensemble_ce=0.0, temperature
     return loss
 
 
+def teachers_of(teacher_logits):
+    """The external teachers [B, C] of the argument: none, one [B, C], or K of [K, B, C]."""
+    if teacher_logits is None:
+        return ()
+    return teacher_logits.unbind() if teacher_logits.dim() == 3 else (teacher_logits,)
+
+
 def mixed_logits(z, y, *, mixing, teacher_logits=None, temperature=2.0):
     """target_j = softmax(sum_i W_ji z_i / T)."""
-    sources = [s.detach() for s in (*z, *(() if teacher_logits is None else (teacher_logits,)))]
+    sources = [s.detach() for s in (*z, *teachers_of(teacher_logits))]
     loss = 0.0
     for row, student in zip(mixing.tolist(), z, strict=True):
         target = sum(w * source for w, source in zip(row, sources, strict=True) if w)
@@ -96,7 +103,7 @@ def mixed_logits(z, y, *, mixing, teacher_logits=None, temperature=2.0):
 
 def mixed_probabilities(z, y, *, mixing, teacher_logits=None, temperature=2.0):
     """kd_j = T^2 sum_i W_ji KL(softmax(z_i / T) || softmax(z_j / T))."""
-    sources = [s.detach() for s in (*z, *(() if teacher_logits is None else (teacher_logits,)))]
+    sources = [s.detach() for s in (*z, *teachers_of(teacher_logits))]
     loss = 0.0
     for row, student in zip(mixing.tolist(), z, strict=True):
         loss = loss + ALPHA * F.cross_entropy(student, y)
@@ -168,6 +175,11 @@ def mixed_and_taught(students, rows, classes):
     return {"mixing": matrix(students, students + 1), **taught(students, rows, classes)}
 
 
+def mixed_and_taught_by_two(students, rows, classes):
+    teachers = 3.0 * torch.randn(2, rows, classes, generator=generator())
+    return {"mixing": matrix(students, students + 2), "teacher_logits": teachers}
+
+
 LABELS = {"ce_weight": 1.0, "kd_weight": 1.0}
 PAIRS = {**LABELS, "temperature": 1.0, "mixing_space": "probabilities"}
 ONE = {**LABELS, "temperature": ONE_TEMPERATURE, "ensemble_ce_weight": 1.0}
@@ -214,6 +226,14 @@ for _t in (2.0, 2.5):
             mixed_and_taught,
             {"temperature": _t, "mixing_space": "probabilities"},
         ),
+        f"logits and two teachers mixed, T = {_t}": Objective(
+            partial(mixed_logits, temperature=_t), mixed_and_taught_by_two, {"temperature": _t}
+        ),
+        f"probabilities and two teachers mixed, T = {_t}": Objective(
+            partial(mixed_probabilities, temperature=_t),
+            mixed_and_taught_by_two,
+            {"temperature": _t, "mixing_space": "probabilities"},
+        ),
     }
 
 
@@ -248,7 +268,7 @@ def evaluate(formula, logits, target, tensors, dtype, *, ignore_index=-100, upst
         sources = [*students, *range(len(leaves), given["mixing"].shape[1])]
         given["mixing"] = given["mixing"][students][:, sources]
     if "teacher_logits" in given:
-        given["teacher_logits"] = finite(given["teacher_logits"])[rows][:, classes]
+        given["teacher_logits"] = finite(given["teacher_logits"])[..., rows, :][..., classes]
     loss = formula([leaves[j][rows][:, classes] for j in students], classes.argsort()[target[rows]], **given)
     of = leaves if weights is None else [*leaves, weights]
     grads = torch.autograd.grad(upstream * loss, of, materialize_grads=True)

@@ -1,5 +1,5 @@
-// The ensemble distillation loss on a CPU: what a kernel is given. Free of torch, so that each instruction set's
-// copy compiles in seconds and shares no inline function with another copy.
+// Interface between the ensemble distillation ops on the CPU and their kernel. This header does not include torch, so
+// each instruction set's copy of the kernel compiles in seconds and shares no inline function with another copy.
 #pragma once
 
 #include <cstdint>
@@ -8,49 +8,59 @@ namespace oekd {
 
 enum class Scalar : int { f32, bf16, f16 };
 
-// One [rows, classes] tensor of one student; strides in elements.
+// A [rows, classes] tensor; strides in elements.
 struct Matrix {
   void* data;
   int64_t row_stride;
   int64_t class_stride;
 };
 
-// What the students' targets are: the ensemble's softmax, the external teacher's, each student's mixture of logits, or
-// the divergences from the sources' softmaxes, mixed.
-enum class Targets : int { ensemble, teacher, logits, probabilities };
+// Logits of an external teacher, read only. Their dtype may differ from that of the students.
+struct Teacher {
+  Matrix logits;
+  Scalar dtype;
+};
+
+// The distribution that the students learn from.
+enum class Targets : int {
+  ensemble,       // softmax of the ensemble's logits
+  teacher,        // softmax of the only external teacher's logits
+  logits,         // for each student, softmax of its own mixture of the sources' logits
+  probabilities,  // for each student, its own mixture of the divergences from the sources' softmaxes
+};
 
 struct KDProblem {
   int64_t students, rows, classes;
   Scalar dtype;
-  const Matrix* logits;          // [students], read only
-  const Matrix* grads;           // [students], or null: statistics only
-  const int64_t* target;         // [rows], or null: no cross-entropy; every label counted lies in [0, classes)
+  const Matrix* logits;           // [students], read only
+  const Matrix* grads;            // [students], or null if no gradients are computed
+  const int64_t* target;          // [rows], or null if there is no cross-entropy; labels that count are in [0, classes)
   int64_t ignore_index;
-  const float* ensemble_weights;  // [students], or a gate's [rows, students], or null: the mean
-  int64_t weights_row;            // from one row's weights to the next: 0, or students
+  const float* ensemble_weights;  // [students], or a gate [rows, students], or null for the mean
+  int64_t weights_row;            // distance between the weights of neighbouring rows: 0, or students for a gate
   Targets targets;
-  const Matrix* teacher;  // external, or null; read only
-  Scalar teacher_dtype;
-  const float* mixing;  // [students, sources()], or null
+  const Teacher* teachers;        // [num_teachers]
+  int64_t num_teachers;
+  const float* mixing;            // [students, sources()], or null
   double temperature;
   double ce_weight, kd_weight, ensemble_ce_weight;
   double label_smoothing;
-  double grad_scale;             // upstream gradient, times 1/counted rows under "mean"
-  bool stream_stores;            // gradients far larger than the caches: do not read their lines before writing
-  bool moves_weights;            // the gradient of the weights is asked for: ensemble_ce_weight is not 0
-  float* gate_grads;             // [rows, students] that of a gate, or null
+  double grad_scale;              // the upstream gradient, divided by the number of counted rows if reduction is "mean"
+  bool stream_stores;             // write gradients past the caches
+  bool with_weights_grad;         // compute the gradient of the ensemble weights; ensemble_ce_weight is not 0
+  float* gate_grads;              // [rows, students] gradient of a gate, or null
 
-  // Columns of the mixing matrix: the students, and the external teacher.
-  int64_t sources() const { return students + (teacher ? 1 : 0); }
+  // Columns of `mixing`: the students, then the external teachers.
+  int64_t sources() const { return students + num_teachers; }
 };
 
-// Rows [row_begin, row_end). `scratch` holds scratch_bytes(problem), 64-byte aligned. Adds to
+// Processes rows [row_begin, row_end). `scratch` holds scratch_bytes(problem) bytes, 64-byte aligned. Adds to
 //   sums    [3 * students + 1]  cross-entropies, T^2 KL divergences, the ensemble's cross-entropy, dL/dw
 //   correct [students + 1]      rows whose first largest logit is the target: students, then the ensemble
 using KDRows = void (*)(const KDProblem& problem, int64_t row_begin, int64_t row_end, void* scratch, double* sums,
                         int64_t* correct);
 
-// One namespace per instruction set; avx2 and avx512 are linked in where OEKD_HAVE_X86_COPIES is defined.
+// One namespace for each instruction set. avx2 and avx512 are linked in where OEKD_HAVE_X86_COPIES is defined.
 namespace baseline {
 void ensemble_kd_rows(const KDProblem&, int64_t, int64_t, void*, double*, int64_t*);
 int64_t ensemble_kd_scratch_bytes(const KDProblem&);

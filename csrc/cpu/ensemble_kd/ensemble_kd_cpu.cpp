@@ -1,4 +1,5 @@
-// The ensemble distillation ops on CPU tensors: checks, layout, threads, reduction. Schemas: oekd_fast/losses/backends.py.
+// The ensemble distillation ops on CPU tensors: argument checks, strides, threads, and the sums over rows. The schemas
+// are in oekd_fast/losses.
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
 
 #include <ATen/ops/empty.h>
@@ -22,6 +23,7 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalTensors = std::optional<at::TensorList>;
 using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct Settings {
@@ -31,39 +33,40 @@ struct Settings {
   double ensemble_ce_weight;
 };
 
-// What a call is given beside the numbers.
 struct Inputs {
   at::TensorList logits;
   const OptionalTensor& target;
   const OptionalTensor& ensemble_weights;
-  const OptionalTensor& teacher_logits;
+  const OptionalTensors& teacher_logits;
   const OptionalTensor& mixing;
   bool mix_probabilities;
 };
 
-// What it is to write beside the statistics.
+// Gradients that a call writes beside the statistics, and the factor they are multiplied by.
 struct Outputs {
   const OptionalTensor& grad_scale;
   at::TensorList grads;
   const OptionalTensor& weights_grad;
 };
 
-// Elements of all students that make a piece of work; pieces and their sums do not depend on the threads.
+// Elements of all students in one piece of work. The pieces, and so the order of the sums, do not depend on the number
+// of threads.
 constexpr int64_t PIECE = 8192;
-// Gradients beyond this are written past the caches: what is written last would push out what was written first.
+// Gradients of more bytes are written past the caches, which could not hold them.
 constexpr int64_t STREAM_BYTES = int64_t{16} << 20;
 
-// What a tensor gives in place of three of the numbers, or of four; here it is host memory.
-void take_values(const Tensor& values, Settings& settings) {
-  TORCH_CHECK_VALUE(values.dim() == 1 && (values.size(0) == 3 || values.size(0) == 4) && values.device().is_cpu(),
-                    "values: expected [3] or [4] on the CPU, got ", values.sizes(), " on ", values.device());
-  TORCH_CHECK_TYPE(values.scalar_type() == at::kFloat, "values: expected float32, got ", values.scalar_type());
-  const float* data = values.const_data_ptr<float>();
-  const int64_t stride = values.stride(0);
+// Replaces the first three or four numbers of the settings by those in a tensor, which is in host memory.
+void take_device_scalars(const Tensor& scalars, Settings& settings) {
+  TORCH_CHECK_VALUE(scalars.dim() == 1 && (scalars.size(0) == 3 || scalars.size(0) == 4) && scalars.device().is_cpu(),
+                    "device_scalars: expected [3] or [4] on the CPU, got ", scalars.sizes(), " on ", scalars.device());
+  TORCH_CHECK_TYPE(scalars.scalar_type() == at::kFloat, "device_scalars: expected float32, got ",
+                   scalars.scalar_type());
+  const float* data = scalars.const_data_ptr<float>();
+  const int64_t stride = scalars.stride(0);
   settings.temperature = data[0];
   settings.ce_weight = data[stride];
   settings.kd_weight = data[2 * stride];
-  if (values.size(0) == 4) settings.ensemble_ce_weight = data[3 * stride];
+  if (scalars.size(0) == 4) settings.ensemble_ce_weight = data[3 * stride];
 }
 
 void check_settings(const Settings& settings, bool has_target) {
@@ -83,7 +86,7 @@ Scalar scalar_of(const char* name, const Tensor& tensor) {
     case at::kBFloat16: return Scalar::bf16;
     case at::kHalf: return Scalar::f16;
     default:
-      TORCH_CHECK_TYPE(false, name, ": the native backend takes float32, bfloat16 or float16, got ",
+      TORCH_CHECK_TYPE(false, name, ": expected float32, bfloat16 or float16 with the native backend, got ",
                        tensor.scalar_type());
   }
 }
@@ -91,8 +94,8 @@ Scalar scalar_of(const char* name, const Tensor& tensor) {
 std::vector<Matrix> matrices(const char* name, at::TensorList tensors, const Tensor& like) {
   std::vector<Matrix> out;
   for (const Tensor& t : tensors) {
-    TORCH_CHECK_VALUE(t.dim() == 2 && t.sizes() == like.sizes(), name, ": expected [", like.sizes(), "] for each of the ",
-                      "students, got ", t.sizes());
+    TORCH_CHECK_VALUE(t.dim() == 2 && t.sizes() == like.sizes(), name, ": expected ", like.sizes(),
+                      " for each student, got ", t.sizes());
     TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), name, ": expected ", like.scalar_type(), ", got ",
                      t.scalar_type());
     TORCH_CHECK_VALUE(t.device().is_cpu(), name, ": expected tensors on the CPU, got ", t.device());
@@ -101,7 +104,7 @@ std::vector<Matrix> matrices(const char* name, at::TensorList tensors, const Ten
   return out;
 }
 
-// Rows that count; every label used as an index is checked here.
+// Counts the rows that are not ignored, and checks their labels.
 int64_t count_rows(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index) {
   int64_t counted = 0;
   for (int64_t row = 0; row < rows; ++row) {
@@ -113,7 +116,19 @@ int64_t count_rows(const int64_t* target, int64_t rows, int64_t classes, int64_t
   return counted;
 }
 
-// A small tensor as contiguous float32 on the CPU, if its shape is one that is expected.
+// Returns the logits of the external teachers. `kept` holds the tensors that they point into.
+std::vector<Teacher> teachers_of(at::TensorList tensors, const Tensor& like, std::vector<Tensor>& kept) {
+  std::vector<Teacher> out;
+  for (const Tensor& given : tensors) {
+    TORCH_CHECK_VALUE(given.sizes() == like.sizes() && given.device().is_cpu(), "teacher_logits: expected ",
+                      like.sizes(), " on the CPU, got ", given.sizes(), " on ", given.device());
+    const Tensor& t = kept.emplace_back(given.scalar_type() == at::kDouble ? given.to(at::kFloat) : given);
+    out.push_back({{const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1)}, scalar_of("teacher_logits", t)});
+  }
+  return out;
+}
+
+// Returns a small tensor as contiguous float32, after checks; `shapes` names the shapes that are expected.
 Tensor floats_of(const char* name, const Tensor& tensor, bool expected, const std::string& shapes) {
   TORCH_CHECK_VALUE(expected && tensor.device().is_cpu(), name, ": expected ", shapes, " on the CPU, got ",
                     tensor.sizes(), " on ", tensor.device());
@@ -141,7 +156,7 @@ void run(const KDProblem& problem, const Isa& isa, std::vector<double>& sums, st
                &piece_correct[i * (s + 1)]);
     }
   };
-  // torch's own threads by its C interface: at::parallel_for in a header would need torch's OpenMP at build time.
+  // The C interface to torch's threads: at::parallel_for is inline and would need torch's OpenMP at build time.
   using Work = decltype(work);
   TORCH_CHECK(torch_parallel_for(0, pieces, 1,
                                  [](int64_t begin, int64_t end, void* w) { (*static_cast<Work*>(w))(begin, end); },
@@ -154,15 +169,16 @@ void run(const KDProblem& problem, const Isa& isa, std::vector<double>& sums, st
   }
 }
 
-Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor& values, const Outputs* outputs,
-                   std::string_view isa) {
+// Computes the statistics, and the gradients if `outputs` is not null.
+Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor& device_scalars,
+                   const Outputs* outputs, std::string_view isa) {
   const at::TensorList logits = inputs.logits;
   const OptionalTensor& target = inputs.target;
   TORCH_CHECK_VALUE(!logits.empty(), "logits: expected at least one student, got none");
   const Tensor& first = logits[0];
   TORCH_CHECK_VALUE(first.dim() == 2 && first.size(1) > 0, "logits: expected [B, C] with C >= 1, got ", first.sizes());
   const int64_t s = static_cast<int64_t>(logits.size()), rows = first.size(0), classes = first.size(1);
-  if (values) take_values(*values, settings);
+  if (device_scalars) take_device_scalars(*device_scalars, settings);
   check_settings(settings, target.has_value());
 
   const std::vector<Matrix> logit_matrices = matrices("logits", logits, first);
@@ -173,7 +189,7 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
     grad_matrices = matrices("out", outputs->grads, first);
     for (const Tensor& t : outputs->grads) {
       TORCH_CHECK_VALUE((t.stride(0) != 0 || t.size(0) < 2) && (t.stride(1) != 0 || t.size(1) < 2),
-                        "out: expected a place of its own for every element, got strides ", t.strides());
+                        "out: expected no two elements at the same address, got strides ", t.strides());
     }
   }
 
@@ -189,8 +205,9 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
   const double per_row = settings.mean ? 1.0 / static_cast<double>(std::max<int64_t>(counted, 1)) : 1.0;
 
   KDProblem problem{};
-  Tensor weights, teacher, mixing;
-  Matrix teacher_matrix{};
+  Tensor weights, mixing;
+  std::vector<Tensor> teacher_tensors;
+  std::vector<Teacher> teachers;
   if (inputs.ensemble_weights) {
     const Tensor& given = *inputs.ensemble_weights;
     const bool gate = given.dim() == 2 && given.size(0) == rows && given.size(1) == s;
@@ -199,30 +216,28 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
     problem.ensemble_weights = weights.const_data_ptr<float>();
     problem.weights_row = gate ? s : 0;
   }
-  if (inputs.teacher_logits) {
-    teacher = inputs.teacher_logits->scalar_type() == at::kDouble ? inputs.teacher_logits->to(at::kFloat)
-                                                                  : *inputs.teacher_logits;
-    TORCH_CHECK_VALUE(teacher.sizes() == first.sizes() && teacher.device().is_cpu(), "teacher_logits: expected ",
-                      first.sizes(), " on the CPU, got ", teacher.sizes(), " on ", teacher.device());
-    teacher_matrix = {const_cast<void*>(teacher.const_data_ptr()), teacher.stride(0), teacher.stride(1)};
-    problem.teacher = &teacher_matrix;
-    problem.teacher_dtype = scalar_of("teacher_logits", teacher);
+  if (inputs.teacher_logits && !inputs.teacher_logits->empty()) {
+    teachers = teachers_of(*inputs.teacher_logits, first, teacher_tensors);
+    TORCH_CHECK_VALUE(teachers.size() == 1 || inputs.mixing, "mixing: expected [", s, ", ", s + teachers.size(),
+                      "] with ", teachers.size(), " teachers, got None");
+    problem.teachers = teachers.data();
+    problem.num_teachers = static_cast<int64_t>(teachers.size());
     problem.targets = Targets::teacher;
   }
   if (inputs.mixing) {
-    const int64_t sources = s + (inputs.teacher_logits ? 1 : 0);
+    const int64_t sources = problem.num_teachers + s;
     const bool fits = inputs.mixing->dim() == 2 && inputs.mixing->size(0) == s && inputs.mixing->size(1) == sources;
     mixing = floats_of("mixing", *inputs.mixing, fits, c10::str("[", s, ", ", sources, "]"));
     problem.mixing = mixing.const_data_ptr<float>();
     problem.targets = inputs.mix_probabilities ? Targets::probabilities : Targets::logits;
   }
   Tensor weights_grad;
-  problem.moves_weights = outputs && outputs->weights_grad && settings.ensemble_ce_weight != 0;
+  problem.with_weights_grad = outputs && outputs->weights_grad && settings.ensemble_ce_weight != 0;
   if (outputs && outputs->weights_grad) {
     TORCH_CHECK_VALUE(inputs.ensemble_weights && outputs->weights_grad->sizes() == weights.sizes(),
                       "weights_grad: expected the shape of ensemble_weights, got ", outputs->weights_grad->sizes());
     weights_grad = at::zeros(weights.sizes(), weights.options());
-    if (problem.moves_weights && problem.weights_row) problem.gate_grads = weights_grad.mutable_data_ptr<float>();
+    if (problem.with_weights_grad && problem.weights_row) problem.gate_grads = weights_grad.mutable_data_ptr<float>();
   }
 
   problem.students = s;
@@ -269,32 +284,33 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
 }
 
 void check_detached(bool detach_ensemble) {
-  TORCH_CHECK_VALUE(detach_ensemble, "detach_ensemble: expected true of the CPU kernel, got false");
+  TORCH_CHECK_VALUE(detach_ensemble, "detach_ensemble: expected True with the native backend, got False");
 }
 
 }  // namespace
 
-// The value does not depend on whether gradients flow through the ensemble.
-Statistics ensemble_kd_value(at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights,
-                             double temperature, double ce_weight, double kd_weight, double label_smoothing,
-                             int64_t ignore_index, bool mean, bool /*detach_ensemble*/, const OptionalTensor& values,
-                             double ensemble_ce_weight, const OptionalTensor& teacher_logits,
-                             const OptionalTensor& mixing, bool mix_probabilities, std::string_view isa) {
+// The value does not depend on detach_ensemble.
+Statistics ensemble_kd_value(at::TensorList logits, const OptionalTensor& target,
+                             const OptionalTensor& ensemble_weights, double temperature, double ce_weight,
+                             double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
+                             bool /*detach_ensemble*/, const OptionalTensor& device_scalars, double ensemble_ce_weight,
+                             const OptionalTensors& teacher_logits, const OptionalTensor& mixing,
+                             bool mix_probabilities, std::string_view isa) {
   return compute({logits, target, ensemble_weights, teacher_logits, mixing, mix_probabilities},
-                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean, ensemble_ce_weight}, values,
-                 nullptr, isa);
+                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean, ensemble_ce_weight},
+                 device_scalars, nullptr, isa);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> ensemble_kd_value_and_grad(
     at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights, double temperature,
     double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean, bool detach_ensemble,
-    const OptionalTensor& values, double ensemble_ce_weight, const OptionalTensor& teacher_logits,
+    const OptionalTensor& device_scalars, double ensemble_ce_weight, const OptionalTensors& teacher_logits,
     const OptionalTensor& mixing, bool mix_probabilities, const OptionalTensor& grad_scale, std::string_view isa) {
   std::vector<Tensor> grads;
   for (const Tensor& z : logits) grads.push_back(at::empty_like(z));
   auto [loss, ce, kd, ensemble_ce, correct] = ensemble_kd_value_and_grad_out(
       logits, target, ensemble_weights, temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean,
-      detach_ensemble, values, ensemble_ce_weight, teacher_logits, mixing, mix_probabilities, grad_scale, grads,
+      detach_ensemble, device_scalars, ensemble_ce_weight, teacher_logits, mixing, mix_probabilities, grad_scale, grads,
       std::nullopt, isa);
   return {loss, ce, kd, ensemble_ce, correct, std::move(grads)};
 }
@@ -302,16 +318,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> ensemble
 Statistics ensemble_kd_value_and_grad_out(at::TensorList logits, const OptionalTensor& target,
                                           const OptionalTensor& ensemble_weights, double temperature, double ce_weight,
                                           double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
-                                          bool detach_ensemble, const OptionalTensor& values,
-                                          double ensemble_ce_weight, const OptionalTensor& teacher_logits,
+                                          bool detach_ensemble, const OptionalTensor& device_scalars,
+                                          double ensemble_ce_weight, const OptionalTensors& teacher_logits,
                                           const OptionalTensor& mixing, bool mix_probabilities,
                                           const OptionalTensor& grad_scale, at::TensorList out,
                                           const OptionalTensor& weights_grad, std::string_view isa) {
   check_detached(detach_ensemble);
   const Outputs outputs{grad_scale, out, weights_grad};
   return compute({logits, target, ensemble_weights, teacher_logits, mixing, mix_probabilities},
-                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean, ensemble_ce_weight}, values,
-                 &outputs, isa);
+                 {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean, ensemble_ce_weight},
+                 device_scalars, &outputs, isa);
 }
 
 }  // namespace oekd

@@ -1,0 +1,80 @@
+// Scratch memory of the ensemble distillation kernel: what a thread keeps of one row between its two sweeps.
+//
+// The members of a row are, in this order, the ensemble (0), the students (1 .. S), and the extra teachers: the
+// external teachers, or for mixed logits each student's mixture.
+#pragma once
+
+#include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/ensemble_kd/ensemble_kd_tile.h"
+
+namespace oekd::OEKD_ISA {
+namespace {
+
+// Columns of a tile: the tiles of five students and the ensemble take 28 KB. Narrow vectors get shorter tiles, since
+// the fp32 sum of one lane loses accuracy with its length.
+constexpr int64_t TILE = LANES < 8 ? 512 : 1024;
+constexpr int64_t KEEP_BYTES = int64_t{4} << 20;  // most bytes of exponentials that a thread keeps between the sweeps
+constexpr int64_t LINE = 64;
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// The sums of one member over a row. Exponentials are relative to `max`.
+struct RowSums {
+  float max, at_target;  // the largest logit, and the target's
+  bool correct;          // the target is the first largest
+  double at_t, at_1;     // sums of e^((z - max)/T) and e^(z - max)
+  double cross;          // as in TileSums
+  double logits;         // sum of z, for label smoothing
+  double mass, moment;   // as in TileSums
+  double finite;         // sum of the finite z
+};
+
+struct Layout {
+  int64_t width, tiles, slots;  // columns of a tile, padded; tiles of a row; tiles whose exponentials are kept
+  int64_t extra, members;       // extra teachers; all members
+  int64_t packed, shifted, at_1, less, result, exps, tile_sums, row_sums, tile_pairs, row_pairs;  // offsets in bytes
+  int64_t bytes;
+};
+
+inline int64_t extra_teachers(const KDProblem& p) {
+  switch (p.targets) {
+    case Targets::ensemble: return 0;
+    case Targets::logits: return p.students;
+    default: return p.num_teachers;
+  }
+}
+
+inline Layout layout_of(const KDProblem& p) {
+  Layout l;
+  const bool pairs = p.targets == Targets::probabilities;
+  l.extra = extra_teachers(p);
+  l.members = p.students + 1 + l.extra;
+  l.width = p.classes < TILE ? round_up(p.classes, LINE / 4) : TILE;
+  l.tiles = (p.classes + l.width - 1) / l.width;
+  const bool keep = integer_temperature(p.temperature) && l.tiles * l.width * l.members * 4 <= KEEP_BYTES;
+  l.slots = p.grads && keep ? l.tiles : 1;
+  l.bytes = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t offset = l.bytes;
+    l.bytes += round_up(bytes, LINE);
+    return offset;
+  };
+  const int64_t vector = l.width * 4, learns = p.ensemble_ce_weight != 0;
+  l.packed = take(vector);
+  // The ensemble and the extra teachers; then each student, if students may be sources of probabilities, or one
+  // external teacher at a time, if its logits are mixed.
+  l.shifted = take((1 + l.extra + (pairs ? p.students : p.targets == Targets::logits && p.num_teachers > 0)) * vector);
+  l.exps = take(l.slots * l.members * vector);
+  l.tile_sums = take(l.tiles * l.members * int64_t{sizeof(TileSums)});
+  l.row_sums = take(l.members * int64_t{sizeof(RowSums)});
+  l.at_1 = take(learns * vector);
+  l.less = take((pairs || learns) * vector);
+  l.result = take(pairs * vector);
+  const int64_t pair_bytes = pairs * p.students * p.sources() * int64_t{sizeof(double)};
+  l.tile_pairs = take(l.tiles * pair_bytes);
+  l.row_pairs = take(pair_bytes);
+  return l;
+}
+
+}  // namespace
+}  // namespace oekd::OEKD_ISA

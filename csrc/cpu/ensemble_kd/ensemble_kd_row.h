@@ -1,0 +1,249 @@
+// One row of the ensemble distillation loss: its scratch memory, and the sums of its tiles joined to losses.
+#pragma once
+
+#include <math.h>
+
+#include "cpu/ensemble_kd/ensemble_kd_layout.h"
+
+namespace oekd::OEKD_ISA {
+namespace {
+
+class Row {
+ protected:
+  Row(const KDProblem& problem, void* scratch)
+      : p(problem),
+        l(layout_of(problem)),
+        pairs(p.targets == Targets::probabilities),
+        learns(p.ensemble_ce_weight != 0) {
+    char* base = static_cast<char*>(scratch);
+    packed = base + l.packed;
+    mixed = reinterpret_cast<float*>(base + l.shifted);
+    at_1 = reinterpret_cast<float*>(base + l.at_1);
+    less = reinterpret_cast<float*>(base + l.less);
+    result = reinterpret_cast<float*>(base + l.result);
+    exps = reinterpret_cast<float*>(base + l.exps);
+    tile_sums = reinterpret_cast<TileSums*>(base + l.tile_sums);
+    row_sums = reinterpret_cast<RowSums*>(base + l.row_sums);
+    tile_pairs = reinterpret_cast<double*>(base + l.tile_pairs);
+    row_pairs = reinterpret_cast<double*>(base + l.row_pairs);
+    inv_t = static_cast<float>(1.0 / p.temperature);
+  }
+
+  const KDProblem& p;
+  const Layout l;
+  const bool pairs, learns;  // targets mix probabilities; the ensemble's cross-entropy is part of the loss
+  void* packed;              // [width] a strided tile, gathered
+  float* mixed;              // [1 + extra + ..., width] zE, then zE - max; then other members, see layout_of
+  float* at_1;               // [width] e^(zE - max)
+  float* less;               // [width] what is subtracted in a student's gradient, if it is more than one softmax
+  float* result;             // [width] gradients of a student whose exponentials are still needed
+  float* exps;               // [slots, members, width]
+  TileSums* tile_sums;       // [tiles, members]
+  RowSums* row_sums;         // [members]
+  double* tile_pairs;        // [tiles, S, sources] cross sums of each student with each source of its target
+  double* row_pairs;         // [S, sources]
+  float inv_t;
+  int64_t row_ = 0, target_ = -1;   // this row and its label; -1 without labels
+  const float* weights_ = nullptr;  // [S] weights of this row, or null for the mean
+
+  void start(int64_t row) {
+    row_ = row;
+    target_ = p.target ? p.target[row] : -1;
+    weights_ = p.ensemble_weights ? p.ensemble_weights + row * p.weights_row : nullptr;
+    for (int64_t k = 0; k < l.members; ++k) {
+      row_sums[k] = {};
+      row_sums[k].max = -INFINITY;
+    }
+  }
+
+  float* slot(int64_t tile, int64_t member) const {
+    return exps + ((l.slots > 1 ? tile : 0) * l.members + member) * l.width;
+  }
+  int64_t columns(int64_t tile) const {
+    const int64_t left = p.classes - tile * l.width;
+    return left < l.width ? left : l.width;
+  }
+  float* extra_shifted(int64_t x) const { return mixed + (1 + x) * l.width; }
+  float* student_shifted(int64_t j) const { return mixed + (1 + l.extra + j) * l.width; }
+  float* mixed_teacher() const { return extra_shifted(l.extra); }
+
+  // The member whose softmax is student j's target. Not for mixed probabilities.
+  int64_t target_of(int64_t j) const {
+    return p.targets == Targets::ensemble ? 0 : p.targets == Targets::teacher ? p.students + 1 : p.students + 1 + j;
+  }
+  // The member of a column of `mixing`, for mixed probabilities.
+  int64_t member_of(int64_t source) const { return 1 + source; }
+
+  double weight(int64_t j) const { return weights_ ? weights_[j] : 1.0 / static_cast<double>(p.students); }
+
+  // The value to subtract before the exponential. A tile of -inf alone must not give -inf - -inf, which is NaN.
+  static float shift(float max) { return max == -INFINITY ? 0.0f : max; }
+
+  // Notes the target's logit, and whether it is the first largest so far; z is the tile before it is overwritten.
+  void look_up(const float* z, int64_t tile, float tile_max, RowSums& row) const {
+    const bool larger = tile_max > row.max;
+    if (larger) row.correct = false;
+    const int64_t column = target_ - tile * l.width;
+    if (column >= 0 && column < columns(tile)) {
+      row.at_target = z[column];
+      row.correct = larger && z[column] == tile_max && !contains(z, column, tile_max);
+    }
+    if (larger) row.max = tile_max;
+  }
+
+  double at_t_factor(int64_t tile, int64_t k) const {
+    const float m = tile_sums[tile * l.members + k].max;
+    if (l.tiles == 1) return 1.0;
+    return m == -INFINITY ? 0.0 : exp((static_cast<double>(m) - row_sums[k].max) / p.temperature);
+  }
+  double at_1_factor(int64_t tile, int64_t k) const {
+    const float m = tile_sums[tile * l.members + k].max;
+    if (l.tiles == 1) return 1.0;
+    return m == -INFINITY ? 0.0 : exp(static_cast<double>(m) - row_sums[k].max);
+  }
+
+  // A member's maximum in a tile less its maximum in the row.
+  double above(int64_t tile, int64_t k) const {
+    return static_cast<double>(tile_sums[tile * l.members + k].max) - row_sums[k].max;
+  }
+
+  // A tile's cross sum of teacher k and student j, relative to the row's maxima.
+  double joined(int64_t tile, int64_t k, int64_t j, double cross) const {
+    const TileSums& teacher = tile_sums[tile * l.members + k];
+    if (teacher.factor == 0) return 0.0;
+    const double moved = l.tiles == 1 ? 0.0 : above(tile, k) - above(tile, 1 + j);
+    return teacher.factor * (cross + teacher.at_t * moved);
+  }
+
+  // Joins the sums of the tiles to the sums of the row.
+  void join_tiles() {
+    if (pairs) {
+      for (int64_t i = 0; i < p.students * p.sources(); ++i) row_pairs[i] = 0;
+    }
+    for (int64_t tile = 0; tile < l.tiles; ++tile) {
+      TileSums* sums = tile_sums + tile * l.members;
+      for (int64_t k = 0; k < l.members; ++k) {
+        sums[k].factor = at_t_factor(tile, k);
+        row_sums[k].at_t += sums[k].factor * sums[k].at_t;
+        if (k <= p.students) row_sums[k].at_1 += at_1_factor(tile, k) * sums[k].at_1;
+      }
+      for (int64_t j = 0; j < p.students; ++j) {
+        if (p.with_weights_grad) join_expectation(tile, sums[1 + j], row_sums[1 + j], above(tile, 1 + j));
+        if (!pairs) {
+          row_sums[1 + j].cross += joined(tile, target_of(j), j, sums[1 + j].cross);
+          continue;
+        }
+        for (int64_t at = j * p.sources(), i = 0; i < p.sources(); ++i, ++at) {
+          if (p.mixing[at] == 0) continue;
+          row_pairs[at] += joined(tile, member_of(i), j, tile_pairs[tile * p.students * p.sources() + at]);
+        }
+      }
+    }
+  }
+
+  void join_expectation(int64_t tile, const TileSums& sums, RowSums& row, double moved) const {
+    if (sums.mass == 0) return;  // the student's tile may be -inf alone, and `moved` then is -inf
+    const double factor = at_1_factor(tile, 0);
+    row.mass += factor * sums.mass;
+    row.moment += factor * (sums.moment + sums.mass * moved);
+  }
+
+  double cross_entropy(const RowSums& row, bool smoothed) const {
+    const double log_sum = log(row.at_1);
+    const double plain = log_sum + (static_cast<double>(row.max) - row.at_target);
+    if (!smoothed) return plain;
+    const double even = log_sum + row.max - row.logits / static_cast<double>(p.classes);
+    return (1 - p.label_smoothing) * plain + p.label_smoothing * even;
+  }
+
+  double ensemble_cross_entropy() const {
+    if (!(p.label_smoothing > 0)) return cross_entropy(row_sums[0], false);
+    RowSums ensemble = row_sums[0];
+    for (int64_t j = 0; j < p.students; ++j) {
+      const double w = weight(j);
+      if (w != 0) ensemble.logits += w * row_sums[1 + j].logits;
+    }
+    return cross_entropy(ensemble, true);
+  }
+
+  // KL(teacher || student) at temperature T. Rounding can give -1e-9, which becomes 0.
+  double divergence(double cross, const RowSums& teacher, const RowSums& student) const {
+    const double kl = cross / (p.temperature * teacher.at_t) + log(student.at_t / teacher.at_t);
+    return kl < 0 ? 0 : kl;
+  }
+
+  double divergence_from_target(int64_t j) const {
+    const RowSums& student = row_sums[1 + j];
+    if (!pairs) return divergence(student.cross, row_sums[target_of(j)], student);
+    double sum = 0;
+    for (int64_t at = j * p.sources(), i = 0; i < p.sources(); ++i, ++at) {
+      if (p.mixing[at] != 0) sum += p.mixing[at] * divergence(row_pairs[at], row_sums[member_of(i)], student);
+    }
+    return sum;
+  }
+
+  // Adds the row's losses and hits to the sums that the kernel returns.
+  void add_row(double* sums, int64_t* correct) const {
+    for (int64_t j = 0; j < p.students; ++j) {
+      const RowSums& row = row_sums[1 + j];
+      sums[p.students + j] += p.temperature * p.temperature * divergence_from_target(j);
+      if (!p.target) continue;
+      sums[j] += cross_entropy(row, p.label_smoothing > 0);
+      correct[j] += row.correct;
+    }
+    if (!p.target) return;
+    sums[2 * p.students] += ensemble_cross_entropy();
+    correct[p.students] += row_sums[0].correct;
+  }
+
+  // dL/dw_j = scale * ensemble_ce_weight * (sum_c pE z_j - sum_c y z_j); terms with a logit of -inf are left out.
+  void add_weights_grad(double* sums) const {
+    for (int64_t j = 0; j < p.students; ++j) {
+      const RowSums& z = row_sums[1 + j];
+      const double expected = z.mass == 0 ? 0.0 : (z.moment + z.mass * z.max) / row_sums[0].at_1;
+      const double at_target = z.at_target == -INFINITY ? 0.0 : z.at_target;
+      const double even = z.finite / static_cast<double>(p.classes);
+      const double labels = (1 - p.label_smoothing) * at_target + p.label_smoothing * even;
+      const double grad = p.grad_scale * p.ensemble_ce_weight * (expected - labels);
+      sums[j] += grad;
+      if (p.gate_grads) p.gate_grads[row_ * p.students + j] = static_cast<float>(grad);
+    }
+  }
+
+  // Sum of the weights of student j's divergences.
+  double weight_of_targets(int64_t j) const {
+    if (!pairs) return 1.0;
+    double sum = 0;
+    for (int64_t i = 0; i < p.sources(); ++i) sum += p.mixing[j * p.sources() + i];
+    return sum;
+  }
+
+  // The factor that makes kd * softmax of teacher k's exponentials in a tile. `kept`: they are relative to the tile's
+  // maximum, else to the row's.
+  double teacher_factor(int64_t tile, int64_t k, double kd, bool kept) const {
+    return (kept ? tile_sums[tile * l.members + k].factor : 1.0) * kd / row_sums[k].at_t;
+  }
+
+  // Writes to `less` what is subtracted in student j's gradient: kd times its targets, less the part that the
+  // ensemble's own cross-entropy adds.
+  void combine(int64_t tile, int64_t j, int64_t padded, double kd, double learning, bool kept) {
+    fill(less, 0, padded);
+    if (!pairs) {
+      const int64_t k = target_of(j);
+      add_scaled(less, slot(tile, k), static_cast<float>(teacher_factor(tile, k, kd, kept)), padded);
+    } else {
+      for (int64_t i = 0; i < p.sources(); ++i) {
+        const float w = p.mixing[j * p.sources() + i];
+        const float* e = kept || i >= p.students ? slot(tile, member_of(i)) : student_shifted(i);
+        const double factor = w * teacher_factor(tile, member_of(i), kd, kept);
+        if (w != 0) add_scaled(less, e, static_cast<float>(factor), padded);
+      }
+    }
+    if (!learns) return;
+    const double own = learning * weight(j) * (kept ? at_1_factor(tile, 0) : 1.0) / row_sums[0].at_1;
+    add_scaled(less, at_1, static_cast<float>(-own), padded);
+  }
+};
+
+}  // namespace
+}  // namespace oekd::OEKD_ISA
