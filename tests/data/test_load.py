@@ -1,7 +1,6 @@
 """Names and arguments of `load_dataset`: digits, subsets, known data sets and the hub."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,6 @@ from ..support.image_files import (
 )
 
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
 
 
 def fake_hub(monkeypatch, splits) -> list[tuple]:
@@ -162,21 +159,6 @@ def test_fine_labels_are_preferred(monkeypatch, labelled):
     table = table.add_column("fine_label", labels, feature=datasets.ClassLabel(names=list(CLASSES)))
     fake_hub(monkeypatch, {"train": table})
     assert load_dataset("someone/insects").classes == CLASSES
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"needs real images in {REAL}")
-def test_real_jpeg_files(tmp_path):
-    with np.load(REAL / "tiny_imagenet25" / "test.npz", allow_pickle=False) as shard:
-        offsets, labels = shard["offsets"][:101], shard["labels"][:100]
-        blobs = shard["blobs"][: offsets[-1]]
-    for index, label in enumerate(labels):
-        folder = tmp_path / f"{label:02d}"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{index}.JPEG").write_bytes(blobs[offsets[index] : offsets[index + 1]].tobytes())
-    data = load_dataset(str(tmp_path))
-    assert data.image_size == 64 and data.in_channels == 3
-    assert len(data.train) + len(data.validation) + len(data.test) == 100
-    assert data.num_classes == len(set(labels.tolist()))
 
 
 # Errors

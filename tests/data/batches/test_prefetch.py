@@ -45,11 +45,11 @@ def threads() -> list[threading.Thread]:
 
 
 def wait_until(condition) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("the condition is still false after ten seconds")
+    raise AssertionError("the condition is still false after a minute")
 
 
 def take_all(batches: HostBatches, count: int) -> list[int]:
@@ -151,8 +151,8 @@ class SlowSource:
         if rows[0]:
             time.sleep(1)
 
-batches = HostBatches(LazySplit.of(SlowSource(), torch.arange(20)), "cpu")
-batches.begin(torch.arange(20), 2)
+batches = HostBatches(LazySplit.of(SlowSource(), torch.arange(2000)), "cpu")
+batches.begin(torch.arange(2000), 2)
 batches.ready()
 try:
     print("waiting", flush=True)

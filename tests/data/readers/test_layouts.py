@@ -63,6 +63,18 @@ def test_a_class_named_train(tmp_path, labelled):
     assert load_dataset(str(tmp_path)).classes == ("plane", "train")
 
 
+def test_jpeg_files_with_an_upper_case_suffix(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        folder = tmp_path / f"{index % 4:02d}"
+        folder.mkdir(exist_ok=True)
+        image = Image.fromarray(picture)
+        (image.convert("L") if index == 5 else image).save(folder / f"{index}.JPEG")
+    data = load_dataset(str(tmp_path))
+    assert (data.image_size, data.in_channels, data.num_classes) == (64, 3, 4)
+    assert len(data.train) + len(data.validation) + len(data.test) == 40
+
+
 def test_images_in_nested_folders_of_a_class(tmp_path, labelled):
     images, labels = labelled
     write_folder(tmp_path / "flat", images, labels)
