@@ -1,4 +1,4 @@
-"""Training epoch by epoch: losses, and accuracies on the validation images."""
+"""Training curves: losses and validation accuracies of each epoch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The lines of metrics.jsonl of each phase of a run.
+# Lines of metrics.jsonl for each phase of a run.
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def curve_figure(runs: Sequence[Histories], selected_epochs: Sequence[int]) -> Figure:
-    """Losses and accuracies; `runs` differ in the seed alone, and bands are a standard deviation over them."""
+    """Draw losses and accuracies.
+
+    Args:
+        runs: histories of runs that differ in the seed only. Lines are means and bands standard deviations over runs.
+        selected_epochs: selected epoch of each run.
+    """
     figure = new_figure(11, 4.8)
     losses, accuracies = figure.subplots(1, 2)
     draw_losses(losses, runs)
@@ -35,20 +40,20 @@ def curve_figure(runs: Sequence[Histories], selected_epochs: Sequence[int]) -> F
 
 
 def draw_losses(axes: Axes, runs: Sequence[Histories]) -> None:
-    """Of the family: cross-entropy and distillation term of each student."""
+    """Draw the cross-entropy and the distillation loss of each student of the family."""
     count = len(runs[0]["ensemble"][0]["train"]["ce"])
     for j in range(count):
         color, label = student_color(j, count), f"student {j + 1}"
         _draw(axes, runs, "ensemble", lambda line, j=j: line["train"]["ce"][j], color=color, label=label)
         _draw(axes, runs, "ensemble", lambda line, j=j: line["train"]["kd"][j], color=color, linestyle=":")
     logarithmic(axes.yaxis)
-    axes.set(xlabel="epoch", ylabel="loss, nats", title="training: cross-entropy (solid), KD (dotted)")
+    axes.set(xlabel="epoch", ylabel="loss, nats", title="training: cross-entropy (solid), distillation (dotted)")
     whole_numbers(axes)
     axes.grid(alpha=0.3)
 
 
 def draw_accuracies(axes: Axes, runs: Sequence[Histories], selected_epochs: Sequence[int]) -> None:
-    """Of each student in the family and alone, and of the ensemble; `selected_epochs` has one a run."""
+    """Draw the accuracies of each student in the family and alone, and of the ensemble."""
     count = len(runs[0]["ensemble"][0]["validation"]["accuracy"])
     for j in range(count):
         color, label = student_color(j, count), f"student {j + 1}"
@@ -62,7 +67,7 @@ def draw_accuracies(axes: Axes, runs: Sequence[Histories], selected_epochs: Sequ
     )  # fmt: skip
     for i, epoch in enumerate(sorted(set(selected_epochs))):
         axes.axvline(epoch, color="grey", linewidth=0.8, label=None if i else "selected epoch")
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", title="validation: family (solid), each alone (dashed)")
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %", title="validation: in the family (solid), alone (dashed)")
     percent_axis(axes)
     whole_numbers(axes)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What all pictures share: a figure without global state, colours, how axes and numbers look."""
+"""Shared style of figures: figures without global state, colours, axes and number formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DPI = 110
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """A white figure of so many inches; its layout leaves room for all labels."""
+    """Return a white figure of the given size in inches, with a layout that leaves room for all labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -25,27 +25,27 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as the content of a PNG file, around all that is drawn: the layout alone clips titles."""
+    """Return the content of a PNG file of the figure, extended to everything drawn, as the layout may clip titles."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
 
 
 def student_color(j: int, count: int) -> tuple[float, float, float, float]:
-    """Of student `j` (from 0) of `count`: from dark, the widest, to light."""
+    """Return the colour of student `j` of `count`, counted from 0; wider students are darker."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.88 * j / max(count - 1, 1))
 
 
 def shared_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """The legend of `axes` under all of `figure`, where it covers nothing."""
+    """Draw the legend of `axes` below the whole figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize="small")
 
 
 def logarithmic(axis: Axis) -> None:
-    """A logarithmic axis with plain numbers: 0.2, 50 k, 1 M."""
+    """Make an axis logarithmic, with tick labels such as 0.2, 50 k and 1 M."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -56,15 +56,16 @@ def logarithmic(axis: Axis) -> None:
 
 
 def percent_axis(axes: Axes) -> None:
-    """Room above and below what is drawn, but none for less than nothing."""
+    """Add margins above and below the data of a percentage, without extending the axis below 0."""
     axes.margins(y=0.12)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
 
 def whole_numbers(axes: Axes) -> None:
-    """A horizontal axis of epochs or ranks, which have no fractions."""
+    """Restrict the ticks of the horizontal axis to integers, for epochs or ranks."""
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def shortened(text: str, length: int) -> str:
+    """Return `text` cut to `length` characters, with an ellipsis if it was longer."""
     return text if len(text) <= length else text[: length - 1] + "…"

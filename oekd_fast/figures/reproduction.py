@@ -1,26 +1,27 @@
-"""The results of a reproduction as a picture."""
+"""Figure of the results of a reproduction."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from oekd_fast.figures.plotting import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MEASURES = {"selected": "selected epoch", "last_epoch": "last epoch", "best_test": "best test epoch"}
+MEASURE_LABELS = {"selected": "selected epoch", "last_epoch": "last epoch", "best_test": "best test epoch"}
 
 
 def draw(results: Mapping[str, Any]) -> Figure:
-    """Accuracy and gain of each student; bars are the standard deviation over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    done = len(results["seeds"])
-    figure.suptitle(
+    """Draw accuracy and gain of each student; error bars are standard deviations over seeds."""
+    seeds = len(results["seeds"])
+    figure = new_figure(
+        13,
+        5,
         f"{results['recipe']}: {len(results['students'])} students, {results['epochs']} "
-        f"epoch{'s' if results['epochs'] > 1 else ''}, {done} seed{'s' if done > 1 else ''}"
+        f"epoch{'s' if results['epochs'] > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}",
     )
     accuracies, gains = figure.subplots(1, 2)
     _draw_accuracies(accuracies, results)
@@ -41,11 +42,11 @@ def _draw_accuracies(axes: Axes, results: Mapping[str, Any]) -> None:
             axes.plot(places, paper[name], form, color="black", markersize=8, label=f"paper: {label}")
         if paper["ensemble"] is not None:
             axes.axhline(paper["ensemble"], color="black", linestyle=":", label="paper: ensemble")
-    _finish(axes, results, "test accuracy, %", "accuracy at the selected epoch")
+    _finish(axes, results, "test accuracy, %", "test accuracy at the selected epoch")
 
 
 def _draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
-    for place, (measure, label) in enumerate(MEASURES.items()):
+    for place, (measure, label) in enumerate(MEASURE_LABELS.items()):
         accuracy = results["accuracy"][measure]
         if accuracy is not None and "gain_points" in accuracy:
             _points(axes, accuracy["gain_points"], 0.15 * (place - 1), "osD"[place], color=f"C{2 + place}", label=label)
@@ -53,7 +54,7 @@ def _draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
         gains = results["paper"]["gain_points"]
         axes.plot([j + 0.3 for j in range(1, len(gains) + 1)], gains, "kx", markersize=8, label="paper")
     axes.axhline(0.0, color="black", linewidth=0.8)
-    _finish(axes, results, "gain, points", "family less alone, by the choice of the epoch")
+    _finish(axes, results, "gain, points", "gain of the family over training alone")
 
 
 def _points(axes: Axes, values: list[dict[str, float | None]], shift: float, form: str, **style: Any) -> None:
@@ -68,7 +69,7 @@ def _finish(axes: Axes, results: Mapping[str, Any], ylabel: str, title: str) -> 
         [student["index"] for student in students],
         [f"{student['index']}\n{student['relative_size']:.3g} %" for student in students],
     )
-    axes.set(xlabel="student, and its size", ylabel=ylabel, title=title)
+    axes.set(xlabel="student and its relative size", ylabel=ylabel, title=title)
     axes.margins(0.08)
-    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)  # covers no bar there
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)  # below the axes
     axes.grid(alpha=0.3)

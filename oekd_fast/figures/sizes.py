@@ -1,4 +1,4 @@
-"""Accuracy against what a student costs: its parameters, its operations."""
+"""Accuracy against the size of students: their parameters and floating-point operations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Summary = Mapping[str, Any]
-COSTS = {"parameters": "parameters", "flops": "FLOPs an image (a multiply-add is two)"}
+COSTS = {"parameters": "parameters", "flops": "FLOPs per image (2 per multiply-add)"}
 
 
 def size_figure(summaries: Sequence[Summary], paper: Mapping[str, Any] | None = None) -> Figure:
-    """Accuracy against parameters and against FLOPs; `summaries` are of runs that differ in the seed alone.
+    """Draw accuracy against parameters and against FLOPs.
 
     Args:
-        paper: ``family`` and ``baseline``, percent a student, and ``ensemble``, percent or None, of the paper.
+        summaries: contents of summary.json of runs that differ in the seed only.
+        paper: results of the paper in percent, if any: ``family`` and ``baseline`` with one entry per student, and
+            ``ensemble``, a number or None.
     """
     figure = new_figure(10.5, 4.8)
     panels = figure.subplots(1, 2, sharey=True)
@@ -37,7 +39,10 @@ def draw_sizes(
     cost: Literal["parameters", "flops"] = "parameters",
     paper: Mapping[str, Any] | None = None,
 ) -> None:
-    """The family, each student alone, the ensemble, and the paper's; error bars are a standard deviation over runs."""
+    """Draw accuracies of the family, of each student alone, of the ensemble and of the paper against one cost.
+
+    Error bars are standard deviations over runs.
+    """
     x = [student[cost] for student in summaries[0]["students"]]
     runs = f", mean of {len(summaries)} runs" if len(summaries) > 1 else ""
     family = of_students(summaries, "accuracy")
@@ -45,7 +50,7 @@ def draw_sizes(
     if alone := of_students(summaries, "baseline_accuracy"):
         _draw(axes, x, alone, "s--", ALONE, f"each alone{runs}")
     for j, value in enumerate(family):
-        # On the side where the line of students alone is not.
+        # The label is on the side away from the line of students alone.
         above = not alone or alone[j].mean <= value.mean
         axes.annotate(
             str(j + 1), (x[j], value.mean), (0, 9 if above else -9), textcoords="offset points",
@@ -69,7 +74,7 @@ def draw_sizes(
 
 
 def of_students(summaries: Sequence[Summary], name: str) -> list[Spread]:
-    """The entry `name` of each student over all runs; none if a run lacks it."""
+    """Return the spread over runs of the entry `name` of each student; empty if a run has none."""
     rows = [[student[name] for student in summary["students"]] for summary in summaries]
     if any(value is None for row in rows for value in row):
         return []

@@ -1,4 +1,8 @@
-"""Parts of the report: what finished runs predict, how sure they are, where they look; pictures and the page.
+"""The report of finished runs: an HTML page with tables and pictures.
 
-Nothing here trains, and importing the parts does not import matplotlib.
+`finished_runs` reads run folders and groups runs that differ in the seed only. `section` writes the part of the page on
+one group, with the building blocks of `page`. `evidence` loads the networks and test images, `predictions`,
+`calibration`, `agreement` and `grad_cam` compute what is shown, and `prediction_figures` and `cam_figures` draw it.
+
+Nothing here trains, and importing these modules does not import matplotlib.
 """

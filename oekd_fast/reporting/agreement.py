@@ -1,4 +1,4 @@
-"""How alike networks decide, and class by class how well."""
+"""Agreement between the predictions of networks, and their accuracy by class."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def agreement(predicted: Tensor) -> Tensor:
-    """The share of images for which two networks predict the same class, in percent.
+    """Return the share of images for which two networks predict the same class, in percent.
 
     Args:
-        predicted: int64 [M, N], the classes that M networks predict for N images.
+        predicted: classes that M networks predict for N images, int64 [M, N].
 
     Returns:
         float64 [M, M], symmetric, with 100 on the diagonal.
@@ -19,16 +19,16 @@ def agreement(predicted: Tensor) -> Tensor:
 
 
 def class_accuracy(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The share of the images of each class that are predicted right, in percent.
+    """Return the share of the images of each class that are classified correctly, in percent.
 
     Args:
-        predicted: int64 [M, N].
-        labels: int64 [N].
-        num_classes: C.
+        predicted: predicted classes, int64 [M, N].
+        labels: true classes, int64 [N].
+        num_classes: number of classes, C.
 
     Returns:
         float64 [M, C]; NaN for a class without images.
     """
     images = torch.bincount(labels, minlength=num_classes)
-    right = torch.stack([torch.bincount(labels[row == labels], minlength=num_classes) for row in predicted])
-    return 100 * right.double() / images
+    correct = torch.stack([torch.bincount(labels[row == labels], minlength=num_classes) for row in predicted])
+    return 100 * correct.double() / images

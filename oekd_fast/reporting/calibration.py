@@ -1,4 +1,4 @@
-"""How far confidence is from accuracy: expected calibration error (Guo, Pleiss, Sun, Weinberger, ICML 2017, eq. 3)."""
+"""Calibration of predictions: expected calibration error (Guo, Pleiss, Sun, Weinberger, ICML 2017, eq. 3)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images in equal-width bins of their confidence, (m - 1) / M < confidence <= m / M.
+    """Statistics of M bins of equal width; bin m holds images with (m - 1) / M < confidence <= m / M.
 
-    share: [M], of all images in each bin; sums to 1.
-    confidence, accuracy: [M], means over each bin in [0, 1]; NaN where it is empty.
+    Args:
+        share: share of all images in each bin, float64 [M]; sums to 1.
+        confidence, accuracy: means over the images of each bin, float64 [M] in [0, 1]; NaN for empty bins.
     """
 
     share: Tensor
@@ -24,21 +25,21 @@ class Calibration:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error in percent: the mean over images of |accuracy - confidence| of their bin."""
+        """Expected calibration error in percent: the mean over images of |accuracy - confidence| of their bins."""
         gaps = (self.accuracy - self.confidence).abs().nan_to_num()
         return 100 * (self.share * gaps).sum().item()
 
 
 def calibrate(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibration:
-    """Compare the confidence of N predictions with how many of them are right.
+    """Compare the confidence of N predictions with their accuracy.
 
     Args:
-        confidence: floating point [N], the probability of the predicted class.
-        correct: bool [N].
-        bins: M, of equal width.
+        confidence: probability of the predicted class, floating-point [N].
+        correct: whether the prediction is correct, bool [N].
+        bins: number of bins of equal width, M.
 
     Raises:
-        ValueError: there are no predictions, shapes differ, or a confidence is not in [0, 1].
+        ValueError: there are no predictions, the shapes differ, or a confidence is not in [0, 1].
     """
     if confidence.dim() != 1 or confidence.shape != correct.shape or len(confidence) == 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The paper's Figure 3: images, and where networks look for their class."""
+"""Figure of Grad-CAM maps over images, like Figure 3 of the paper."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CamPanels:
-    """One network's panels of B images.
+    """Panels of one network for B images.
 
-    name: of the network.
-    maps: float [B, H, W] in [0, 1].
-    predicted: int64 [B], classes.
-    confidence: float [B], in [0, 1].
+    Args:
+        name: name of the network.
+        maps: Grad-CAM maps, floating-point [B, H, W] in [0, 1].
+        predicted: predicted classes, int64 [B].
+        confidence: probabilities of the predicted classes, floating-point [B] in [0, 1].
     """
 
     name: str
@@ -31,13 +32,20 @@ class CamPanels:
 
 
 def cam_figure(images: Tensor, labels: Tensor, classes: Sequence[str], networks: Sequence[CamPanels]) -> Figure:
-    """A row an image (uint8 [B, C, H, W]), with its true class, and a column a network, with what it predicts."""
+    """Draw one row per image, with its true class, and one column per network, with its prediction.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        labels: true classes, int64 [B].
+        classes: name of each class.
+        networks: panels of each network.
+    """
     rows, columns = len(images), 1 + len(networks)
     figure = new_figure(2.45 * columns + 0.9, 2.6 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False)
     shown = None
     for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        # One or three channels are shown as they are, of any other number the first.
+        # Images of one or three channels are shown as they are; of other images the first channel is shown.
         pixels = (image.permute(1, 2, 0) if len(image) == 3 else image[0]).numpy()
         for axes in panels[i]:
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
@@ -56,5 +64,5 @@ def cam_figure(images: Tensor, labels: Tensor, classes: Sequence[str], networks:
     for axes, name in zip(panels[0], ("image", *(network.name for network in networks)), strict=True):
         axes.text(0.5, 1.16, name, transform=axes.transAxes, ha="center", va="bottom", fontweight="bold")
     if shown is not None:
-        figure.colorbar(shown, ax=panels, label="evidence for the class, relative", shrink=0.5, aspect=40)
+        figure.colorbar(shown, ax=panels, label="relative evidence for the class", shrink=0.5, aspect=40)
     return figure

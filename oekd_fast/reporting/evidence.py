@@ -1,4 +1,4 @@
-"""What a report looks at: the test images of a run, its saved networks, and where those look."""
+"""Load the networks and test images of a finished run, and compute the panels of Grad-CAM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from oekd_fast.reporting.grad_cam import grad_cam
 
 @dataclass(frozen=True)
 class Networks:
-    """A run's family on a device, its gate, and each student trained alone: the latter two if the run kept them."""
+    """Networks of a run, on one device and in evaluation mode.
+
+    Args:
+        students: students of the family.
+        baselines: students trained alone; empty if the run did not save them.
+        gate: gate of the family; None if there is none, or if the run did not save it.
+    """
 
     students: tuple[LoadedStudent, ...]
     baselines: tuple[LoadedStudent, ...]
@@ -30,16 +36,18 @@ class Networks:
 
 
 def load_networks(run: Run, device: torch.device) -> Networks:
-    """Read the weights of `run`.
+    """Load the weights of `run` on `device`.
 
     Raises:
-        ReportError: its students are not there.
-        ValueError: a file is damaged, or the architecture is not registered, or the gate is of another family.
+        ReportError: weights of students are missing.
+        ValueError: a file is damaged, the architecture is not registered, or the gate belongs to another family.
     """
     students, baselines = ([load_student(path).to(device) for path in run.saved(kind)] for kind in
                            ("students", "baselines"))  # fmt: skip
     if not students:
-        raise ReportError(f"{run.path / 'students'} lacks weights of {len(run.summary['students'])} students")
+        raise ReportError(
+            f"{run.path / 'students'}: expected weights of {len(run.summary['students'])} students, got too few"
+        )
     return Networks(tuple(students), tuple(baselines), _gate_of(run, students))
 
 
@@ -54,8 +62,11 @@ def _gate_of(run: Run, students: Sequence[LoadedStudent]) -> Gate | None:
     return load_gate(file, shared.shape[1], len(students)).to(shared.device)
 
 
-def moved(config: TrainConfig, data_dir: Path | None) -> TrainConfig:
-    """`config` with its data in `data_dir`, if given: the folder that was trained on, or a known data set's files."""
+def with_data_dir(config: TrainConfig, data_dir: Path | None) -> TrainConfig:
+    """Return `config` with its data set in `data_dir`, or `config` itself if `data_dir` is None.
+
+    `data_dir` is the `data_dir` of a known data set, or else the folder that is the data set.
+    """
     if data_dir is None:
         return config
     if config.dataset == "digits" or known_name(config.dataset) is not None:
@@ -64,25 +75,26 @@ def moved(config: TrainConfig, data_dir: Path | None) -> TrainConfig:
 
 
 def check_same_images(dataset: ImageDataset, run: Run, student: LoadedStudent) -> None:
-    """Raise DataError unless `dataset` has the classes and as many test images as `run` saw."""
+    """Raise DataError unless `dataset` has the classes and the number of test images of `run`."""
     trained, found = student.metadata.classes, dataset.classes
     if trained != found:
-        raise DataError(
-            f"{dataset.name}: expected the classes of {run.path}, {_few(trained)}, got {_few(found)}: other data"
-        )
+        raise DataError(f"{dataset.name}: expected the classes of {run.path}, {_first(trained)}, got {_first(found)}")
     if len(dataset.test) != run.summary["test_images"]:
         raise DataError(
             f"{dataset.name}: expected the {run.summary['test_images']} test images of {run.path}, "
-            f"got {len(dataset.test)}: other data"
+            f"got {len(dataset.test)}"
         )
 
 
 def one_of_each_class(labels: Tensor, count: int) -> Tensor:
-    """Rows of `count` images: the first of each of so many classes, spread over all; then the second, and so on.
+    """Return the rows of `count` images from as many different classes as possible.
+
+    With fewer images than classes, these are the first images of classes that are evenly spread. Otherwise they are
+    the first images of all classes, then the second ones, and so on.
 
     Args:
         labels: int64 [N].
-        count: at least 0; no more than N are returned.
+        count: number of images, >= 0.
 
     Returns:
         int64 [min(count, N)].
@@ -98,22 +110,24 @@ def one_of_each_class(labels: Tensor, count: int) -> Tensor:
     return by_rank[:count]
 
 
-def look(
+def grad_cam_panels(
     networks: dict[str, LoadedStudent],
     dataset: ImageDataset,
     rows: Tensor,
     explained: Literal["predicted", "true"],
     device: torch.device,
 ) -> tuple[Tensor, list[CamPanels]]:
-    """Show test images to `networks` and find what speaks for the class.
+    """Compute the Grad-CAM panels of `networks` for test images.
 
     Args:
-        networks: by the names that the panels shall have, on `device`.
-        rows: int64 [B], of the test split.
-        explained: which class the maps are of, that of each network's prediction or the true one.
+        networks: networks on `device`, by the names of their panels.
+        dataset: data set of the images.
+        rows: rows of the test split, int64 [B].
+        explained: class that the maps explain, each network's prediction or the true class.
+        device: device of the networks.
 
     Returns:
-        The images as the networks see them (uint8 [B, C, H, W]), and the panels of each network.
+        The images that the networks receive (uint8 [B, C, H, W]), and the panels of each network.
     """
     images = centre(dataset.test.gather(rows), dataset.augmentation)
     labels = dataset.test.labels[rows].to(device)
@@ -127,5 +141,5 @@ def look(
     return images.cpu(), panels
 
 
-def _few(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

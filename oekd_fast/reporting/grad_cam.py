@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2)."""
+"""Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from oekd_fast.family.ensemble import Student
 
 @torch.enable_grad()
 def grad_cam(student: Student, images: Tensor, classes: Tensor) -> Tensor:
-    """Maps of what speaks for `classes` in the last block of `student`.
+    """Compute maps of the evidence for `classes` in the last block of `student`.
 
-    The branch returns its maps, so that the gradient of a class's logit is taken by itself, without hooks: its mean
-    over the pixels weighs each channel of the map A, and relu(sum_k a_k A_k) is enlarged to the image.
+    The map is relu(sum_k a_k A_k), resized to the image, where A is the feature map of the last block and a_k is the
+    mean over pixels of the gradient of the class's logit by channel k. No hooks are needed, since the branch returns
+    its feature maps.
 
     Args:
-        student: in evaluation mode, so that images do not depend on each other.
-        images: float32 [B, C_in, H, W], as the network takes them.
-        classes: int64 [B], whose logits are explained.
+        student: network in evaluation mode, so that images are independent of each other.
+        images: normalised images, float32 [B, C_in, H, W].
+        classes: class to explain for each image, int64 [B].
 
     Returns:
-        float32 [B, H, W] in [0, 1], 1 where an image has most of it; all 0 where nothing speaks for the class.
+        float32 [B, H, W] in [0, 1], scaled so that the maximum of each image is 1; all 0 if there is no evidence.
 
     Raises:
         ValueError: `student` is in training mode.
@@ -37,5 +38,5 @@ def grad_cam(student: Student, images: Tensor, classes: Tensor) -> Tensor:
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     cam = (weights * last.detach()).sum(dim=1, keepdim=True).relu()
     cam = F.interpolate(cam, size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    most = cam.amax(dim=(1, 2), keepdim=True)
-    return torch.where(most > 0, cam / most, 0.0)
+    peak = cam.amax(dim=(1, 2), keepdim=True)
+    return torch.where(peak > 0, cam / peak, 0.0)

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: pictures inside it, no script, no request."""
+"""Building blocks of a self-contained HTML page, which embeds its pictures and has no scripts or external links."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; }
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """The whole document; `sections` are HTML."""
+    """Return the HTML document with the given sections, which are HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -37,32 +37,34 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 
 def heading(level: int, text: str) -> str:
+    """Return a heading; `text` is escaped."""
     return f"<h{level}>{escape(text)}</h{level}>"
 
 
 def paragraph(text: str) -> str:
+    """Return a paragraph; `text` is escaped."""
     return f"<p>{escape(text)}</p>"
 
 
 def note(text: str) -> str:
-    """What is missing, or to be kept in mind."""
+    """Return a highlighted note; `text` is escaped."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def picture(png: bytes, description: str, *, natural: bool = False) -> str:
-    """A picture inside the page, as wide as it (or as itself, with `natural`); on a narrow screen it scrolls."""
+    """Return an embedded picture as wide as the page, or in its own width with `natural`; narrow screens scroll."""
     data = base64.b64encode(png).decode()
     kind = ' class="natural"' if natural else ""
     return f'<div class="wide"><img{kind} alt="{escape(description)}" src="data:image/png;base64,{data}"></div>'
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Cells are shown as `str` makes them."""
+    """Return a table; cells are converted by `str` and escaped."""
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def details(title: str, content: str) -> str:
-    """HTML that is folded away."""
+    """Return HTML that is collapsed below its title."""
     return f"<details><summary>{escape(title)}</summary>\n{content}</details>"

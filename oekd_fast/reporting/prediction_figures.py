@@ -1,4 +1,4 @@
-"""Pictures of what networks predict: reliability, agreement, accuracy class by class."""
+"""Figures of predictions: reliability diagrams, agreement, and accuracy by class."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABELLED_CLASSES = 20
-COLUMNS = 4
+DIAGRAMS_PER_ROW = 4
 
 
 def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
-    """A reliability diagram for each network: accuracy of each bin of confidence, and how many images it has."""
-    columns = min(COLUMNS, len(calibrations))
+    """Draw a reliability diagram of each network: accuracy and share of images of each bin of confidence."""
+    columns = min(DIAGRAMS_PER_ROW, len(calibrations))
     rows = -(-len(calibrations) // columns)
     figure = new_figure(2.75 * columns, 2.75 * rows + 0.6)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
@@ -31,7 +31,7 @@ def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
         _bars(axes, left, calibration.accuracy, 1 / bins, color="tab:blue", alpha=0.75, label="accuracy")
         share = calibration.share.numpy()
         axes.step([*left, 1], [*share, share[-1]], where="post", color="tab:red", linewidth=1, label="share of images")
-        axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="as sure as right")
+        axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfect calibration")
         axes.set_title(f"{name}: ECE {calibration.ece:.2f} %", fontsize="medium")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     for unused in panels[len(calibrations) :]:
@@ -39,7 +39,7 @@ def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
     for axes in panels[max(0, len(calibrations) - columns) : len(calibrations)]:
         axes.set_xlabel("confidence")
         axes.tick_params(labelbottom=True)
-    figure.supylabel("accuracy in the bin; share of all images", fontsize="medium")
+    figure.supylabel("accuracy of the bin; share of all images", fontsize="medium")
     shared_legend(figure, panels[0])
     return figure
 
@@ -49,13 +49,13 @@ def _bars(axes: Axes, left: np.ndarray, heights: Tensor, width: float, **style) 
 
 
 def agreement_figure(names: Sequence[str], shares: Tensor) -> Figure:
-    """A matrix with numbers; `shares` in percent, [M, M]."""
+    """Draw the agreement of M networks as a matrix; `shares` are in percent, [M, M]."""
     count = len(names)
     figure = new_figure(2.4 + 0.75 * count, 1.2 + 0.65 * count)
     axes = figure.subplots()
     low = shares.min().item()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=min(low, 99.0), vmax=100, aspect="auto")
-    # The darker half of the colours takes white numbers.
+    # Numbers are white on the darker half of the colours.
     middle = (min(low, 99.0) + 100) / 2
     for i in range(count):
         for j in range(count):
@@ -64,37 +64,40 @@ def agreement_figure(names: Sequence[str], shares: Tensor) -> Figure:
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=color, fontsize="small")
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names)
-    figure.colorbar(image, label="same class predicted, % of test images")
+    figure.colorbar(image, label="same predicted class, % of test images")
     return figure
 
 
 def class_figure(classes: Sequence[str], students: Tensor, ensemble: Tensor) -> Figure:
-    """How far students fall behind the ensemble: all classes sorted, and by name those where the smallest does most.
+    """Draw the gaps between students and ensemble by class.
+
+    The left panel has the sorted gaps of all classes. The right panel has the accuracies of the classes with the
+    largest gap of the smallest student.
 
     Args:
-        classes: C names.
-        students: accuracies in percent, [S, C], NaN for a class without images.
-        ensemble: likewise, [C].
+        classes: name of each of the C classes.
+        students: accuracies in percent, [S, C]; NaN for a class without images.
+        ensemble: accuracies in percent, [C]; NaN for a class without images.
     """
     shown = min(len(classes), LABELLED_CLASSES)
     figure = new_figure(11.5, max(4.2, 1.6 + 0.25 * shown))
     curves, dots = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    count, behind = len(students), (ensemble - students).numpy()
+    count, gaps = len(students), (ensemble - students).numpy()
     measured = ~np.isnan(ensemble.numpy())
-    for j, row in enumerate(behind):
+    for j, row in enumerate(gaps):
         values = np.sort(row[measured])[::-1]
         curves.plot(
             np.arange(1, len(values) + 1), values, color=student_color(j, count), label=f"student {j + 1}",
             marker="." if len(values) <= LABELLED_CLASSES else None,
         )  # fmt: skip
     curves.axhline(0, color="grey", linewidth=0.8)
-    curves.set(xlabel="classes, sorted for each student", ylabel="ensemble minus student, points")
+    curves.set(xlabel="rank of the class, sorted for each student", ylabel="ensemble minus student, points")
     curves.set_title("all classes", fontsize="medium")
     curves.grid(alpha=0.3)
     whole_numbers(curves)
 
-    order = np.argsort(np.where(measured, -behind[-1], np.inf), kind="stable")[:shown]
-    for j in range(count):  # smaller over larger, so that none is hidden
+    order = np.argsort(np.where(measured, -gaps[-1], np.inf), kind="stable")[:shown]
+    for j in range(count):  # smaller dots of smaller students on top, so that none is hidden
         dots.plot(
             students[j].numpy()[order], range(shown), "o", color=student_color(j, count), markersize=9 - 4 * j / count
         )
@@ -103,8 +106,8 @@ def class_figure(classes: Sequence[str], students: Tensor, ensemble: Tensor) -> 
     dots.set_yticks(range(shown), [shortened(classes[c], 22) for c in order])
     dots.invert_yaxis()
     dots.set_xlabel("test accuracy, %")
-    which = "classes" if shown == len(classes) else f"the {shown} worst of {len(classes)} classes"
-    dots.set_title(f"{which}, by how far student {count} is behind", fontsize="medium")
+    title = "classes" if shown == len(classes) else f"{shown} of {len(classes)} classes"
+    dots.set_title(f"{title} with the largest gap of student {count}", fontsize="medium")
     dots.grid(alpha=0.3)
 
     handles, labels = (first + second for first, second in zip(*(a.get_legend_handles_labels() for a in (curves, dots)),

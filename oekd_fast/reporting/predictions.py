@@ -1,4 +1,4 @@
-"""What saved students, their ensemble and their baselines predict for the test images."""
+"""Predictions of saved students, their ensemble and their baselines for the test images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ BATCH = 256
 class Predictions:
     """Top-1 predictions of M networks for N images.
 
-    names: of the networks.
-    labels: int64 [N].
-    predicted: int64 [M, N], classes.
-    confidence: float32 [M, N], the softmax probability of the predicted class, in [0, 1].
+    Args:
+        names: names of the networks.
+        labels: true classes, int64 [N].
+        predicted: predicted classes, int64 [M, N].
+        confidence: softmax probabilities of the predicted classes, float32 [M, N] in [0, 1].
     """
 
     names: tuple[str, ...]
@@ -31,11 +32,12 @@ class Predictions:
     confidence: Tensor
 
     def accuracy(self) -> list[float]:
-        """Of each network, in percent."""
+        """Return the accuracy of each network in percent."""
         return (100 * (self.predicted == self.labels).double().mean(dim=1)).tolist()
 
 
 def student_names(count: int) -> tuple[str, ...]:
+    """Return the names "student 1", "student 2", ..."""
     return tuple(f"student {j + 1}" for j in range(count))
 
 
@@ -48,17 +50,19 @@ def predict(
     device: torch.device,
     gate: Gate | None = None,
 ) -> Predictions:
-    """Run the students, their ensemble and the baselines over `split`, in fp32.
+    """Run the students, their ensemble and the baselines on `split`, in fp32.
 
     Args:
-        students: the family, on `device` and in evaluation mode.
-        baselines: each student trained alone, likewise; may be empty.
-        split: of N images.
-        augmentation: of the training images, which says what evaluation sees of them.
-        gate: weighs the students' logits for each image, on `device` and in evaluation mode; None: their mean.
+        students: students of the family, on `device` and in evaluation mode.
+        baselines: students trained alone, on `device` and in evaluation mode; may be empty.
+        split: N images.
+        augmentation: augmentation of the training images, which determines the centre crop of evaluation.
+        device: device of the networks.
+        gate: gate of the ensemble, on `device` and in evaluation mode; by default the ensemble is the mean of the
+            students' logits.
 
     Returns:
-        Of the students, "ensemble", and "<student> alone" for each baseline, in this order.
+        Predictions of "student 1", ..., "ensemble", and "student 1 alone", ... for the baselines, in this order.
     """
     predicted, confidence = [], []
     for rows in torch.arange(len(split)).split(BATCH):
@@ -67,7 +71,7 @@ def predict(
         alone = [student(student.preprocess(images)) for student in baselines]
         if gate is None:
             ensemble = family.mean(dim=0)
-        else:  # all students have the same base
+        else:  # the base of all students is the same
             weights = gate(students[0].base(students[0].preprocess(images)))
             ensemble = torch.einsum("bs,sbc->bc", weights, family)
         best = torch.stack([*family, ensemble, *alone]).softmax(dim=-1).max(dim=-1)

@@ -1,4 +1,4 @@
-"""What the page says about runs that differ in nothing but the seed: numbers, pictures, and what is missing."""
+"""The part of the report on runs that differ in the seed only: tables, pictures and notes."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ from oekd_fast.reporting.cam_figures import cam_figure
 from oekd_fast.reporting.evidence import (
     Networks,
     check_same_images,
+    grad_cam_panels,
     load_networks,
-    look,
-    moved,
     one_of_each_class,
+    with_data_dir,
 )
 from oekd_fast.reporting.finished_runs import Group, ReportError, Run
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.predictions import Predictions, predict
 
-# Accuracies of summary.json may come from other precisions and kernels; more than this is another network or image.
-SAME_ACCURACY = 0.5
+# In points. Training may have used another precision or other kernels; larger differences have another cause.
+ACCURACY_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
 class Section:
-    """Writes one part of the page.
+    """The part of the page on one group of runs.
 
-    group: the runs.
-    load: gives the data set that a config asks for.
-    data_dir: where their data set is now, if not where config.json says.
-    images: how many images the Grad-CAM panels show.
-    explained: the class that these explain.
-    device: on which networks run.
-    keep: called with the name and the content of each picture.
+    Args:
+        group: the runs.
+        load: function that loads the data set of a config.
+        data_dir: current folder of the data set; None takes it from config.json.
+        images: number of images of the Grad-CAM panels.
+        explained: class that Grad-CAM explains.
+        device: device on which networks run.
+        keep: function called with the name and content of each picture.
     """
 
     group: Group
@@ -58,6 +59,7 @@ class Section:
     keep: Callable[[str, bytes], None]
 
     def html(self) -> str:
+        """Return the section as HTML."""
         return "\n".join(self._parts())
 
     @property
@@ -71,18 +73,20 @@ class Section:
         yield from self._results()
         yield from self._curves()
         try:
-            dataset = self.load(moved(self._runs[0].config, self.data_dir))
+            dataset = self.load(with_data_dir(self._runs[0].config, self.data_dir))
             networks = [load_networks(run, self.device) for run in self._runs]
             for run, loaded in zip(self._runs, networks, strict=True):
                 check_same_images(dataset, run, loaded.students[0])
         except (DataError, ReportError, ImportError, OSError, ValueError) as error:
-            yield page.note(f"No calibration, agreement, accuracy by class and Grad-CAM: {error}")
+            yield page.note(f"Calibration, agreement, accuracy by class and Grad-CAM are missing: {error}")
         else:
             yield from self._predictions(dataset, networks)
             yield from self._cams(dataset, networks[0])
         for run in self._runs:
             fields = _facts(run) | run.config.as_dict()
-            yield page.details(f"Run {run.path}: versions and config", page.table(("field", "value"), fields.items()))
+            yield page.details(
+                f"Run {run.path}: versions and configuration", page.table(("field", "value"), fields.items())
+            )
 
     def _results(self) -> Iterator[str]:
         runs, first = self._runs, self._runs[0].summary
@@ -91,11 +95,13 @@ class Section:
         paper = paper_results(config.dataset, config.model, config.num_students, config.objective)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
-        numbers = f"Mean ± standard deviation of {len(runs)} runs" if len(runs) > 1 else "One run"
+        numbers = f"Mean ± standard deviation of {len(runs)} runs (seeds {seeds})"
+        if len(runs) == 1:
+            numbers = f"One run (seed {seeds})"
         yield page.paragraph(
-            f"{numbers} (seed {seeds}), epochs: {runs[0].config.epochs}. Top-1 accuracy in percent on "
-            f"{first['test_images']:,} test images at the epoch chosen on validation images. Gain: of the accuracy in "
-            "the family over that alone, relative, in percent."
+            f"{numbers}, epochs: {config.epochs}. Accuracy is top-1, in percent, on {first['test_images']:,} test "
+            "images at the epoch selected on validation images. Gain is the relative gain in accuracy of training in "
+            "the family over training alone, in percent."
         )
         family, alone = of_students(summaries, "accuracy"), of_students(summaries, "baseline_accuracy")
         gains = of_students(summaries, "relative_gain")
@@ -124,11 +130,11 @@ class Section:
         )
         if paper:
             yield page.paragraph(
-                "The paper's points (Walawalkar et al., ECCV 2020) are means of the best test epoch of "
-                "five runs, drawn at our networks' sizes."
+                "The paper's results (Walawalkar et al., ECCV 2020) are means over five runs at the best test epoch, "
+                "drawn at the sizes of the networks of these runs."
             )
         if not alone:
-            yield page.note("Not every run has baselines: nothing is said of students trained alone (--baseline).")
+            yield page.note("Students trained alone are not shown, since not every run has baselines (--baseline).")
 
     def _curves(self) -> Iterator[str]:
         yield page.heading(3, "Training")
@@ -141,8 +147,8 @@ class Section:
         with_baselines = all(loaded.baselines for loaded in networks)
         if not with_baselines and all(run.has_baselines for run in self._runs):
             yield page.note(
-                "No weights of baselines: students alone are left out of what follows (a run keeps them in baselines/; "
-                "older versions did not)."
+                "Students trained alone are missing below, since a run has no weights of baselines (older versions did "
+                "not write the folder baselines/)."
             )
         with_gates = all(loaded.gate is not None for loaded in networks)
         runs = [
@@ -159,19 +165,19 @@ class Section:
         yield from self._check(runs)
         objective = self._runs[0].config.family_objective
         if objective.alone or (objective.gated and not with_gates):
-            own = "earlier networks too"
+            difference = "also includes earlier networks"
             if objective.gated:
-                own = "gate too (a run keeps it in students/; older versions did not)"
+                difference = "uses the gate, which is missing (older versions did not write students/gate.safetensors)"
             yield page.note(
-                "From here on the ensemble is the plain mean of the saved students' logits; that of the run itself, in "
-                f"the table above, is of its {own}."
+                "Below, the ensemble is the mean of the saved students' logits. The ensemble in the table above "
+                f"{difference}."
             )
         yield from self._calibration(runs)
         family = len(networks[0].students) + 1
 
         yield page.heading(3, "Agreement")
         shares = torch.stack([agreement(run.predicted[:family]) for run in runs]).mean(dim=0)
-        yield page.paragraph("How many test images get the same class from two networks, right or wrong.")
+        yield page.paragraph("Share of test images for which two networks predict the same class, correct or not.")
         figure = agreement_figure(runs[0].names[:family], shares)
         yield self._picture("agreement", figure, "Agreement between students and ensemble", natural=True)
 
@@ -190,23 +196,23 @@ class Section:
         yield page.details("All classes", page.table(headings, rows))
 
     def _check(self, runs: list[Predictions]) -> Iterator[str]:
-        """What summary.json says has to come out again."""
+        """Compare the accuracies computed here with those of summary.json."""
         differences = [
             abs(found - student["accuracy"])
             for run, predictions in zip(self._runs, runs, strict=True)
             for student, found in zip(run.summary["students"], predictions.accuracy(), strict=False)
         ]
-        if max(differences) > SAME_ACCURACY:
+        if max(differences) > ACCURACY_TOLERANCE:
             yield page.note(
                 f"Accuracies computed here differ from summary.json by up to {max(differences):.2f} points: the images "
-                "or the weights are not those of the run."
+                "or weights are not those of the run."
             )
 
     def _calibration(self, runs: list[Predictions]) -> Iterator[str]:
         yield page.heading(3, "Calibration")
         yield page.paragraph(
-            f"ECE, the expected calibration error (Guo et al., ICML 2017): |accuracy - confidence| of {BINS} bins of "
-            "equal width of the predicted class's probability, weighed by their images; 0 is best."
+            "ECE is the expected calibration error (Guo et al., ICML 2017): the mean of |accuracy - confidence| over "
+            f"{BINS} bins of equal width of the predicted class's probability, weighted by their images. 0 is best."
         )
         names, rows, diagrams = runs[0].names, [], {}
         for m, name in enumerate(names):
@@ -220,7 +226,7 @@ class Section:
         yield page.table(("network", "ECE %", "mean confidence %", "accuracy %"), rows)
         yield self._picture("calibration", reliability_figure(diagrams), "Reliability diagram of each network")
         if len(runs) > 1:
-            yield page.paragraph("The diagrams are of the predictions of all runs together.")
+            yield page.paragraph("The diagrams show the predictions of all runs together.")
 
     def _cams(self, dataset: ImageDataset, networks: Networks) -> Iterator[str]:
         rows = one_of_each_class(dataset.test.labels.cpu(), self.images)
@@ -232,15 +238,15 @@ class Section:
             shown[f"student {last}"] = networks.students[-1]
         if networks.baselines:
             shown[f"student {last} alone"] = networks.baselines[-1]
-        images, panels = look(shown, dataset, rows, self.explained, self.device)
+        images, panels = grad_cam_panels(shown, dataset, rows, self.explained, self.device)
         figure = cam_figure(images, dataset.test.labels[rows].cpu(), dataset.classes, panels)
-        yield page.heading(3, "Where networks look")
+        yield page.heading(3, "Grad-CAM")
         seed = f" of seed {self._runs[0].config.seed}" if len(self._runs) > 1 else ""
-        which = "predicted by each network" if self.explained == "predicted" else "that is true"
+        explained = "the class predicted by each network" if self.explained == "predicted" else "the true class"
         yield page.paragraph(
-            f"Grad-CAM (Selvaraju et al., ICCV 2017) of the last block{seed}, for the class {which}: bright is what "
-            "speaks for it. The images are the first of their class in the test split, of classes spread over all; "
-            "nobody chose them. Above each: the predicted class and its probability."
+            f"Grad-CAM (Selvaraju et al., ICCV 2017) of the last block{seed} for {explained}. Bright regions are "
+            "evidence for the class. The images are the first of their class in the test split, from classes spread "
+            "evenly over all; they were not chosen by hand. The predicted class and its probability are above each."
         )
         yield self._picture("grad_cam", figure, "Grad-CAM of pseudo teacher, smallest student and baseline")
 
@@ -251,7 +257,7 @@ class Section:
 
 
 def _paper_cells(paper: dict[str, Any]) -> list[tuple[str, str]]:
-    """A pair a student, then the ensemble's."""
+    """Return the cells of each student, alone and in the family, then those of the ensemble."""
     pairs = [
         (f"{alone:.2f}", f"{family:.2f}") for alone, family in zip(paper["baseline"], paper["family"], strict=True)
     ]
@@ -259,7 +265,7 @@ def _paper_cells(paper: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(run: Run) -> dict[str, object]:
-    """What is worth knowing of the summary beside the students."""
+    """Return facts of the summary that are shown beside the configuration."""
     summary = run.summary
     facts = {
         "folder": run.path,

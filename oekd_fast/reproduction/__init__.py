@@ -1,1 +1,5 @@
-"""What `python -m oekd_fast.reproduce` does: runs over seeds, their statistics, what they are compared with."""
+"""Reproduction of a recipe over several seeds: ``python -m oekd_fast.reproduce``.
+
+`seeds` trains the runs that are not finished, `ablations` trains the family with other options, and `timing` measures
+epochs. `statistics` averages over seeds, and `results` writes results.json, results.md (`markdown`) and results.png.
+"""

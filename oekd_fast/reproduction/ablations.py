@@ -1,4 +1,4 @@
-"""The paper's ablations (Tables 7 to 9): the family trained again with other weights and temperatures."""
+"""Ablations of the paper (Tables 7 to 9): train the family with other loss weights and temperatures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from oekd_fast.reproduction.statistics import MEASURES, accuracies
 
 @dataclass(frozen=True)
 class Sweep:
-    """One table of the paper: its number, and what each of its values changes; all else stays the recipe's."""
+    """One ablation of the paper.
+
+    Args:
+        table: number of the table in the paper.
+        fields: returns the fields of the config that a value of the table changes.
+    """
 
     table: int
     fields: Callable[[str], dict[str, float]]
@@ -34,15 +39,16 @@ SWEEPS: dict[Ablation, Sweep] = {
 
 
 def ablate(name: Ablation, config: TrainConfig, folder: Path, seeds: list[int], console: Console) -> dict[str, Any]:
-    """Train the family at every value of the paper's table, in ``folder/ablations/<name>-<value>/seed-<k>``.
+    """Train the family for every value of the paper's table, in ``folder/ablations/<name>-<value>/seed-<k>``.
 
-    Values that are the config's own are the runs that are in `folder` already.
+    The value that equals that of `config` is not trained again; its runs are those in `folder`.
 
     Returns:
-        ``table``: its number in the paper; ``values``: {value: {measure: as `accuracies`}}.
+        ``table``, the number of the table, and ``values``, which maps each value and measure to the result of
+        `accuracies`.
 
     Raises:
-        As `seeds.run`.
+        Interrupted, RunFolderError: see `seeds.run`.
     """
     values = {}
     for value in paper_ablation(name):

@@ -1,4 +1,4 @@
-"""The results of a reproduction as markdown."""
+"""Render the results of a reproduction as Markdown."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from oekd_fast.common.spread import Spread
 TITLES = {
     "selected": "Selected epoch: chosen on held-out training images",
     "last_epoch": "Last epoch",
-    "best_test": "Best test epoch: chosen on the test images, as the paper does; too good by that",
+    "best_test": "Best test epoch: chosen on the test images as in the paper, which overestimates accuracy",
 }
 COLUMNS = {"baseline": "alone %", "family": "in the family %", "gain_points": "gain, points", "gain_percent": "gain, %"}
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """`results` as a document of tables: what `results.gather` returns."""
+    """Return the Markdown document of `results`, as returned by `results.gather`."""
     parts = [f"# {results['recipe']}\n", _head(results)]
     for measure, title in TITLES.items():
         parts.append(f"## {title}\n")
         accuracy = results["accuracy"][measure]
         if accuracy is None:
-            parts.append("Not known: not every run looked at the test images after every epoch.\n")
+            parts.append("Not available: not every run was evaluated on the test images after every epoch.\n")
         else:
             parts.append(_accuracies(results, accuracy))
     if results["timing"]:
@@ -33,25 +33,26 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def number(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
-    """``mean ± deviation``, the mean alone of one seed, or a plain number; "-" for what is not there."""
+    """Format a number, or a spread as "mean ± deviation" ("mean" for one seed); None is "-"."""
     if value is None:
         return "-"
     return f"{Spread(**value) if isinstance(value, Mapping) else value:{sign}.2f}"
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table with right-aligned columns."""
     lines = [heading, ["---:"] * len(heading), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _head(results: Mapping[str, Any]) -> str:
     done, asked = len(results["seeds"]), len(results["seeds_asked"])
-    seeds = f"{done} seed{'s' if done > 1 else ''}" + (f" of {asked} asked for" if done < asked else "")
+    seeds = f"{done} of {asked} requested seeds" if done < asked else f"{done} seed{'s' if done > 1 else ''}"
     changed = ", ".join(f"{name} {c['recipe']} -> {c['here']}" for name, c in results["changed"].items())
     return (
         f"{results['model']} x {len(results['students'])} on {results['dataset']}, {seeds}: mean ± sample standard "
-        f"deviation over seeds. Gains are those of each seed's family over the same seed's students alone. "
-        f"Accuracies on {results['test_images']:,} test images.\n\n"
+        f"deviation over seeds. Gains compare each seed's family with the same seed's students trained alone. "
+        f"Accuracies are on {results['test_images']:,} test images.\n\n"
         f"Source: {results['source']}. Changed from the recipe: {changed or 'nothing'}.\n\n"
         f"Protocol: {results['protocol']}.\n"
     )
@@ -70,9 +71,9 @@ def _accuracies(results: Mapping[str, Any], accuracy: Mapping[str, Any]) -> str:
         if paper:
             row += [number(paper[name][j], _sign(name)) for name in columns]
         rows.append(row)
-    papers = f"; the paper's {number(paper['ensemble'])} %" if paper and paper["ensemble"] is not None else ""
+    paper_ensemble = f"; paper: {number(paper['ensemble'])} %" if paper and paper["ensemble"] is not None else ""
     ensemble = "-" if accuracy["ensemble"] is None else f"{number(accuracy['ensemble'])} %"
-    return f"{table(heading, rows)}\nEnsemble {ensemble}{papers}.\n"
+    return f"{table(heading, rows)}\nEnsemble {ensemble}{paper_ensemble}.\n"
 
 
 def _sign(name: str) -> str:
@@ -83,43 +84,43 @@ def _timing(results: Mapping[str, Any]) -> str:
     timing, minutes = results["timing"], (results["paper"] or {}).get("minutes")
     ratio = timing["ratio"]
     rows = [
-        ["the family at once", f"{timing['family']:.3g}", str(minutes["ensemble"]) if minutes else "-"],
+        ["family", f"{timing['family']:.3g}", str(minutes["ensemble"]) if minutes else "-"],
         [
             "its students, one after the other",
             f"{timing['sequential']:.3g}",
             str(minutes["sequential"]) if minutes else "-",
         ],
         [
-            "times longer",
+            "ratio",
             f"{ratio['median']:.2f} [{ratio['lowest']:.2f}, {ratio['highest']:.2f}]",
             f"{minutes['sequential'] / minutes['ensemble']:.2f}" if minutes else "-",
         ],
     ]
-    heading = ["training", "here, seconds an epoch", "paper, minutes in all (GTX 1080 Ti)"]
+    heading = ["training", "here, seconds per epoch", "paper, total minutes (GTX 1080 Ti)"]
     alone = ", ".join(f"{seconds:.3g}" for seconds in timing["alone"])
     return (
-        f"## Time\n\n{table(heading, rows)}\nMedian of {timing['rounds']} rounds in turn [lowest, highest], each of "
-        f"{timing['steps']} steps of an epoch's {timing['steps_per_epoch']}, without evaluation; {timing['device']}. "
-        f"Students alone: {alone} s.\n"
+        f"## Time\n\n{table(heading, rows)}\nMedian [lowest, highest] of {timing['rounds']} interleaved rounds of "
+        f"{timing['steps']} steps, scaled to an epoch of {timing['steps_per_epoch']} steps without evaluation; "
+        f"{timing['device']}. Each student alone: {alone} s.\n"
     )
 
 
 def _ablation(name: str, sweep: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     measure = "best_test" if all(value["best_test"] for value in sweep["values"].values()) else "selected"
     students = len(results["students"])
-    heading = [name.replace("_", ", "), "of", *(f"student {j + 1} %" for j in range(students)), "ensemble %"]
+    heading = [name.replace("_", ", "), "source", *(f"student {j + 1} %" for j in range(students)), "ensemble %"]
     rows = []
     for value, accuracy in sweep["values"].items():
         ours = [*accuracy[measure]["family"], accuracy[measure]["ensemble"]]
         rows.append([value, "ours", *map(number, ours)])
         if len(sweep["paper"][value]) == students + 1:
             rows.append([value, "paper", *map(number, sweep["paper"][value])])
-    # They may be of an earlier call, for other seeds.
-    others = sweep.get("seeds", results["seeds"]) != results["seeds"]
-    seeds = f" Seeds {', '.join(map(str, sweep['seeds']))}." if others else ""
+    # An ablation may have been measured earlier, with other seeds.
+    other_seeds = sweep.get("seeds", results["seeds"]) != results["seeds"]
+    seeds = f" Seeds {', '.join(map(str, sweep['seeds']))}." if other_seeds else ""
     return (
-        f"## {name.replace('_', ', ')} (the paper's Table {sweep['table']}: ResNet110 on CIFAR-100)\n\n"
-        f"{table(heading, rows)}\n{TITLES[measure]}. All else stays as above.{seeds}\n"
+        f"## {name.replace('_', ', ')} (Table {sweep['table']} of the paper: ResNet110 on CIFAR-100)\n\n"
+        f"{table(heading, rows)}\n{TITLES[measure]}. All other options are as above.{seeds}\n"
     )
 
 

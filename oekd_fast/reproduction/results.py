@@ -1,8 +1,7 @@
-"""results.json, results.md and results.png of a reproduction."""
+"""Collect the results of a reproduction, and write results.json, results.md and results.png."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from oekd_fast.common.files import write_atomically
 from oekd_fast.common.machine import machine
 from oekd_fast.config.recipes import Recipe
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.figures.plotting import png
 from oekd_fast.figures.reproduction import draw
 from oekd_fast.paper.expected import paper_results
 from oekd_fast.reproduction.markdown import render
@@ -22,15 +22,17 @@ from oekd_fast.reproduction.statistics import MEASURES, accuracies
 def gather(
     recipe: Recipe, config: TrainConfig, summaries: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """What results.json holds; ``accuracy`` is that of `accuracies` for each measure.
+    """Return the contents of results.json.
 
     Args:
-        summaries: of the finished seeds.
-        seeds: asked for.
+        recipe: recipe that is reproduced.
+        config: configuration of the runs, which may differ from the recipe.
+        summaries: contents of summary.json for each finished seed.
+        seeds: all seeds that were requested.
     """
     runs = list(summaries.values())
     plain = config.training_fields()
-    # What other epochs scale along is no change of its own.
+    # Fields that the recipe scales with the number of epochs are not listed as changes.
     own = recipe.config(epochs=config.epochs).training_fields() | {"epochs": recipe.fields["epochs"]}
     return {
         "recipe": recipe.name,
@@ -42,7 +44,7 @@ def gather(
         "changed": {
             name: {"recipe": own[name], "here": value}
             for name, value in plain.items()
-            if value != own[name] and name not in ("seed", "dataset")  # which may have another name: no change
+            if value != own[name] and name not in ("seed", "dataset")  # another name of the data set is no change
         },
         "seeds": list(summaries),
         "seeds_asked": list(seeds),
@@ -63,9 +65,10 @@ def gather(
 
 
 def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """``timing`` and ``ablations`` of the results.json in `folder`: nothing, unless it is there and of this config.
+    """Return ``timing`` and ``ablations`` of the results.json in `folder`.
 
-    A field that it does not know had the behaviour of its default.
+    Returns an empty dict if the file is missing, damaged or of another configuration. A field of the configuration
+    that the file does not have is taken to have had its default.
     """
     try:
         before = json.loads((folder / "results.json").read_bytes())
@@ -77,7 +80,7 @@ def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
 
 
 def protocol(config: TrainConfig) -> str:
-    """The training in one line."""
+    """Describe the training in one line."""
     rates = {
         "multistep": f"times {config.decay:g} at " + ", ".join(f"{100 * share:.3g} %" for share in config.milestones),
         "exponential": f"times {config.decay:g} every {config.decay_epochs:g} epochs",
@@ -104,9 +107,7 @@ def protocol(config: TrainConfig) -> str:
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write the three files into `folder`, each at once."""
-    picture = io.BytesIO()
-    draw(results).savefig(picture, format="png", dpi=110)
+    """Write the three files to `folder`, each atomically."""
     write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(folder / "results.md", render(results).encode())
-    write_atomically(folder / "results.png", picture.getbuffer())
+    write_atomically(folder / "results.png", png(draw(results)))

@@ -1,4 +1,4 @@
-"""The runs of a reproduction: which are finished, and the rest trained."""
+"""Runs of a reproduction: find those that are finished and train the others."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from oekd_fast.runs.run_folder import RunFolder
 
 
 def seed_config(config: TrainConfig, folder: Path, seed: int) -> TrainConfig:
-    """`config` as the run of `seed` in ``folder/seed-<seed>``, continued if it is there."""
+    """Return `config` for the run of `seed` in ``folder/seed-<seed>``, which resumes an unfinished run."""
     return replace(config, seed=seed, output_dir=folder / f"seed-{seed}", resume=True)
 
 
 def finished(config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of the run of `config`, which has ``resume``; None if it is not there or not complete.
+    """Return the summary of the run of `config`, or None if there is no run or it is not complete.
+
+    `config.resume` has to be set.
 
     Raises:
-        RunFolderError: its folder holds a run that was trained otherwise, in fields that the message names.
+        RunFolderError: the folder holds a run with another configuration; the message names the fields that differ.
     """
     folder = RunFolder(config)
     if not folder.config_file.exists():
@@ -38,23 +40,23 @@ def finished(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _is_complete(summary: dict[str, Any], config: TrainConfig) -> bool:
-    of_student = ["accuracy", "last_epoch_accuracy"]
+    student_keys = ["accuracy", "last_epoch_accuracy"]
     if config.baseline:
-        of_student += ["baseline_accuracy", "last_epoch_baseline_accuracy"]
-    numbers = [student[key] for student in summary["students"] for key in of_student]
+        student_keys += ["baseline_accuracy", "last_epoch_baseline_accuracy"]
+    numbers = [student[key] for student in summary["students"] for key in student_keys]
     numbers.append(summary["ensemble_accuracy"])
-    if config.objective != "born_again":  # whose ensemble is of selected epochs alone
+    if config.objective != "born_again":  # whose ensemble exists for selected epochs only
         numbers.append(summary["last_epoch_ensemble_accuracy"])
     return len(numbers) > 2 and summary["epochs"] == config.epochs and all(map(math.isfinite, numbers))
 
 
 def run(config: TrainConfig, console: Console) -> dict[str, Any]:
-    """The summary of the run of `config`, trained as far as it is not.
+    """Return the summary of the run of `config`, after training it unless it is finished.
 
     Raises:
-        RunFolderError: as `finished`.
-        Interrupted: SIGINT or SIGTERM, also if this run still came to its end.
-        Others: as `train`.
+        RunFolderError: see `finished`.
+        Interrupted: SIGINT or SIGTERM arrived, even if this run was completed.
+        Other errors: see `train`.
     """
     summary = finished(config)
     if summary is None:

@@ -1,4 +1,4 @@
-"""Mean and spread over seeds of what the summaries of runs say."""
+"""Means and standard deviations over seeds of the accuracies of runs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from typing import Any
 
 from oekd_fast.common.spread import spread
 
-# How an epoch is chosen, and how its fields of summary.json begin.
+# Rules by which an epoch is chosen, with the prefix of their fields in summary.json.
 MEASURES = {"selected": "", "last_epoch": "last_epoch_", "best_test": "best_test_"}
 
 
 def accuracies(summaries: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:
-    """Accuracies in percent of all runs by one of `MEASURES`, None unless all have them.
+    """Average accuracies in percent over runs.
+
+    Args:
+        summaries: contents of summary.json of each run.
+        measure: key of `MEASURES`.
 
     Returns:
-        ``family`` and, with baselines, ``baseline``, ``gain_points`` and ``gain_percent`` (of the baseline; None where
-        one is 0), each a `Spread` as a dict a student; ``ensemble``, one. Gains are those of each seed's
-        family over the same seed's baseline. ``ensemble`` is None unless all runs know theirs: a run of one network may
-        have none that goes with the epoch.
+        None unless all runs have these accuracies, otherwise a dict with the entries
+
+        - ``family``, and with baselines ``baseline``, ``gain_points`` and ``gain_percent``: a list with one `Spread`
+          (as a dict) per student. Gains compare each run's family with the same run's baseline. An entry of
+          ``gain_percent`` is None if a baseline is 0.
+        - ``ensemble``: a `Spread` (as a dict), or None unless all runs have it. Objectives that train one network may
+          have no ensemble of an epoch.
     """
     prefix = MEASURES[measure]
     family = [[student[f"{prefix}accuracy"] for student in _students(s, prefix)] for s in summaries]
@@ -43,7 +50,7 @@ def accuracies(summaries: Sequence[Mapping[str, Any]], measure: str) -> dict[str
 
 
 def _students(summary: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
-    """Those of `summary`, with None for what a run from before best test epochs were known does not say."""
+    """Return the students of `summary`, with None for accuracies that older versions did not write."""
     missing = {f"{prefix}accuracy": None, f"{prefix}baseline_accuracy": None}
     return [missing | student for student in summary["students"]]
 

@@ -1,4 +1,4 @@
-"""Time of an epoch: the family at once against its students one after the other (the paper's Figure 2b)."""
+"""Time of an epoch: the family compared with its students trained one after the other (Figure 2b of the paper)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ ROUNDS, STEPS, WARMUP_STEPS = 5, 50, 3
 
 
 def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -> dict[str, Any]:
-    """Measure training epochs without evaluation, family and students in turn, so that drift meets all alike.
+    """Measure the time of training epochs without evaluation.
+
+    Family and students are measured alternately, so that a drift of the machine's speed affects all of them.
 
     Args:
-        rounds: samples of each.
-        steps: of a sample, fewer if an epoch has fewer; its time is scaled to that of an epoch.
+        config: configuration of the run.
+        rounds: number of samples of the family and of each student.
+        steps: training steps of a sample, at most those of an epoch; its time is scaled to an epoch.
 
     Returns:
-        Medians in seconds an epoch: ``family``, ``alone`` (a list), ``sequential`` (the students' sum); ``ratio`` of
-        sequential to family as ``median``, ``lowest``, ``highest`` over rounds; ``rounds``, ``steps``,
-        ``steps_per_epoch``, ``device``.
+        Medians in seconds per epoch: ``family``, ``alone`` (a list with one entry per student) and ``sequential``
+        (their sum). ``ratio``: sequential divided by family, as ``median``, ``lowest`` and ``highest`` over rounds.
+        Also ``rounds``, ``steps``, ``steps_per_epoch`` and ``device``.
 
     Raises:
-        DataError, ValueError: as `train`.
+        DataError, ValueError: see `train`.
     """
     device = choose_device(config.device)
-    config = replace(config, resume=False, output_dir=config.run_folder / "timing")  # never written
+    config = replace(config, resume=False, output_dir=config.run_folder / "timing")  # nothing is written there
     data, folder = DeviceData.of(dataset_of(config), config, device), RunFolder(config)
     size = min(config.batch_size, len(data.train))
     batches = data.train.num_batches(size, drop_last=True)

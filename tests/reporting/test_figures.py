@@ -1,4 +1,4 @@
-"""Pictures hold what they promise, for few and many classes and networks; how they look was looked at."""
+"""Contents of figures, for few and many classes and networks."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def labels(figure) -> list[str]:
     return sorted(text.get_text() for text in figure.legends[0].get_texts())
 
 
-def test_sizes_show_the_papers_points_and_the_spread():
+def test_size_figure_shows_the_results_of_the_paper_and_the_spread():
     runs = [summary(70.0, 60.0), summary(72.0, 62.0)]
     figure = size_figure(runs, paper_results("cifar100", "resnet110", 5, "oekd"))
     assert labels(figure) == [
@@ -34,13 +34,13 @@ def test_sizes_show_the_papers_points_and_the_spread():
     assert of_students(runs, "accuracy")[0] == (71.0, pytest.approx(2**0.5))
 
 
-def test_without_baselines_there_is_no_line_of_them():
+def test_size_figure_without_baselines_has_no_line_for_them():
     assert labels(size_figure([summary(70.0, None)])) == ["ensemble", "trained as a family"]
     assert of_students([summary(70.0, 60.0), summary(70.0, None)], "baseline_accuracy") == []
 
 
 @pytest.mark.parametrize(("classes", "named"), [(3, 3), (20, 20), (1000, 20)])
-def test_only_the_worst_of_many_classes_are_named(classes, named):
+def test_class_figure_names_at_most_20_classes(classes, named):
     torch.manual_seed(0)
     ensemble = torch.full((classes,), 90.0, dtype=torch.float64)
     students = ensemble - 20 * torch.rand(2, classes, dtype=torch.float64)
@@ -53,20 +53,20 @@ def test_only_the_worst_of_many_classes_are_named(classes, named):
     assert png(figure).startswith(b"\x89PNG")
 
 
-def test_every_network_has_a_reliability_diagram_with_its_error():
+def test_every_network_has_a_reliability_diagram_with_its_ece():
     right = torch.arange(10) % 2 == 0
     calibrations = {f"network {i}": calibrate(torch.full((10,), 0.5 + i / 20), right) for i in range(6)}
     titles = [axes.get_title() for axes in reliability_figure(calibrations).axes]
     assert titles[:6] == [f"network {i}: ECE {5 * i:.2f} %" for i in range(6)]
 
 
-def test_agreement_has_a_number_in_every_cell():
+def test_agreement_figure_has_a_number_in_every_cell():
     figure = agreement_figure(["one", "two"], torch.tensor([[100.0, 87.25], [87.25, 100.0]]))
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["100.0", "100.0", "87.2", "87.2"]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_panels_say_what_is_true_and_what_was_predicted(channels):
+def test_cam_figure_shows_true_and_predicted_classes(channels):
     images = torch.randint(256, (2, channels, 6, 6), dtype=torch.uint8)
     network = CamPanels("student 2", torch.rand(2, 6, 6), torch.tensor([0, 0]), torch.tensor([0.5, 0.254]))
     figure = cam_figure(images, torch.tensor([0, 1]), ["cat", "a class with a very long name"], [network])

@@ -1,4 +1,4 @@
-"""Grad-CAM against its formula, worked out on a network whose gradients are known."""
+"""Grad-CAM, compared with its formula for a network with known gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from oekd_fast.reporting.grad_cam import grad_cam
 
 
 class PooledSum(nn.Module):
-    """Logits from the mean of each channel of the images: class 0 wants channel 0, class 1 is against it."""
+    """Logits from the mean of each channel: channel 0 is evidence for class 0 and against class 1."""
 
     def forward(self, x):
         means = x.mean(dim=(2, 3))
@@ -22,11 +22,11 @@ def student():
     return Student(nn.Identity().eval(), PooledSum().eval())
 
 
-def test_a_network_whose_map_is_known(student):
+def test_the_map_equals_the_formula(student):
     images = torch.zeros(2, 2, 4, 4)
     images[0, 0, 1, 2] = 3.0  # for class 0
     images[0, 0, 0, 0] = 1.5
-    images[0, 1, 3, 3] = 2.0  # against it: cut off by the ReLU
+    images[0, 1, 3, 3] = 2.0  # against class 0: removed by the ReLU
     images[1, 0, 2, 2] = 1.0
     cam = grad_cam(student, images, torch.tensor([0, 1]))
     expected = torch.zeros(2, 4, 4)
@@ -39,7 +39,7 @@ def test_a_class_without_evidence_has_an_empty_map(student):
 
 
 @pytest.mark.parametrize("model", ["resnet20", "densenet_bc_12", "efficientnet_b0"])
-def test_real_networks(model):
+def test_maps_of_real_networks_are_scaled_and_independent_of_the_batch(model):
     assert model in architecture_names()
     torch.manual_seed(0)
     student = build_ensemble(model, 2, num_classes=4, in_channels=1).eval().student(1)
@@ -54,7 +54,7 @@ def test_real_networks(model):
         torch.testing.assert_close(grad_cam(student, images, torch.tensor([0, 3, 1])), cam)
 
 
-def test_training_mode_is_refused(student):
+def test_training_mode_is_rejected(student):
     student.train()
     with pytest.raises(ValueError, match="student: expected evaluation mode, got training mode"):
         grad_cam(student, torch.zeros(1, 2, 4, 4), torch.tensor([0]))

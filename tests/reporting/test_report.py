@@ -1,4 +1,4 @@
-"""The report of finished runs: what the page holds, that it needs nothing else, and what it says is missing."""
+"""The report of finished runs: contents of the page, notes on missing parts, and errors of the command."""
 
 import json
 import re
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A run of two students and their baselines, on a folder whose name is no HTML."""
+    """A run of two students and their baselines, on a folder with a name that has to be escaped in HTML."""
     folder = tmp_path_factory.mktemp("report")
     data = folder / "a<b>&c"
     data.mkdir()
@@ -50,13 +50,13 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def drawn_run(trained, tmp_path, one_thread) -> Path:
-    """A copy to damage; checkpoints are of no use to a report."""
+    """A copy of the run that tests may damage, without checkpoints."""
     return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
 
 
 @pytest.fixture
 def run(drawn_run, monkeypatch) -> Path:
-    """One whose pictures are not drawn, which is most of the time."""
+    """A copy of the run whose report draws no pictures, since drawing takes most of the time."""
     monkeypatch.setattr(section, "png", lambda figure: b"a picture")
     return drawn_run
 
@@ -70,7 +70,7 @@ def page_of(*runs: Path, **options) -> str:
 
 
 class Checker(HTMLParser):
-    """Collects what is open at the end, and every address."""
+    """Parser that collects all tags and addresses, and the tags that are not closed."""
 
     VOID = ("meta", "img")
 
@@ -89,7 +89,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_holds_everything_and_needs_nothing_else(drawn_run):
+def test_the_page_is_complete_and_self_contained(drawn_run):
     text = page_of(drawn_run)
     assert sorted(p.name for p in (drawn_run / "report").iterdir()) == sorted(
         ["index.html", *(f"{n}.png" for n in PICTURES)]
@@ -114,7 +114,7 @@ def test_text_is_escaped(run):
     assert "a&lt;b&gt;&amp;c" in text and "a<b>" not in text
 
 
-def test_predictions_give_the_accuracies_of_the_run(run):
+def test_predictions_reproduce_the_accuracies_of_the_run(run):
     finished = read_run(run)
     networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
     result = predict(networks.students, networks.baselines, dataset.test, dataset.augmentation, CPU)
@@ -134,12 +134,12 @@ def test_runs_that_differ_in_the_seed_are_averaged(run, tmp_path):
     change(run / "summary.json", ensemble_accuracy=90.0)
     change(other / "summary.json", students=summary["students"], ensemble_accuracy=80.0)
     text = page_of(run, other, output=tmp_path / "page")
-    assert text.count("<h2>") == 1 and "of 2 runs (seed 0, 1)" in text and "<td>85.00 ± 7.07</td>" in text
-    # One accuracy was made up.
+    assert text.count("<h2>") == 1 and "of 2 runs (seeds 0, 1)" in text and "<td>85.00 ± 7.07</td>" in text
+    # The accuracy of 50.0 was made up.
     assert "differ from summary.json by up to" in text
 
 
-def test_other_runs_get_sections_of_their_own(run, tmp_path):
+def test_runs_with_other_options_have_their_own_section(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     change(other / "config.json", temperature=3.0)
     text = page_of(run, other, output=tmp_path / "page")
@@ -147,82 +147,82 @@ def test_other_runs_get_sections_of_their_own(run, tmp_path):
     assert {p.name for p in (tmp_path / "page").glob("*.png")} == {f"{i}_{n}.png" for i in (1, 2) for n in PICTURES}
 
 
-def test_without_weights_of_baselines_a_line_says_so(run):
+def test_missing_weights_of_baselines_are_noted(run):
     shutil.rmtree(run / "baselines")
     text = page_of(run)
-    assert "No weights of baselines" in text and "<td>student 1 alone</td>" not in text
+    assert "a run has no weights of baselines" in text and "<td>student 1 alone</td>" not in text
     assert all((run / "report" / f"{name}.png").exists() for name in PICTURES)
 
 
-def test_without_the_data_set_the_page_says_what_is_missing(run, trained, tmp_path):
+def test_a_missing_data_set_is_noted(run, trained, tmp_path):
     change(run / "config.json", dataset="no_such_data")
     text = page_of(run)
-    assert "No calibration, agreement, accuracy by class and Grad-CAM: dataset: expected a known name" in text
+    assert "by class and Grad-CAM are missing: dataset: expected a known name" in text
     assert {p.stem for p in (run / "report").glob("*.png")} == {"sizes", "curves"}
-    moved = page_of(run, data_dir=trained.parent / "a<b>&c", output=tmp_path / "page")
-    assert 'class="note"' not in moved and "ECE" in moved
+    relocated = page_of(run, data_dir=trained.parent / "a<b>&c", output=tmp_path / "page")
+    assert 'class="note"' not in relocated and "ECE" in relocated
 
 
-def test_other_images_are_not_taken_for_the_runs(run, tmp_path):
+def test_another_number_of_test_images_is_noted(run, tmp_path):
     change(run / "summary.json", test_images=29)
-    assert re.search(r"expected the 29 test images of .*run, got 30: other data", page_of(run))
+    assert re.search(r"expected the 29 test images of .*run, got 30", page_of(run))
 
 
-def test_an_ensemble_of_its_own_kind_is_told_from_the_mean(run):
+def test_a_missing_gate_is_noted(run):
     change(run / "config.json", objective="one", ensemble_ce_weight=1.0)
     text = page_of(run)
-    assert "&amp;c, one</h2>" in text and "is of its gate too" in text
+    assert "&amp;c, one</h2>" in text and "uses the gate, which is missing" in text
 
 
 @pytest.fixture(scope="module")
 def gated(trained) -> Path:
-    """A run of ONE on the data of the other."""
+    """A run with the objective "one", which has a gate, on the data of the other run."""
     config = TrainConfig(dataset=str(trained.parent / "a<b>&c"), objective="one", num_students=2, epochs=1,
                          batch_size=20, output_dir=trained.parent / "gated", progress=False)  # fmt: skip
     train(config, Console(quiet=True))
     return config.run_folder
 
 
-def test_the_reported_ensemble_is_the_gated_one(gated, tmp_path, one_thread, monkeypatch):
+def test_the_ensemble_of_the_report_uses_the_gate(gated, tmp_path, one_thread, monkeypatch):
     monkeypatch.setattr(section, "png", lambda figure: b"a picture")
     finished = read_run(gated)
     networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
     result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
     assert result.accuracy()[-1] == pytest.approx(finished.summary["ensemble_accuracy"], abs=1e-3)
 
-    # By hand, with a gate whose weights are far from a mean.
+    # The expected values are computed by hand, with a gate whose weights differ from 1/2.
     with torch.no_grad():
         networks.gate.norm.bias.copy_(torch.tensor([0.0, 3.0]))
         result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
         scaled = networks.students[0].preprocess(dataset.test.images)
         first, second = (student(scaled) for student in networks.students)
         weights = networks.gate(networks.students[0].base(scaled))
-        mixed = (weights[:, :1] * first + weights[:, 1:] * second).softmax(dim=1).max(dim=1)
+        expected = (weights[:, :1] * first + weights[:, 1:] * second).softmax(dim=1).max(dim=1)
     assert weights[:, 1].min() > 0.6
-    assert torch.equal(result.predicted[-1], mixed.indices)
-    torch.testing.assert_close(result.confidence[-1], mixed.values)
+    assert torch.equal(result.predicted[-1], expected.indices)
+    torch.testing.assert_close(result.confidence[-1], expected.values)
 
-    assert 'class="note">From here on' not in page_of(gated, output=tmp_path / "page")
+    assert 'class="note">Below, the ensemble' not in page_of(gated, output=tmp_path / "page")
     older = shutil.copytree(gated, tmp_path / "older", ignore=shutil.ignore_patterns("checkpoints"))
     (older / "students" / "gate.safetensors").unlink()
-    assert "gate too (a run keeps it in students/; older versions did not)" in page_of(older)
-    # Of a group, all or none: averages are of one kind.
+    assert "uses the gate, which is missing (older versions did not write students/gate.safetensors)" in page_of(older)
+    # A group uses the gates only if all of its runs have them.
     change(older / "config.json", seed=1)
-    assert "gate too" in page_of(gated, older, output=tmp_path / "page")
+    assert "uses the gate, which is missing" in page_of(gated, older, output=tmp_path / "page")
 
 
-def test_a_damaged_gate_leaves_the_rest(gated, tmp_path, one_thread, monkeypatch):
+def test_a_damaged_gate_is_noted(gated, tmp_path, one_thread, monkeypatch):
     monkeypatch.setattr(section, "png", lambda figure: b"a picture")
     copy = shutil.copytree(gated, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
     (copy / "students" / "gate.safetensors").write_bytes(b"")
-    assert re.search("No calibration, .*gate.safetensors: damaged", page_of(copy))
+    assert re.search("Grad-CAM are missing: .*gate.safetensors: damaged", page_of(copy))
 
 
-def test_snapshots_are_told_from_the_last_network(run):
+def test_an_ensemble_with_earlier_networks_is_noted(run):
     summary = json.loads((run / "summary.json").read_text())
     change(run / "summary.json", students=summary["students"][:1])
     change(run / "config.json", objective="snapshot", schedule="cyclic", snapshots=1)
-    assert "is of its earlier networks too" in page_of(run)
+    assert "also includes earlier networks" in page_of(run)
 
 
 def test_paths_of_a_config_are_read_as_paths(run):
@@ -252,15 +252,15 @@ def test_a_family_of_one_is_not_compared_with_the_paper(run, tmp_path):
     assert "paper: in the family %" in page_of(run)
 
 
-def test_damaged_weights_leave_the_rest(run):
+def test_damaged_weights_are_noted(run):
     (run / "students" / "student_2.safetensors").write_bytes(b"")
     assert "damaged, or not saved together with student_2.json" in page_of(run)
 
 
-def test_grad_cam_can_be_left_out_and_explain_the_true_class(run):
+def test_grad_cam_can_be_omitted_and_explain_the_true_class(run):
     report(ReportConfig(runs=(run,), images=0, device="cpu"))
     assert not (run / "report" / "grad_cam.png").exists()
-    assert "for the class that is true" in page_of(run, explain="true")
+    assert "for the true class" in page_of(run, explain="true")
     assert (run / "report" / "grad_cam.png").exists()
 
 
@@ -307,7 +307,7 @@ def old_summary(run):
         (old_summary, "{run}/summary.json: students lack flops; it was written by an older version"),
     ],
 )
-def test_a_bad_run_is_one_clear_line(run, damage, message, monkeypatch, capsys):
+def test_an_invalid_run_folder_is_a_one_line_error(run, damage, message, monkeypatch, capsys):
     damage(run)
     monkeypatch.setattr(sys, "argv", ["report", str(run)])
     assert main() == 1
@@ -316,7 +316,7 @@ def test_a_bad_run_is_one_clear_line(run, damage, message, monkeypatch, capsys):
     assert not (run / "report").exists()
 
 
-def test_the_command_line_says_where_the_page_is(run, monkeypatch, capsys):
+def test_the_command_prints_the_path_of_the_page(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", str(run), "--images", "1", "--device", "cpu"])
     assert main() == 0
     assert capsys.readouterr().out == f"Report: {run}/report/index.html\n"
@@ -330,12 +330,12 @@ def test_the_command_line_says_where_the_page_is(run, monkeypatch, capsys):
         ({"runs": (Path("x"),), "explain": "other"}, "explain: expected predicted or true, got 'other'"),
     ],
 )
-def test_bad_options(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         ReportConfig(**options)
 
 
-def test_images_are_of_classes_spread_over_all():
+def test_images_are_from_classes_spread_over_all():
     labels = torch.tensor([3, 3, 0, 1, 0, 5, 1])  # classes 0, 1, 3 and 5
     assert one_of_each_class(labels, 2).tolist() == [2, 0]
     assert one_of_each_class(labels, 4).tolist() == [2, 3, 0, 5]

@@ -1,4 +1,4 @@
-"""Reproductions: statistics, which seeds count as finished, stopping and continuing, what is written."""
+"""Reproductions: statistics, finished and interrupted seeds, and the files that are written."""
 
 import json
 import os
@@ -33,7 +33,7 @@ DIGITS, PAPER = "evidence/digits/resnet20", "paper/cifar100/resnet110"
 
 
 def summary_of(family, alone, ensemble=80.0, epochs=450, best=None) -> dict:
-    """As a run leaves it; `best`: by how much the best test epoch is above the selected one, None: not known."""
+    """Return the summary of a run; `best` is the advantage of the best test epoch, or None if it is unknown."""
     students = [
         {
             "index": j + 1,
@@ -65,11 +65,11 @@ FIVE = [
 ]
 
 
-def test_statistics_by_hand():
+def test_statistics_equal_values_computed_by_hand():
     found = accuracies(FIVE, "selected")
     assert found["family"][0] == pytest.approx({"mean": 73.0, "deviation": 2**0.5})
     assert found["baseline"][4] == pytest.approx({"mean": 42.0, "deviation": 8**0.5})
-    # Paired: 6 and 4 points, 15 % and 9.0909 %.
+    # The gains of the two seeds are 6 and 4 points, or 15 % and 9.0909 %.
     assert found["gain_points"][4] == pytest.approx({"mean": 5.0, "deviation": 2**0.5})
     assert found["gain_percent"][4] == pytest.approx(
         {"mean": (15 + 100 / 11) / 2, "deviation": (15 - 100 / 11) / 2**0.5}
@@ -79,17 +79,17 @@ def test_statistics_by_hand():
     assert accuracies(FIVE, "best_test")["family"][0]["mean"] == pytest.approx(73.5)
 
 
-def test_a_best_test_epoch_that_one_seed_does_not_know_is_not_stated():
+def test_best_test_accuracies_need_all_seeds():
     unknown = summary_of([1.0], [1.0])
     older = {name: value for name, value in unknown.items() if not name.startswith("best_test")}
     older["students"] = [{k: v for k, v in s.items() if not k.startswith("best_test")} for s in unknown["students"]]
     for summary in (unknown, older):
         assert accuracies([summary_of([1.0], [1.0], best=0.5), summary], "best_test") is None
         assert accuracies([summary], "selected")["family"] == [{"mean": 1.0, "deviation": None}]
-        assert accuracies([summary], "last_epoch")["gain_percent"] == [None]  # of 0 % alone
+        assert accuracies([summary], "last_epoch")["gain_percent"] == [None]  # the baseline is 0 %
 
 
-def test_an_ensemble_that_one_seed_does_not_know_leaves_the_rest_of_the_measure():
+def test_a_missing_ensemble_of_one_seed_keeps_the_other_results():
     one = summary_of([2.0], [1.0], best=0.5) | {"best_test_ensemble_accuracy": None}
     found = accuracies([summary_of([4.0], [1.0], best=0.5), one], "best_test")
     assert found["ensemble"] is None and found["family"][0]["mean"] == pytest.approx(3.5)
@@ -119,7 +119,7 @@ def results_of(summaries, **overrides) -> dict:
     return gather(get_recipe(PAPER), recipe_config(PAPER, **overrides), dict(enumerate(summaries)), range(3))
 
 
-def test_markdown_says_what_was_measured_beside_the_paper():
+def test_markdown_shows_results_beside_those_of_the_paper():
     results = results_of(FIVE, epochs=45, weight_decay=5e-4)
     results["timing"] = {
         "family": 2.0, "alone": [1.0] * 5, "sequential": 5.0, "rounds": 5, "steps": 50, "steps_per_epoch": 352,
@@ -131,16 +131,16 @@ def test_markdown_says_what_was_measured_beside_the_paper():
     text = render(results)
     for part in (
         "# paper/cifar100/resnet110\n",
-        "2 seeds of 3 asked for: mean ± sample standard deviation",
+        "2 of 3 requested seeds: mean ± sample standard deviation",
         "Changed from the recipe: weight_decay 0.0001 -> 0.0005, epochs 450 -> 45.",
         "sgd at 0.1, times 0.1 at 50 %, 75 %; no warm-up",
         "## Selected epoch: chosen on held-out training images",
         "## Last epoch",
-        "## Best test epoch: chosen on the test images, as the paper does",
+        "## Best test epoch: chosen on the test images as in the paper, which overestimates accuracy",
         "| 5 | 200 | 20.00 | 42.00 ± 2.83 | 47.00 ± 1.41 | +5.00 ± 1.41 | +12.05 ± 4.18 | 42.26 | 46.76 | +4.50 | +10",
-        "Ensemble 77.00 ± 1.41 %; the paper's 78.86 %.",
-        "| times longer | 2.50 [2.40, 2.60] | 2.49 |",
-        "(the paper's Table 9: ResNet110 on CIFAR-100)",
+        "Ensemble 77.00 ± 1.41 %; paper: 78.86 %.",
+        "| ratio | 2.50 [2.40, 2.60] | 2.49 |",
+        "(Table 9 of the paper: ResNet110 on CIFAR-100)",
         "| 6 | paper | 66.92 | 66.28 | 65.33 | 55.97 | 43.06 | 69.34 |",
         "Trained on a device.",
     ):
@@ -148,25 +148,25 @@ def test_markdown_says_what_was_measured_beside_the_paper():
     assert "-" == number(None) and number({"mean": 1.0, "deviation": None}) == "1.00"
 
 
-def test_one_seed_has_no_spread_and_what_is_not_known_is_not_stated():
+def test_markdown_of_one_seed_has_no_deviations():
     text = render(results_of([summary_of([2.0, 1.0], [1.0, 1.0])], num_students=2))
     assert "| 1 | 1,000 | 100.00 | 1.00 | 2.00 | +1.00 | +100.00 |\n" in text
-    assert "Not known: not every run looked at the test images after every epoch." in text
+    assert "Not available: not every run was evaluated on the test images after every epoch." in text
 
 
-def test_an_ensemble_that_is_not_known_is_a_dash_and_not_drawn(tmp_path):
+def test_an_unknown_ensemble_is_a_dash_and_is_not_drawn(tmp_path):
     unknown = {f"{prefix}ensemble_accuracy": None for prefix in ("", "last_epoch_", "best_test_")}
     results = results_of([summary | unknown for summary in FIVE])
-    assert render(results).count("\nEnsemble -; the paper's 78.86 %.\n") == 3
+    assert render(results).count("\nEnsemble -; paper: 78.86 %.\n") == 3
     write(tmp_path, results)
     assert json.loads((tmp_path / "results.json").read_text())["accuracy"]["last_epoch"]["ensemble"] is None
 
 
-def test_another_name_of_the_same_data_set_is_no_change():
+def test_another_name_of_the_data_set_is_not_listed_as_a_change():
     assert results_of(FIVE)["changed"] == {} == results_of(FIVE, dataset="uoft-cs/cifar100")["changed"]
 
 
-def test_all_three_files_are_written(tmp_path):
+def test_write_writes_all_three_files(tmp_path):
     write(tmp_path, results_of(FIVE))
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", "results.png"}
     assert json.loads((tmp_path / "results.json").read_text())["accuracy"]["selected"]["ensemble"]["mean"] == 77.0
@@ -174,19 +174,19 @@ def test_all_three_files_are_written(tmp_path):
         assert picture.width > 1000
 
 
-# -- which seeds are finished
+# Finished seeds
 
 
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
-    """Two students, two steps an epoch."""
+    """Two students and two steps per epoch."""
     return recipe_config(
         DIGITS, epochs=2, num_students=2, train_images=60, batch_size=20, baseline=True, track_test=True,
         progress=False, output_dir=tmp_path / "out",
     )  # fmt: skip
 
 
-def leave(config: TrainConfig, summary: object) -> None:
+def write_run(config: TrainConfig, summary: object) -> None:
     config.run_folder.mkdir(parents=True)
     (config.run_folder / "config.json").write_text(json.dumps(config.as_dict()))
     (config.run_folder / "summary.json").write_text(summary if isinstance(summary, str) else json.dumps(summary))
@@ -209,45 +209,45 @@ COMPLETE = summary_of([2.0, 1.0], [1.0, 1.0], epochs=2)
         (COMPLETE | {"epochs": 1}, False),
     ],
 )
-def test_only_a_complete_summary_counts(config, summary, counts):
+def test_only_a_complete_summary_is_finished(config, summary, counts):
     seed = seed_config(config, config.output_dir, 3)
     assert finished(seed) is None
-    leave(seed, summary)
+    write_run(seed, summary)
     assert finished(seed) == (COMPLETE if counts else None)
     assert seed.run_folder == config.output_dir / "seed-3" and seed.seed == 3
 
 
-def test_generations_need_no_ensemble_of_the_last_epoch(config):
+def test_born_again_runs_need_no_ensemble_of_the_last_epoch(config):
     born_again = recipe_config(DIGITS, epochs=2, objective="born_again", output_dir=config.output_dir)
     unknown = COMPLETE | {"last_epoch_ensemble_accuracy": None}
     for k, (kind, counts) in enumerate(((config, False), (born_again, True))):
         seed = seed_config(kind, config.output_dir, k)
-        leave(seed, unknown)
+        write_run(seed, unknown)
         assert (finished(seed) is not None) == counts
 
 
-def test_a_summary_without_its_config_does_not_count(config):
+def test_a_summary_without_its_config_is_not_finished(config):
     seed = seed_config(config, config.output_dir, 0)
-    leave(seed, COMPLETE)
+    write_run(seed, COMPLETE)
     (seed.run_folder / "config.json").unlink()
     assert finished(seed) is None
 
 
-def test_a_seed_of_other_training_is_refused_by_the_field(config):
+def test_a_run_with_another_config_is_rejected_with_the_field(config):
     seed = seed_config(config, config.output_dir, 0)
-    leave(replace(seed, weight_decay=0.5), COMPLETE)
+    write_run(replace(seed, weight_decay=0.5), COMPLETE)
     with pytest.raises(RunFolderError, match=r"seed-0/config.json; weight_decay: expected 0.5, got 0.0001"):
         reproduce(DIGITS, config, 1, console=QUIET)
 
 
-def test_nothing_is_trained_for_a_recipe_that_does_not_fit(config):
+def test_nothing_is_trained_for_an_unsuitable_recipe(config):
     for recipe, message in ((PAPER, "dataset: expected cifar100"), ("digits", "recipe: 'digits' is unknown")):
         with pytest.raises(RecipeError, match=message):
             reproduce(recipe, config, 1, console=QUIET)
     assert not config.output_dir.exists()
 
 
-def test_a_stop_that_a_run_outlived_still_stops(config, monkeypatch):
+def test_a_signal_during_the_last_steps_of_a_run_stops_the_reproduction(config, monkeypatch):
     def train_to_its_end(config, console, stop):
         stop.signal_number = signal.SIGINT
         return COMPLETE
@@ -257,17 +257,18 @@ def test_a_stop_that_a_run_outlived_still_stops(config, monkeypatch):
         run(seed_config(config, config.output_dir, 0), QUIET)
 
 
-# -- whole reproductions
+# Whole reproductions
 
 
-def test_stopped_continued_and_done_again(config, monkeypatch):
-    """Stopped in the second seed, whose rest follows; then nothing is left to train but what was damaged."""
+@pytest.mark.slow  # trains the phases of two seeds, in part several times
+def test_a_reproduction_can_be_stopped_continued_and_repeated(config, monkeypatch):
+    """The second seed is stopped and continued. Later calls train only a run with a damaged summary."""
     config = replace(config, epochs=1)
     folder, step, done = config.output_dir, Engine.step, []
 
     def stop(self):
         done.append(1)
-        if len(done) == 9:  # a seed has 6: two of each phase
+        if len(done) == 9:  # a seed has 6 steps, two of each phase
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self)
 
@@ -291,8 +292,8 @@ def test_stopped_continued_and_done_again(config, monkeypatch):
         reproduce(DIGITS, replace(config, temperature=3.0), 2, console=QUIET)
 
 
-def test_a_seed_of_generations_is_not_trained_again(config, monkeypatch):
-    """Their ensemble is that of the networks of the selected epochs, and there is none that goes with another epoch."""
+def test_a_finished_born_again_run_is_not_trained_again(config, monkeypatch):
+    """The ensemble of born-again networks exists for their selected epochs only."""
     fields = {"objective": "born_again", "generations": 2, "epochs": 1}
     config = replace(config, **fields)
     results = reproduce(DIGITS, config, 1, console=QUIET)
@@ -313,26 +314,27 @@ TIMING = {
 
 @pytest.fixture
 def measured(config, monkeypatch):
-    """A reproduction of two seeds with timing and an ablation, nothing of which is trained."""
+    """A reproduction of two seeds with timing and an ablation, without training and drawing."""
     config.output_dir.mkdir()
+    monkeypatch.setattr("oekd_fast.reproduction.results.png", lambda figure: b"a picture")
     monkeypatch.setattr(seeds, "run", lambda config, console: COMPLETE)
     monkeypatch.setattr(ablations, "run", lambda config, console: COMPLETE)
     monkeypatch.setattr("oekd_fast.reproduction.timing.time_epochs", lambda config: TIMING)
     return reproduce(DIGITS, config, 2, timing=True, ablations=("alpha",), console=QUIET)
 
 
-def test_what_was_measured_before_stays_in_the_results(config, measured):
+def test_timing_and_ablations_of_earlier_calls_are_kept(config, measured):
     for seeds_asked in (2, 3):
         again = reproduce(DIGITS, config, seeds_asked, console=QUIET)
         assert again["timing"] == TIMING and again["ablations"] == measured["ablations"] != {}
         text = (config.output_dir / "results.md").read_text()
         assert "## Time" in text and "## alpha" in text
-        assert ("All else stays as above. Seeds 0, 1.\n" in text) == (seeds_asked == 3)
+        assert ("All other options are as above. Seeds 0, 1.\n" in text) == (seeds_asked == 3)
     both = reproduce(DIGITS, config, 2, ablations=("temperature",), console=QUIET)
     assert both["ablations"].keys() == {"alpha", "temperature"} and both["timing"] == TIMING
 
 
-def test_results_from_before_a_field_existed_stay_too(config, measured):
+def test_results_of_older_versions_without_a_field_are_kept(config, measured):
     file = config.output_dir / "results.json"
     older = json.loads(file.read_text())
     del older["config"]["ce_schedule"], older["ablations"]["alpha"]["seeds"]
@@ -342,7 +344,7 @@ def test_results_from_before_a_field_existed_stay_too(config, measured):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": 3}', "other"])
-def test_damaged_results_and_those_of_another_config_are_ignored(config, measured, content):
+def test_damaged_results_and_results_of_another_config_are_ignored(config, measured, content):
     file = config.output_dir / "results.json"
     other = content == "other"
     if not other:
@@ -351,7 +353,7 @@ def test_damaged_results_and_those_of_another_config_are_ignored(config, measure
     assert again["timing"] is None and again["ablations"] == {}
 
 
-def test_ablations_train_the_family_alone_and_own_values_not_again(config, monkeypatch):
+def test_ablations_train_only_the_family_and_reuse_the_runs_of_the_config(config, monkeypatch):
     runs = []
     monkeypatch.setattr(ablations, "run", lambda config, console: runs.append(config) or COMPLETE)
     for name, sweep in SWEEPS.items():
@@ -369,12 +371,12 @@ def test_ablations_train_the_family_alone_and_own_values_not_again(config, monke
 @pytest.mark.parametrize(
     ("fields", "students"), [({}, 2), ({"objective": "snapshot", "schedule": "cyclic", "snapshots": 1}, 1)]
 )
-def test_epochs_of_family_and_students_are_timed(config, fields, students):
+def test_time_epochs_measures_family_and_students(config, fields, students):
     timing = time_epochs(replace(config, **fields), rounds=2, steps=1)
     assert len(timing["alone"]) == students and timing["steps_per_epoch"] == 2 and timing["steps"] == 1
     ratio = timing["ratio"]
     assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"] and timing["family"] > 0
-    assert timing["sequential"] == pytest.approx(sum(timing["alone"]))  # of two rounds, medians are means
+    assert timing["sequential"] == pytest.approx(sum(timing["alone"]))  # the median of two rounds is their mean
     assert not config.output_dir.exists()
 
 
@@ -388,7 +390,7 @@ def test_epochs_of_family_and_students_are_timed(config, fields, students):
         (("--recipe", PAPER, "--seeds", "0"), "seeds: expected an integer >= 1, got 0"),
     ],
 )
-def test_the_command_names_what_it_cannot_use(arguments, message, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_invalid_arguments(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
     try:
