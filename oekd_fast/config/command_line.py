@@ -84,7 +84,7 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
 
 def recipe_table() -> Table:
     """Return a table of all recipes: name, epochs and source."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("epochs", justify="right")
     table.add_column("source")

@@ -143,20 +143,20 @@ _LOSS = dict(temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15
 
 @dataclass(frozen=True)
 class _PaperTable:
-    """A table of the paper; `ours` names the settings that the paper does not state."""
+    """A table of the paper; `own` names the settings that the paper does not state."""
 
     number: int
     dataset: str
     epochs: int
     batch_size: int = 128
-    ours: str = "weight decay"
+    own: str = "weight decay"
 
 
 _PAPER = {
     "cifar10": _PaperTable(2, "cifar10", 350),
     "cifar100": _PaperTable(3, "cifar100", 450),
     "svhn": _PaperTable(5, "svhn", 50),
-    "imagenet": _PaperTable(6, "imagenet_1k", 100, batch_size=256, ours="weight decay and batch size"),
+    "imagenet": _PaperTable(6, "imagenet_1k", 100, batch_size=256, own="weight decay and batch size"),
 }
 
 
@@ -166,7 +166,7 @@ def _paper() -> Iterator[Recipe]:
         for model in rows:
             yield _recipe(
                 "paper",
-                f"Table {table.number} of the paper, with our {table.ours}",
+                f"paper, Table {table.number}; own {table.own}",
                 table.dataset,
                 model,
                 epochs=table.epochs,
@@ -186,7 +186,7 @@ _RELEASED = dict(num_students=5, batch_size=128, schedule="multistep", warmup_ep
 def _published() -> Iterator[Recipe]:
     for model in ("resnet32", "resnet44", "resnet56", "resnet110"):
         yield _recipe(
-            "published", "released code, with normalised inputs", "cifar100", model, **_RELEASED, optimizer="adam",
+            "published", "released code; inputs normalised", "cifar100", model, **_RELEASED, optimizer="adam",
             learning_rate=1e-3, weight_decay=1e-5, epochs=350, milestones=_shares(350, 200, 300), decay=0.1,
             temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15,
         )  # fmt: skip
@@ -197,13 +197,13 @@ def _published() -> Iterator[Recipe]:
         ("resnet110", 0.001, 250, (100, 150), (1.0, 1.0, 1.0)),
     ):
         yield _recipe(
-            "published", "released code, with normalised inputs and Nesterov momentum", "cifar10", model, **_RELEASED,
+            "published", "released code; inputs normalised, Nesterov momentum", "cifar10", model, **_RELEASED,
             optimizer="sgd", learning_rate=rate, momentum=0.9, weight_decay=1e-4, epochs=epochs,
             milestones=_shares(epochs, *milestones), decay=0.1, temperature=3.0,
             **dict(zip(("ce_weight", "feature_weight", "kd_weight"), weights, strict=True)),
         )  # fmt: skip
     yield _recipe(
-        "published", "released code, with the loss weights of the paper", "imagenet_1k",
+        "published", "released code; loss weights of the paper", "imagenet_1k",
         "efficientnet_b0", **_RELEASED, optimizer="adam", learning_rate=1e-3, weight_decay=1e-4, epochs=100,
         milestones=_shares(100, 50, 70, 90), decay=0.5, temperature=3.0, ce_weight=0.7, feature_weight=0.15,
         kd_weight=0.15,
@@ -227,7 +227,7 @@ def _modern() -> Iterator[Recipe]:
         for model in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet_bc_12"):
             yield _recipe(
                 "modern",
-                "paper with cosine, label smoothing, weight decay 5e-4, EMA, bf16 and 300 epochs; not measured",
+                "paper; cosine, label smoothing, EMA, bf16; not measured",
                 dataset,
                 model,
                 epochs=300,
@@ -241,9 +241,9 @@ def _modern() -> Iterator[Recipe]:
 
 def _evidence() -> Iterator[Recipe]:
     yield _recipe(
-        "evidence", "ours; run by make train", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
+        "evidence", "own; run by make train", "digits", "resnet20", epochs=26, schedule="cosine", learning_rate=0.2
     )
     yield _recipe(
-        "evidence", "ours, with 12,000 training images", "fashion_mnist", "resnet20", epochs=5,
+        "evidence", "own; 12,000 training images", "fashion_mnist", "resnet20", epochs=5,
         schedule="cosine", learning_rate=0.1, train_images=12000,
     )  # fmt: skip

@@ -146,7 +146,7 @@ def test_the_list_names_every_recipe():
     lines = io.StringIO()
     Console(file=lines, width=200).print(recipe_table())
     assert all(name in lines.getvalue() for name in recipe_names())
-    assert "450   Table 3 of the paper, with our weight decay" in lines.getvalue()
+    assert "450  paper, Table 3; own weight decay" in lines.getvalue()
 
 
 def test_list_recipes_prints_the_list_and_trains_nothing(tmp_path):
