@@ -8,7 +8,7 @@ from typing import Literal
 
 from oekd_fast.config.section import Section, at_least, setting, within
 
-Augmentation = Literal["auto", "none", "crop", "resized_crop"]
+AugmentationName = Literal["auto", "none", "crop", "resized_crop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class DataConfig(Section):
     """Side length in pixels of the images that the networks take."""
     augment: bool = True
     """Augment the training images."""
-    augmentation: Augmentation = "auto"
+    augmentation: AugmentationName = "auto"
     """crop pads, crops and flips; resized_crop cuts parts of random size; auto selects by data set."""
     pad: int | None = setting(None, at_least(0, "pixels"), unset="depends on the data set")
     """Pixels of padding before a random crop."""
@@ -43,7 +43,7 @@ class DataConfig(Section):
     """Where images are kept: on the device, in host memory, or on disk (stream); auto selects device or host."""
 
     @property
-    def augmentation_choice(self) -> Augmentation:
+    def augmentation_choice(self) -> AugmentationName:
         """`augmentation`, or "none" if `augment` is False."""
         return self.augmentation if self.augment else "none"
 
