@@ -39,7 +39,7 @@ def test_another_training_names_every_field_that_differs(stored):
         RunFolder(resumed(stored, epochs=3, temperature=4.0))
     assert str(raised.value) == (
         f"the config does not match {stored.output_dir / 'config.json'}; "
-        "epochs: expected 40, got 3; temperature: expected 2.0, got 4.0"
+        "temperature: expected 2.0, got 4.0; epochs: expected 40, got 3"
     )
 
 
