@@ -60,10 +60,13 @@ epochs(steps // 10)
 print(bytes_in_use() - before)
 """
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallinfo2"),
-    reason="the C library does not count the bytes in use (mallinfo2 of glibc >= 2.33)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+        reason="the C library does not count the bytes in use (mallinfo2 of glibc >= 2.33)",
+    ),
+]
 
 
 def growth(threads: int, variant: str) -> int:
