@@ -1,5 +1,8 @@
 """``python -m bench.codegen``; see `bench.codegen.command`."""
 
+import sys
+
 from .command import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,13 +1,15 @@
-"""Fills Triton's and Inductor's caches by many processes, so that the tests and benchmarks behind find kernels there.
+"""Compile the kernels of the tests and benchmarks in many processes, into the caches of Triton and Inductor.
 
-python -m bench.gpu.compile FILE        # one line of JSON for each kernel; "tests" once those of the tests are done
+    python -m bench.gpu.compile FILE
+
+Appends a line of JSON to FILE for each kernel, and {"tests": true} once the kernels of the tests are compiled.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -33,18 +35,20 @@ from . import sweep as gpu_sweep
 TEST_CLASSES = (2, 10, 100, 1000, 4096, 5000, 32000, 128256)
 DTYPES = ("bfloat16", "float32", "float16")
 FORMS = ("value_and_grad", "value", "backward")
-INDUCTOR_PROCESSES = 3  # each begins many of its own
+INDUCTOR_PROCESSES = 3  # each of them starts several processes
 
 
 @dataclass(frozen=True)
 class Job:
+    """One compilation of a kernel of the ensemble loss; no plan means the launcher's own."""
+
     classes: int
     dtype: str
     form: str
     plan: Plan | None = None
 
     def launch(self, device: str) -> Launch:
-        """Of two rows: a kernel does not depend on their number."""
+        """Return a launch for two rows; the compiled kernel does not depend on the number of rows."""
         make = torch.zeros(STUDENTS, 2, self.classes, dtype=getattr(torch, self.dtype), device=device)
         logits = [z.clone() for z in make]
         target = torch.zeros(2, dtype=torch.int64, device=device)
@@ -58,12 +62,12 @@ class Job:
 
 
 def jobs_of_tests() -> list[Job]:
-    """The slowest to compile first."""
+    """Return the jobs, the slowest to compile first."""
     return [Job(c, dtype, form) for c in reversed(TEST_CLASSES) for dtype in DTYPES for form in FORMS]
 
 
 def jobs_of_sweep() -> list[Job]:
-    """One of all plans that differ in the number of programs or the lag alone."""
+    """Return one job for all plans that differ only in the number of programs or in the lag: they share a kernel."""
     found: dict = {}
     for key in gpu_sweep.keys():
         _, classes, dtype = gpu_loss.parse(key)
@@ -81,7 +85,7 @@ def compile_job(job: Job, device: str = "cuda") -> None:
 
 
 def inductor_keys() -> list[tuple[str, str]]:
-    """The longest first, then small sizes: they are the ones a short run gets to."""
+    """Return section and key of each torch.compile: the slowest first, then small sizes, which also quick runs need."""
     step = [("step", key) for key in gpu_step.keys() if key.startswith("compiled resnet20")]
     loss = [("loss", f"{rows}x{classes} {dtype}") for dtype in DTYPES[:2] for rows, classes in SIZES]
     return [*step, *loss, *(("feature", key) for key in gpu_feature.keys())]
@@ -102,7 +106,7 @@ def compile_by_inductor(section: str, key: str) -> None:
 
 
 def compile_all(jobs: dict[str, tuple[Callable, tuple]], processes: int, say: Callable[..., None]) -> None:
-    """By name a function and its arguments, begun in that order."""
+    """Run functions with their arguments, given by name, in this order; report each one by `say`."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         start = time.monotonic()
         names = {pool.submit(function, *arguments): name for name, (function, arguments) in jobs.items()}
@@ -113,10 +117,12 @@ def compile_all(jobs: dict[str, tuple[Callable, tuple]], processes: int, say: Ca
 
 
 def main() -> None:
-    with Path(sys.argv[1]).open("a") as lines:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE")
+    with parser.parse_args().file.open("a") as lines:
 
         def say(**line) -> None:
-            lines.write(json.dumps(line) + "\n")  # one call: two threads say things
+            lines.write(json.dumps(line) + "\n")  # in one call, since two threads write
             lines.flush()
 
         processes = max(1, (os.cpu_count() or 2) - 2)

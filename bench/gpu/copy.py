@@ -1,4 +1,4 @@
-"""What a large copy on the device reaches: the yardstick of everything that only moves bytes."""
+"""The bandwidth of a large copy on the device, to which kernels that only move bytes are compared."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def keys(quick: bool = False) -> list[str]:
 
 
 def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool, device: str = "cuda") -> None:
+    """Time a copy of `BYTES[key]` bytes; bytes read and bytes written both count."""
     source = torch.empty(BYTES[key] // 4, dtype=torch.float32, device=device).normal_()
     target = torch.empty_like(source)
     timing = in_turn({"copy": lambda: target.copy_(source)}, 0.5 if quick else 2.0)["copy"]

@@ -1,4 +1,4 @@
-"""The intermediate loss on a GPU, as bench.ops.feature_kd measures it: one block a case."""
+"""The intermediate loss on a GPU, as bench.ops.feature_kd measures it: a case is one block."""
 
 from __future__ import annotations
 
@@ -15,5 +15,4 @@ def keys(quick: bool = False) -> list[str]:
 
 def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool) -> None:
     block, dtype = key.split()
-    torch.compiler.reset()
     emit(feature_kd.measure(block, feature_kd.BATCH, getattr(torch, dtype), True, 10 if quick else 30))

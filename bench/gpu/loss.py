@@ -1,7 +1,8 @@
-"""The ensemble loss with its gradients on a GPU against eager PyTorch, torch.compile and Liger-Kernel: a size a case.
+"""The ensemble loss with its gradients on a GPU against eager PyTorch, torch.compile and Liger-Kernel.
 
-Where S logits and gradients fit the second-level cache, calls go round several sets of them that do not, unless that
-takes very many: then the cache is warm, and what counts is latency.
+A case is one size. If the logits and gradients of one call fit into the second-level cache, the calls use several sets
+of them in turn which together do not, so that the cache is cold. Very small sizes, which would need more than
+`MOST_SETS` sets, are measured with a warm cache: their time is latency.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 from ..gpu_timing import captured, in_turn, wall_milliseconds
 from ..model.roofline import SIZES
 from ..ops.ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE, naive_loss
+from ..ops.variants import compiled
 from .profile import kernels_of, peak_extra_bytes, profiler_sees_kernels
 
 BEYOND_L2 = 100 * 10**6  # bytes
 MOST_SETS = 16
-GRAPH_BELOW = 256 * 10**6  # bytes a call; beyond, the host keeps up without a graph
-REPETITIONS = 48  # in a graph, about
-COMPILE_SECONDS = 12.0  # left of a section's time, less and torch.compile is not begun
+GRAPH_BELOW = 256 * 10**6  # bytes of a call; for larger calls the host keeps ahead without a graph
+REPETITIONS = 48  # calls in a graph, rounded to whole rounds of the sets
+COMPILE_SECONDS = 12.0  # torch.compile is not started with less time left in the section
 
-Set = tuple[list[Tensor], Tensor, list[Tensor]]
+Set = tuple[list[Tensor], Tensor, list[Tensor]]  # logits, target, buffers of the gradients
 
 
 def keys(quick: bool = False) -> list[str]:
@@ -42,13 +44,13 @@ def parse(key: str) -> tuple[int, int, torch.dtype]:
 
 
 def number_of_sets(bytes_a_set: int) -> int:
-    """1 where one is beyond the cache, or very many are not."""
+    """Return the number of sets that exceed the cache, or 1 if that takes more than `MOST_SETS`."""
     sets = -(-BEYOND_L2 // bytes_a_set)
     return 1 if sets > MOST_SETS else sets
 
 
 def make_sets(rows: int, classes: int, dtype: torch.dtype, device: str) -> list[Set]:
-    """Logits that require gradients, labels, buffers for the gradients."""
+    """Make the sets of a size: logits which require gradients, labels, buffers for the gradients."""
     generator = torch.Generator(device).manual_seed(0)
     sets = []
     for _ in range(number_of_sets(2 * STUDENTS * rows * classes * dtype.itemsize)):
@@ -62,7 +64,10 @@ def make_sets(rows: int, classes: int, dtype: torch.dtype, device: str) -> list[
 
 
 def liger_loss() -> Callable[[list[Tensor], Tensor], Tensor]:
-    """A student at a time with Liger-Kernel's losses. Its cross-entropy writes over its logits: it is given copies."""
+    """Return the loss made of Liger-Kernel's losses, one student at a time.
+
+    Its cross-entropy overwrites the logits, so it gets copies.
+    """
     from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
 
     cross_entropy, divergence = LigerCrossEntropyLoss(), LigerKLDIVLoss(reduction="batchmean")
@@ -79,27 +84,28 @@ def liger_loss() -> Callable[[list[Tensor], Tensor], Tensor]:
 
 
 def variants(sets: list[Set], backend: str = "auto") -> dict[str, Callable[[], Callable[[], object]]]:
-    """By name, what makes a call that goes round the sets: making it may fail."""
+    """Return, by name, functions that make a call which uses the sets in turn; making a call may fail."""
 
-    def going_round(step: Callable[..., object]) -> Callable[[], object]:
+    def in_rounds(step: Callable[..., object]) -> Callable[[], object]:
         turns = cycle(sets)
         return lambda: step(*next(turns))
 
     def with_backward(loss: Callable[[list[Tensor], Tensor], Tensor]) -> Callable[[], object]:
-        return going_round(lambda logits, target, out: torch.autograd.grad(loss(logits, target), logits))
+        return in_rounds(lambda logits, target, out: torch.autograd.grad(loss(logits, target), logits))
 
     return {
-        "value_and_grad": lambda: going_round(
+        "value_and_grad": lambda: in_rounds(
             lambda logits, target, out: ensemble_kd_value_and_grad(logits, target, out=out, backend=backend)
         ),
         "differentiable": lambda: with_backward(lambda z, y: ensemble_kd_loss(z, y, backend=backend).loss),
         "eager": lambda: with_backward(naive_loss),
         "liger": lambda: with_backward(liger_loss()),
-        "compiled": lambda: with_backward(torch.compile(naive_loss, dynamic=False)),
+        "compiled": lambda: with_backward(compiled(naive_loss)),
     }
 
 
 def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool, device: str = "cuda") -> None:
+    """Measure all variants of a size: first without torch.compile, which may exceed the time, then with it."""
     rows, classes, dtype = parse(key)
     sets = make_sets(rows, classes, dtype, device)
     moved = 2 * STUDENTS * rows * classes * dtype.itemsize
@@ -119,7 +125,7 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
     calls, timed = {}, {}
 
     def take(name: str, make: Callable[[], Callable[[], object]]) -> None:
-        """One variant more, or why not."""
+        """Prepare one more variant, or record why it is left out."""
         try:
             call = make()
             call()
@@ -140,24 +146,23 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
         result["device_ms"] = {name: t.as_dict() for name, t in timings.items()}
         emit(result)
 
-    *first, (last, compiled) = variants(sets).items()
+    *first, (last, make_compiled) = variants(sets).items()
     for name, make in first:
         take(name, make)
     left = deadline - time.monotonic()
     result["skipped"][last] = f"stopped while compiling, with {left:.0f} s left of the section's time"
-    time_all()  # before torch.compile is begun, which may not come back in time
+    time_all()
     if deadline - time.monotonic() < COMPILE_SECONDS:
         result["skipped"][last] = f"{left:.0f} s left of the section's time"
         emit(result)
         return
-    torch.compiler.reset()
     del result["skipped"][last]
-    take(last, compiled)
+    take(last, make_compiled)
     time_all()
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether the process can use its GPU no more; running out of memory, or of luck in a capture, leaves it sound."""
+    """Return whether an error left the GPU unusable for this process; out-of-memory and failed captures do not."""
     if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA error" not in str(error):
         return False
     try:

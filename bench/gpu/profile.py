@@ -1,4 +1,4 @@
-"""Which kernels a call launches, and what memory it takes beside what is there already."""
+"""The kernels that a call launches, how well they fill the GPU, and the memory that a call allocates."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Busy:
-    """How well a call fills the GPU, from the start of its first operation to the end of its last."""
+    """How well a call fills the GPU, from the start of its first operation to the end of its last.
+
+    Attributes:
+        launches: Number of operations.
+        milliseconds: Duration of the call on the device.
+        busy_share: Share of that time in which at least one operation runs.
+        running: Mean number of concurrent operations while at least one runs.
+    """
 
     launches: int
     milliseconds: float
-    busy_share: float  # something runs
-    running: float  # operations at a time, on average while something runs
+    busy_share: float
+    running: float
 
 
 def kernels_of(call: Callable[[], object]) -> list[str]:
-    """Names of what one call runs on the GPU, copies and fills included, in order."""
+    """Return the names of the operations of one call on the GPU, copies and fills included, in order."""
     return [event.name for event in on_device(_profiled(call))]
 
 
 def busy_of(call: Callable[[], object]) -> Busy:
-    """Of one call."""
+    """Profile one call."""
     return busy([(event.time_range.start, event.time_range.end) for event in on_device(_profiled(call))])
 
 
 def busy(spans: list[tuple[float, float]]) -> Busy:
-    """Of operations from ... to, in microseconds, in the order of their starts."""
+    """Summarise operations given as (start, end) in microseconds, ordered by their starts."""
     covered, until = 0.0, spans[0][0]
     for start, end in spans:
         covered += max(0.0, end - max(start, until))
@@ -49,20 +56,20 @@ def _profiled(call: Callable[[], object]) -> Iterable:
 
 
 def on_device(events: Iterable) -> list:
-    """Of a profile's events those of the GPU, but for the ranges that only annotate them, by their starts."""
+    """Return the GPU operations among a profile's events, without annotated ranges, ordered by their starts."""
     ours = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
     return sorted(ours, key=lambda event: event.time_range.start)
 
 
 def profiler_sees_kernels() -> bool:
-    """Whether the profiler works here: some virtual machines hide it."""
+    """Return whether the profiler records kernels on this machine; some virtual machines do not allow it."""
     ones = torch.ones(8, device="cuda")
-    kernels_of(lambda: ones + 1)  # the first profile of a process sets itself up
+    kernels_of(lambda: ones + 1)  # the first profile of a process initialises the profiler
     return len(kernels_of(lambda: ones + 1)) == 1
 
 
 def peak_extra_bytes(call: Callable[[], object]) -> int:
-    """By how much a call raises the allocated memory at its highest."""
+    """Return how far a call raises the allocated memory at its peak."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""What follows from a file of bench.gpu: bandwidths, shares of what is possible, speed-ups. No GPU is needed."""
+"""Figures derived from a report of bench.gpu: bandwidths, shares of the lower bounds, speed-ups. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THEIRS = ("eager", "compiled", "liger")
 
 
 def copy_bandwidth(report: dict) -> float | None:
-    """Bytes/s of the largest copy that was measured in the same run."""
+    """Return the bytes/s of the largest copy that the report holds, or None if it holds none."""
     results = report.get("sections", {}).get("copy", {}).get("results", {})
     if not results:
         return None
@@ -22,7 +22,15 @@ def copy_bandwidth(report: dict) -> float | None:
 
 
 def derive(result: dict, bandwidth: float | None, card: str = "") -> dict:
-    """Of one size of the loss, by variant. The others are held to the bytes of the loss and gradients in one pass."""
+    """Return the figures of each variant of one size of the loss.
+
+    Every variant other than "differentiable" is compared with the bytes of loss and gradients in one pass.
+
+    Args:
+        result: A result of the section "loss".
+        bandwidth: Bytes/s of a copy in the same run, if it was measured.
+        card: Name of the GPU.
+    """
     problem = Problem(STUDENTS, result["rows"], result["classes"], ITEMSIZES[result["dtype"]])
     known = next((c for name, c in CARDS.items() if name in card), None)
     derived = {}
@@ -47,7 +55,7 @@ def derive(result: dict, bandwidth: float | None, card: str = "") -> dict:
 
 
 def lines(report: dict) -> Iterator[str]:
-    """The whole file as a compact table."""
+    """Yield the whole report as lines of text."""
     where = report.get("environment", {})
     yield ", ".join(f"{name} {value}" for name, value in where.items())
     sections = report.get("sections", {})
@@ -70,7 +78,9 @@ def lines(report: dict) -> Iterator[str]:
         yield from _loss_lines(key, result, derive(result, bandwidth, where.get("gpu", "")))
     for key, result in sections.get("sweep", {}).get("results", {}).items():
         best = sorted(result["relative"].items(), key=lambda item: item[1])[:3]
-        yield f"plans {key}: now {result['heuristic']}; " + ", ".join(f"{factor:.3f} {name}" for name, factor in best)
+        yield f"plans {key}: chosen {result['heuristic']}; " + ", ".join(
+            f"{factor:.3f} {name}" for name, factor in best
+        )
     for key, result in sections.get("feature", {}).get("results", {}).items():
         times = ", ".join(f"{name} {t['median']:.4f}" for name, t in result["milliseconds_in_graph"].items())
         yield f"features {key}, ms in a graph: {times}"
@@ -80,9 +90,9 @@ def lines(report: dict) -> Iterator[str]:
 
 
 def step_lines(result: dict) -> Iterator[str]:
-    """A case of the training step: times, how busy the GPU is, what the floor would be; or an agreement."""
+    """Yield a case of the training step as lines: times, use of the GPU and lower bounds, or the agreement."""
     if "looking_at" in result:
-        yield f"agreement: ended at {result['looking_at']}, not compared"
+        yield f"agreement: ended during {result['looking_at']}, not compared"
         return
     if "allowed" in result:
         yield from agreement_lines(result)
@@ -101,7 +111,7 @@ def step_lines(result: dict) -> Iterator[str]:
 
 
 def step_targets(result: dict) -> dict[str, float]:
-    """Ratios of a captured step's time to others': what it costs over its floor and the largest student, and saves."""
+    """Return the captured step's time over its lower bounds and over the largest student, and what streams gain."""
     ms = {name: v["ms"] for name, v in result["variants"].items() if v}
     if "ours_captured" not in ms:
         return {}

@@ -1,7 +1,8 @@
-"""The training step on a GPU, as bench.step times it: a model and a batch size a case, and the loss curves of one.
+"""The training step on a GPU, as bench.step times it, and the loss curves of one size.
 
-All variants of a case are built in one process, and memory is what each adds to it. torch.compile may take longer than
-there is time: it has cases of its own, the last ones, beside the variants that it is compared with.
+A case is a model and a batch size. All variants of a case are built in one process; their memory is what each of them
+adds. torch.compile may take longer than the time allows, so it has its own cases at the end, together with the variants
+that it is compared with.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from .profile import busy_of, profiler_sees_kernels
 COMPILED = ("eager", "compiled", "ours_captured")
 OTHERS = tuple(name for name in VARIANTS if name != "compiled")
 PROFILED = ("ours_eager", "ours_captured", "ours_one_stream")
-CURVE_STUDENTS = 3  # 200 steps of so many variants take long
+CURVE_STUDENTS = 3  # fewer than 5, since 200 steps of all variants take long
 
 
 def keys(quick: bool = False) -> list[str]:
-    """What a run that is short of time should have comes first."""
+    """Return the cases, the most important ones first."""
     if quick:
         return ["step resnet20 128", "curves resnet20 128"]
     return [
@@ -52,11 +53,12 @@ def parse(key: str) -> tuple[str, StepProblem]:
 
 
 def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool) -> None:
+    """Time the variants of a case, or compare the loss curves of the family."""
     kind, problem = parse(key)
     if kind == "curves":
         family = [name for name in OTHERS if name not in ALONE]
         fewer, steps = replace(problem, num_students=CURVE_STUDENTS), FIRST if quick else STEPS
-        # All of it takes longer than a case may be silent.
+        # The comparison takes longer than the runner waits for a line.
         emit(agreed(fewer, family, steps, lambda name: emit({"looking_at": name})))
         return
     variants, memory, reasons = {}, {}, {}
@@ -82,7 +84,7 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
 
 
 def build_measured(name: str, problem: StepProblem) -> tuple[object, dict]:
-    """The variant, and its peak memory and the time to its first step's end."""
+    """Build a variant; return it with its peak memory and the time until its first step was done."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -97,7 +99,7 @@ def build_measured(name: str, problem: StepProblem) -> tuple[object, dict]:
 
 
 def floors(problem: StepProblem, card: str) -> dict[str, float]:
-    """Milliseconds by the counts of bytes of step_cost, where the card is known."""
+    """Return the lower bounds of bench.model in milliseconds, by model of bytes; empty for an unknown card."""
     known = next((c for name, c in CARDS.items() if name in card), None)
     if known is None:
         return {}

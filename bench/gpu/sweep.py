@@ -1,4 +1,4 @@
-"""Other plans than the heuristics' for the loss with its gradients on a GPU: warps, tiles, programs, lag."""
+"""Plans for the kernels of the loss other than the chosen ones: warps, tiles, programs, lag."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from ..ops.ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE
 from .loss import is_fatal, parse
 
 SIZES = ((8192, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
-AT_A_TIME = 6  # plans in turn, beside the heuristics'
+AT_A_TIME = 6  # plans that are timed in turn with the chosen plan
 
 
 @dataclass(frozen=True)
 class Candidate:
+    """A plan, with the lag of a streamed kernel as a multiple of the launcher's."""
+
     plan: Plan
-    lag: float = 1.0  # times the launcher's
+    lag: float = 1.0
 
     @property
     def name(self) -> str:
@@ -38,7 +40,7 @@ def keys(quick: bool = False) -> list[str]:
 
 
 def candidates(students: int, classes: int, itemsize: int) -> list[Candidate]:
-    """The heuristics' plan first, then others, each once."""
+    """Return the chosen plan, then others, without repetitions."""
     base = plan_ensemble_kd(students, classes, itemsize)
     found = [Candidate(base)]
     if base.regime == "resident":
@@ -66,7 +68,7 @@ def candidates(students: int, classes: int, itemsize: int) -> list[Candidate]:
 
 
 def launch_of(candidate: Candidate, problem: Problem, grads: list[torch.Tensor]) -> tuple[torch.Tensor, Launch]:
-    """Its loss, and a launch that can be run again and again: it leaves its counters as they were."""
+    """Return the loss and a launch which can be repeated, since it restores its counters."""
     result, launch = loss_launch(problem, grads, plan=candidate.plan)
     if candidate.lag != 1.0:
         lag = max(1, round(candidate.lag * launch.arguments["lag"]))
@@ -82,6 +84,7 @@ def make_problem(rows: int, classes: int, dtype: torch.dtype, device: str) -> tu
 
 
 def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool, device: str = "cuda") -> None:
+    """Time every plan of a size against the chosen one; plans that fail or give another loss are left out."""
     rows, classes, dtype = parse(key)
     problem, grads = make_problem(rows, classes, dtype, device)
     base, *others = candidates(STUDENTS, classes, dtype.itemsize)
@@ -92,7 +95,7 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
         "classes": classes,
         "dtype": str(dtype).removeprefix("torch."),
         "heuristic": base.name,
-        "relative": {},  # to the heuristics' plan, of the same rounds
+        "relative": {},  # times as long as the chosen plan, in the same rounds
         "device_ms": {},
         "skipped": {},
     }
@@ -100,7 +103,7 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
         calls = {base.name: lambda: base_launch.run(problem.device)}
         for candidate in others[first : first + AT_A_TIME]:
             if time.monotonic() > deadline:
-                result["skipped"][candidate.name] = "no time left"
+                result["skipped"][candidate.name] = "no time left in the section"
                 continue
             try:
                 loss, launch = launch_of(candidate, problem, grads)

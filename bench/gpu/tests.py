@@ -1,6 +1,7 @@
-"""The tests that need a GPU, a file in several processes.
+"""Run the tests that need a GPU, each file in several processes.
 
-They compile side by side, and a hang, or an error that the GPU keeps, ends one of them.
+The processes compile their kernels concurrently. A test that hangs, or that leaves the GPU unusable, ends only its own
+process.
 """
 
 from __future__ import annotations
@@ -12,32 +13,32 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .runner import kill
 
-ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = str(ROOT)
-TAIL = 6000  # characters of a file's output that are kept where something failed
+ROOT = Path(__file__).resolve().parents[2]  # of the tests
+PLUGINS = str(ROOT)  # folder that holds bench.gpu.shard
+TAIL = 6000  # characters of a file's output in the report, if something failed
 SHARDS = min(8, max(1, (os.cpu_count() or 2) // 2))
 LINE = re.compile(r"^(\S+\.py(?:::.*?)?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 BEGUN = re.compile(r"^(\S+\.py::\S.*?) ?$")
-
-
-# The step's parts come first, as all else is built on them and they compile little; then the ensemble loss.
+# The parts of the training step come first: everything else needs them, and they compile little.
 FIRST = ("tests/parallel/test_gpu.py", "tests/training/test_engine_gpu.py", "tests/losses/test_ensemble_kd_gpu.py")
 
 
 def files() -> list[str]:
-    """Those with tests marked so, `FIRST` first."""
+    """Return the files with tests marked "gpu", those of `FIRST` first."""
     marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()]
-    found = sorted(str(path.relative_to(ROOT)) for path in marked if path.name != "test_gpu_suite.py")
+    # The tests of this module have the mark only in a text.
+    found = sorted(str(path.relative_to(ROOT)) for path in marked if ROOT / "tests" / "bench" not in path.parents)
     return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
 def run_file(name: str, seconds: float, shards: int = SHARDS) -> dict:
-    """All shards of a file, as one result."""
+    """Run all shards of a file concurrently and merge their results."""
     with ThreadPoolExecutor(shards) as pool:
         parts = list(pool.map(lambda i: run_shard(name, seconds, f"{i}/{shards}"), range(shards)))
     counts: Counter = Counter()
@@ -52,11 +53,11 @@ def run_file(name: str, seconds: float, shards: int = SHARDS) -> dict:
 
 
 def run_shard(name: str, seconds: float, shard: str) -> dict:
+    """Run one shard of a file, "i/n", for at most `seconds`."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-rfE", name]
     command += ["-p", "no:cacheprovider", "-p", "bench.gpu.shard", "--continue-on-collection-errors"]
     command += ["-o", f"faulthandler_timeout={max(20, int(seconds) - 5)}"]
-    # From elsewhere the plugin would not be found.
-    there = {
+    environment = {
         **os.environ,
         "GPU_SHARD": shard,
         "PYTHONPATH": os.pathsep.join((PLUGINS, os.environ.get("PYTHONPATH", ""))),
@@ -64,7 +65,7 @@ def run_shard(name: str, seconds: float, shard: str) -> dict:
     start = time.monotonic()
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=there
+            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
         try:
             process.wait(max(seconds, 1.0))
@@ -78,7 +79,7 @@ def run_shard(name: str, seconds: float, shard: str) -> dict:
 
 
 def parse(output: str) -> dict:
-    """Counts, failures and the end of what pytest -v printed, though it was killed."""
+    """Read the output of pytest -v, complete or not: counts, failures, the unfinished test, and the end."""
     outcomes = LINE.findall(output)
     counts = Counter(outcome.lower() for _, outcome in outcomes)
     failures = [name for name, outcome in outcomes if outcome in ("FAILED", "ERROR")]
@@ -94,12 +95,13 @@ def parse(output: str) -> dict:
     return result
 
 
-def run_all(seconds: float, update=lambda results: None) -> dict:
+def run_all(seconds: float, update: Callable[[dict], object] = lambda results: None) -> dict:
+    """Run all files within `seconds`; `update` is called with the results by file after each of them."""
     deadline = time.monotonic() + seconds
     results: dict = {}
     for name in files():
         left = deadline - time.monotonic()
-        limit = left if name == files()[-1] else 0.75 * left  # a file that hangs leaves the next one some time
+        limit = left if name == files()[-1] else 0.75 * left  # so that a file which hangs leaves time for the next
         results[name] = run_file(name, limit) if left > 5 else {"ended": "not run: no time left", "counts": {}}
         update(results)
     total: Counter = Counter()

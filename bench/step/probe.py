@@ -1,14 +1,16 @@
-"""One variant of the training step in a process of its own: the memory it takes, and how long its first step lasts.
+"""Measure the memory of one variant of the training step, and its first step, in a process of its own.
 
-    python -m bench.step.probe VARIANT PROBLEM      # PROBLEM: fields of StepProblem as JSON; the last line is JSON
+    python -m bench.step.probe VARIANT PROBLEM
 
-Memory is the peak during steps less what the process held before the variant was built: on a CPU of the resident set,
-on CUDA of what is allocated. The split is part of it where it lies there, and so are the graphs of a captured step; the
-peak of compiling is not. A tiny step comes before, for what the libraries load and keep.
+PROBLEM is a StepProblem as JSON; the last line of the output is JSON. Memory is the peak during steps minus what the
+process held before the variant was built: resident memory on a CPU, allocated memory on CUDA. It includes the images,
+where they are on that device, and the graphs of a captured step, but not the peak of compiling. A tiny step comes
+first, so that what the libraries load and keep is not counted.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import subprocess
@@ -30,10 +32,10 @@ MEGABYTE = 1e6
 
 
 def probe(name: str, problem: StepProblem, seconds: float) -> dict:
-    """What the process of one variant found.
+    """Measure a variant in a new process.
 
     Raises:
-        RuntimeError: it failed, or took longer than `seconds`; the message is one line.
+        RuntimeError: the process failed, or took longer than `seconds`. The message is one line.
     """
     command = [sys.executable, "-m", "bench.step.probe", name, json.dumps(asdict(problem))]
     try:
@@ -41,13 +43,13 @@ def probe(name: str, problem: StepProblem, seconds: float) -> dict:
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"the first steps took longer than {seconds:.0f} s") from None
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["nothing said"]
-        raise RuntimeError(f"its process ended with {done.returncode}: {said[-1][:300]}")
+        output = done.stderr.strip().splitlines() or ["no message"]
+        raise RuntimeError(f"its process ended with {done.returncode}: {output[-1][:300]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def measure(name: str, problem: StepProblem) -> dict:
-    """In this process, which should have done nothing else."""
+    """Measure a variant in this process, which should have done nothing else."""
     cuda = on_cuda(problem)
     if name.startswith("ours") or name in ALONE:
         keep_freed_memory()  # as oekd_fast.train does
@@ -55,7 +57,7 @@ def measure(name: str, problem: StepProblem) -> dict:
     gc.collect()
     before = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     start = time.perf_counter()
-    # One run after the other needs as much at a time as the largest does.
+    # Students that train one after the other need as much memory at a time as the largest.
     variant = build("largest_alone" if name == "sequential" else name, problem)
     if cuda:
         torch.cuda.synchronize()
@@ -71,19 +73,22 @@ def measure(name: str, problem: StepProblem) -> dict:
 
 
 def resident(field: str) -> int:
-    """Bytes now (VmRSS) or at most (VmHWM). Not ru_maxrss: that one starts from the parent's."""
+    """Return the resident bytes, now (VmRSS) or at the peak (VmHWM); ru_maxrss would include the parent's."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 
 
 def reset_peak() -> None:
-    """Let VmHWM begin at what is resident now."""
+    """Set VmHWM to the resident memory of now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
-    name, problem = sys.argv[1], StepProblem(**json.loads(sys.argv[2]))
-    print(json.dumps(measure(name, problem)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", metavar="VARIANT")
+    parser.add_argument("problem", metavar="PROBLEM", type=lambda text: StepProblem(**json.loads(text)))
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.variant, arguments.problem)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tomllib
+
+tomllib = pytest.importorskip("tomllib", reason="tomllib, which reads pyproject.toml, needs Python 3.11")
 
 ROOT = Path(__file__).resolve().parents[2]
 # The folders that may import what the dependencies ("") or an extra declare.

@@ -1,0 +1,48 @@
+"""The GPU, the driver, the clocks and the versions that a report was made with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import torch
+
+from oekd_fast.common.machine import machine
+from oekd_fast.native import why_missing
+
+QUERY = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+
+
+def environment() -> dict:
+    """Return machine, versions and commit, and the properties of the GPU if there is one."""
+    try:
+        from triton import __version__ as triton
+    except ImportError:
+        triton = None
+    native = why_missing() is None  # without the extension, all students share one stream
+    where = machine() | {"triton": triton, "cuda": torch.version.cuda, "native": native}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        where |= {
+            "gpu": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "cache_bytes": getattr(properties, "L2_cache_size", None),
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    return where | query_card()
+
+
+def query_card() -> dict:
+    """Return what nvidia-smi reports about the first GPU, or why it reports nothing."""
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"nvidia_smi": f"{type(error).__name__}: {error}"[:200]}
+    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
+    return {"nvidia_smi": dict(zip(QUERY.split(","), values, strict=False))}
+
+
+def slug(card: str) -> str:
+    """Return the name of a GPU for the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_") or "unknown"
