@@ -60,9 +60,9 @@ def render(page: str, text: str, results: Path = RESULTS) -> str:
     """Return the text of `page` with its tables made anew.
 
     Raises:
-        ValueError: a marker names a table that does not exist.
+        ValueError: a marker names a table that does not belong to the page.
     """
-    tables = {table.name: table for table in TABLES}
+    tables = {table.name: table for table in TABLES if table.page == page}
 
     def replace(match: re.Match) -> str:
         begin, name, _, end = match.groups()

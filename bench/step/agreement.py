@@ -1,21 +1,21 @@
-"""Whether the variants of the training step train alike: a fast step that trains differently does not count.
+"""Check that the variants of the training step train alike.
 
-Runs in floating point part ways however right they are: a ReLU at zero turns a rounding into another gradient, and
-BatchNorm at a high learning rate lets it grow. So each variant is held to three measures on a smaller problem, all
-against the published form in fp64:
+Correct runs in floating point diverge: a rounding error can switch a ReLU at zero, and BatchNorm at a high learning
+rate amplifies the difference. Each variant is therefore compared with the published form in fp64 on a smaller problem,
+by three errors:
 
 - Step error. Every few steps the reference takes over the variant's weights, running statistics and momentum, and both
-  do the same next step: the distance of the two changes of all parameters, relative to the reference's change; median
-  over the steps looked at. No chaos is in it: each step of the run is the exact one up to rounding, or it is not.
-- Loss error. Relative error of the loss in those steps, the first 20 all among them; the largest.
-- Curve error. The 200 losses of the free run against those of a free run of the reference, as means over 20 steps:
-  the largest relative difference.
+  do the next step. The error is the distance between the two updates of all parameters, relative to the reference's
+  update; the median over the compared steps counts. It does not accumulate over the run.
+- Loss error. The largest relative error of the loss in the compared steps, which include the first 20.
+- Curve error. The losses of 200 steps against those of a separate run of the reference, as means over 20 steps: the
+  largest relative difference.
 
-What rounding may do is told by the plain variants (published, eager, eager_nchw) on the same problem, for the curve
-also by runs of eager from first weights that are off by 1e-7: a variant agrees if each error is at most NOISE = 4 times
-the largest of theirs (a few units of fp32 are always allowed), and the first two are below LIMITS, to which the plain
-ones are held too. The curve is judged only over all 200 steps: in fewer, one ReLU more or less decides. On a tiny
-problem in fp32 right steps differ by 2e-6, without weight decay by 2e-4, with a loss weight a thousandth off by 2e-5.
+The plain variants (published, eager, eager_nchw) on the same problem show how large rounding errors are; for the curve,
+so do runs of eager whose initial weights are changed by 1e-7. A variant agrees if each of its errors is at most
+NOISE = 4 times the largest of theirs (at least LEAST is always allowed), and if the first two errors are below LIMITS,
+which also hold for the plain variants. The curve error is judged only over all 200 steps. On a tiny problem in fp32,
+correct steps differ by 2e-6, a step without weight decay by 2e-4, and one with a loss weight off by 0.1 % by 2e-5.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SHIFTED_RUNS, SHIFT = 3, 1e-7
 
 @dataclass(frozen=True)
 class Run:
-    """Losses of all steps; of the steps looked at the errors against the reference."""
+    """The losses of all steps, and the errors of the compared steps."""
 
     losses: list[float]
     step_errors: list[float]
@@ -48,7 +48,7 @@ class Run:
 
 
 def small(problem: StepProblem) -> StepProblem:
-    """The same training at a size whose 200 steps stay comparable: a lower rate, small images, nothing random."""
+    """Return the same training at a size whose 200 steps stay comparable: small images, a lower rate, no augmentation."""
     return replace(
         problem,
         classes=10,
@@ -63,11 +63,16 @@ def small(problem: StepProblem) -> StepProblem:
 def agreement(
     names: Iterable[str], problem: StepProblem, steps: int = STEPS, begin: Callable[[str], object] = lambda name: None
 ) -> dict:
-    """What the results hold: errors and curve of each variant, what was allowed, and who agrees.
+    """Compare variants with the published form in fp64.
 
     Args:
-        problem: already small.
-        begin: told of each run before it.
+        names: Variants to compare; the plain variants are added.
+        problem: The problem, already small.
+        steps: Steps of each run.
+        begin: Called with the name of each run before it starts.
+
+    Returns:
+        Errors and losses of each variant, the allowed errors, and whether each variant agrees.
     """
 
     def watched(name: str) -> Run:
@@ -79,9 +84,9 @@ def agreement(
     true_curve = free_run(PublishedStep(problem, torch.float64), steps)
     runs = {name: watched(name) for name in dict.fromkeys((*PLAIN, *names))}
     curve_errors = {name: curve_error(run.losses, true_curve) for name, run in runs.items()}
-    whole = steps >= STEPS
+    judge_curve = steps >= STEPS
     noise = [curve_errors[name] for name in PLAIN]
-    for seed in range(SHIFTED_RUNS if whole else 0):
+    for seed in range(SHIFTED_RUNS if judge_curve else 0):
         begin(f"shifted {seed}")
         noise.append(curve_error(free_run(shifted(problem, seed), steps), true_curve))
 
@@ -98,7 +103,7 @@ def agreement(
         measure: min(max(NOISE * max(errors[name][measure] for name in PLAIN), LEAST), limit)
         for measure, limit in limits.items()
     }
-    if whole:
+    if judge_curve:
         allowed["curve_error"] = NOISE * max(noise)
     return {
         "measure": " ".join(__doc__.split()),
@@ -128,13 +133,13 @@ def free_run(step: Step, steps: int) -> list[float]:
 def watched_run(step: Step, reference: PublishedStep, steps: int) -> Run:
     run = Run([], [], [])
     for number in range(steps):
-        looked_at = number < FIRST or number % EVERY == 0
-        if looked_at:
+        compared = number < FIRST or number % EVERY == 0
+        if compared:
             take_over(reference, step, number)
             before = weights(step)
         step.step()
         run.losses.append(step.take_loss())
-        if looked_at:
+        if compared:
             reference.step()
             change = weights(reference) - before
             run.step_errors.append(((weights(step) - before - change).norm() / change.norm()).item())
@@ -144,7 +149,7 @@ def watched_run(step: Step, reference: PublishedStep, steps: int) -> Run:
 
 @torch.no_grad()
 def take_over(reference: PublishedStep, step: Step, number: int) -> None:
-    """Give `reference` the state of `step` before its step `number`."""
+    """Give `reference` the state that `step` has before its step `number`."""
     reference.family.load_state_dict(step.family.state_dict())
     for ours, theirs in zip(reference.family.parameters(), step.family.parameters(), strict=True):
         momentum = step.optimizer.state[theirs].get("momentum_buffer")
@@ -155,13 +160,13 @@ def take_over(reference: PublishedStep, step: Step, number: int) -> None:
 
 
 def weights(step: Step) -> Tensor:
-    """All parameters in fp64, one after the other."""
+    """Return all parameters, concatenated, in fp64."""
     return torch.cat([parameter.detach().double().flatten() for parameter in step.family.parameters()])
 
 
 @torch.no_grad()
 def shifted(problem: StepProblem, seed: int) -> Step:
-    """Eager, from first weights that are off by about as much as fp32 can tell."""
+    """Build the eager variant with initial weights changed by about the precision of fp32."""
     step = VARIANTS["eager"](problem)
     generator = torch.Generator().manual_seed(seed)
     for parameter in step.family.parameters():

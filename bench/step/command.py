@@ -1,29 +1,29 @@
-"""A whole training step of a family of students against what a user would otherwise have.
+"""Time a whole training step of a family of students, ours against PyTorch and torch.compile.
 
     python -m bench.step --model resnet20 --batch-size 128 --image-size 32 --device cpu --json FILE [--curves]
 
-Fetching and augmenting the batch, forward, all losses, backward, optimizer, counting, from the same first weights with
-the same hyperparameters (SGD, Nesterov):
+A step fetches and augments the batch, computes forward, all losses, backward and the optimizer's update, and counts
+correct predictions. All variants have the same initial weights and hyperparameters (SGD, Nesterov):
 
-    published         as the published release does it                     (step_published.py)
-    eager             as careful PyTorch does it, channels_last            (step_eager.py)
-    eager_nchw        the same in NCHW, on some CPUs the faster of the two
+    published         the behaviour of the published release               (published.py)
+    eager             careful eager PyTorch, channels_last                 (eager.py)
+    eager_nchw        the same in NCHW, which is faster on some CPUs
     compiled          eager under torch.compile
-    ours_eager        our engine, not captured                             (step_ours.py)
+    ours_eager        our engine, not captured                             (ours.py)
     ours_captured     our engine, the step as one CUDA graph
-    ours_one_stream   the same, one student after the other
-    largest_alone     the largest student alone, our engine: parallel runs on a device each take as long
-    sequential        each student alone, one after the other, our engine
+    ours_one_stream   the same on one stream, one student after the other
+    largest_alone     our engine, the largest student alone
+    sequential        our engine, each student alone, one after the other
 
-Each variant first runs in a process of its own, for its memory (step_probe.py); then all are timed in one process, a
-sample of each a round. `ms` is wall time a step, many behind each other where they are short; on CUDA `device_ms` is
-the time between two events around one step. Variants that train differently are marked (step_agreement.py).
+Each variant first runs in a process of its own, which measures its memory (probe.py). Then all variants are timed in
+one process, in rounds of one sample each. `ms` is the wall time of a step; short steps are timed several in a row. On
+CUDA, `device_ms` is the time between two events around one step. Variants that train differently from the published
+form are marked (agreement.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,14 +35,14 @@ import torch
 from oekd_fast.common.machine import machine
 from oekd_fast.runs.host_memory import keep_freed_memory
 
-from .. import gpu_timing
+from .. import gpu_timing, result_file
 from ..measure import Timing, interleave
 from .agreement import FIRST, STEPS, agreement, small
 from .probe import probe
 from .problem import StepProblem
 from .variants import ALONE, OTHER_TRAINING, VARIANTS, absent, build, on_cuda
 
-MIN_SAMPLE = 0.05  # s
+MIN_SAMPLE = 0.05  # seconds
 
 
 def measure(
@@ -54,7 +54,18 @@ def measure(
     curve_steps: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """What the file holds but for the machine: `variants`, and `reasons` where one of them is null."""
+    """Measure the variants of a problem.
+
+    Args:
+        names: Keys of `VARIANTS`.
+        seconds: Duration of the timing.
+        probe_seconds: Time limit of the first steps of a variant.
+        curve_steps: Steps of the comparison of the training, or 0 for none.
+        say: Called with lines about the progress.
+
+    Returns:
+        The content of the result file except for the machine: "variants", and "reasons" for those that are null.
+    """
     reasons = {name: why for name in names if (why := absent(name, problem))}
     found: dict[str, dict] = {}
     for name in names:
@@ -86,7 +97,7 @@ def measure(
 
 
 def figures(problem: StepProblem, wall: Timing, device: Timing | None = None) -> dict:
-    """Of one variant."""
+    """Return the times of one variant as they are written to the file."""
     result = {
         "ms": round(wall.median, 4),
         "ms_spread": [round(wall.lower, 4), round(wall.upper, 4)],
@@ -97,7 +108,7 @@ def figures(problem: StepProblem, wall: Timing, device: Timing | None = None) ->
 
 
 def speedups(variants: dict[str, dict | None]) -> dict[str, dict[str, float]]:
-    """How many times as long the others take as ours; "eager_best" is the faster of the two memory formats."""
+    """Return how many times as long as ours each variant takes; "eager_best" is the faster of the two layouts."""
     ms = {name: figures["ms"] for name, figures in variants.items() if figures}
     layouts = [ms[name] for name in ("eager", "eager_nchw") if name in ms]
     if layouts:
@@ -112,22 +123,25 @@ def speedups(variants: dict[str, dict | None]) -> dict[str, dict[str, float]]:
 def agreed(
     problem: StepProblem, names: list[str], steps: int, begin: Callable[[str], object] = lambda name: None
 ) -> dict:
-    """Agreement of the variants that train the family. Compiling again for it is for the whole check only."""
+    """Compare how the variants that train the family train.
+
+    "compiled" takes part only in the comparison over all `STEPS`, since it is compiled once more for that.
+    """
     family = [name for name in names if name not in ALONE and (steps >= STEPS or name != "compiled")]
     result = agreement(family, small(problem), steps, begin)
     result["reasons"] = {name: OTHER_TRAINING for name in names if name in ALONE}
     if "compiled" in names and "compiled" not in family:
-        result["reasons"]["compiled"] = "looked at with --curves alone, since it is compiled again for that"
+        result["reasons"]["compiled"] = "compared only with --curves, since it is compiled once more for that"
     return result
 
 
 def table(result: dict) -> Iterator[str]:
-    """Lines to read."""
+    """Yield the results as lines of text."""
     yield f"{'':<16} {'ms a step [quartiles]':>32} {'images/s':>10} {'peak MB':>9} {'first step s':>13}  trains alike"
     trained = result.get("agreement", {}).get("variants", {})
     for name, v in result["variants"].items():
         if v is None:
-            yield f"{name:<16} -: {result['reasons'][name]}"
+            yield f"{name:<16} not measured: {result['reasons'][name]}"
             continue
         verdict = {True: "yes", False: "NO: DISAGREES"}.get(trained.get(name, {}).get("agrees"), "-")
         spread = "[{:.1f}, {:.1f}]".format(*v["ms_spread"])
@@ -142,6 +156,7 @@ def table(result: dict) -> Iterator[str]:
 
 
 def agreement_lines(check: dict) -> Iterator[str]:
+    """Yield the errors of each variant and what is allowed as lines of text."""
     allowed = ", ".join(f"{name} {value:.1e}" for name, value in check["allowed"].items())
     yield f"agreement with the published form in fp64 over {check['steps']} steps; allowed: {allowed}"
     for name, v in check["variants"].items():
@@ -153,17 +168,21 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=32, help="pixels")
+    parser.add_argument("--image-size", type=int, default=32, help="height = width, in pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--num-students", type=int, default=5)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on a GPU")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto is bf16 on a GPU and fp32 on a CPU"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of timing; at least ten rounds in any case")
-    parser.add_argument("--probe-seconds", type=float, default=900.0, help="a variant has to its first steps")
-    parser.add_argument("--curves", action="store_true", help=f"agreement over {STEPS} steps instead of {FIRST}")
-    parser.add_argument("--no-agreement", action="store_true", help="times alone")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the timing, at least ten rounds")
+    parser.add_argument("--probe-seconds", type=float, default=900.0, help="time limit of the first steps of a variant")
+    parser.add_argument(
+        "--curves", action="store_true", help=f"compare the training over {STEPS} steps instead of {FIRST}"
+    )
+    parser.add_argument("--no-agreement", action="store_true", help="do not compare the training")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     return parser.parse_args()
 
 
@@ -179,12 +198,12 @@ def main() -> None:
     )
     precision = ("bf16" if on_cuda(problem) else "fp32") if given.precision == "auto" else given.precision
     problem = replace(problem, precision=precision)
-    keep_freed_memory()  # as oekd_fast.train does; here it serves all variants
-    where = machine() | ({"gpu": torch.cuda.get_device_name()} if on_cuda(problem) else {})
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
-    print(", ".join(f"{name} {value}" for name, value in asdict(problem).items()), flush=True)
+    keep_freed_memory()  # as oekd_fast.train does; all variants profit from it
+    where = machine()
+    print(result_file.describe(where), flush=True)
+    print(result_file.describe(asdict(problem)), flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as compiled:
-        # Empty at first, so that the time to compile is the time to compile, and then shared with the probes.
+        # An empty cache, so that the first step includes the compilation; the probes share it.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
         result = measure(
             problem,
@@ -196,8 +215,7 @@ def main() -> None:
         )
     print("\n".join(table(result)), flush=True)
     if given.json:
-        report = {"what": "a training step of the family", "machine": where, **result}
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+        result_file.write(given.json, {"what": "a training step of the family", "machine": where, **result})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The training step as someone careful writes it in PyTorch, eager or under torch.compile.
+"""The training step in careful PyTorch, eager or under torch.compile.
 
-uint8 images on the device, augmented there as a batch; channels_last, autocast, fused optimizer; nothing read back.
+Images stay on the device as uint8 and are augmented there as a batch. It uses channels_last, autocast and the fused
+optimizer, and a step reads nothing back from the device.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from .problem import CE_WEIGHT, FEATURE_WEIGHT, KD_WEIGHT, TEMPERATURE, StepProb
 
 
 class EagerStep:
-    """
+    """The step in plain PyTorch.
+
     Args:
-        channels_last: the memory format of weights and images; False is NCHW.
-        compiled: networks and loss as one compiled function; on CUDA with graphs of its own ("reduce-overhead"), as
-            suits a step that is bound by launches.
+        channels_last: Memory format of weights and images; False is NCHW.
+        compiled: Compile networks and loss as one function, on CUDA with CUDA graphs (mode "reduce-overhead"), since
+            the step is bound by launches.
     """
 
     def __init__(self, problem: StepProblem, *, channels_last: bool = True, compiled: bool = False) -> None:
@@ -57,7 +59,7 @@ class EagerStep:
         return mean
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and what is summed: loss, S cross-entropies, S divergences, S + 1 hits."""
+        """Return the loss, and the figures to sum: loss, S cross-entropies, S divergences, S + 1 correct counts."""
         images = ((images.float() / 255 - self._mean) / self._std).contiguous(memory_format=self._format)
         dtype = self._problem.autocast_dtype
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
@@ -73,20 +75,20 @@ class EagerStep:
             )
             feature = feature_loss(self.family, features)
         total = CE_WEIGHT * ce.sum() + KD_WEIGHT * TEMPERATURE**2 * kd.sum() + FEATURE_WEIGHT * feature
-        hits = torch.stack([(z.argmax(dim=1) == labels).sum() for z in (*logits, ensemble)])
-        return total, torch.cat([total.detach()[None], ce.detach(), kd.detach(), hits.float()])
+        correct = torch.stack([(z.argmax(dim=1) == labels).sum() for z in (*logits, ensemble)])
+        return total, torch.cat([total.detach()[None], ce.detach(), kd.detach(), correct.float()])
 
 
 def crop_and_mirror(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Windows at random of a batch [B, C, H, W] that is padded with zeros, half of them mirrored."""
-    places = (len(images),)
-    top, left = (torch.randint(2 * pad + 1, places, generator=generator, device=images.device) for _ in range(2))
-    mirror = torch.randint(2, places, generator=generator, device=images.device).bool()
+    """Crop random windows of a batch [B, C, H, W] padded with zeros, and mirror each with probability 1/2."""
+    shape = (len(images),)
+    top, left = (torch.randint(2 * pad + 1, shape, generator=generator, device=images.device) for _ in range(2))
+    mirror = torch.randint(2, shape, generator=generator, device=images.device).bool()
     return windows(images, pad, top, left, mirror)
 
 
 def windows(images: Tensor, pad: int, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
-    """The window of each image at its own place."""
+    """Crop the window of each image at its offset: `top`, `left` and `mirror` are [B]."""
     height, width = images.shape[2:]
     down, right = (torch.arange(side, device=images.device) for side in (height, width))
     right = torch.where(mirror[:, None], width - 1 - right, right)

@@ -1,7 +1,7 @@
-"""The family as one would write it in PyTorch: the baselines train it, and bench.model.step_cost counts it.
+"""The family in plain PyTorch, which the baselines train and whose operations bench.model.step_cost counts.
 
-CIFAR ResNets of plain modules, apart from oekd_fast.models so that what is done to those never speeds up what they are
-compared with. Parameters and buffers have the names and the order of StudentEnsemble's.
+CIFAR ResNets of plain modules. They do not use oekd_fast.models, so that optimisations there do not speed up the
+baselines. Parameters and buffers have the names and the order of StudentEnsemble's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
 
 
 class PlainFamily(nn.Module):
-    """With the weights of `family`, on its device."""
+    """A family of plain modules with the weights of `family`, on its device."""
 
     def __init__(self, family: StudentEnsemble) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PlainFamily(nn.Module):
 
 
 def feature_loss(family: PlainFamily, features: tuple[tuple[Tensor, ...], ...]) -> Tensor | float:
-    """The intermediate loss of all blocks and students."""
+    """Return the intermediate loss, summed over all blocks and students."""
     return sum(
         F.mse_loss(adapter(student[block]), features[0][block].detach())
         for block, adapters in enumerate(family.adapters)
@@ -52,6 +52,8 @@ def feature_loss(family: PlainFamily, features: tuple[tuple[Tensor, ...], ...]) 
 
 
 class Branch(nn.Module):
+    """One student after the shared base: three stages and a classifier."""
+
     def __init__(self, widths: tuple[int, ...], depth: int, classes: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList()
@@ -72,6 +74,8 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width)
@@ -84,12 +88,14 @@ class Block(nn.Module):
 
 
 class Shortcut(nn.Module):
+    """A 1x1 convolution and BatchNorm, where a block changes its width or its stride."""
+
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
         self.stride, self.conv, self.norm = stride, nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not by the convolution's stride: oneDNN gets that wrong in channels_last (uxlfoundation/oneDNN issue 6035).
+        # Slicing replaces the stride: oneDNN computes it wrongly in channels_last (uxlfoundation/oneDNN issue 6035).
         return self.norm(self.conv(x[:, :, :: self.stride, :: self.stride]))
 
 

@@ -25,7 +25,7 @@ from .problem import (
 
 
 def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, capture: bool, executor: str) -> Engine:
-    """At a constant rate, however long it is used."""
+    """Build the engine, with a constant learning rate."""
     config = TrainConfig(
         model=problem.model,
         num_students=problem.num_students,
@@ -57,11 +57,12 @@ def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, captur
 
 
 class OurStep:
-    """
+    """The step of our engine.
+
     Args:
-        members: students to train; None is the whole family.
-        capture: as one CUDA graph.
-        executor: as the config's; "sequential" on CUDA is one stream.
+        members: Students to train; None is the whole family.
+        capture: Capture the step as one CUDA graph.
+        executor: As in TrainConfig; "sequential" on CUDA is one stream.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class OurStep:
 
     @property
     def not_captured(self) -> str | None:
-        """Why steps are not replayed, known once the first is done; None while they are."""
+        """Why steps are not replayed from a graph, known after the first step, or None if they are."""
         return self.engine.eager_because
 
     def step(self) -> None:
@@ -96,7 +97,7 @@ class OurStep:
 
 
 class AloneInTurn:
-    """Each student of the family trained alone by our engine: a step of one, a step of the next."""
+    """Each student trained alone by our engine; a step trains one after the other on a batch."""
 
     def __init__(self, problem: StepProblem, *, capture: bool = False) -> None:
         self._students = [OurStep(problem, (j,), capture=capture) for j in range(problem.num_students)]

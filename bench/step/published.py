@@ -1,9 +1,9 @@
-"""The training step as the published release does it, written to its behaviour, not from its code.
+"""The training step of the published release, written from its behaviour, not from its code.
 
-fp32 and NCHW; images in host memory, cropped, mirrored and converted one after the other by the process that trains;
-students one after the other, a loss at a time, KL divergence by softmax and log; every loss read by .item() at every
-step (3 S + 1 of them); the optimizer goes from parameter to parameter. Its defects are left out: adapters train from
-the first step, and the logarithm is kept from zero.
+Tensors are fp32 and NCHW. Images are in host memory; the training process crops, mirrors and converts them one by one.
+Students run one after the other, and each loss is computed separately, the KL divergence by softmax and logarithm.
+Every loss is read by .item() in every step (3 S + 1 of them). The optimizer updates one parameter at a time. Two
+defects of the release are left out: here adapters train from the first step, and the logarithm never gets zero.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from .problem import CE_WEIGHT, FEATURE_WEIGHT, KD_WEIGHT, TEMPERATURE, StepProb
 
 
 class PublishedStep:
-    """
+    """The published training step.
+
     Args:
-        dtype: float32 is the published form; float64 is what all variants are held against.
+        dtype: float32 is the published form; float64 is the reference for all variants.
     """
 
     def __init__(self, problem: StepProblem, dtype: torch.dtype = torch.float32) -> None:
         self.family = problem.plain_family().to(problem.device, dtype).train()
         self._problem, self._dtype = problem, dtype
         self.optimizer = problem.optimizer(self.family, foreach=False, fused=False)
-        self.batch = 0  # of the order, the next one
+        self.batch = 0  # index of the next batch
         self._split, self._order = problem.split(), problem.order()
         self._mean, self._std = channel_values("cpu", dtype)
         self._generator = torch.Generator().manual_seed(3)
@@ -33,7 +34,7 @@ class PublishedStep:
         self._losses: list[dict[str, float]] = []
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return self._problem.batches
 
     def step(self) -> None:
@@ -87,14 +88,14 @@ class PublishedStep:
 
 
 def crop_and_mirror(image: Tensor, pad: int, top: int, left: int, mirror: bool) -> Tensor:
-    """Of one image [C, H, W]."""
+    """Crop a window of one padded image [C, H, W], and mirror it."""
     height, width = image.shape[1:]
     window = F.pad(image, (pad, pad, pad, pad))[:, top : top + height, left : left + width]
     return window.flip(2) if mirror else window
 
 
 def divergence(ensemble: Tensor, logits: Tensor) -> Tensor:
-    """T^2 KL(softmax(ensemble / T) || softmax(logits / T)), mean over rows."""
+    """Return T^2 KL(softmax(ensemble / T) || softmax(logits / T)), the mean over rows; both arguments are [B, C]."""
     teacher, student = (torch.softmax(z / TEMPERATURE, dim=1) for z in (ensemble, logits))
     least = torch.finfo(logits.dtype).tiny
     terms = teacher * (torch.log(teacher.clamp(min=least)) - torch.log(student.clamp(min=least)))

@@ -1,4 +1,4 @@
-"""The ways to do the training step that are measured, by the names that the results have."""
+"""The variants of the training step that are measured, by their names in the results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .ours import AloneInTurn, OurStep
 from .problem import Step, StepProblem
 from .published import PublishedStep
 
-NO_GRAPHS = "CUDA alone has graphs to capture a step in"
-OTHER_TRAINING = "students alone: no family to compare"
+NO_GRAPHS = "only CUDA has graphs that capture a step"
+OTHER_TRAINING = "trains students alone, which no family can be compared with"
 
-# Those of a student alone are captured where there are graphs: our engine as it is used there. The captured family
-# insists on its streams: without the extension "auto" would quietly be one stream.
+# Students alone are captured on CUDA, as our engine does by default. The captured family names its executor: without
+# the extension, "auto" would silently use one stream.
 VARIANTS: dict[str, Callable[[StepProblem], Step | AloneInTurn]] = {
     "published": PublishedStep,
     "eager": EagerStep,
@@ -36,17 +36,17 @@ def on_cuda(problem: StepProblem) -> bool:
 
 
 def absent(name: str, problem: StepProblem) -> str | None:
-    """Why there is no such variant of the problem; None where there is."""
+    """Return why the problem does not have this variant, or None if it does."""
     return NO_GRAPHS if name in CAPTURED and not on_cuda(problem) else None
 
 
 def build(name: str, problem: StepProblem) -> Step | AloneInTurn:
-    """The variant after its first step, which for some compiles or captures.
+    """Build a variant and run its first step, which compiles or captures.
 
     Raises:
-        RuntimeError: a step that should be captured is not; and what the variant raises.
+        RuntimeError: a step that should be captured is not.
     """
-    torch.backends.cudnn.benchmark = True  # for all alike: shapes never change
+    torch.backends.cudnn.benchmark = True  # for all variants; shapes never change
     variant = VARIANTS[name](problem)
     variant.step()
     if name in CAPTURED and variant.not_captured is not None:

@@ -10,7 +10,6 @@ MACHINE = {"processor": "a CPU", "threads": 2, "cpu_capability": "AVX2", "torch"
 MS = dict(zip(loss.VARIANTS, (20, 10, 4, 2), strict=True))
 TIMINGS = {name: {"median": ms, "lower": 0.9 * ms, "upper": 1.1 * ms} for name, ms in MS.items()}
 FASTER = {"differentiable_speedup": {"eager": 5.0, "compiled": 2.5}, "value_and_grad_speedup": {"eager": 10.0}}
-PAGES = [page for page in tables.PAGES if (tables.ROOT / page).exists()]
 
 
 def write(folder, name, content):
@@ -48,10 +47,15 @@ def gpu_report(**results):
 # -- pages
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", tables.PAGES)
 def test_committed_pages_are_up_to_date(page):
     text = (tables.ROOT / page).read_text()
     assert tables.render(page, text) == text, "run: python -m bench.readme.tables"
+
+
+@pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.name)
+def test_every_table_has_a_place_on_its_page(table):
+    assert f"<!-- table:{table.name} -->" in (tables.ROOT / table.page).read_text()
 
 
 def test_text_outside_the_markers_stays():
@@ -66,8 +70,9 @@ def test_a_page_without_markers_stays():
 
 
 def test_an_unknown_marker_is_an_error():
-    with pytest.raises(ValueError, match="README.md: expected a table among digits, loss, .*, got 'losses'"):
-        tables.render("README.md", "<!-- table:losses -->\n<!-- end -->\n")
+    for name in ("losses", "step"):  # the second one belongs to another page
+        with pytest.raises(ValueError, match=f"README.md: expected a table among digits, loss, got '{name}'"):
+            tables.render("README.md", f"<!-- table:{name} -->\n<!-- end -->\n")
 
 
 def test_without_results_every_table_is_empty(tmp_path):
