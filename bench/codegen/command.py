@@ -1,14 +1,14 @@
-"""Registers, spills, wide loads and exponentials of every kernel as ptxas compiled it, held against what it needs.
+"""Compare the compiled kernels with what they need: registers, spills, width of memory accesses, exponentials.
 
     python -m bench.codegen [--arch 80 90 100] [--only SUBSTRING] [--json FILE]
 
-No GPU is needed and nothing is timed. Exits with 1, and the list, where a kernel does worse than its case demands.
+No GPU is needed and nothing is timed. The exit status is 1 if a kernel does worse than its case demands; the violations
+are listed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,17 +21,20 @@ import triton
 
 from oekd_fast.common.machine import machine
 
+from .. import result_file
 from .kernel_cases import Case, Demand, cases
 from .sass import ARCHS, Resources, inspect
 
 PROCESSES = 2
-SPILL_FREE = (90,)  # local memory is a violation here, and only shown elsewhere
+SPILL_FREE = (90,)  # local memory is a violation on these architectures, and only shown for others
 
 
 @dataclass(frozen=True)
 class Row:
+    """One compiled launch of a case; `launch` counts from 1."""
+
     case: str
-    launch: int  # of this call, from 1
+    launch: int
     launches: int
     resources: Resources
     demand: Demand
@@ -54,7 +57,7 @@ class Row:
 
     @property
     def exponentials(self) -> int:
-        """Of all threads of a program, each instruction once."""
+        """Exponentials of all threads of a program, executing each instruction once."""
         return self.resources.code.exponentials * self.resources.threads
 
     def line(self) -> str:
@@ -73,12 +76,12 @@ class Row:
 
 
 def _wide(accesses: dict[int, int], width: int) -> str:
-    """Accesses at least so wide, of all."""
+    """Return "the accesses of at least `width` bytes / all accesses"."""
     return f"{sum(n for bytes_, n in accesses.items() if bytes_ >= width)}/{sum(accesses.values())}"
 
 
 def rows_of(name: str, arch: int, all_cases: Callable[[], list[Case]]) -> list[Row]:
-    """By name, since a case itself does not pass from process to process."""
+    """Compile a case, given by name since a case itself cannot be sent to another process."""
     case = next(case for case in all_cases() if case.name == name)
     launches = case.build()
     return [
@@ -90,18 +93,20 @@ def rows_of(name: str, arch: int, all_cases: Callable[[], list[Case]]) -> list[R
 def main(all_cases: Callable[[], list[Case]] = cases) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capability x 10")
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="of a case's name")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument(
+        "--only", default="", metavar="SUBSTRING", help="compile only cases whose name contains SUBSTRING"
+    )
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
 
     names = [case.name for case in all_cases() if arguments.only in case.name]
     if not names:
         parser.error(f"--only: no case has {arguments.only!r} in its name")
     if os.environ.pop("TRITON_INTERPRET", None):
-        print("TRITON_INTERPRET is not heeded: kernels are compiled.", file=sys.stderr)
+        print("TRITON_INTERPRET is ignored: kernels are compiled.", file=sys.stderr)
     print(
-        "Counts from the machine code, not measurements. Loads and stores: those as wide as could be / all, in loops "
-        "that hold exponentials. EX2: of a program, each instruction once / needed."
+        "Counts from the machine code, not measurements. Loads and stores: accesses of full width / all, in loops with "
+        "exponentials. EX2: exponentials of a program, each instruction once / needed."
     )
     rows: list[Row] = []
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
@@ -118,7 +123,7 @@ def main(all_cases: Callable[[], list[Case]] = cases) -> int:
             "commit": machine()["commit"],
             "results": [row.as_dict() for row in rows],
         }
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        result_file.write(arguments.json, report)
     wrong = [f"{row.case} sm_{row.resources.arch}: {what}" for row in rows for what in row.violations()]
     print("\n".join([f"{len(wrong)} violations", *wrong] if wrong else ["no violations"]))
     return 1 if wrong else 0

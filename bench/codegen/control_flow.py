@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _JUMPS = ("BRA", "JMP")
-_ENDS = ("EXIT", "RET", "BRX", "JMX")  # indirect jumps: where they go is not written in the instruction
+_ENDS = ("EXIT", "RET", "BRX", "JMX")  # BRX and JMX are indirect: the instruction does not hold their targets
 
 
 @dataclass(frozen=True)
 class Instruction:
+    """One instruction, such as "@!P0 LDG.E.128 R8, [R4]"."""
+
     address: int
     predicate: str  # "", "@P0", "@!UP1"
     opcode: str  # "LDG.E.128"
@@ -19,17 +21,17 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """LDG"""
+        """The opcode without modifiers: "LDG"."""
         return self.opcode.partition(".")[0]
 
     @property
     def modifiers(self) -> list[str]:
-        """E, 128"""
+        """The modifiers of the opcode: ["E", "128"]."""
         return self.opcode.split(".")[1:]
 
     @property
     def target(self) -> int | None:
-        """Where a jump goes."""
+        """Address that a direct jump goes to, or None for other instructions."""
         if self.name not in _JUMPS:
             return None
         found = re.search(r"(0x[0-9a-f]+)\W*$", self.operands)
@@ -37,17 +39,20 @@ class Instruction:
 
     @property
     def falls_through(self) -> bool:
-        """Whether the next instruction may follow. Jumps are conditional by a predicate or by a first operand."""
+        """Whether the next instruction may be executed after this one.
+
+        A jump is conditional if it has a predicate or a first operand besides its target.
+        """
         if self.predicate:
             return True
         return not (self.name in _ENDS or (self.name in _JUMPS and "," not in self.operands))
 
 
 def natural_loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
-    """The instructions of each loop, in the order of the code; an outer loop holds its inner ones.
+    """Return the instructions of each loop, in the order of the code; an outer loop includes its inner loops.
 
-    A jump backwards is not enough: ptxas moves rare paths behind the end, and they jump back too. A loop is closed by a
-    jump to a block that every path to the jump has come through.
+    Not every backward jump closes a loop: ptxas moves rare paths behind the end, and these jump back too. A loop is
+    closed by a jump to a block which dominates the jump, that is, a block on every path to it.
     """
     blocks = _blocks(code)
     successors = _successors(blocks)
@@ -90,7 +95,7 @@ def _successors(blocks: Sequence[Sequence[Instruction]]) -> list[list[int]]:
 
 
 def _dominators(successors: Sequence[Sequence[int]]) -> dict[int, set[int]]:
-    """For each block that the first one reaches: the blocks on every path to it, itself included."""
+    """Return, for each block reachable from the first, the blocks on every path to it, itself included."""
     reached = _reaching(0, None, successors)
     dominators = {block: {0} if block == 0 else set(reached) for block in reached}
     changed = True
@@ -106,12 +111,12 @@ def _dominators(successors: Sequence[Sequence[int]]) -> dict[int, set[int]]:
 
 
 def _reaching(start: int, stop: int | None, edges: Sequence[Sequence[int]]) -> set[int]:
-    """Blocks met from ``start`` along ``edges``, going no further than ``stop``."""
-    met, pending = {start}, [start]
+    """Return the blocks reachable from ``start`` along ``edges`` without going beyond ``stop``."""
+    reached, pending = {start}, [start]
     while pending:
         block = pending.pop()
         if block != stop:
-            new = set(edges[block]) - met
-            met |= new
+            new = set(edges[block]) - reached
+            reached |= new
             pending += new
-    return met
+    return reached

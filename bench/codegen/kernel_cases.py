@@ -1,4 +1,4 @@
-"""The kernels at representative sizes, and what each of them needs at least: what bench.codegen looks at."""
+"""The kernels at representative sizes, with what each of them needs at least."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from oekd_fast.kernels.common.launch import Launch
 
 STUDENTS = 5
 DTYPES = (torch.bfloat16, torch.float32)
-# (B, C): few classes, odd rows, rows that fit the registers, rows that do not.
+# (B, C): few classes, rows of odd length, rows that fit into registers, rows that do not.
 SIZES = ((128, 10), (128, 100), (128, 1271), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
-DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # a row of each regime that trainers meet
-# At 2 a power saves the exponentials at temperature 1; 2.5 takes both, and so does one that only the device knows.
+DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # one size of each regime
+# At T = 2, exponentials at temperature 1 are powers. T = 2.5 needs both, and so does a temperature on the device.
 TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}
-# Mixed probabilities of 128x100 in bfloat16, and mixed logits of 1024x1000, leave 8 bytes a thread to local memory.
+# Not listed: mixed probabilities at 128x100 in bfloat16 and mixed logits at 1024x1000 spill 8 bytes a thread.
 OBJECTIVES = {
     "gate": ((128, 100), (1024, 1000)),
     "teacher": ((128, 100), (1024, 1000)),
@@ -29,17 +29,24 @@ BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the code of one program should hold, each tile once."""
+    """What the code of one program needs, for each tile once.
 
-    vector: int  # bytes a thread in one access, as wide as the rows' alignment allows
-    loaded: int  # bytes that have to be loaded so
+    Attributes:
+        vector: Bytes of an access of a thread, as wide as the alignment of the rows allows.
+        loaded: Bytes that have to be loaded by accesses of that width.
+        stored: Bytes that have to be stored by accesses of that width.
+        exponentials: Exponentials that suffice.
+    """
+
+    vector: int
+    loaded: int
     stored: int
     exponentials: int
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op: its launches, in order. The tensors may be on the meta device: no memory is touched."""
+    """One call of an op: its launches in order. Its tensors may be on the meta device, since nothing is run."""
 
     name: str
     build: Callable[[], tuple[Launch, ...]]
@@ -65,7 +72,7 @@ def ensemble_kd_cases() -> list[Case]:
 
 
 def objective_cases() -> list[Case]:
-    """Objectives that only resident rows have."""
+    """Return the cases of objectives that only kernels with resident rows support."""
     return [
         Case(
             f"ensemble_kd {objective} {rows}x{classes} {str(dtype).removeprefix('torch.')}",
@@ -83,7 +90,7 @@ def _at(temperature: float | None) -> str:
 
 
 def feature_kd_cases() -> list[Case]:
-    """Held to their registers alone: odd channel counts leave most of their accesses narrow."""
+    """Return cases that demand only the absence of spills: odd channel counts make most accesses narrow."""
     return [
         Case(
             f"feature_kd value_and_grad {channels[0]}x{side}x{side} {str(dtype).removeprefix('torch.')}",
@@ -96,19 +103,19 @@ def feature_kd_cases() -> list[Case]:
 
 
 def ensemble_kd_demand(launch: Launch) -> Demand:
-    """From the tile that the launcher chose: [ROWS, BLOCK] of S students, and rows VEC elements apart."""
+    """Return the demand of a tile [ROWS, BLOCK] of S students, whose rows are aligned to VEC elements."""
     a = launch.arguments
     students, itemsize = len(a["logits"]), a["logits"][0].element_size()
     rows, streamed = a.get("ROWS", 1), "lag" in a
-    # Of a tile that is wider than the row, accesses to what lies beyond are left out by the compiler.
+    # The compiler leaves out accesses beyond the row if the tile is wider than the row.
     inside = rows * min(a["BLOCK"], a["CLASSES"]) * itemsize
     tile = rows * a["BLOCK"]
-    # Each softmax at T; that at 1 is a power of it, or one exponential more.
+    # Each softmax at T takes an exponential; the softmax at 1 is a power of it, or takes one more.
     both = 1 if a["POWER"] else 2
     members = students + 1 + len(a.get("teachers", ()))
     statistics, gradients = both * members * tile, (both * students + 1) * tile
     if streamed:
-        # A thread moves its sums to a new maximum once a tile, and two merges end a chunk and a row.
+        # A thread rescales its sums to a new maximum once a tile, and merges them at the end of a chunk and of a row.
         exponentials = statistics + both * (students + 1 + 2 * a["WIDTH"]) * a["THREADS"]
         exponentials += gradients if a["grads"] else 0
     else:

@@ -1,10 +1,10 @@
-"""What ptxas made of a kernel, looked at without a GPU: registers, spills, width of the loads, exponentials, loops.
+"""Read compiled kernels without a GPU: registers, spills, width of the loads, exponentials, loops.
 
     from bench.codegen.sass import inspect
     print(inspect(launch, arch=90))
 
-The kernel is compiled as a call with the launch's arguments would compile it, alignment and divisibility included. Its
-tensors may lie on the CPU. Counts are of instructions in the code, not of instructions executed.
+The kernel is compiled as a call with the launch's arguments would compile it, with the same alignment and divisibility.
+Its tensors may be on the CPU. Instructions are counted in the code, not as they are executed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ARCHS = (80, 90, 100)  # compute capability x 10: A100, H100 and H200, B200
 
 @dataclass(frozen=True)
 class Counts:
-    """Instructions by class. Accesses by their width: bytes a thread -> instructions."""
+    """Instructions by class. Loads and stores map their width, in bytes a thread, to the number of instructions."""
 
     instructions: int  # without padding
     loads: Mapping[int, int]  # of global memory, asynchronous ones included
@@ -50,10 +50,11 @@ class Counts:
     matrix: int  # HMMA, HGMMA, ...
 
     def bytes_loaded(self, width: int = 1) -> int:
-        """By one thread, executing each instruction once, in loads at least ``width`` bytes wide."""
+        """Return the bytes that a thread loads by instructions at least ``width`` bytes wide, each executed once."""
         return _bytes(self.loads, width)
 
     def bytes_stored(self, width: int = 1) -> int:
+        """Return the bytes that a thread stores by instructions at least ``width`` bytes wide, each executed once."""
         return _bytes(self.stores, width)
 
     def __str__(self) -> str:
@@ -68,16 +69,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class Resources:
+    """A compiled kernel: its resources, and its instructions in the whole code and in loops."""
+
     kernel: str
     arch: int
     num_warps: int
     registers: int  # a thread
-    stack: int  # bytes a thread; spilled registers lie here
+    stack: int  # bytes a thread, including spilled registers
     local: int  # bytes a thread besides the stack
     shared: int  # bytes a block
     code: Counts
     loops: tuple[Counts, ...]  # in the order of the code; an outer loop counts its inner ones too
-    hot: Counts  # all loops with exponentials in them, or the whole code where no loop has any
+    hot: Counts  # all loops with exponentials, or the whole code if no loop has any
     occupancy: Occupancy
 
     @property
@@ -86,7 +89,7 @@ class Resources:
 
     @property
     def spills(self) -> bool:
-        """Whether local memory is used at all: nothing in this package means to."""
+        """Whether local memory is used; no kernel of this package uses it intentionally."""
         return bool(self.stack or self.local or self.code.local_loads or self.code.local_stores)
 
     def __str__(self) -> str:
@@ -101,7 +104,7 @@ class Resources:
 
 
 def inspect(launch: Launch, arch: int = 90) -> Resources:
-    """Compiles the launch's kernel for compute capability ``arch`` (80, 90, 100) and disassembles it."""
+    """Compile the launch's kernel for compute capability ``arch`` / 10 (80, 90, 100) and disassemble it."""
     if arch not in ARCHS:
         raise ValueError(f"arch: expected one of {ARCHS}, got {arch!r}")
     compiled = compile_for(launch, arch)
@@ -127,21 +130,21 @@ def inspect(launch: Launch, arch: int = 90) -> Resources:
 
 
 def compile_for(launch: Launch, arch: int) -> triton.compiler.CompiledKernel:
-    """For any compute capability; ``asm`` of what comes back holds ttir, ttgir, llir, ptx and cubin."""
+    """Compile for a compute capability; ``asm`` of the result holds ttir, ttgir, llir, ptx and cubin."""
     if interpreted(launch.kernel):
-        raise RuntimeError("the kernel was made with TRITON_INTERPRET=1, which leaves nothing to compile: unset it")
+        raise RuntimeError("the kernel was made with TRITON_INTERPRET=1, under which Triton compiles nothing: unset it")
     with _pretend(arch):
         return launch.kernel.warmup(grid=(launch.programs,), **launch.arguments, **launch.options)
 
 
 class _NoGPU:
-    """All that Triton asks of a driver before it loads what it compiled."""
+    """A driver without a GPU: what Triton calls until a compiled kernel is loaded."""
 
     def __init__(self, arch: int) -> None:
         self._target = GPUTarget("cuda", arch, 32)
 
     def get_current_device(self) -> str:
-        return f"sm_{self._target.arch}"  # a kernel keeps what it compiled by device: this is no real one's number
+        return f"sm_{self._target.arch}"  # the key of a kernel's cache; a real device has a number
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -152,8 +155,9 @@ class _NoGPU:
 
 @contextmanager
 def _pretend(arch: int) -> Iterator[None]:
+    """Compile for ``arch`` inside the context. Reads a private attribute of Triton, since .active needs a GPU."""
     config = triton.runtime.driver
-    before = config._active  # not .active, which looks for a GPU
+    before = config._active
     config.set_active(_NoGPU(arch))
     try:
         yield
@@ -162,7 +166,7 @@ def _pretend(arch: int) -> Iterator[None]:
 
 
 def _cuobjdump(cubin: bytes, *flags: str) -> list[str]:
-    """What the tool in Triton's wheel prints with each of the flags."""
+    """Return what cuobjdump of Triton's wheel prints with each of the flags."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
@@ -177,7 +181,7 @@ def _cuobjdump(cubin: bytes, *flags: str) -> list[str]:
 
 
 def parse_usage(text: str, kernel: str) -> tuple[int, int, int]:
-    """Registers, bytes of stack, bytes of local memory, a thread, from ``cuobjdump -res-usage``."""
+    """Return registers, bytes of stack and bytes of local memory of a thread from ``cuobjdump -res-usage``."""
     found = re.search(rf"Function {re.escape(kernel)}:\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if not found:
         raise ValueError(f"cuobjdump -res-usage: expected a line for {kernel!r}, got {text!r}")
@@ -186,7 +190,7 @@ def parse_usage(text: str, kernel: str) -> tuple[int, int, int]:
 
 
 def parse_sass(text: str, kernel: str) -> list[Instruction]:
-    """The kernel's instructions from ``cuobjdump -sass``, without the padding behind them."""
+    """Return the kernel's instructions from ``cuobjdump -sass``, without the padding after them."""
     bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", text, re.DOTALL))
     if kernel not in bodies:
         raise ValueError(f"cuobjdump -sass: expected the code of {kernel!r}, found {sorted(bodies)}")
@@ -196,6 +200,7 @@ def parse_sass(text: str, kernel: str) -> list[Instruction]:
 
 
 def count(code: Iterable[Instruction]) -> Counts:
+    """Count instructions by class."""
     code = list(code)
     names = Counter(i.name for i in code)
     mufu = Counter(i.modifiers[0] for i in code if i.name == "MUFU")
@@ -232,7 +237,7 @@ def _hot(code: list[Instruction], loops: list[list[Instruction]]) -> list[Instru
 
 
 def _width(access: Instruction) -> int:
-    """Bytes a thread: LDG.E.128, LDG.E.U16.CONSTANT; a word where nothing is said."""
+    """Return the bytes of an access: 16 for LDG.E.128, 2 for LDG.E.U16.CONSTANT, 4 without a modifier."""
     for modifier in access.modifiers:
         if match := re.fullmatch(r"[US]?(8|16|64|128|256)", modifier):
             return int(match[1]) // 8

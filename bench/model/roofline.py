@@ -1,16 +1,16 @@
-"""How fast the loss, and a whole training step, could be on a GPU at best: a model of bytes, arithmetic and launches.
+"""Lower bounds for the time of the loss and of a training step on a GPU, by bytes, arithmetic and launches.
 
     python -m bench.model.roofline [--card H200] [--students 5] [--temperature 2]
-    python -m bench.model.roofline --step resnet110 [--batch-size 128]    # on each card
+    python -m bench.model.roofline --step resnet110 [--batch-size 128]    # a training step, on each card
 
-Nothing here is measured by running it. A kernel is compared with these floors to see how much is left.
+Nothing is run. Measured times are compared with these bounds.
 
-- Bytes: "value_and_grad" reads every logit once and writes every gradient once; where a row does not fit the chip, its
-  second pass is taken to find it in the second-level cache. "differentiable" is a forward and a backward pass with
-  an upstream gradient in between: logits are read twice, and the least row statistics, 3 S + 2, written and read.
-- Exponentials: one at temperature T for each student and the ensemble, a class and a row. For T = 1, 2, 3, 4 the one
-  at temperature 1 is its power; for other T it is an exponential of its own.
-- Launches: a fixed time each, added to the larger of the two.
+- Bytes: "value_and_grad" reads every logit once and writes every gradient once. If a row does not fit on the chip, the
+  second pass over it is assumed to hit the second-level cache. "differentiable" is a forward and a backward pass with
+  an upstream gradient: it reads the logits twice, and writes and reads 3 S + 2 statistics of each row.
+- Exponentials: one a class and row for each student and the ensemble, at temperature T. For T = 1, 2, 3, 4, the
+  exponential at temperature 1 is a power of it; for other T it is computed separately.
+- Launches: a fixed time each, added to the larger of the other two.
 """
 
 from __future__ import annotations
@@ -30,13 +30,24 @@ ITEMSIZES = {"bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Card:
+    """A GPU.
+
+    Attributes:
+        copy_bandwidth: Bytes/s, reads and writes together.
+        exp_per_second: Exponentials of all multiprocessors.
+        sm_count: Number of multiprocessors.
+        matrix_flops: Dense FLOP/s by precision; fp32 is tf32, torch's default for convolutions.
+        source: Where the numbers come from.
+        launch_latency: Seconds, an assumption.
+    """
+
     name: str
-    copy_bandwidth: float  # bytes/s, reads and writes together
+    copy_bandwidth: float
     exp_per_second: float
     sm_count: int
-    matrix_flops: dict[str, float]  # by precision, dense; fp32 as tf32, torch's default for convolutions
+    matrix_flops: dict[str, float]
     source: str
-    launch_latency: float = 2e-6  # s; an assumption
+    launch_latency: float = 2e-6
 
 
 CARDS = {
@@ -60,7 +71,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """S students' logits [B, C]."""
+    """The loss of S students' logits [B, C]."""
 
     students: int
     rows: int
@@ -70,17 +81,19 @@ class Problem:
 
     @property
     def logits_bytes(self) -> int:
-        """One pass over the logits, or over their gradients."""
+        """Bytes of one pass over the logits, or over their gradients."""
         return self.students * self.rows * self.classes * self.itemsize
 
     @property
     def resident(self) -> bool:
-        """Whether a row of all students stays in registers between statistics and gradient."""
+        """Whether the rows of all students stay in registers between statistics and gradients."""
         return plan_ensemble_kd(self.students, self.classes, self.itemsize).regime != "streamed"
 
 
 @dataclass(frozen=True)
 class Cost:
+    """What a call of the loss needs at least."""
+
     bytes: int
     exponentials: int
     launches: int
@@ -88,7 +101,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds, of which ``memory`` and ``exponentials`` overlap."""
+    """Seconds of each part; ``memory`` and ``exponentials`` overlap."""
 
     memory: float
     exponentials: float
@@ -100,12 +113,12 @@ class Floor:
 
     @property
     def binds(self) -> str:
-        """What the largest part goes to."""
+        """Name of the largest part."""
         return max(("memory", "exponentials", "launches"), key=lambda part: getattr(self, part))
 
 
 def value_and_grad(problem: Problem) -> Cost:
-    """Loss and gradients in one launch."""
+    """Return the cost of loss and gradients in one launch."""
     moved = 2 * problem.logits_bytes + _labels(problem) + _results(problem)
     exponentials = _statistics_pass(problem)
     if not problem.resident:
@@ -114,13 +127,14 @@ def value_and_grad(problem: Problem) -> Cost:
 
 
 def differentiable(problem: Problem) -> Cost:
-    """Forward, then backward with an upstream gradient (one fp32), as autograd does it."""
+    """Return the cost of forward and of backward with an upstream gradient, one fp32, as autograd runs them."""
     row_statistics = problem.rows * (3 * problem.students + 2) * 4
     moved = 3 * problem.logits_bytes + 2 * _labels(problem) + _results(problem) + 2 * row_statistics + 4
     return Cost(moved, _statistics_pass(problem) + _gradient_pass(problem), launches=2)
 
 
 def floor(cost: Cost, card: Card) -> Floor:
+    """Return the lower bound of a call's time."""
     return Floor(
         memory=cost.bytes / card.copy_bandwidth,
         exponentials=cost.exponentials / card.exp_per_second,
@@ -130,7 +144,7 @@ def floor(cost: Cost, card: Card) -> Floor:
 
 @dataclass(frozen=True)
 class StepFloor:
-    """Seconds, which all overlap."""
+    """Seconds of each part of a training step; all parts overlap."""
 
     memory: float
     arithmetic: float
@@ -146,7 +160,7 @@ class StepFloor:
 
 
 def step_floor(cost: StepCost, card: Card, precision: str) -> StepFloor:
-    """Of a training step, as one CUDA graph with the students side by side."""
+    """Return the lower bound of a training step as one CUDA graph whose students run concurrently."""
     return StepFloor(
         memory=cost.bytes / card.copy_bandwidth,
         arithmetic=cost.flops / card.matrix_flops[precision],
@@ -159,18 +173,18 @@ def _labels(problem: Problem) -> int:
 
 
 def _results(problem: Problem) -> int:
-    """Loss, CE and KD of each student, the ensemble's CE in fp32; S + 1 counts in int64."""
+    """Bytes of the results: loss, CE and KD of each student, the ensemble's CE in fp32; S + 1 counts in int64."""
     return 4 * (2 * problem.students + 2) + 8 * (problem.students + 1)
 
 
 def _statistics_pass(problem: Problem) -> int:
-    """Sums of exponentials at T and at 1, of each student and the ensemble."""
+    """Exponentials for the sums at T and at 1, of each student and the ensemble."""
     softmaxes = problem.students + 1
     return problem.rows * problem.classes * (softmaxes if _is_power(problem) else 2 * softmaxes)
 
 
 def _gradient_pass(problem: Problem) -> int:
-    """Both softmaxes of each student, the ensemble's at T only, from the sums."""
+    """Exponentials for both softmaxes of each student, and for the ensemble's at T."""
     softmaxes = problem.students + 1
     return problem.rows * problem.classes * (softmaxes if _is_power(problem) else softmaxes + problem.students)
 
@@ -191,7 +205,7 @@ def _line(problem: Problem, dtype: str, card: Card) -> str:
 
 
 def step_lines(model: str, batch_size: int, students: int) -> Iterator[str]:
-    """The step of a family on each card."""
+    """Yield the lower bounds of a family's training step on each card as lines of text."""
     yield "Floors by a model, not measurements: the largest of bytes / bandwidth, arithmetic / rate, chain x latency."
     yield f"{model} x {students}, B = {batch_size}, 32x32, a training step; bytes as in bench/model/step_cost.py."
     costs = {
@@ -216,11 +230,11 @@ def step_lines(model: str, batch_size: int, students: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", choices=CARDS, default="H200")
+    parser.add_argument("--card", choices=CARDS, default="H200", help="GPU of the bounds of the loss")
     parser.add_argument("--students", type=int, default=5)
     parser.add_argument("--temperature", type=float, default=2.0)
-    parser.add_argument("--step", metavar="MODEL", help="a training step of this model's family")
-    parser.add_argument("--batch-size", type=int, default=128, help="of the step")
+    parser.add_argument("--step", metavar="MODEL", help="print the bounds of a training step of this model's family")
+    parser.add_argument("--batch-size", type=int, default=128, help="batch size of the step")
     arguments = parser.parse_args()
     if arguments.step:
         print("\n".join(step_lines(arguments.step, arguments.batch_size, arguments.students)))
@@ -232,7 +246,7 @@ def main() -> None:
         f"{card.name}: {card.copy_bandwidth:.4g} bytes/s, {card.exp_per_second:.4g} exp/s, {card.sm_count} SMs "
         f"({card.source}); {card.launch_latency * 1e6:g} us a launch, assumed."
     )
-    print(f"S = {arguments.students}, T = {arguments.temperature:g}; the last word of a part: what most of it goes to.")
+    print(f"S = {arguments.students}, T = {arguments.temperature:g}; each part ends with what takes most of its time.")
     print(f"    B x C      dtype    on chip | {'value_and_grad':<55} | differentiable, forward and backward")
     for dtype, itemsize in ITEMSIZES.items():
         for rows, classes in SIZES:

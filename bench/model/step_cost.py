@@ -1,22 +1,23 @@
-"""A training step of the family on a GPU at best: bytes, arithmetic and launches, read off the architecture.
+"""What a training step of a family needs at least on a GPU: bytes, arithmetic and launches.
 
-Nothing is run: one step goes through autograd on meta tensors, and every operation and convolution is noted. Three
-counts of bytes, each with the optimizer (of each fp32 parameter: gradient, momentum and value read, momentum and value
-written, and the gradient written before), the batch (uint8 read, normalised written) and the loss of the logits:
+One step runs through autograd on meta tensors, which compute nothing, and every operation and convolution is counted.
+There are three models of the bytes. Each includes the optimizer (it writes the gradient of each fp32 parameter, reads
+gradient, momentum and value, and writes momentum and value), the batch (uint8 read, normalised images written) and the
+loss of the logits:
 
-- "kept": each convolution's output written once in forward and read once in backward. What even a cache that held all
-  that is used again soon cannot save, since a whole pass lies between.
-- "fused": nothing but convolutions touches memory, BatchNorm, ReLU and sums ride along, no cache. A convolution reads
-  its input and writes its output; backward reads the output and its gradient, reads the input and writes its gradient:
-  3 (input + output). A sum with a shortcut reads a map more, forward and backward. The intermediate loss reads the
-  pseudo teacher's maps and the students' once and writes gradients of these.
-- "unfused": every operation of eager PyTorch reads its inputs and writes its outputs, and BatchNorm reads its map
-  twice, for the statistics and to normalise, forward and backward.
+- "kept": the output of each convolution is written once in forward and read once in backward. No cache can avoid that,
+  since a whole pass lies between.
+- "fused": only convolutions access memory, without a cache; BatchNorm, ReLU and sums are fused into them. Forward reads
+  the input and writes the output; backward reads the output and its gradient, reads the input and writes its gradient:
+  3 (input + output). A sum with a shortcut reads one more map, forward and backward. The intermediate loss reads all
+  maps once and writes the gradients of the students' maps.
+- "unfused": every operation of eager PyTorch reads its inputs and writes its outputs. BatchNorm reads its map twice,
+  for the statistics and to normalise, forward and backward.
 
-Arithmetic: two for each multiply-add of convolutions and matrices, forward and backward. Launches: an operation each,
-or in "fused" one a convolution forward and two backward. Students run side by side, so what cannot be hidden is the
-longest chain of launches: the largest student's. The floor is the largest of the three times, not their sum: one
-student's work fills another's gaps.
+Arithmetic is two operations for each multiply-add of convolutions and matrices, forward and backward. Launches are one
+for each operation, or in "fused" one for each convolution forward and two backward. Students run concurrently, so the
+time of launches is that of the longest chain, the largest student's. The lower bound is the largest of the three times,
+not their sum, since the work of one student fills the gaps of another.
 """
 
 from __future__ import annotations
@@ -42,15 +43,17 @@ OPTIMIZER_PASSES = 6
 
 @dataclass(frozen=True)
 class StepCost:
+    """What a step needs; `chain` is the number of launches which cannot run concurrently."""
+
     bytes: int
     flops: int
     launches: int
-    chain: int  # launches one after the other at least
+    chain: int
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """Elements; `first`: its input needs no gradient."""
+    """Numbers of elements of a convolution or a linear layer; the input of the `first` one needs no gradient."""
 
     inputs: int
     outputs: int
@@ -60,11 +63,17 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Walk:
-    """What one step consists of, by modules and by operations."""
+    """The parts of one step.
+
+    Attributes:
+        sums: Elements of all sums of two maps in forward.
+        maps: Elements that the intermediate loss accesses: the pseudo teacher's maps once, the students' maps twice.
+        operations: Operations of eager PyTorch; `operation_bytes` are the bytes of their inputs and outputs.
+    """
 
     convolutions: list[Convolution]
-    sums: int  # elements of all sums of two maps, forward
-    maps: int  # elements: of the intermediate loss, the pseudo teacher's maps and twice the other students'
+    sums: int
+    maps: int
     operations: int
     operation_bytes: int
     flops: int
@@ -72,7 +81,7 @@ class Walk:
 
 
 def step_costs(problem: StepProblem) -> dict[str, StepCost]:
-    """By MODELS, in the precision of the problem."""
+    """Return the cost of a step under each of `MODELS`, in the precision of the problem."""
     family, alone = walk(problem), walk(problem, members=(0,))
     size = DTYPES[problem.precision].itemsize
     logits = 2 * problem.num_students * problem.batch_size * problem.classes * size
@@ -123,7 +132,7 @@ def walk(problem: StepProblem, members: tuple[int, ...] | None = None) -> Walk:
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations that are kernels, the bytes of their tensors, and their arithmetic."""
+    """Counts the operations that launch kernels, the bytes of their tensors, and their arithmetic."""
 
     NORMS = ("native_batch_norm", "native_batch_norm_backward")
 
@@ -150,10 +159,10 @@ class Operations(TorchDispatchMode):
 
 
 def _fused_passes(c: Convolution) -> int:
-    """Elements that it moves forward and backward."""
+    """Elements that a convolution moves, forward and backward."""
     return 3 * (c.inputs + c.outputs) - c.inputs * c.first + 3 * c.weights
 
 
 def _fused_launches(walked: Walk) -> int:
-    """Of the optimizer, the loss and the batch one each."""
+    """Launches of all convolutions, and one each for the optimizer, the loss and the batch."""
     return sum(2 if c.first else 3 for c in walked.convolutions) + 3

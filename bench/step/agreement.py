@@ -48,7 +48,7 @@ class Run:
 
 
 def small(problem: StepProblem) -> StepProblem:
-    """Return the same training at a size whose 200 steps stay comparable: small images, a lower rate, no augmentation."""
+    """Return the same training with small images, a lower rate and no augmentation: 200 steps stay comparable."""
     return replace(
         problem,
         classes=10,
