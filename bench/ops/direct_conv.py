@@ -1,15 +1,15 @@
-"""Convolutions of a family's students in training, forward and backward, against PyTorch's in both layouts, on a CPU.
+"""The 3x3 convolutions of a family in training, forward and backward, against PyTorch in both layouts, on a CPU.
 
     python -m bench.ops.direct_conv [--json FILE] [--model resnet20] [--threads 1] [--seconds 1]
 
-"taken" says whether `DirectConv2d` takes the direct form for that shape.
+"taken" says whether `DirectConv2d` uses the direct form for that shape on this processor.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,18 +20,43 @@ from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.layers.direct_conv import DirectConv2d, use_direct_convs
 from oekd_fast.runs.host_memory import keep_freed_memory
 
+from .. import result_file
 from ..measure import Timing, interleave
 
+BATCH, IMAGE_SIZE, THREADS = 128, 32, 1  # one thread: a student's share of the cores while the others run beside it
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+VARIANTS = (*FORMATS, "direct")
 
 
-def shapes(model: str, image_size: int) -> dict[tuple[int, int, int, int], int]:
-    """How often a family's forward has a convolution (channels in, out, pixels of a side, stride)."""
-    counts: dict[tuple[int, int, int, int], int] = {}
+@dataclass(frozen=True)
+class Shape:
+    """A 3x3 convolution of square maps with padding 1.
+
+    Attributes:
+        channels: Channels of the input; `outputs` those of the output.
+        size: Height and width of the input.
+    """
+
+    channels: int
+    outputs: int
+    size: int
+    stride: int
+
+    def __str__(self) -> str:
+        return f"{self.channels}->{self.outputs}, {self.size}x{self.size}, stride {self.stride}"
+
+    def operations(self, batch: int) -> int:
+        """Return the operations of forward and both gradients, two for each multiply-add."""
+        return 3 * 2 * 9 * self.channels * self.outputs * batch * (-(-self.size // self.stride)) ** 2
+
+
+def shapes(model: str = "resnet20", image_size: int = IMAGE_SIZE) -> dict[Shape, int]:
+    """Return how often the forward of a family of five has each convolution."""
+    counts: dict[Shape, int] = {}
 
     def count(conv: DirectConv2d, inputs: tuple[torch.Tensor], output: object) -> None:
-        key = (conv.in_channels, conv.out_channels, inputs[0].shape[3], conv.stride[0])
-        counts[key] = counts.get(key, 0) + 1
+        shape = Shape(conv.in_channels, conv.out_channels, inputs[0].shape[3], conv.stride[0])
+        counts[shape] = counts.get(shape, 0) + 1
 
     with torch.device("meta"):
         family = build_ensemble(model, 5, 100)
@@ -42,10 +67,11 @@ def shapes(model: str, image_size: int) -> dict[tuple[int, int, int, int], int]:
     return counts
 
 
-def variants(batch: int, channels: int, outputs: int, size: int, stride: int) -> dict[str, Callable[[], object]]:
-    """Each call makes the output and all gradients."""
-    x = torch.randn(batch, channels, size, size)
-    weight = torch.randn(outputs, channels, 3, 3) / (3 * channels**0.5)
+def variants(shape: Shape, batch: int) -> dict[str, Callable[[], object]]:
+    """Return the calls by name, in the order of `VARIANTS`; each computes the output and all gradients."""
+    stride = shape.stride
+    x = torch.randn(batch, shape.channels, shape.size, shape.size)
+    weight = torch.randn(shape.outputs, shape.channels, 3, 3) / (3 * shape.channels**0.5)
     dy = torch.randn(functional.conv2d(x, weight, stride=stride, padding=1).shape)
 
     def pytorch(form: torch.memory_format) -> Callable[[], object]:
@@ -67,53 +93,56 @@ def variants(batch: int, channels: int, outputs: int, size: int, stride: int) ->
     return {name: pytorch(form) for name, form in FORMATS.items()} | {"direct": direct}
 
 
-def measure(shape: tuple[int, int, int, int], count: int, batch: int, seconds: float) -> dict:
-    channels, outputs, size, stride = shape
-    timings = interleave(variants(batch, channels, outputs, size, stride), seconds)
-    conv = DirectConv2d(channels, outputs, stride)
+def taken(shape: Shape, batch: int) -> bool:
+    """Return whether `DirectConv2d` uses the direct form for this shape."""
+    conv = DirectConv2d(shape.channels, shape.outputs, shape.stride)
     use_direct_convs(conv)
-    operations = 3 * 2 * 9 * channels * outputs * batch * (-(-size // stride)) ** 2
+    x = torch.empty(batch, shape.channels, shape.size, shape.size)
+    return conv.takes(x.to(memory_format=torch.channels_last))
+
+
+def measure(shape: Shape, count: int, batch: int, seconds: float) -> dict:
+    """Time all variants of a shape in turn for about `seconds`."""
+    timings = interleave(variants(shape, batch), seconds)
     return {
-        "shape": f"{channels}->{outputs}, {size}x{size}, stride {stride}",
+        "shape": str(shape),
         "in_a_family": count,
         "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
-        "gigaflops": round(operations / timings["direct"].median / 1e6, 1),
-        "taken": conv.takes(torch.empty(batch, channels, size, size).to(memory_format=torch.channels_last)),
+        "gigaflops": round(shape.operations(batch) / timings["direct"].median / 1e6, 1),
+        "taken": taken(shape, batch),
     }
 
 
 def line(result: dict) -> str:
-    def ms(name: str) -> str:
-        t = Timing(**result["milliseconds"][name])
-        return f"{t.median:6.2f} [{t.lower:.2f}, {t.upper:.2f}]"
-
+    """Return the result of one shape as a line of text."""
+    times = "  ".join(f"{name} {Timing(**timing)}" for name, timing in result["milliseconds"].items())
     return (
-        f"{result['shape']:<26} x{result['in_a_family']:<2} ms [quartiles]: NCHW {ms('nchw')}  channels_last "
-        f"{ms('channels_last')}  direct {ms('direct')}  | {result['gigaflops']} GFLOP/s{', taken' * result['taken']}"
+        f"{result['shape']:<26} x{result['in_a_family']:<2} ms [quartiles]: {times}"
+        f"  | {result['gigaflops']} GFLOP/s{', taken' * result['taken']}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1, help="as many as a student has, side by side with others")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of measuring, a shape")
+    parser.add_argument("--batch-size", type=int, default=BATCH)
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="height = width, in pixels")
+    parser.add_argument("--threads", type=int, default=THREADS, help="threads of PyTorch")
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of the measurement of a shape")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as the trainer does
     where = machine()
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    print(result_file.describe(where), flush=True)
     results = []
     for shape, count in shapes(arguments.model, arguments.image_size).items():
         results.append(measure(shape, count, arguments.batch_size, arguments.seconds))
         print(line(results[-1]), flush=True)
     if arguments.json:
-        report = {"what": "3x3 convolutions: forward and backward", "machine": where, "results": results}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        what = "3x3 convolutions: forward and backward"
+        result_file.write(arguments.json, result_file.report(what, where, results))
 
 
 if __name__ == "__main__":

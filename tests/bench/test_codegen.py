@@ -1,4 +1,4 @@
-"""What is read off compiled kernels: on kernels whose machine code is known, and on listings written by hand."""
+"""Reading compiled kernels: kernels whose machine code is known, and listings written by hand."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    """In a process of its own: here kernels may have been made for the interpreter, and those cannot be compiled."""
+    """Run a command; in this process kernels may be made for the interpreter, and those cannot be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900)
@@ -26,7 +26,7 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> tuple[subprocess.CompletedProcess, dict]:
-    """The process and its results by case."""
+    """Return the finished process and its results by case."""
     file = tmp_path_factory.mktemp("samples") / "results.json"
     done = run("tests.support.sample_kernels", "--arch", "90", "--json", str(file))
     assert file.exists(), done.stderr
@@ -92,7 +92,7 @@ def test_without_violations_it_succeeds():
     assert done.stdout.splitlines()[-1] == "no violations"
 
 
-def test_no_such_case():
+def test_an_unknown_case_is_an_error():
     done = run("tests.support.sample_kernels", "--only", "neither")
     assert done.returncode == 2 and "no case has 'neither' in its name" in done.stderr
 
@@ -136,7 +136,7 @@ def test_instructions_by_class():
     assert (counts.local_loads, counts.local_stores) == (0, 1)
 
 
-def test_a_rare_path_behind_the_end_belongs_to_its_loop_and_makes_none():
+def test_a_rare_path_behind_the_end_belongs_to_its_loop_and_forms_none():
     loops = natural_loops(parse_sass(LISTING, "kernel"))
     addresses = [[i.address for i in loop] for loop in loops]
     outer = [*range(0x50, 0xE0, 0x10), 0x110, 0x120]
@@ -150,7 +150,7 @@ def test_an_unknown_kernel_is_named():
         parse_usage(" Function kernel:\n  REG:18 STACK:0 SHARED:0 LOCAL:0", "other")
 
 
-def test_usage():
+def test_usage_of_one_of_two_kernels():
     text = " Function first:\n  REG:18 STACK:0 SHARED:0 LOCAL:0\n Function second:\n  REG:255 STACK:24 SHARED:1 LOCAL:8"
     assert parse_usage(text, "second") == (255, 24, 8)
 
@@ -174,7 +174,7 @@ def test_occupancy(arch, num_warps, registers, shared, expected):
 
 @pytest.mark.slow
 def test_kernels_meet_their_cases():
-    """No local memory, no access narrower than it could be, no exponential too many: sm_90."""
+    """On sm_90, kernels use no local memory, no narrow accesses, and no superfluous exponentials."""
     done = run("bench.codegen", "--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no violations" in done.stdout

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: same losses, every variant, files that can be read again."""
+"""The benchmark of the loss: the naive loss is the same loss, and the command writes what it prints."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def test_the_naive_loss_is_the_same_loss():
 
 
 @pytest.mark.parametrize("name", ["eager", "value_and_grad", "differentiable"])
-def test_a_variant_can_be_called_again_and_again(name):
+def test_a_variant_can_be_called_repeatedly(name):
     call = variants(4, 10)[name]
     call()
     call()

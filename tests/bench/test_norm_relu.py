@@ -1,4 +1,4 @@
-"""Both variants do the same work, and the command writes what it prints."""
+"""The benchmark of BatchNorm and ReLU: variants compute the same, and the command writes what it prints."""
 
 import json
 import sys

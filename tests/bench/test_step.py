@@ -1,4 +1,4 @@
-"""The benchmark of the training step: every variant trains the same family, and one that does not is found out."""
+"""The benchmark of the training step: every variant trains alike, and a variant that does not is detected."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_all_variants_agree_with_the_published_form_in_fp64(checked):
     "name, value",
     [("WEIGHT_DECAY", 0.0), ("ADAPTER_RATE", 0.51), ("MOMENTUM", 0.901), ("FEATURE_WEIGHT", 0.151), ("KD_WEIGHT", 0.0)],
 )
-def test_a_variant_that_trains_differently_is_found_out(checked, monkeypatch, name, value):
+def test_a_variant_that_trains_differently_is_detected(checked, monkeypatch, name, value):
     monkeypatch.setattr(step_ours, name, value)
     run = step_agreement.watched_run(step_variants.VARIANTS["ours_eager"](TINY), reference(), 3)
     errors = {"step_error": sorted(run.step_errors)[1], "loss_error": max(run.loss_errors)}
@@ -95,13 +95,13 @@ def test_the_published_form_reads_every_loss(monkeypatch):
     reads = []
     item = torch.Tensor.item
     monkeypatch.setattr(torch.Tensor, "item", lambda self: reads.append(self) or item(self))
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)  # which reads some too
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)  # it reads values too
     problem = replace(TINY, num_students=5)
     step_published.PublishedStep(problem).step()
     assert len([t for t in reads if t.is_floating_point()]) == 16
 
 
-def test_careful_pytorch_reads_nothing(monkeypatch):
+def test_eager_steps_read_nothing_back(monkeypatch):
     variant = step_eager.EagerStep(replace(TINY, augment=True))
     variant.step()
 
@@ -120,7 +120,7 @@ def test_distant_logits_do_not_break_the_published_divergence():
     assert loss.isfinite() and logits.grad.isfinite().all()
 
 
-def test_images_are_cropped_alike_everywhere():
+def test_all_variants_crop_images_alike():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (12, 3, 6, 6), generator=generator, dtype=torch.uint8)
     top, left = (torch.randint(5, (12,), generator=generator) for _ in range(2))
@@ -165,7 +165,7 @@ def result(monkeypatch):
     return step.measure(problem, names, seconds=0.0, probe_seconds=1.0, curve_steps=0)
 
 
-def test_what_the_file_holds(result):
+def test_content_of_the_file(result):
     result = json.loads(json.dumps(result))
     names = {"published", "eager", "eager_nchw", "compiled", "ours_eager", "ours_captured", "ours_one_stream"}
     assert result["variants"].keys() == names | {"largest_alone", "sequential"}
@@ -187,7 +187,7 @@ def test_what_the_file_holds(result):
     assert "ours_captured" not in result["speedups"]
 
 
-def test_the_table_marks_who_disagrees(result):
+def test_the_table_marks_variants_that_disagree(result):
     errors = {"step_error": 1e-6, "loss_error": 1e-7, "curve_error": 1e-3}
     trained = {"published": {"agrees": True, **errors}, "ours_eager": {"agrees": False, **errors}}
     lines = list(step.table({**result, "agreement": {"steps": 20, "allowed": errors, "variants": trained}}))
@@ -197,7 +197,7 @@ def test_the_table_marks_who_disagrees(result):
     assert any("published 4.00x" in line for line in lines)
 
 
-def test_compiling_again_is_left_out_of_a_short_check(monkeypatch):
+def test_a_short_check_does_not_compile_again(monkeypatch):
     monkeypatch.setattr(step, "agreement", lambda names, problem, steps, begin: {"names": list(names), "steps": steps})
     names = ["published", "compiled", "sequential"]
     short = step.agreed(TINY, names, 20)
@@ -205,7 +205,7 @@ def test_compiling_again_is_left_out_of_a_short_check(monkeypatch):
     assert step.agreed(TINY, names, step_agreement.STEPS)["names"] == ["published", "compiled"]
 
 
-def test_a_step_that_was_to_be_captured_and_is_not_says_why(monkeypatch):
+def test_a_step_that_is_not_captured_gives_a_reason(monkeypatch):
     monkeypatch.setattr(step_variants, "absent", lambda name, problem: None)
     with pytest.raises(RuntimeError, match="not captured: cpu has no CUDA graphs"):
         step_variants.build("ours_captured", TINY)
@@ -242,5 +242,5 @@ def test_a_probe_that_fails_or_hangs_gives_a_reason(monkeypatch):
         step_probe.probe("eager", TINY, 7.0)
 
 
-def test_problems_travel_as_json():
+def test_problems_can_be_sent_as_json():
     assert StepProblem(**json.loads(json.dumps(asdict(TINY)))) == TINY

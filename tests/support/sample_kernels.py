@@ -1,4 +1,4 @@
-"""Kernels whose machine code is known beforehand, for the tests of bench.codegen.sass and bench.codegen.
+"""Kernels whose machine code is known beforehand, for the tests of bench.codegen.
 
 python -m tests.support.sample_kernels          # takes the arguments of bench.codegen
 """
@@ -25,7 +25,7 @@ def copy_kernel(source, target, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def softmax_kernel(logits, probabilities, classes, BLOCK: tl.constexpr):
-    """One row a program, resident."""
+    """A program computes the softmax of one row, which stays in registers."""
     columns = tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64) * classes
     z = tl.load(logits + row + columns, mask=columns < classes, other=-float("inf")).to(tl.float32)
@@ -36,7 +36,7 @@ def softmax_kernel(logits, probabilities, classes, BLOCK: tl.constexpr):
 
 @triton.jit
 def mean_softmax_kernel(logits, out, classes, BLOCK: tl.constexpr):
-    """Reads a tuple of tensors, in tiles: one loop over the classes for the sums, one for the result."""
+    """Reads a tuple of tensors in tiles, with one loop over the classes for the sums and one for the result."""
     columns = tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64) * classes
     sums = tl.zeros([BLOCK], tl.float32)
@@ -74,7 +74,7 @@ def mean_softmax(students: int = 3, classes: int = 32000, block: int = 1024, num
 
 
 def cases() -> list[Case]:
-    """Three as they should be; then narrow accesses, more exponentials than asked for, spills, narrow accesses."""
+    """Return three correct cases, then cases with narrow accesses, too many exponentials, spills, narrow accesses."""
 
     def case(name: str, launch: Launch, demand: Demand) -> Case:
         return Case(name, lambda: (launch,), lambda _: demand)

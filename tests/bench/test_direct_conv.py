@@ -1,0 +1,37 @@
+"""The benchmark of the direct convolutions: all variants compute the same, and the command writes what it prints."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from bench.ops import direct_conv
+from oekd_fast import native
+
+pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason="needs the native extension")
+
+
+def test_variants_compute_the_same_gradients():
+    calls = direct_conv.variants(direct_conv.Shape(9, 9, 8, 1), 2)
+    nchw, *others = (calls[name]() for name in direct_conv.VARIANTS)
+    for gradients in others:
+        for ours, theirs in zip(gradients[:2], nchw[:2], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_of_the_paper_s_family():
+    counts = direct_conv.shapes()
+    assert counts[direct_conv.Shape(16, 16, 32, 1)] == 6  # the first stage of the largest student
+    assert sum(counts.values()) == 5 * 18
+    assert direct_conv.Shape(2, 3, 8, 2).operations(1) == 3 * 2 * 9 * 2 * 3 * 16
+
+
+def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys, threads):
+    file = tmp_path / "out.json"
+    monkeypatch.setattr(direct_conv, "shapes", lambda model, image_size: {direct_conv.Shape(4, 4, 4, 1): 2})
+    monkeypatch.setattr(sys, "argv", ["direct_conv", "--batch-size", "2", "--seconds", "0", "--json", str(file)])
+    direct_conv.main()
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["milliseconds"].keys() == set(direct_conv.VARIANTS) and result["in_a_family"] == 2
+    assert "4->4, 4x4, stride 1" in capsys.readouterr().out
