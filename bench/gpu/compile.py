@@ -80,6 +80,7 @@ def jobs_of_sweep() -> list[Job]:
 
 
 def compile_job(job: Job, device: str = "cuda") -> None:
+    """Compile a kernel of the ensemble loss into Triton's cache."""
     launch = job.launch(device)
     launch.kernel.warmup(**launch.arguments, **launch.options, grid=(launch.programs,))
 
@@ -92,6 +93,7 @@ def inductor_keys() -> list[tuple[str, str]]:
 
 
 def compile_by_inductor(section: str, key: str) -> None:
+    """Compile the "compiled" variant of a case into Inductor's cache."""
     if section == "loss":
         sets = gpu_loss.make_sets(*gpu_loss.parse(key), "cuda")[:1]
         gpu_loss.variants(sets)["compiled"]()()
