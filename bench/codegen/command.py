@@ -91,7 +91,9 @@ def rows_of(name: str, arch: int, all_cases: Callable[[], list[Case]]) -> list[R
 
 
 def main(all_cases: Callable[[], list[Case]] = cases) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.codegen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capability x 10")
     parser.add_argument(
         "--only", default="", metavar="SUBSTRING", help="compile only cases whose name contains SUBSTRING"

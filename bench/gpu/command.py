@@ -103,7 +103,9 @@ def run_suite(report: Report, quick: bool, total: float = TOTAL_SECONDS) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="report; bench/results/gpu_<card>.json if it is not given")
     parser.add_argument("--quick", action="store_true", help="measure fewer sizes in less time")
     arguments = parser.parse_args()
