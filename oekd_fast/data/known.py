@@ -19,7 +19,7 @@ class KnownDataset:
     Args:
         augmentation: augmentation of the training images. A `ResizedCrop` implies that stored images differ in size,
             and gives the size of the network's input.
-        hub_id: name on the Hugging Face hub; None for data that is not there and has to be given as files.
+        hub_id: name on the Hugging Face hub; None for data that is not on the hub and has to be given as files.
         config: configuration on the hub, for data sets that have several.
         image_column, label_column: columns of its tables.
         skip_splits: splits that are not read, since they have no labels.

@@ -60,8 +60,9 @@ class StudentEnsemble(nn.Module):
         hint_channels: channels of the map of an external teacher after each block; by default student 0 is the
             teacher.
 
+    The arguments `architecture`, `num_students`, `num_classes`, `in_channels` and `members` are attributes too.
+
     Attributes:
-        architecture, num_students, num_classes, in_channels, members: the arguments.
         base: module that all students share.
         branches: one module per member.
         adapters: `adapters[b][i - 1]` is the 1x1 convolution from the map of `members[i]` after block b to the map of

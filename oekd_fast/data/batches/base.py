@@ -53,7 +53,7 @@ class Batches(Protocol):
 
         Args:
             order: rows of the split, int64 [M] on the CPU. Rows after the last full batch are left out. A row of -1
-                stands for no image: its label is -100 and its pixels are undefined.
+                means no image: its label is -100 and its pixels are undefined.
             batch_size: images per batch.
             first: number of the first batch, for resuming inside an epoch.
 
