@@ -99,7 +99,7 @@ def family_value_and_grad(
 
 
 def _loss_arguments(options: Mapping[str, Any], signals: TeacherSignals) -> dict[str, Any]:
-    """The options, completed with the teachers of this batch."""
+    """Return the options together with the teachers of this batch."""
     if not signals.copies:
         return {**options, "teacher_logits": signals.teacher_logits}
     # The copies take the place of the students in the mixing matrix, whose columns for the students become 0.
