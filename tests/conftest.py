@@ -1,4 +1,4 @@
-"""What the tests of the losses share: the implementations that are there, and how to call them alike."""
+"""Fixtures and helpers of all tests: the available implementations of the loss, which are called alike."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 if not torch.cuda.is_available():
-    # Triton decides when a kernel is made, that is before the first import of oekd_fast.kernels.
+    # Triton reads this when a kernel is defined, that is at the first import of oekd_fast.kernels.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad, native
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # They share the cores, and so do the processes that tests start.
+    # The workers share the cores, and so do the processes that tests start.
     torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    # They ignore Ctrl-C, which some tests send to themselves or to such a process.
+    # Workers ignore SIGINT, which some tests send to themselves or to a process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with torch.device("meta"):
-    torch.empty(0)  # the first use notes for good which functions make tensors: before any test replaces one
+    torch.empty(0)  # the first use records the factory functions for good, so it must come before any test replaces one
 
 ISAS = native.isa_names()
 needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
@@ -37,7 +37,7 @@ if TRITON and "TRITON_INTERPRET" in os.environ:
     interpreter.install()
 
 INTERPRETED = TRITON and not torch.cuda.is_available()
-# Those that take CPU tensors.
+# Backends that take CPU tensors.
 BACKENDS = ("reference", *(("native",) if ISAS else ()), *(("triton",) if INTERPRETED else ()))
 OP_DEFAULTS = {
     "temperature": 2.0,
@@ -87,20 +87,20 @@ def _backend(backend: str) -> Callable:
 
 
 def _triton() -> Callable:
-    """backend="triton": interpreted on the CPU, or on a GPU with everything copied there, in its strides, and back."""
+    """Call backend="triton", interpreted on the CPU, or on a GPU with copies of all tensors in the same strides."""
     if not torch.cuda.is_available():
         return _backend("triton")
 
-    def there(value):
+    def on_gpu(value):
         if isinstance(value, Tensor):
             storage = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
             return storage.cuda().as_strided(value.shape, value.stride(), value.storage_offset())
-        return [there(item) for item in value] if isinstance(value, list | tuple) else value
+        return [on_gpu(item) for item in value] if isinstance(value, list | tuple) else value
 
     def value_and_grad(logits, target, *, out=None, **options):
-        buffers = there(out)
+        buffers = on_gpu(out)
         output, grads = ensemble_kd_value_and_grad(
-            there(logits), there(target), backend="triton", out=buffers, **{k: there(v) for k, v in options.items()}
+            on_gpu(logits), on_gpu(target), backend="triton", out=buffers, **{k: on_gpu(v) for k, v in options.items()}
         )
         output = EnsembleKDOutput(*(t.cpu() for t in output))
         if out is None:
@@ -112,7 +112,7 @@ def _triton() -> Callable:
     return value_and_grad
 
 
-# Each takes the arguments of ensemble_kd_value_and_grad. The ops do not take one stacked tensor.
+# Each takes the arguments of ensemble_kd_value_and_grad. The ops do not take stacked logits.
 IMPLEMENTATIONS = {name: _backend(name) for name in BACKENDS if name != "triton"} | {
     f"native-{isa}": _isa(isa) for isa in ISAS
 }
@@ -121,12 +121,12 @@ if TRITON:
 
 
 def rows_of(value_and_grad: Callable, rows: int, classes: int = 1) -> int:
-    """As many rows as a test can wait for: the interpreter takes 10 ms a row, and long rows a second."""
+    """Limit the rows for the interpreter, which takes 10 ms for a row, and a second for a long one."""
     return max(2, min(rows, 24, 40000 // classes)) if value_and_grad is IMPLEMENTATIONS.get("triton") else rows
 
 
 def order_depends_on_layout(value_and_grad: Callable) -> bool:
-    """Whether how elements fall to threads, and so the order of sums, depends on strides and alignment."""
+    """Whether strides and alignment change the order of sums."""
     return value_and_grad is IMPLEMENTATIONS.get("triton")
 
 
@@ -150,7 +150,7 @@ def compiled_value_and_grad(request) -> Callable:
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads; the old one comes back."""
+    """Return a function that sets the number of threads. The old number is restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -158,7 +158,7 @@ def threads():
 
 @pytest.fixture
 def one_thread(threads):
-    """Tiny problems on few, busy cores: threads that wait for each other cost seconds."""
+    """Use one thread: on busy cores, threads that wait for each other cost seconds in tiny problems."""
     threads(1)
 
 
@@ -171,7 +171,7 @@ def batch(
     scale: float = 3.0,
     seed: int = 0,
 ) -> tuple[list[Tensor], Tensor]:
-    """Random logits and labels."""
+    """Make random logits and labels."""
     generator = torch.Generator().manual_seed(seed)
     logits = [scale * torch.randn(rows, classes, generator=generator) for _ in range(students)]
     return [z.to(dtype) for z in logits], torch.randint(classes, (rows,), generator=generator)

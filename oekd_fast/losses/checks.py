@@ -173,12 +173,7 @@ def check_weights_grad(weights_grad, ensemble_weights: Tensor | None) -> None:
     if ensemble_weights is None:
         raise ValueError("weights_grad: expected ensemble_weights beside it, got ensemble_weights None")
     check_tensor("weights_grad", weights_grad, ensemble_weights.device)
-    for what in ("shape", "dtype"):
-        expected, given = getattr(ensemble_weights, what), getattr(weights_grad, what)
-        if expected != given:
-            kind = TypeError if what == "dtype" else ValueError
-            raise kind(f"weights_grad: expected {what} {expected} as ensemble_weights, got {given}")
-    _check_distinct_elements("weights_grad", weights_grad)
+    _check_like("weights_grad", weights_grad, ensemble_weights, "ensemble_weights")
 
 
 def check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
@@ -232,23 +227,24 @@ def check_grad_scale(grad_scale: object, device: torch.device, like: str = "the 
 
 
 def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Tensor]:
+    """Return the S buffers for the gradients of the students."""
     buffers = list(out.unbind(0)) if isinstance(out, Tensor) else list(out)
     if len(buffers) != len(students):
         raise ValueError(f"out: expected {len(students)} buffers, one a student, got {len(buffers)}")
     for j, (buffer, z) in enumerate(zip(buffers, students, strict=True)):
         check_tensor(f"out[{j}]", buffer, z.device, like=f"logits[{j}]")
-        for what in ("shape", "dtype"):
-            expected, given = getattr(z, what), getattr(buffer, what)
-            if expected != given:
-                kind = TypeError if what == "dtype" else ValueError
-                raise kind(f"out[{j}]: expected {what} {expected} as logits[{j}], got {given}")
-        _check_distinct_elements(f"out[{j}]", buffer)
+        _check_like(f"out[{j}]", buffer, z, f"logits[{j}]")
     return buffers
 
 
-def _check_distinct_elements(name: str, buffer: Tensor) -> None:
+def _check_like(name: str, buffer: Tensor, tensor: Tensor, like: str) -> None:
+    """Check a buffer that is overwritten with the gradient of `tensor`."""
+    if buffer.shape != tensor.shape:
+        raise ValueError(f"{name}: expected shape {list(tensor.shape)} as {like}, got {list(buffer.shape)}")
+    if buffer.dtype != tensor.dtype:
+        raise TypeError(f"{name}: expected dtype {tensor.dtype} as {like}, got {buffer.dtype}")
     if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
-        raise ValueError(f"{name}: expected a place of its own for every element, got strides {list(buffer.stride())}")
+        raise ValueError(f"{name}: expected separate memory for every element, got strides {list(buffer.stride())}")
 
 
 def check_block(block: int, maps, teacher: Tensor, weights, biases) -> None:

@@ -33,35 +33,41 @@ def ensemble_kd_loss(
     backend: str = "auto",
     validate: bool = False,
 ) -> EnsembleKDOutput:
-    """Loss of S students that learn from the labels and from their own ensemble (ECCV 2020, arXiv 2011.07449)::
+    """Compute the loss of S students that learn from labels and from their ensemble (ECCV 2020, arXiv 2011.07449)::
 
         loss = ce_weight * sum_j CE(z_j, y)  +  kd_weight * sum_j T^2 KL(softmax(zE/T) || softmax(z_j/T))
                +  ensemble_ce_weight * CE(zE, y)
         zE   = sum_j w_j z_j
 
-    or, with ``teacher_logits`` or ``mixing``, from other targets. Related objectives are arguments of this one::
+    With ``teacher_logits`` or ``mixing``, the students learn from other targets than the ensemble. Related objectives
+    are special cases::
 
         Hinton, Vinyals, Dean 2015      teacher_logits=v
         born-again (Furlanello 2018)    teacher_logits=v of the previous generation, temperature=1
-        mutual learning (Zhang 2018)    mixing=W, mixes="probabilities", temperature=1; W_ji = 1/(S-1), W_jj = 0
-        codistillation (Anil 2018)      the same W: its gradients are those of the others' mean prediction as target
+        mutual learning (Zhang 2018)    mixing=W, mixing_space="probabilities", temperature=1;
+                                        W_ji = 1/(S-1), W_jj = 0
+        codistillation (Anil 2018)      the same W: the gradients equal those of the other students' mean prediction
         ONE (Lan, Zhu, Gong 2018)       ensemble_weights=gate [B, S], ensemble_ce_weight=1, temperature=3
-        students on their own           kd_weight=0
+        independent students            kd_weight=0
 
     Args:
-        logits: S tensors [B, C], or one [S, B, C]; fp32, fp16, bf16 (fp64: reference backend only); any strides.
-        target: int64 [B], class index in [0, C); rows equal to ``ignore_index`` count for nothing. None only if
-            ``ce_weight == 0 == ensemble_ce_weight``: the distillation term alone.
-        temperature: T > 0. The distillation term carries T^2. It and the three weights are numbers, or tensors of one
-            element and any floating dtype on the logits' device: read there at each call and each replay of a graph,
-            as float32 (float64 for float64 logits), never differentiated. Backward uses what the loss has read.
-        ensemble_weights: [S], or a gate [B, S] with weights for each row, floating; None for 1/S each. A student of
-            weight 0 has no say, even where its logit is -inf. Differentiable where the loss depends on it with
-            gradients: through the target where it is not detached, and through the ensemble's cross-entropy.
-        detach_ensemble: True, as in the paper: no gradient flows through the ensemble as a target. False: gradients
-            for the logits through zE, and for ``ensemble_weights``; on the CPU by the reference.
-        ensemble_ce_weight: of the ensemble's own cross-entropy, whose gradient reaches logits and
-            ``ensemble_weights`` whatever ``detach_ensemble`` says.
+        logits: S tensors [B, C], or one [S, B, C]; float32, float16 or bfloat16 (float64: reference backend only), with
+            any strides.
+        target: int64 [B], class indices in [0, C). Rows whose target equals ``ignore_index`` are ignored. None is valid
+            only if ``ce_weight`` and ``ensemble_ce_weight`` are 0, and leaves the distillation term alone.
+        temperature: T > 0. The distillation term carries the factor T^2. The temperature and the three weights are
+            numbers, or tensors with one element and any floating dtype on the device of the logits. Tensors are read
+            there at each call and at each replay of a graph, as float32 (float64 for float64 logits), and are never
+            differentiated. The backward pass uses the values that the loss has read.
+        ce_weight: weight of the students' cross-entropies.
+        kd_weight: weight of the distillation terms.
+        ensemble_weights: w, floating [S], or a gate [B, S] with weights for each row; None stands for 1/S each.
+            Students with weight 0 are excluded, even if their logits are -inf. The weights are differentiable where the
+            loss depends on them with gradients: through an attached target, and through the ensemble's cross-entropy.
+        detach_ensemble: True, as in the paper, stops gradients through the ensemble as a target. False lets them flow
+            to the logits and to ``ensemble_weights``; on the CPU, the reference backend computes this.
+        ensemble_ce_weight: weight of the ensemble's own cross-entropy, whose gradient reaches the logits and
+            ``ensemble_weights`` regardless of ``detach_ensemble``.
         teacher_logits: logits of external teachers, with any floating dtype and strides, never differentiated. One
             teacher [B, C] replaces the ensemble: the target of every student is softmax(teacher_logits / T). K
             teachers, as one tensor [K, B, C] or K tensors [B, C], need ``mixing``. The statistics of the ensemble do
@@ -69,27 +75,30 @@ def ensemble_kd_loss(
         mixing: W, a floating tensor [S, S + K], never differentiated. Row j gives the weights of the S students, which
             are detached, and then of the K external teachers in the target of student j. A weight of 0 excludes a
             student or teacher, even if its logits are -inf. Not combined with ``detach_ensemble=False`` or a gate.
-        mixes: "logits": kd_j = T^2 KL(softmax(sum_i W_ji z_i / T) || softmax(z_j / T)); "probabilities":
-            kd_j = T^2 sum_i W_ji KL(softmax(z_i / T) || softmax(z_j / T)), whose gradients are those of the target
-            sum_i W_ji softmax(z_i / T) where the row sums to 1.
-        label_smoothing: in [0, 1], of the cross-entropy terms, as in ``torch.nn.functional.cross_entropy``.
+        mixing_space: "logits": kd_j = T^2 KL(softmax(sum_i W_ji z_i / T) || softmax(z_j / T)). "probabilities":
+            kd_j = T^2 sum_i W_ji KL(softmax(z_i / T) || softmax(z_j / T)); if a row of W sums to 1, its gradients equal
+            those of the target sum_i W_ji softmax(z_i / T).
+        label_smoothing: a number in [0, 1] for the cross-entropies, as in ``torch.nn.functional.cross_entropy``.
+        ignore_index: the label of rows that are ignored.
         reduction: "mean" over the rows that are not ignored, or "sum".
-        backend: "auto" takes the compiled kernel of the logits' device where it is there and covers the call, else
-            the reference; "reference", "native" (CPU) and "triton" (CUDA) insist.
-        validate: look at the labels, and at temperature and weights in tensors, before anything else, on any device:
-            a GPU is waited for.
+        backend: "auto" takes the compiled kernel of the device if it is available and supports the call, and the
+            reference otherwise. "reference", "native" (CPU) or "triton" (CUDA) takes exactly that backend.
+        validate: check the labels, and the temperature and weights that are tensors, on any device before the loss is
+            computed. The host waits for the device.
 
     Returns:
-        EnsembleKDOutput: ``loss`` is differentiable (once), the statistics are detached; nothing leaves the device.
-        All rows ignored, or none given: loss 0, gradients 0.
+        EnsembleKDOutput: ``loss`` is differentiable (once by the compiled backends); the statistics are detached. All
+        stay on the device of the logits. If no row counts, the loss and the gradients are 0.
 
     Raises:
-        ValueError, TypeError: naming the argument, what was expected and what came. Labels out of range are found
-            at once on the CPU, and with ``validate``; else, on other devices, their rows make the loss and ``ce`` NaN
-            (``kd`` stays finite) and are never used as an index. So it is with a temperature or weight of one element:
-            where it is not looked at, one that is not finite makes the loss NaN or infinite, a temperature of 0 makes
-            ``kd`` and the loss NaN, and a negative one gives numbers that mean nothing.
-        RuntimeError: the backend asked for is not there.
+        ValueError, TypeError: naming the argument, what was expected and what was given. Labels out of range raise on
+            the CPU, and with ``validate`` on any device. On other devices, rows with such a label make the loss and
+            ``ce`` NaN, ``kd`` stays finite, and the label is never used as an index. Temperatures and weights in
+            tensors follow the same rule: if they are not checked, a value that is not finite makes the loss NaN or
+            infinite, a temperature of 0 makes ``kd`` and the loss NaN, and a negative temperature gives meaningless
+            numbers.
+        ValueError: the named backend does not support the call; the message lists what each backend answers.
+        RuntimeError: the named backend is unavailable.
     """
     options = KDOptions(
         temperature=temperature,
@@ -137,15 +146,19 @@ def ensemble_kd_value_and_grad(
     backend: str = "auto",
     validate: bool = False,
 ) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
-    """Loss and its gradients for the logits at once, outside autograd; arguments as :func:`ensemble_kd_loss`.
+    """Compute the loss and its gradients for the logits at once, outside autograd.
 
     Args:
-        grad_scale: one-element tensor that multiplies the gradients (not the loss): a loss scale.
-        out: S buffers shaped and typed as the logits, or one [S, B, C], to be overwritten with the gradients.
-        weights_grad: buffer shaped and typed as ``ensemble_weights``, to be overwritten with their gradient.
+        logits, ..., validate: arguments of :func:`ensemble_kd_loss`.
+        grad_scale: tensor with one element, a loss scale, which multiplies the gradients but not the loss.
+        out: S buffers with the shape and dtype of the logits, or one [S, B, C]; overwritten with the gradients.
+        weights_grad: buffer with the shape and dtype of ``ensemble_weights``; overwritten with their gradient.
 
     Returns:
-        The statistics, and S gradients in the logits' dtype.
+        The statistics, and S gradients in the dtype of the logits: the buffers of ``out`` if they are given.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`ensemble_kd_loss`; also for buffers that do not fit.
     """
     options = KDOptions(
         temperature=temperature,

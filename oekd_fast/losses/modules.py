@@ -1,4 +1,4 @@
-"""The losses as modules, for trainers that want one."""
+"""The losses as ``torch.nn`` modules."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from oekd_fast.losses.feature_kd import feature_kd_loss
 
 
 class EnsembleKDLoss(nn.Module):
-    """:func:`oekd_fast.ensemble_kd_loss` with its options fixed: the drop-in.
+    """:func:`oekd_fast.ensemble_kd_loss` with fixed options, as a drop-in criterion.
 
     Args:
-        **options: fields of :class:`oekd_fast.losses.calls.KDOptions`, ``backend`` and ``validate``. A tensor
-            among them is held as it is: neither saved nor moved with the module.
+        backend, validate: arguments of the function.
+        **options: fields of :class:`oekd_fast.losses.calls.KDOptions`. Tensors among them are neither saved nor moved
+            with the module.
     """
 
     def __init__(self, *, backend: str = "auto", validate: bool = False, **options) -> None:
@@ -32,10 +33,13 @@ class EnsembleKDLoss(nn.Module):
         ensemble_weights: Tensor | None = None,
         teacher_logits: Sequence[Tensor] | Tensor | None = None,
     ) -> Tensor:
-        """The scalar loss of S students' logits, [B, C] each or stacked [S, B, C], and int64 labels [B].
+        """Return the scalar loss.
 
-        ``ensemble_weights`` ([S], or a gate [B, S]) and ``teacher_logits`` ([B, C], or K teachers) as the function
-        takes them.
+        Args:
+            logits: S tensors [B, C], or one [S, B, C].
+            target: int64 [B].
+            ensemble_weights: [S], or a gate [B, S].
+            teacher_logits: [B, C], or K teachers as the function takes them.
         """
         call = EnsembleKDCall.of(
             logits, target, self.options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits

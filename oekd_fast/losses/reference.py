@@ -1,8 +1,7 @@
-"""The losses in plain PyTorch: definition, oracle, and fallback on any device.
+"""The losses in plain PyTorch: their definition, and the fallback on any device.
 
-Notation (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449): S students give logits z_j of B rows and
-C classes; the ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper; a gate has a w_j for each row.
-Arguments are checked in ``ops``.
+Notation (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449): S students give logits z_j of B rows and C classes.
+The ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper. A gate has weights w_j for each row.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from oekd_fast.losses.checks import DEVICE_SCALARS
 
 
 class EnsembleKDOutput(NamedTuple):
-    """Loss and statistics of S students; everything stays on the logits' device.
+    """Loss and statistics of S students, on the device of the logits.
 
-    Statistics are detached. ``loss``, ``ce``, ``kd`` and ``ensemble_ce`` are fp32 (fp64 for fp64 logits) and
-    follow ``reduction``. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
+    The statistics are detached. ``loss``, ``ce``, ``kd`` and ``ensemble_ce`` are float32 (float64 for float64 logits)
+    and follow ``reduction``. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
     """
 
     loss: Tensor  # scalar, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd) + ensemble_ce_weight * ensemble_ce
@@ -40,13 +39,13 @@ def ensemble_kd(
     ensemble_weights: Tensor | None = None,
     teachers: Sequence[Tensor] = (),
 ) -> EnsembleKDOutput:
-    """Cross-entropy and ensemble distillation of all students; see :func:`oekd_fast.ensemble_kd_loss`.
+    """Compute the loss of checked arguments; see :func:`oekd_fast.ensemble_kd_loss`.
 
-    A label outside [0, C) is never used as an index: its row makes the loss NaN.
+    A label outside [0, C) is never used as an index. Its row makes the loss NaN.
     """
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
     temperature, ce_weight, kd_weight, ensemble_ce_weight = (
-        _taken(getattr(options, name), dtype) for name in DEVICE_SCALARS
+        _snapshot(getattr(options, name), dtype) for name in DEVICE_SCALARS
     )
     z = [student.to(dtype) for student in logits]
     external = [teacher.detach().to(dtype) for teacher in teachers]
@@ -58,7 +57,7 @@ def ensemble_kd(
         counted = target != options.ignore_index
         valid = (target >= 0) & (target < classes)
         number = counted.sum().to(dtype)
-        # What an ignored row holds, NaN included, must reach neither the loss nor the gradient.
+        # The logits of ignored rows, which may be NaN, must reach neither the loss nor the gradient.
         z = [student.where(counted[:, None], 0.0) for student in z]
         external = [teacher.where(counted[:, None], 0.0) for teacher in external]
         if ensemble_weights is not None and ensemble_weights.dim() == 2:
@@ -87,10 +86,10 @@ def ensemble_kd(
     def divergence(target: tuple[Tensor, Tensor], student: Tensor) -> Tensor:
         teacher_log_probs, teacher_probs = target
         student_log_probs = F.log_softmax(student / temperature, dim=1)
-        # Where the teacher gives nothing, -inf - -inf must not be formed: 0 * (log 0 - log q) is 0.
+        # Where the teacher's probability is 0, so is 0 * (log 0 - log q). This avoids -inf - -inf.
         gap = (teacher_log_probs - student_log_probs).where(teacher_probs > 0, 0.0)
         kl = (teacher_probs * gap).sum(dim=1)
-        # Rounding can give -1e-9; KL >= 0, and the gradient must not notice the clamp.
+        # Rounding can make the divergence slightly negative. The clamp must not change the gradient.
         kl = kl + (kl.clamp(min=0.0) - kl).detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return reduce(kl) * temperature**2
 
@@ -110,7 +109,7 @@ def ensemble_kd(
         else:
             targets = [target_of(scores) for scores in sources]
             pairs = torch.stack([torch.stack([divergence(target, student) for target in targets]) for student in z])
-            # A weight of 0 gives no say: 0 * inf would be NaN.
+            # Entries of 0 exclude a target: 0 * inf would be NaN.
             kd = (mixing * pairs.where(mixing != 0, 0.0)).sum(dim=1)
     loss = kd_weight * kd.sum()
     if target is None:
@@ -158,21 +157,21 @@ def ensemble_kd_value_and_grad(
     return output._replace(loss=output.loss.detach()), grads
 
 
-def _taken(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A copy of a tensor's value, so that backward sees what the loss saw, whatever the tensor holds by then."""
+def _snapshot(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """Copy a number that is a tensor, so that backward uses the value of the forward pass if the tensor changes."""
     return value.detach().to(dtype, copy=True).reshape(()) if isinstance(value, Tensor) else value
 
 
 def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:
-    """sum_j w_j z_j, [B, C], with w [S], or a gate [B, S]; None: the mean."""
+    """Compute sum_j w_j z_j, [B, C], for weights [S], or a gate [B, S]; None stands for the mean."""
     if weights is None:
         return torch.stack(tuple(z)).mean(dim=0)
     terms = []
     for weight, student in zip(weights.to(z[0].dtype).unbind(-1), z, strict=True):
         if weight.dim():
             weight = weight[:, None]
-        # A student of weight 0 has no say, even where its logit is -inf: 0 * -inf would be NaN. So would be, of a
-        # weight that is not 0, its gradient there, where the mixture's is 0.
+        # Students with weight 0 are excluded, even if their logits are -inf: 0 * -inf would be NaN. For other weights,
+        # their gradient would be NaN at such a logit; it is 0, since the mixture's probability there is 0.
         finite = student.isfinite()
         term = weight * student.where(finite, 0.0)
         terms.append(term.where(finite | (weight == 0), (weight * student).detach()))
@@ -182,7 +181,7 @@ def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:
 def feature_kd(
     student_maps: Sequence[Tensor], teacher_map: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Tensor:
-    """Sum over students of the mean squared error of the adapted map to the pseudo teacher's detached map.
+    """Sum the mean squared errors between each student's adapted map and the detached map of the pseudo teacher.
 
     See :func:`oekd_fast.feature_kd_loss`.
     """

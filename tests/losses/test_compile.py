@@ -1,4 +1,4 @@
-"""torch.compile around the loss: one graph, same numbers, no recompilation when a batch's values change."""
+"""torch.compile of the loss: one graph, the same numbers, and no recompilation if the values of a batch change."""
 
 import shutil
 import subprocess
@@ -27,12 +27,12 @@ def fresh_compiler():
 
 @pytest.fixture(params=[name for name in BACKENDS if name != "triton"])
 def backend(request) -> str:
-    """Triton's interpreter is called past the dispatcher, which a graph goes through; on a GPU see test_*_gpu.py."""
+    """Backends that are ops on the CPU; test_ensemble_kd_gpu_runtime.py compiles the Triton kernels on a GPU."""
     return request.param
 
 
 def compiled(function, compiler="aot_eager"):
-    """aot_eager traces and partitions as inductor does, without seconds of C++ compilation."""
+    """Compile; aot_eager traces and partitions as inductor does, but needs no C++ compilation."""
     return torch.compile(function, fullgraph=True, backend=compiler, dynamic=False)
 
 
@@ -40,9 +40,9 @@ def requiring_grad(logits):
     return [z.clone().requires_grad_() for z in logits]
 
 
-def same(came, expected, backend):
-    """A kernel gives the same bits; compiled PyTorch operations may round in another order."""
-    for a, b in zip(came, expected, strict=True):
+def same(actual, expected, backend):
+    """Compare: a kernel gives the same bits, while compiled PyTorch operations may round in another order."""
+    for a, b in zip(actual, expected, strict=True):
         if backend == "native":
             assert torch.equal(a, b)
         else:

@@ -1,4 +1,4 @@
-"""The compiled loss needs no memory beyond its gradients: resident set of a process of its own."""
+"""The compiled loss needs no memory beyond its gradients, measured as the peak resident set of a process."""
 
 import subprocess
 import sys
@@ -19,12 +19,12 @@ from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
 form, backend, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-def peak():  # not ru_maxrss: that one starts from the parent's
+def peak():  # ru_maxrss would start from the parent's peak
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6
 
 def step(rows, classes):
-    # Filled in place, so that nothing but what is kept adds to the peak before.
+    # Filled in place, so that no temporary tensor raises the peak beforehand.
     logits = [torch.empty(rows, classes).normal_() for _ in range(5)]
     target = torch.randint(classes, (rows,))
     if form == "out":
@@ -43,7 +43,7 @@ print(step(rows, 32000))
 
 
 def growth(form: str, backend: str = "native", rows: int = 256) -> float:
-    """Of the peak resident set during one call, in MB."""
+    """Measure the growth of the peak resident set during one call, in MB."""
     command = [sys.executable, "-c", MEASURE, form, backend, str(rows)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -55,9 +55,9 @@ def test_into_buffers_nothing_is_allocated():
 
 
 def test_differentiable_form_allocates_its_gradients_alone():
-    came = growth("backward")
-    assert LOGITS_MB / 2 < came < LOGITS_MB + 32  # and the measurement does see memory
+    actual = growth("backward")
+    assert LOGITS_MB / 2 < actual < LOGITS_MB + 32  # the lower bound shows that the measurement works
 
 
-def test_what_is_measured_can_be_seen():
+def test_the_measurement_sees_memory_of_the_reference():
     assert growth("out", backend="reference", rows=32) > 5 * 32 * 32000 * 4 / 1e6

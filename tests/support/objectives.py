@@ -1,7 +1,8 @@
 """Published objectives in plain PyTorch, as their papers write them, and as arguments of ensemble_kd_loss.
 
-A formula takes the logits z of S students, [B, C] each, labels [B] that all count, and the tensors that its arguments
-name; its gradients are autograd's. In fp64 it is the truth, in fp32 PyTorch's own error, by the criterion of oracle.py.
+A formula takes the logits z of S students, [B, C] each, labels [B] of which none is ignored, and the tensors that its
+arguments name. Autograd gives its gradients. Evaluated in float64 it is the truth; in float32 it shows the error of
+plain PyTorch, which is the criterion of oracle.py.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def teacher(rows: int, classes: int) -> Tensor:
 
 
 def matrix(students: int, columns: int) -> Tensor:
-    """Rows of which one does not sum to 1, with weights of 0 and of less than 0."""
+    """Make a matrix with entries of 0 and below 0, of which one row does not sum to 1."""
     w = torch.rand(students, columns, generator=generator())
     if students == 1:
         return w / w.sum()
@@ -143,8 +144,8 @@ def matrix(students: int, columns: int) -> Tensor:
 
 class Objective(NamedTuple):
     formula: Callable[..., Tensor]
-    tensors: Callable[[int, int, int], dict[str, Tensor]]  # arguments of the formula and of ours, for S, B, C
-    arguments: dict[str, Any]  # of ours alone
+    tensors: Callable[[int, int, int], dict[str, Tensor]]  # (S, B, C) -> tensors for both the formula and the loss
+    arguments: dict[str, Any]  # arguments of the loss only
 
 
 def no_tensors(students, rows, classes):
@@ -244,10 +245,12 @@ class Result(NamedTuple):
 
 
 def evaluate(formula, logits, target, tensors, dtype, *, ignore_index=-100, upstream=1.0, order=0) -> Result:
-    """What autograd makes of a formula in `dtype`.
+    """Evaluate a formula in `dtype`, with its gradients by autograd.
 
-    ``order``: seed of an order of students, rows and classes (0: as given), which changes only the rounding.
-    0 * -inf makes plain expressions NaN, so -inf becomes -1e5: e^-10000 is 0 as well.
+    Args:
+        order: seed of a permutation of students, rows and classes, which changes only the rounding; 0 keeps the order.
+
+    -inf becomes -1e5, since 0 * -inf would make plain expressions NaN; e^-10000 is 0 as well.
     """
 
     def finite(x):
@@ -277,7 +280,7 @@ def evaluate(formula, logits, target, tensors, dtype, *, ignore_index=-100, upst
 
 
 class Expected:
-    """What a call must give: an error against fp64 no larger than plain fp32 PyTorch's, in the worst of some orders."""
+    """The result that a call must give, and the error that is allowed: that of plain PyTorch in its worst order."""
 
     def __init__(self, formula, logits, target, tensors, orders: int = 16, **options) -> None:
         self.dtype = logits[0].dtype
@@ -288,17 +291,17 @@ class Expected:
         self.allowed = dict.fromkeys(Result._fields, oracle.EPSILON)
         for order in range(orders):
             plain = evaluate(formula, logits, target, tensors, torch.float32, order=order, **options)
-            for name, came in plain._asdict().items():
-                if came is not None:
-                    error = oracle.error(came, getattr(self.truth, name)) + oracle.EPSILON
+            for name, actual in plain._asdict().items():
+                if actual is not None:
+                    error = oracle.error(actual, getattr(self.truth, name)) + oracle.EPSILON
                     self.allowed[name] = max(self.allowed[name], error)
 
     def check(self, output, grads, weights_grad=None) -> None:
-        came = {"loss": oracle.error(output.loss.item(), self.truth.loss)}
-        came["grads"] = oracle.beyond_rounding(oracle.stack(grads), self.truth.grads, self.dtype)
+        actual = {"loss": oracle.error(output.loss.item(), self.truth.loss)}
+        actual["grads"] = oracle.beyond_rounding(oracle.stack(grads), self.truth.grads, self.dtype)
         if self.dtype == torch.float64:
-            came["grads"] = oracle.error(oracle.stack(grads), self.truth.grads)
+            actual["grads"] = oracle.error(oracle.stack(grads), self.truth.grads)
         if weights_grad is not None:
-            came["weights_grad"] = oracle.error(weights_grad, self.truth.weights_grad)
-        for name, error in came.items():
+            actual["weights_grad"] = oracle.error(weights_grad, self.truth.weights_grad)
+        for name, error in actual.items():
             assert error <= self.allowed[name], f"{name}: error {error:.3g}, allowed {self.allowed[name]:.3g}"

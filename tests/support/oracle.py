@@ -1,7 +1,7 @@
-"""Ground truth for the losses: explicit fp64 formulas in numpy, and the naive PyTorch expression to beat.
+"""Ground truth for the losses: explicit fp64 formulas in numpy, and the naive PyTorch expression.
 
-Shares no code with the package. Accuracy is judged without hand-made tolerances: an error against fp64 may not
-exceed the error of naive fp32 PyTorch on the same input by more than ``EPSILON``.
+It shares no code with the package. There are no hand-made tolerances: an error against fp64 may not exceed the error of
+naive fp32 PyTorch on the same input by more than ``EPSILON``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPSILON = 1e-7  # half the distance from 1 to the next fp32 number, and a little
+EPSILON = 1e-7  # slightly more than half the distance from 1 to the next fp32 number
 FP64_ROUNDING = 1e-12
 
 
@@ -25,7 +25,7 @@ class Truth(NamedTuple):
     ensemble_ce: float
     correct: list[int]  # [S + 1]
     grads: np.ndarray  # [S, B, C], of upstream * loss
-    kd_terms: float = 0.0  # sum over students of T^2 times the cross-entropy of t and q, which kd is part of
+    kd_terms: float = 0.0  # sum over students of T^2 times the cross-entropy of t and q, of which kd is a part
 
 
 def ensemble_kd(
@@ -41,7 +41,7 @@ def ensemble_kd(
     reduction: str = "mean",
     upstream: float = 1.0,
 ) -> Truth:
-    """Row by row, student by student::
+    """Compute the loss row by row and student by student, with the gradient::
 
     dL/dz_j = upstream / B * [ce_weight (p_j - y) + kd_weight T (p_j^T - t)],    y one-hot, or smoothed
     """
@@ -112,10 +112,12 @@ def naive(
     upstream: float = 1.0,
     order: int = 0,
 ) -> Truth:
-    """The loss as one would write it in fp32, with what autograd gives; compare with ``ensemble_kd``.
+    """Compute the loss by the obvious float32 expression, with gradients by autograd.
 
-    ``order``: seed of an order of students, rows and classes (0: as given), which changes only the rounding.
-    0 * -inf makes the plain expression NaN, so -inf becomes -1e5: e^-10000 is 0 as well.
+    Args:
+        order: seed of a permutation of students, rows and classes, which changes only the rounding; 0 keeps the order.
+
+    -inf becomes -1e5, since 0 * -inf would make the plain expression NaN; e^-10000 is 0 as well.
     """
     leaves = [z.detach().float().clamp(min=-1e5).requires_grad_() for z in logits]
     device = leaves[0].device
@@ -151,15 +153,15 @@ def naive(
     return Truth(loss.item(), ce, kd, cross_entropy(mixed).item(), [], stack(grads))
 
 
-def error(came, truth) -> float:
-    """Norm-wise, relative; 0 where both are 0."""
-    came, truth = np.asarray(came, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    distance = np.linalg.norm(came - truth)
+def error(actual, truth) -> float:
+    """Relative error of the norm; 0 if both are 0."""
+    actual, truth = np.asarray(actual, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    distance = np.linalg.norm(actual - truth)
     return float(distance / np.linalg.norm(truth)) if distance else 0.0
 
 
 def stack(grads: Sequence[Tensor]) -> np.ndarray:
-    """Gradients, or logits, [S, B, C] in fp64."""
+    """Stack gradients or logits to [S, B, C] in fp64."""
     return np.stack([grad.detach().double().cpu().numpy() for grad in grads])
 
 
@@ -170,16 +172,16 @@ def half_ulp(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return np.ldexp(0.25 * info.eps, exponent)
 
 
-def beyond_rounding(came: np.ndarray, truth: np.ndarray, dtype: torch.dtype) -> float:
+def beyond_rounding(actual: np.ndarray, truth: np.ndarray, dtype: torch.dtype) -> float:
     """Norm-wise error beyond what rounding the result to ``dtype`` explains; fp32: the whole error."""
     if dtype == torch.float32:
-        return error(came, truth)
-    excess = np.maximum(np.abs(came - truth) - half_ulp(truth, dtype), 0.0)
+        return error(actual, truth)
+    excess = np.maximum(np.abs(actual - truth) - half_ulp(truth, dtype), 0.0)
     return float(np.linalg.norm(excess) / np.linalg.norm(truth)) if excess.any() else 0.0
 
 
 class Expected:
-    """What a call must give, worked out once for all implementations."""
+    """The result that a call must give, computed once for all implementations, and the error that is allowed."""
 
     STATISTICS = ("loss", "ce", "kd", "ensemble_ce")
 
@@ -189,7 +191,7 @@ class Expected:
         if self.dtype == torch.float64:
             self.allowed = dict.fromkeys((*self.STATISTICS, "grads"), FP64_ROUNDING)
             return
-        # More than one order judges naive PyTorch by its worst: one scalar's rounding may be 0 by luck.
+        # Several orders give the worst error of naive PyTorch, since the rounding of one scalar may happen to be 0.
         self.allowed = dict.fromkeys((*self.STATISTICS, "grads"), EPSILON)
         for order in range(orders):
             plain = naive(logits, target, order=order, **options)
@@ -197,17 +199,17 @@ class Expected:
                 self.allowed[name] = max(self.allowed[name], self.error(name, getattr(plain, name)) + EPSILON)
             self.allowed["grads"] = max(self.allowed["grads"], error(plain.grads, self.truth.grads) + EPSILON)
 
-    def error(self, name: str, came) -> float:
+    def error(self, name: str, actual) -> float:
         truth = getattr(self.truth, name)
-        if name == "kd":  # a cross-entropy less an entropy: judged by the size of what it is a difference of
-            return float(np.linalg.norm(np.asarray(came, dtype=np.float64) - truth) / self.truth.kd_terms)
-        return error(came, truth)
+        if name == "kd":  # a cross-entropy minus an entropy; the error is relative to these terms
+            return float(np.linalg.norm(np.asarray(actual, dtype=np.float64) - truth) / self.truth.kd_terms)
+        return error(actual, truth)
 
     def check(self, output, grads=None) -> None:
-        """Every statistic and every gradient, by the criterion of this module's docstring; fp64 by its rounding."""
+        """Check every statistic and gradient by the criterion of this module; fp64 results by fp64 rounding."""
         for name in self.STATISTICS:
-            came, allowed = self.error(name, getattr(output, name).detach().cpu().numpy()), self.allowed[name]
-            assert came <= allowed, f"{name}: error {came:.3g}, allowed {allowed:.3g}"
+            actual, allowed = self.error(name, getattr(output, name).detach().cpu().numpy()), self.allowed[name]
+            assert actual <= allowed, f"{name}: error {actual:.3g}, allowed {allowed:.3g}"
         assert output.correct.tolist() == self.truth.correct
         if grads is not None:
             self.check_grads(grads)
@@ -215,10 +217,10 @@ class Expected:
     def check_grads(self, grads: Sequence[Tensor]) -> None:
         assert [grad.dtype for grad in grads] == [self.dtype] * self.students
         if self.dtype in (torch.float32, torch.float64):
-            came = error(stack(grads), self.truth.grads)
+            actual = error(stack(grads), self.truth.grads)
         else:
-            came = beyond_rounding(stack(grads), self.truth.grads, self.dtype)
-        assert came <= self.allowed["grads"], f"gradients: error {came:.3g}, allowed {self.allowed['grads']:.3g}"
+            actual = beyond_rounding(stack(grads), self.truth.grads, self.dtype)
+        assert actual <= self.allowed["grads"], f"gradients: error {actual:.3g}, allowed {self.allowed['grads']:.3g}"
 
 
 def check(output, grads, logits, target=None, **options) -> None:

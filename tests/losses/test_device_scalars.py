@@ -1,24 +1,23 @@
-"""Temperature and weights in tensors: the same numbers, read by the device at each call."""
+"""Temperature and weights in tensors, which the device reads at each call."""
 
 import pytest
 import torch
 
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
-from oekd_fast.losses.calls import KDOptions
 
 from ..conftest import ISAS, batch, op_kwargs
 from ..support import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# At small integers Triton's kernels save exponentials if they know the temperature, and round otherwise. A power of
-# two, since Triton's interpreter divides by a number in fp64, by what a tensor holds in fp32.
+# If Triton's kernels know that the temperature is a small integer, they save exponentials, which changes the rounding.
+# The temperature is a power of two, since the interpreter divides by a number in fp64, but by a tensor in fp32.
 NUMBERS = {"temperature": 8.0, "ce_weight": 0.3, "kd_weight": 2.25}
 MIXED = [("temperature",), ("ce_weight", "kd_weight"), tuple(NUMBERS)]
 
 
 def in_tensors(names=tuple(NUMBERS), **numbers):
-    """Values of which those in `names` are tensors, and the numbers that they hold: 0.3 in fp32 is another number."""
+    """Options of which those in `names` are tensors, and the numbers in them: float32 rounds 0.3 to another number."""
     numbers = NUMBERS | numbers
     tensors = {name: torch.tensor(numbers[name]) for name in numbers}
     return {name: tensors[name] if name in names else numbers[name] for name in numbers}, {
@@ -41,9 +40,9 @@ def by_autograd(backend, *, grad_scale=None, stacked=False, **options):
     return [*(t.detach() for t in output), *torch.autograd.grad(output.loss, leaves, grad_scale)]
 
 
-def same_bits(came, expected):
-    assert len(came) == len(expected)
-    assert all(torch.equal(a, b) for a, b in zip(came, expected, strict=True))
+def same_bits(actual, expected):
+    assert len(actual) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("names", MIXED, ids="+".join)
@@ -65,7 +64,7 @@ def test_tensors_give_the_bits_of_the_numbers_in_them(backend, form, names):
 )
 def test_beside_other_options(backend, options):
     if backend == "native" and "detach_ensemble" in options:
-        backend = "auto"  # the reference does it
+        backend = "auto"  # the reference supports it
     given, numbers = in_tensors()
     for form in (at_once, by_autograd):
         same_bits(form(backend, **options, **given), form(backend, **options, **numbers))
@@ -79,9 +78,9 @@ def test_stacked_logits(backend):
 def test_into_buffers(backend):
     given, numbers = in_tensors()
     out = [torch.full((7, 13), float("nan")) for _ in range(3)]
-    came = at_once(backend, out=out, **given)
-    same_bits(came, at_once(backend, **numbers))
-    assert all(grad is buffer for grad, buffer in zip(came[5:], out, strict=True))
+    actual = at_once(backend, out=out, **given)
+    same_bits(actual, at_once(backend, **numbers))
+    assert all(grad is buffer for grad, buffer in zip(actual[5:], out, strict=True))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0, 4.0, 2.5, 0.75])
@@ -102,12 +101,12 @@ def test_distillation_alone_with_a_temperature_in_a_tensor(backend):
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_tensors_of_any_floating_dtype_and_shape_of_one_element(backend, dtype, shape):
-    exact = {"temperature": 8.0, "ce_weight": 0.75, "kd_weight": 0.125}  # in each of the dtypes
+    exact = {"temperature": 8.0, "ce_weight": 0.75, "kd_weight": 0.125}  # exact in each dtype
     given = {name: torch.full(shape, value, dtype=dtype) for name, value in exact.items()}
     same_bits(at_once(backend, **given), at_once(backend, **exact))
 
 
-def test_double_logits_take_a_double():
+def test_float64_logits_take_float64_scalars():
     logits, target = batch(dtype=torch.float64)
     given = {name: torch.tensor(value, dtype=torch.float64) for name, value in NUMBERS.items()}
     output, grads = ensemble_kd_value_and_grad(logits, target, **given)
@@ -115,18 +114,18 @@ def test_double_logits_take_a_double():
 
 
 @pytest.mark.parametrize("form", [at_once, by_autograd])
-def test_what_is_changed_in_place_is_used_by_the_next_call(backend, form):
+def test_the_next_call_uses_values_that_were_changed_in_place(backend, form):
     given, _ = in_tensors()
     first = form(backend, **given)
     for changed in ({"temperature": 0.5}, {"ce_weight": 0.0}, {"kd_weight": -0.5, "temperature": 16.0}):
         for name, number in changed.items():
             given[name].fill_(number)
-        came = form(backend, **given)
-        same_bits(came, form(backend, **{name: tensor.item() for name, tensor in given.items()}))
-        assert came[0] != first[0]
+        actual = form(backend, **given)
+        same_bits(actual, form(backend, **{name: tensor.item() for name, tensor in given.items()}))
+        assert actual[0] != first[0]
 
 
-def test_backward_uses_what_the_loss_saw(backend):
+def test_backward_uses_the_values_that_the_loss_has_read(backend):
     given, numbers = in_tensors()
     logits, target = batch(students=3)
     leaves = [z.requires_grad_() for z in logits]
@@ -172,12 +171,8 @@ def test_module_holds_the_tensor_it_was_given(backend):
     for number in (8.0, 0.5):
         temperature.fill_(number)
         expected = ensemble_kd_loss(logits, target, temperature=number, backend=backend).loss
-        assert oracle.error(module(logits, target), expected) <= 2 * oracle.EPSILON  # 0.7 and 0.15 are fp32 beside it
-
-
-def test_options_hold_tensors():
-    kd_weight = torch.tensor([0.5])
-    assert KDOptions(kd_weight=kd_weight).kd_weight is kd_weight
+        # Beside a tensor, 0.7 and 0.15 are rounded to fp32.
+        assert oracle.error(module(logits, target), expected) <= 2 * oracle.EPSILON
 
 
 @pytest.mark.parametrize("temperature", [2.0, 2.5])
