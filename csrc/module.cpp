@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/direct_conv/direct_conv_cpu.h"
+#include "cpu/ensemble_kd/ensemble_kd_autograd.h"
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
 #include "cpu/isa.h"
 #include "cpu/norm_relu/norm_relu_cpu.h"
@@ -17,6 +18,10 @@ TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
   m.impl("direct_conv_backward", oekd::direct_conv_backward);
   m.impl("norm_relu", oekd::norm_relu);
   m.impl("norm_relu_backward", oekd::norm_relu_backward);
+}
+
+TORCH_LIBRARY_IMPL(oekd_fast, AutogradCPU, m) {
+  m.impl("ensemble_kd_value", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_autograd>());
 }
 
 PYBIND11_MODULE(_native, m) {

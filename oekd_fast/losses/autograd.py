@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oekd_fast.losses.backends import TRITON, Backend
+from oekd_fast.losses.backends import NATIVE, TRITON, Backend
 from oekd_fast.losses.calls import EnsembleKDCall
 
 
@@ -16,13 +16,16 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     """Compute the statistics of a call by a compiled backend; the first, the loss, is differentiable once."""
     ops, kwargs = backend.ops(call), call.op_kwargs()
     weights = call.ensemble_weights if call.weights_need_grad else None
+    if backend is NATIVE and weights is None and call.stacked is None and not torch.compiler.is_compiling():
+        # The op has an autograd kernel of its own, which costs less than a Function in Python.
+        return ops.ensemble_kd_value(call.students, **kwargs)
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)
     stacked = call.stacked is not None
     if backend is TRITON and not call.extensions:
         return _LossFromRows.apply(ops, stacked, kwargs, weights, *call.inputs)
     # On a GPU the upstream gradient is unknown to the host, which would have to wait for it.
-    at_once = backend is not TRITON and not torch.compiler.is_compiling()
+    at_once = backend is NATIVE and not torch.compiler.is_compiling()
     return _Loss.apply(ops, at_once, stacked, kwargs, weights, *call.inputs)
 
 

@@ -210,11 +210,12 @@ def test_a_second_backward_without_retain_graph_raises(backend, upstream):
         loss.backward(torch.tensor(upstream))
 
 
-def test_logits_that_changed_after_the_loss_are_not_used_for_gradients(backend):
+@needs_native
+def test_logits_that_changed_after_the_loss_are_not_used_for_gradients():
     logits, target = batch()
     leaf = logits[0].requires_grad_()
     changed = leaf * 1.0
-    loss = ensemble_kd_loss([changed, *logits[1:]], target, backend=backend).loss
+    loss = ensemble_kd_loss([changed, *logits[1:]], target, backend="native").loss
     with torch.no_grad():
         changed.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -238,7 +239,7 @@ def test_function_transforms_raise_in_the_compiled_backend():
     def loss(z, backend):
         return ensemble_kd_loss([z, logits[1]], target, backend=backend).loss
 
-    with pytest.raises(RuntimeError, match="autograd.Function"):
+    with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(loss)(logits[0], "native")
     expected, _ = ensemble_kd_value_and_grad(logits, target)[1]
     torch.testing.assert_close(torch.func.grad(loss)(logits[0], "reference"), expected)

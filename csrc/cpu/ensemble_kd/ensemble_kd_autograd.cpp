@@ -1,0 +1,97 @@
+#include "cpu/ensemble_kd/ensemble_kd_autograd.h"
+
+#include <ATen/core/List.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <utility>
+
+namespace oekd {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using torch::jit::Stack;
+
+// Calls `ensemble_kd_value_and_grad` below autograd; `stack` holds the arguments of `ensemble_kd_value`, which lack only
+// grad_scale, the last but one. Leaves the five statistics and the list of gradients on the stack.
+void value_and_grad(Stack& stack, c10::IValue grad_scale) {
+  static const c10::OperatorHandle op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("oekd_fast::ensemble_kd_value_and_grad", "");
+  stack.insert(stack.end() - 1, std::move(grad_scale));
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.callBoxed(&stack);
+}
+
+// One pass over the logits computes the loss and its gradients, since the upstream gradient is nearly always 1. If it is
+// not, the gradients are computed again with it, so that they are rounded once.
+struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
+  // Apply takes this many arguments beside the logits.
+  static constexpr size_t OTHERS = 1;
+
+  // `stack` holds the arguments of `ensemble_kd_value`, and afterwards its outputs but the first, which is returned.
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList logits, Stack& stack) {
+    c10::impl::GenericList options(c10::AnyType::get());
+    options.reserve(stack.size() - 1);
+    for (size_t i = 1; i < stack.size(); ++i) options.push_back(stack[i]);
+    value_and_grad(stack, {});
+    ctx->save_for_backward(logits.vec());
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["students"] = static_cast<int64_t>(logits.size());
+    ctx->saved_data["options"] = std::move(options);
+    ctx->saved_data["gradients"] = std::move(stack.back());
+    stack.pop_back();
+    at::Tensor loss = std::move(stack.front()).toTensor();
+    stack.erase(stack.begin());
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstreams) {
+    const at::Tensor& upstream = upstreams[0];
+    const auto students = static_cast<size_t>(ctx->saved_data["students"].toInt());
+    variable_list grads;
+    if (upstream.defined()) {
+      TORCH_CHECK(!at::GradMode::is_enabled(),
+                  "ensemble_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
+                  "backend='reference' is differentiable twice");
+      // The gradients are given away, so that autograd keeps them without a copy. A second backward pass computes new
+      // ones.
+      c10::IValue gradients = std::exchange(ctx->saved_data["gradients"], {});
+      if (gradients.isNone() || !is_one(upstream)) gradients = compute_again(ctx, upstream);
+      grads = gradients.toTensorVector();
+    }
+    grads.resize(students + OTHERS);
+    return grads;
+  }
+
+ private:
+  // False also if a tracer hides the value.
+  static bool is_one(const at::Tensor& upstream) {
+    return !upstream.key_set().has(c10::DispatchKey::Python) && upstream.item<double>() == 1.0;
+  }
+
+  static c10::IValue compute_again(AutogradContext* ctx, const at::Tensor& upstream) {
+    const c10::List<c10::IValue> options = ctx->saved_data["options"].toList();
+    Stack stack{c10::List<at::Tensor>(ctx->get_saved_variables())};
+    stack.insert(stack.end(), options.begin(), options.end());
+    value_and_grad(stack, upstream);
+    return std::move(stack.back());
+  }
+};
+
+}  // namespace
+
+void ensemble_kd_value_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet /*keys*/, Stack* stack) {
+  const std::vector<at::Tensor> logits = stack->front().toTensorVector();
+  bool needs_grad = false;
+  for (const at::Tensor& z : logits) needs_grad |= z.requires_grad();
+  if (!needs_grad || !at::GradMode::is_enabled()) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    op.callBoxed(stack);
+    return;
+  }
+  at::Tensor loss = EnsembleKDLoss::apply(at::TensorList(logits), *stack);
+  stack->insert(stack->begin(), std::move(loss));
+}
+
+}  // namespace oekd
