@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from oekd_fast.losses import checks
-from oekd_fast.losses.checks import DEVICE_SCALARS
 
 
 @dataclass(frozen=True)
@@ -147,19 +146,19 @@ class EnsembleKDCall:
         Numbers that are tensors are copied, so that a later backward pass uses the values which the loss has used.
         """
         options = self.options
-        numbers = {name: getattr(options, name) for name in DEVICE_SCALARS}
+        numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
         device_scalars = None
-        if any(isinstance(number, Tensor) for number in numbers.values()):
-            if not options.ensemble_learns:
-                del numbers["ensemble_ce_weight"]  # a weight of 0 leaves this term out
-            device_scalars = _stack_scalars(numbers.values(), self.device)
-            numbers = dict.fromkeys(numbers, 0.0)  # the kernels read device_scalars instead
+        if any(isinstance(number, Tensor) for number in numbers):
+            # An ensemble_ce_weight of 0 leaves this term out.
+            device_scalars = _stack_scalars(numbers if options.ensemble_learns else numbers[:3], self.device)
+            numbers = (0.0, 0.0, 0.0, 0.0)  # the kernels read device_scalars instead
+        temperature, ce_weight, kd_weight, ensemble_ce_weight = map(float, numbers)
         kwargs = {
             "target": self.target,
             "ensemble_weights": detached(self.ensemble_weights),
-            "temperature": float(numbers["temperature"]),
-            "ce_weight": float(numbers["ce_weight"]),
-            "kd_weight": float(numbers["kd_weight"]),
+            "temperature": temperature,
+            "ce_weight": ce_weight,
+            "kd_weight": kd_weight,
             "label_smoothing": float(options.label_smoothing),
             "ignore_index": options.ignore_index,
             "mean": options.reduction == "mean",
@@ -169,7 +168,7 @@ class EnsembleKDCall:
         if device_scalars is not None:
             kwargs["device_scalars"] = device_scalars
         elif options.ensemble_learns:
-            kwargs["ensemble_ce_weight"] = float(numbers["ensemble_ce_weight"])
+            kwargs["ensemble_ce_weight"] = ensemble_ce_weight
         if self.teachers:
             kwargs["teacher_logits"] = [teacher.detach() for teacher in self.teachers]
         if options.mixing is not None:

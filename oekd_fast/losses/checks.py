@@ -25,12 +25,14 @@ DEVICE_SCALARS = ("temperature", "ce_weight", "kd_weight", "ensemble_ce_weight")
 def check_options(options: KDOptions) -> None:
     for name in DEVICE_SCALARS:
         value = getattr(options, name)
-        if isinstance(value, Tensor):
-            _check_one_element(name, value)
-        elif type(value) is not float and not isinstance(value, Real):  # the first test is the fast one
-            raise TypeError(f"{name}: expected a number or a tensor of one element, got {type(value).__name__}")
-        else:
+        if type(value) is float:  # the usual case needs no slower test of its type
             _check_number(name, value)
+        elif isinstance(value, Tensor):
+            _check_one_element(name, value)
+        elif isinstance(value, Real):
+            _check_number(name, value)
+        else:
+            raise TypeError(f"{name}: expected a number or a tensor of one element, got {type(value).__name__}")
     smoothing = options.label_smoothing
     if type(smoothing) is not float and not isinstance(smoothing, Real):
         raise TypeError(f"label_smoothing: expected a number, got {type(smoothing).__name__}")
