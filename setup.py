@@ -11,18 +11,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
-from itertools import product
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.modified import newer_group
 
 KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
-KERNELS = ("direct_conv", "ensemble_kd", "norm_relu")
-# Each kernel source is compiled once for each instruction set. At run time the widest one that the processor supports
-# is chosen. Name of the instruction set -> (floats in a vector, compiler flags).
-BASELINE = {"baseline": (4, [])}  # SSE2 or NEON, which every 64-bit processor has
-X86_ISAS = {
+# Instruction set -> (floats in a vector, compiler flags). Every 64-bit processor has the baseline (SSE2 or NEON).
+ISAS = {
+    "baseline": (4, []),
     "avx2": (8, ["-mavx2", "-mfma", "-mf16c"]),
     "avx512": (
         16,
@@ -37,6 +34,9 @@ X86_ISAS = {
         ],
     ),
 }
+# Each kernel source is compiled once for each of its instruction sets. At run time the widest one that the processor
+# supports is chosen.
+KERNELS = {"direct_conv": ("baseline", "avx2"), "ensemble_kd": tuple(ISAS), "norm_relu": tuple(ISAS)}
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -74,14 +74,14 @@ def native() -> dict:
         """Compiles each kernel for each instruction set, then links these objects into the extension."""
 
         def build_extension(self, ext):
-            copies = BASELINE | (X86_ISAS if IS_X86_64 else {})
             os.makedirs(self.build_temp, exist_ok=True)
+            copies = [(kernel, isa) for kernel in KERNELS for isa in KERNELS[kernel] if IS_X86_64 or isa == "baseline"]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                ext.extra_objects += pool.map(self.compile_copy, product(KERNELS, copies.items()))
+                ext.extra_objects += pool.map(self.compile_copy, *zip(*copies, strict=True))
             super().build_extension(ext)
 
-        def compile_copy(self, copy) -> str:
-            kernel, (isa, (lanes, flags)) = copy
+        def compile_copy(self, kernel: str, isa: str) -> str:
+            lanes, flags = ISAS[isa]
             # The path is absolute because ninja, which torch calls, links from another folder.
             output = Path(self.build_temp, f"{kernel}_{isa}.o").absolute()
             depfile = output.with_suffix(".d")

@@ -1,5 +1,5 @@
-// Registrations only: what the ops compute is said in oekd_fast/losses/ensemble_kd.py, norm.py
-// and direct_conv.py, how students run in executor.py.
+// Registers the ops and the executor. oekd_fast/losses and oekd_fast/layers document the ops, and
+// oekd_fast/parallel/executor.py the executor.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -25,16 +25,17 @@ TORCH_LIBRARY_IMPL(oekd_fast, AutogradCPU, m) {
 }
 
 PYBIND11_MODULE(_native, m) {
-  m.def("isa_names", oekd::isa_names, "Instruction sets that were built and that this processor runs, widest first.");
+  m.def("isa_names", oekd::isa_names, "Built instruction sets that this processor supports, widest first.");
 
   py::class_<oekd::StudentExecutor>(m, "StudentExecutor", "Runs students side by side, on host threads or streams.")
       .def(py::init<size_t, c10::Device, int, int, std::vector<size_t>>(), py::arg("num_students"), py::arg("device"),
            py::kw_only(), py::arg("workers"), py::arg("threads"), py::arg("order"))
       .def("forward", &oekd::StudentExecutor::forward, py::arg("branches"), py::arg("inputs"), py::arg("serial"),
-           "(branch(input) of each student, [(student, exception), ...])")
+           "Returns (results of the students, [(student, exception), ...]).")
       .def("backward", &oekd::StudentExecutor::backward, py::arg("roots"), py::arg("grads"),
-           "[(student, exception), ...] after the backward pass of each student's graph")
+           "Runs the backward pass of each student and returns [(student, exception), ...].")
       .def_property("order", &oekd::StudentExecutor::order, &oekd::StudentExecutor::set_order,
-                    "The students as they are started on the host.")
-      .def_property_readonly("inside", &oekd::StudentExecutor::inside, "Whether this thread runs one of its students.");
+                    "Order in which the students start on the CPU.")
+      .def_property_readonly("inside", &oekd::StudentExecutor::inside,
+                             "Whether the calling thread runs a student of this executor.");
 }

@@ -12,7 +12,7 @@ const std::vector<Isa>& available_isas() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
       found.push_back({"avx512", avx512::ensemble_kd_rows, avx512::ensemble_kd_scratch_bytes,
-                       avx512::norm_relu_kernel, avx512::direct_conv_kernel});
+                       avx512::norm_relu_kernel, avx2::direct_conv_kernel});
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
       found.push_back({"avx2", avx2::ensemble_kd_rows, avx2::ensemble_kd_scratch_bytes,

@@ -1,4 +1,4 @@
-// Which copy of the kernels to run on this processor.
+// Choice of the instruction set: each kernel is compiled once for each, see setup.py.
 #pragma once
 
 #include <string>
@@ -19,10 +19,10 @@ struct Isa {
   const ConvKernel& direct_conv;
 };
 
-// The copies that were built and that this processor can run, widest first.
+// Instruction sets that were built and that this processor supports, widest first.
 const std::vector<Isa>& available_isas();
 
-// "auto" is the widest; an unknown or unavailable name is a ValueError.
+// "auto" chooses the widest. An unknown or unsupported name raises ValueError.
 const Isa& choose_isa(std::string_view name);
 
 std::vector<std::string> isa_names();

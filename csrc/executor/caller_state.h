@@ -1,16 +1,16 @@
-// What torch keeps for each thread, carried from the caller to the threads that work for it.
+// Transfers the thread-local state of torch from the caller to the worker threads.
 #pragma once
 
 #include <ATen/ThreadLocalState.h>
 
 namespace oekd {
 
-// Grad and inference mode, autocast, dispatch and function modes, hooks: as they are where it is made.
+// A copy of the grad and inference mode, autocast state, dispatch and function modes, and hooks of the current thread.
 class CallerState {
  public:
   CallerState();
 
-  // While it lives, its thread has the caller's state.
+  // Sets the caller's state in the current thread for the lifetime of the guard.
   class Guard {
    public:
     explicit Guard(const CallerState& caller);
@@ -26,8 +26,8 @@ class CallerState {
 
  private:
   const at::ThreadLocalState state_;
-  // ThreadLocalState leaves these two out. Without the nesting, an autocast block that ends inside a student would
-  // empty the cache of casts, which all threads share.
+  // at::ThreadLocalState does not contain these two. Without the nesting level, the end of an autocast block inside a
+  // student would clear the cache of casts, which all threads share.
   const bool cache_enabled_;
   const int nesting_;
 };

@@ -6,21 +6,21 @@
 namespace oekd {
 
 HostPool::HostPool(int workers, int threads) : process_(getpid()) {
-  // at::set_num_threads sets the calling thread, and what threads take that torch has not yet seen: the latter is
-  // read and put back by threads of their own, so that the caller's setting is not touched.
+  // at::set_num_threads sets the number of the calling thread and the default for threads that are new to torch. The
+  // default is read and restored in new threads, which leaves the caller's number unchanged.
   int inherited = 0;
   std::thread([&] { inherited = at::get_num_threads(); }).join();
-  const auto put_back = [&] { std::thread([&] { at::set_num_threads(inherited); }).join(); };
+  const auto restore = [&] { std::thread([&] { at::set_num_threads(inherited); }).join(); };
   try {
     for (int i = 0; i < workers; ++i) threads_.emplace_back([this, threads] { work(threads); });
     {
       std::unique_lock lock(mutex_);
       done_.wait(lock, [&] { return ready_ == workers; });
     }
-    put_back();
-  } catch (...) {  // no more threads to be had: those that there are must end
+    restore();
+  } catch (...) {  // no further thread could be started: end the others
     stop();
-    put_back();
+    restore();
     throw;
   }
 }
@@ -51,8 +51,8 @@ void HostPool::run(const std::vector<std::function<void()>>& tasks) {
 }
 
 void HostPool::work(int threads) {
-  std::unique_lock lock(mutex_);  // from the start: setting the number is not safe in two threads at once
-  at::get_num_threads();          // torch sees the thread; later it would overwrite the number set here
+  std::unique_lock lock(mutex_);  // setting the number of threads is not thread-safe
+  at::get_num_threads();          // first, because its first call in a thread sets the default number
   at::set_num_threads(threads);
   ++ready_;
   done_.notify_one();

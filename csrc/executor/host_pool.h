@@ -1,4 +1,4 @@
-// A persistent pool of host threads, each with its own number of intra-op threads. It knows neither Python nor tensors.
+// A persistent pool of host threads, each with its own number of intra-op threads. It uses neither Python nor tensors.
 #pragma once
 
 #include <sys/types.h>
@@ -13,16 +13,17 @@ namespace oekd {
 
 class HostPool {
  public:
-  // Changes a setting of the whole process for a moment: calls must not overlap (the GIL sees to that).
+  // Changes a setting of the process temporarily, so calls must not overlap. The GIL ensures this.
   HostPool(int workers, int threads);
   HostPool(const HostPool&) = delete;
   HostPool& operator=(const HostPool&) = delete;
   ~HostPool();
 
-  // Starts the tasks in their order and returns when all have run; tasks do not throw. Callers wait for each other.
+  // Starts the tasks in order and returns when all have finished. Tasks must not throw. Concurrent calls run in turn.
   void run(const std::vector<std::function<void()>>& tasks);
 
-  // In a child process the threads are not there, and its mutexes are as they were: forget it without destroying it.
+  // Whether this is a child process. It has no copy of the threads, and a mutex may be locked forever, so the pool must
+  // be released without destroying it.
   bool lost_by_fork() const;
 
  private:
@@ -31,7 +32,7 @@ class HostPool {
 
   const pid_t process_;
   std::mutex calls_;
-  std::mutex mutex_;  // all below
+  std::mutex mutex_;  // guards all members below
   std::condition_variable wake_, done_;
   const std::vector<std::function<void()>>* tasks_ = nullptr;
   size_t next_ = 0, unfinished_ = 0;

@@ -12,7 +12,7 @@ auto is_capturing(const Guard& guard, c10::Stream stream, int) -> decltype(guard
   return guard.isStreamCapturing(stream);
 }
 
-// Before the guards of torch could tell, CUDA was the only one to capture.
+// Older versions of torch have no isStreamCapturing; in those only CUDA captures.
 template <class Guard>
 bool is_capturing(const Guard&, c10::Stream, long) {
   return pybind11::module_::import("torch").attr("cuda").attr("is_current_stream_capturing")().cast<bool>();

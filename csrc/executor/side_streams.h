@@ -1,4 +1,4 @@
-// A stream for each student on any device that has streams, by torch's device-generic interface. No synchronisation.
+// One stream for each student on any device with streams, through torch's device-generic interface. No synchronisation.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,17 +12,17 @@ namespace oekd {
 
 class SideStreams {
  public:
-  // Streams of the device's pool; they repeat where it has fewer.
+  // Takes streams from the device's pool. Students share streams if the pool has fewer.
   SideStreams(c10::Device device, size_t students);
 
-  // Calls student(j) for each j in turn, on stream j: forked from the current stream, and joined to it afterwards.
-  // Students do not throw.
+  // Calls student(j) for each j in order on stream j, which is forked from the current stream and joined to it
+  // afterwards. Students must not throw.
   void run(const std::function<void(size_t)>& student) const;
 
-  // Whether the current stream is being captured in a graph. With the GIL.
+  // Whether the current stream is being captured in a graph. Needs the GIL.
   bool capturing() const;
 
-  // The memory of a tensor is also used by student j, or by the current stream: it is not reused before they are done.
+  // Record that student j, or the current stream, uses the memory of a tensor, so that it is not reused too early.
   void used_by_student(const at::Tensor& tensor, size_t student) const;
   void used_by_caller(const at::Tensor& tensor) const;
 

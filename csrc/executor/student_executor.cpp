@@ -11,7 +11,7 @@
 namespace oekd {
 namespace {
 
-// For which executors this thread works, those of the callers it works for included.
+// A stack of the executors that this thread runs students of, including those of the calling threads.
 struct Frame {
   Frame(const StudentExecutor* executor, const Frame* outer) : executor(executor), outer(outer), before(innermost) {
     innermost = this;
@@ -25,7 +25,7 @@ struct Frame {
 };
 thread_local const Frame* Frame::innermost = nullptr;
 
-// The exception of a call as torch hands it to Python, with its traceback; null where there is none. With the GIL.
+// Returns the exception of a call as torch translates it for Python, with its traceback, or null. Needs the GIL.
 template <class Call>
 py::object fault_of(const Call& call) {
   try {
@@ -81,7 +81,7 @@ std::pair<std::vector<py::object>, Faults> StudentExecutor::forward(const std::v
                     "branches, inputs: expected one for each of the ", num_students_, " students");
   std::vector<py::object> results(num_students_, py::none());
   Faults faults = run([&](size_t j) { results[j] = branches[j](inputs[j]); }, serial);
-  // In a captured graph, memory stays as it is.
+  // During capture the graph's memory pool keeps all memory.
   if (streams_ && !streams_->capturing()) {
     for (size_t j = 0; j < num_students_; ++j) {
       for_each_tensor(inputs[j], [&](const at::Tensor& tensor) { streams_->used_by_student(tensor, j); });
@@ -132,7 +132,7 @@ Faults StudentExecutor::run(const Student& student, const std::vector<size_t>& s
   for (size_t j = 0; j < num_students_; ++j) {
     if (raised[j]) faults.emplace_back(j, std::move(raised[j]));
   }
-  // A device that can no longer join its streams is most likely the consequence of what a student raised.
+  // If streams cannot be joined, an error of a student is the likely cause and is reported instead.
   if (broken && faults.empty()) {
     py::set_error(py::type::of(broken), broken);
     throw py::error_already_set();

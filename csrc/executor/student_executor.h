@@ -1,4 +1,4 @@
-// Runs the students of a family side by side: on host threads (CPU) or on streams of the device.
+// Runs the students of a family side by side, on host threads (CPU) or on streams of a device.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -14,30 +14,30 @@
 
 namespace oekd {
 
-// What students raised, by index, ascending. All students run, whatever the others raise.
+// Exceptions of the students with their indices, in ascending order. An exception does not stop other students.
 using Faults = std::vector<std::pair<size_t, py::object>>;
 
 class __attribute__((visibility("hidden"))) StudentExecutor {
  public:
-  // workers, threads, order: of the host: so many threads with so many intra-op threads each, and who starts first, all
-  // students once. The order may change between calls.
+  // On the CPU: number of worker threads, intra-op threads of each, and the order in which students start. `order` has
+  // every student once and may change between calls.
   StudentExecutor(size_t num_students, c10::Device device, int workers, int threads, std::vector<size_t> order);
   ~StudentExecutor();
 
-  // branches[j](inputs[j]) of each student; None where it raised. On the host, those in `serial` run one after the
-  // other, in that order, before the rest is started.
+  // Returns branches[j](inputs[j]) of each student, or None if it raised. On the CPU, one worker runs the students in
+  // `serial` one after the other in that order; this task starts first.
   std::pair<std::vector<py::object>, Faults> forward(const std::vector<py::object>& branches,
                                                      const std::vector<py::object>& inputs,
                                                      const std::vector<size_t>& serial);
 
-  // The backward pass of each student's graph from its roots; nothing for a student without roots.
+  // Runs the backward pass of each student from its roots. A student without roots is skipped.
   Faults backward(const std::vector<std::vector<at::Tensor>>& roots,
                   const std::vector<std::vector<std::optional<at::Tensor>>>& grads);
 
   const std::vector<size_t>& order() const { return order_; }
   void set_order(std::vector<size_t> order);
 
-  // Whether the calling thread works for this executor: its students then run in turn, in that thread.
+  // Whether the calling thread runs a student of this executor. A nested call then runs all students in that thread.
   bool inside() const;
 
  private:
@@ -50,7 +50,7 @@ class __attribute__((visibility("hidden"))) StudentExecutor {
   const size_t num_students_;
   const int workers_, threads_;
   std::vector<size_t> order_;
-  std::optional<SideStreams> streams_;  // none: the host
+  std::optional<SideStreams> streams_;  // empty on the CPU
   std::unique_ptr<HostPool> pool_;
 };
 

@@ -117,9 +117,9 @@ def test_gradients_and_residuals_may_have_other_layouts(layout):
     ("change", "kind", "message"),
     [
         ({"x": random(9, 6)}, ValueError, r"x: expected \[B, C, H, W\] with C >= 1, got \[9, 6\]"),
-        ({"x": random(1, 9, 1, 1)}, ValueError, r"x: expected at least 2 values a channel, got \[1, 9, 1, 1\]"),
+        ({"x": random(1, 9, 1, 1)}, ValueError, r"x: expected at least 2 values for each channel, got \[1, 9, 1, 1\]"),
         ({"x": random(4, 9, 6, 5).double()}, TypeError, "x: expected float32, got Double"),
-        ({"weight": random(8)}, ValueError, r"weight: expected \[9\], one number a channel of x, got \[8\]"),
+        ({"weight": random(8)}, ValueError, r"weight: expected \[9\], one number for each channel of x, got \[8\]"),
         ({"bias": random(9).double()}, TypeError, "bias: expected float32, got Double"),
         (
             {"residual": random(4, 9, 6, 4)},
@@ -142,7 +142,7 @@ def test_invalid_arguments_of_forward_raise(change, kind, message):
     [
         ({"dy": random(4, 9, 6, 4)}, ValueError, r"dy: expected the shape of x, \[4, 9, 6, 5\], got \[4, 9, 6, 4\]"),
         ({"y": random(4, 9, 6, 5).bfloat16()}, TypeError, "y: expected float32, got BFloat16"),
-        ({"rstd": random(1)}, ValueError, r"rstd: expected \[9\], one number a channel of x, got \[1\]"),
+        ({"rstd": random(1)}, ValueError, r"rstd: expected \[9\], one number for each channel of x, got \[1\]"),
         ({"residual_grad": True}, ValueError, "y: expected a tensor where residual_grad is true, got None"),
     ],
 )

@@ -93,8 +93,7 @@ def test_a_rebuild_compiles_only_the_kernels_that_changed(sources, tmp_path):
         return Counter(log.read_text().split())
 
     first = compiled()
-    kernels = {"ensemble_kd_kernel", "norm_relu_kernel"}
-    assert kernels <= set(first) and len(set(first.values())) == 1  # once for each instruction set
+    assert {"ensemble_kd_kernel", "norm_relu_kernel"} <= set(first)
     assert not compiled()
     (sources / "csrc/cpu/norm_relu/norm_relu_kernel.cpp").touch()
     assert compiled() == {"norm_relu_kernel": first["norm_relu_kernel"]}

@@ -1,4 +1,4 @@
-// The direct convolution on CPU tensors: checks, threads, sums over pieces of a batch.
+// The direct convolution ops on CPU tensors: argument checks, threads, and sums over pieces of a batch.
 #include "cpu/direct_conv/direct_conv_cpu.h"
 
 #include <ATen/ops/empty.h>
@@ -17,7 +17,8 @@ namespace {
 
 using at::Tensor;
 
-// A weight's gradient is summed over so many pieces of the batch, whatever the threads: the same bits with any number.
+// Number of pieces of the batch over which a weight gradient is summed. It does not depend on the number of threads, so
+// neither does the result.
 constexpr int64_t PIECES = 16;
 
 void check_map(const char* name, const Tensor& map) {
@@ -45,7 +46,7 @@ Tensor images(int64_t batch, int64_t channels, int64_t height, int64_t width) {
 
 Tensor dense_images(const Tensor& map) { return map.contiguous(at::MemoryFormat::ChannelsLast); }
 
-// some(begin, end) over [0, count), on torch's own threads.
+// Calls some(begin, end) for parts of [0, count) on torch's threads.
 template <class Some>
 void parallel(int64_t count, Some some) {
   TORCH_CHECK(torch_parallel_for(0, count, 1,
@@ -80,8 +81,8 @@ std::tuple<Tensor, Tensor> direct_conv_backward(const Tensor& dy, const Tensor& 
   const int64_t batch = x.size(0);
   check_map("dy", dy);
   TORCH_CHECK_VALUE(dy.sizes() == at::IntArrayRef({batch, shape.out_channels, shape.out_height(), shape.out_width()}),
-                    "dy: expected the output's shape [", batch, ", ", shape.out_channels, ", ", shape.out_height(), ", ",
-                    shape.out_width(), "], got ", dy.sizes());
+                    "dy: expected the output's shape [", batch, ", ", shape.out_channels, ", ", shape.out_height(),
+                    ", ", shape.out_width(), "], got ", dy.sizes());
   const ConvKernel& kernel = choose_isa(isa).direct_conv;
   const Tensor upstream = dense_images(dy), source = dense_images(x), filter = weight.contiguous();
   Tensor dx = input_grad ? images(batch, shape.in_channels, shape.height, shape.width) : at::empty({0}, x.options());

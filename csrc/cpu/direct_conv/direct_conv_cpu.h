@@ -1,4 +1,4 @@
-// The direct convolution on CPU tensors. Schemas: oekd_fast/layers/direct_conv.py.
+// The direct convolution ops on CPU tensors. oekd_fast/layers/direct_conv.py has the schemas.
 #pragma once
 
 #include <ATen/core/Tensor.h>

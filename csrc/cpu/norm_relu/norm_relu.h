@@ -1,14 +1,14 @@
-// BatchNorm, residual and ReLU of a training step on a CPU: what a kernel is given. Free of torch, as ensemble_kd.h.
+// Interface of the CPU kernels of BatchNorm, residual and ReLU in training. It does not use torch.
 //
-// Maps are dense rows [rows, channels] of fp32: channels_last, an image's positions one after the other.
+// Maps are dense fp32 rows [rows, channels], with one row for each position of each image (channels_last).
 #pragma once
 
 #include <cstdint>
 
 namespace oekd {
 
-// Tables hold one number a channel, over and over: `tile` numbers in all, a multiple of channels * lanes, so that tiles
-// of rows of any width are whole vectors.
+// A table repeats the values of all channels up to `tile` floats. `tile` is a multiple of channels * lanes, so that a
+// tile of rows is a whole number of vectors for any number of channels.
 struct NormForward {
   int64_t channels, tile;
   const float* x;
@@ -17,29 +17,30 @@ struct NormForward {
   const float *mean, *scale, *bias;  // tables; scale = weight * rstd
 };
 
-// g = dy where the forward pass was above 0, which y tells where there was a residual, and x where there was none.
+// g = dy where the output of forward is positive, else 0. The kernel reads y to find out if there was a residual, and
+// computes the output again from x if there was none.
 struct NormBackward {
   int64_t channels, tile;
   const float *dy, *x;
-  const float* y;  // or null: no residual
-  float* g;        // written by the sums, read by the gradient: that of the residual; or null
+  const float* y;  // null without a residual
+  float* g;        // gradient of the residual, written by gradient_sums and read by gradient; or null
   float* dx;       // g * scale - (x - mean) * slope - offset
-  const float *mean, *scale, *bias, *slope, *offset;  // tables; slope and offset are for the gradient alone
+  const float *mean, *scale, *bias, *slope, *offset;  // tables; only gradient reads slope and offset
 };
 
-// One instruction set's copy. Each call does rows [begin, end), and may run beside others that do other rows.
+// The kernels of one instruction set. Each call processes rows [begin, end); calls for other rows may run concurrently.
 struct NormReLUKernel {
   int64_t lanes;
-  // mean and sum of squared distances from it, [channels] each; scratch: 3 tables.
+  // Mean and sum of squared deviations, [channels] each. scratch: 3 tables.
   void (*statistics)(const float* x, int64_t channels, int64_t tile, int64_t begin, int64_t end, float* scratch,
                      double* mean, double* squares);
   void (*forward)(const NormForward&, int64_t begin, int64_t end);
-  // sum of g and sum of g * (x - mean), [channels] each; scratch: 2 tables.
+  // Sum of g and sum of g * (x - mean), [channels] each. scratch: 2 tables.
   void (*gradient_sums)(const NormBackward&, int64_t begin, int64_t end, float* scratch, double* g, double* g_x);
   void (*gradient)(const NormBackward&, int64_t begin, int64_t end);
 };
 
-// avx2 and avx512 are linked in where OEKD_HAVE_X86_COPIES is defined.
+// avx2 and avx512 exist if OEKD_HAVE_X86_COPIES is defined.
 namespace baseline { extern const NormReLUKernel norm_relu_kernel; }
 namespace avx2 { extern const NormReLUKernel norm_relu_kernel; }
 namespace avx512 { extern const NormReLUKernel norm_relu_kernel; }

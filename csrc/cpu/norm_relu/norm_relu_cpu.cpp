@@ -1,4 +1,4 @@
-// The BatchNorm, residual and ReLU ops on CPU tensors: checks, threads, sums over all rows. Schemas: oekd_fast/layers/norm_relu.py.
+// The BatchNorm, residual and ReLU ops on CPU tensors: argument checks, threads, and sums over all rows.
 #include "cpu/norm_relu/norm_relu_cpu.h"
 
 #include <ATen/ops/empty.h>
@@ -19,13 +19,14 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Floats of a piece of work, which the statistics read twice: part of a second-level cache. Wide maps get more, so that
-// their tables are not most of the work. Pieces and their sums do not depend on the threads.
+// Floats in a piece of work. The statistics read a piece twice, so it must fit the second-level cache. A piece of many
+// channels is larger, so that the work on its tables remains small. Pieces do not depend on the number of threads, so
+// the sums do not either.
 constexpr int64_t PIECE = 16384;
 constexpr int64_t TILES_OF_A_PIECE = 8;
-constexpr int64_t VECTORS_OF_A_TILE = 32;  // at least: an entry of a table is not wanted again at once
+constexpr int64_t VECTORS_OF_A_TILE = 32;  // at least, so that a table entry is not updated again at once
 
-// Rows [B * H * W, C] of a map [B, C, H, W]; copied where they are not dense.
+// Returns the rows [B * H * W, C] of a map [B, C, H, W], copied if they are not dense.
 Tensor rows_of(const char* name, const Tensor& map, const Tensor& like) {
   TORCH_CHECK_TYPE(map.scalar_type() == at::kFloat, name, ": expected float32, got ", map.scalar_type());
   TORCH_CHECK_VALUE(map.dim() == 4 && map.sizes() == like.sizes(), name, ": expected the shape of x, ", like.sizes(),
@@ -37,7 +38,7 @@ Tensor rows_of(const char* name, const Tensor& map, const Tensor& like) {
 Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
   TORCH_CHECK_TYPE(values.scalar_type() == at::kFloat, name, ": expected float32, got ", values.scalar_type());
   TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == channels, name, ": expected [", channels,
-                    "], one number a channel of x, got ", values.sizes());
+                    "], one number for each channel of x, got ", values.sizes());
   TORCH_CHECK_VALUE(values.device().is_cpu(), name, ": expected a tensor on the CPU, got ", values.device());
   return values.contiguous();
 }
@@ -45,7 +46,7 @@ Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
 int64_t count_rows(const Tensor& x, int64_t least) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) > 0, "x: expected [B, C, H, W] with C >= 1, got ", x.sizes());
   const int64_t rows = x.numel() / x.size(1);
-  TORCH_CHECK_VALUE(rows >= least, "x: expected at least ", least, " values a channel, got ", x.sizes());
+  TORCH_CHECK_VALUE(rows >= least, "x: expected at least ", least, " values for each channel, got ", x.sizes());
   return rows;
 }
 
@@ -53,7 +54,7 @@ Tensor map_like(const Tensor& x) { return at::empty_like(x, {}, at::MemoryFormat
 
 Tensor vector_of(int64_t channels) { return at::empty({channels}, at::TensorOptions().dtype(at::kFloat)); }
 
-// How rows are cut: into pieces, which threads take, and pieces into tiles, see norm_relu.h.
+// Division of the rows into pieces, which are distributed to threads, and of pieces into tiles, see norm_relu.h.
 struct Cut {
   Cut(const NormReLUKernel& kernel, int64_t rows, int64_t channels)
       : rows(rows),
@@ -62,7 +63,7 @@ struct Cut {
         piece(tile / channels * std::max(TILES_OF_A_PIECE, PIECE / tile)),
         pieces((rows + piece - 1) / piece) {}
 
-  // A number for each channel, as often as fits a tile.
+  // Returns the table of value(channel).
   template <class Value>
   std::vector<float> table(const Value& value) const {
     std::vector<float> numbers(tile);
@@ -71,7 +72,7 @@ struct Cut {
     return numbers;
   }
 
-  // work(piece, first row, last row + 1, scratch of so many tables) for each piece.
+  // Calls work(piece, first row, last row + 1, scratch) for each piece, with scratch for `tables` tables.
   template <class Work>
   void run(int64_t tables, const Work& work) const {
     each([&](int64_t begin, int64_t end) {
@@ -80,7 +81,8 @@ struct Cut {
     });
   }
 
-  // work(first row, last row + 1) for each piece, the last first: what `run` read last is still cached.
+  // Calls work(first row, last row + 1) for each piece from the last to the first, because the rows that `run` read
+  // last are still in the cache.
   template <class Work>
   void run_back(const Work& work) const {
     each([&](int64_t begin, int64_t end) {
@@ -88,12 +90,12 @@ struct Cut {
     });
   }
 
-  const int64_t rows, channels, tile, piece, pieces;  // rows of a piece, floats of a tile
+  const int64_t rows, channels, tile, piece, pieces;  // tile: in floats; piece: in rows
 
  private:
   template <class Some>
   void each(Some some) const {
-    // torch's own threads by its C interface: at::parallel_for in a header would need torch's OpenMP at build time.
+    // The C interface uses torch's threads. at::parallel_for would need torch's OpenMP at build time.
     TORCH_CHECK(torch_parallel_for(0, pieces, 1,
                                    [](int64_t begin, int64_t end, void* s) { (*static_cast<Some*>(s))(begin, end); },
                                    &some) == 0,
@@ -101,7 +103,7 @@ struct Cut {
   }
 };
 
-// Mean and sum of squared distances from it over all rows, [channels] each, from those of the pieces.
+// Mean and sum of squared deviations over all rows, [channels] each, combined from those of the pieces.
 struct Statistics {
   Statistics(const float* x, const NormReLUKernel& kernel, const Cut& cut)
       : mean(cut.channels), squares(cut.channels) {
@@ -215,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, 
     dweight.mutable_data_ptr<float>()[c] = static_cast<float>(g_x[c] * r[c]);
   }
 
-  // dx = weight rstd (g - mean of g - xhat * mean of g xhat),    xhat = (x - mean) rstd
+  // dx = weight * rstd * (g - mean(g) - xhat * mean(g * xhat)), with xhat = (x - mean) * rstd and means over the rows.
   const double per_row = 1 / static_cast<double>(rows);
   const auto scaled = [&](int64_t c, double sum) { return double{w[c]} * r[c] * sum * per_row; };
   const std::vector<float> slope = cut.table([&](int64_t c) { return scaled(c, g_x[c]) * r[c] * r[c]; });

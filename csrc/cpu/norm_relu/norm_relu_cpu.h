@@ -1,4 +1,5 @@
-// The BatchNorm, residual and ReLU ops on CPU tensors, as registered in module.cpp; schemas in oekd_fast/layers/norm_relu.py.
+// The BatchNorm, residual and ReLU ops on CPU tensors. module.cpp registers them; oekd_fast/layers/norm_relu.py has the
+// schemas.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,8 +1,8 @@
-// The kernel of BatchNorm, residual and ReLU, compiled once for each instruction set (setup.py).
+// Kernels of BatchNorm, residual and ReLU, compiled once for each instruction set (setup.py).
 //
-// Most widths are no multiple of a vector, but LANES rows of C channels are C whole vectors whatever C is. So rows are
-// taken a tile at a time, some multiple of LANES, and what belongs to a channel (coefficients, running sums) is kept in
-// tables of a tile's size: position p of a tile belongs to channel p % C.
+// The number of channels C is usually not a multiple of LANES, but LANES rows are always C whole vectors. The kernels
+// therefore process tiles of rows, where the number of rows is a multiple of LANES. Values of a channel (coefficients
+// and running sums) are kept in tables of the size of a tile: position p of a tile belongs to channel p % C.
 #include "cpu/norm_relu/norm_relu.h"
 #include "cpu/simd/vec.h"
 
@@ -11,12 +11,12 @@
 namespace oekd::OEKD_ISA {
 namespace {
 
-// Where rows come from memory, one tile after the other: processors foresee what is read in order. Where they are
-// cached, CACHED tiles are swept together, and an entry of a table is loaded and stored once for all of them.
+// Rows that come from memory are read one tile after the other, because processors prefetch sequential reads. Of rows
+// in the cache, CACHED tiles are processed together, so that each table entry is loaded and stored once for all.
 constexpr int CACHED = 4;
 
-// step<W, N>(i, p): N tiles' vectors W of floats [i + k * tile, ...), at position p of the tiles; W is a float where
-// less than a vector is left.
+// Calls step<W, N>(i, p) for the vectors W at i + k * tile, k < N, which are at position p of their tiles. W is float
+// for the last floats, which do not fill a vector.
 template <int TOGETHER, class Step>
 inline void sweep(int64_t begin, int64_t end, int64_t tile, const Step& step) {
   int64_t i = begin;
@@ -35,7 +35,7 @@ inline void clear(float* table, int64_t tile) {
   for (int64_t p = 0; p < tile; ++p) table[p] = 0;
 }
 
-// The sum of a channel's positions.
+// Adds the positions of each channel.
 inline void fold(const float* table, int64_t channels, int64_t tile, double* sums) {
   for (int64_t c = 0; c < channels; ++c) sums[c] = table[c];
   for (int64_t row = channels; row < tile; row += channels) {
@@ -45,11 +45,11 @@ inline void fold(const float* table, int64_t channels, int64_t tile, double* sum
 
 template <class W>
 inline W relu(W z) {
-  return z < W{} ? W{} : z;  // NaN stays
+  return z < W{} ? W{} : z;  // keeps NaN
 }
 
-// Twice through the rows, which stay in cache in between: distances from a mean lose nothing where it is large. The
-// mean is that of fp32 sums at first; the mean distance from it then makes up for their rounding.
+// Reads the rows twice; they stay in the cache in between. Squared deviations from the mean do not lose accuracy if the
+// mean is large. The first mean comes from fp32 sums; the mean deviation from it then corrects its rounding.
 void statistics(const float* x, int64_t channels, int64_t tile, int64_t begin, int64_t end, float* scratch,
                 double* mean, double* squares) {
   const double rows = static_cast<double>(end - begin);
@@ -80,11 +80,11 @@ void statistics(const float* x, int64_t channels, int64_t tile, int64_t begin, i
   for (int64_t c = 0; c < channels; ++c) {
     const double s = mean[c], about_mean = squares[c] - s * s / rows;
     squares[c] = about_mean < 0 ? 0 : about_mean;
-    mean[c] = isfinite(shift[c]) ? shift[c] + s / rows : shift[c];  // an infinite mean stays infinite
+    mean[c] = isfinite(shift[c]) ? shift[c] + s / rows : shift[c];  // keeps an infinite mean
   }
 }
 
-// The same in both directions, so that backward finds what forward set to 0.
+// Forward and backward share this function, so that backward masks exactly the outputs that forward set to 0.
 template <class W>
 struct Normalise {
   template <class Tables>
@@ -108,7 +108,7 @@ void forward(const NormForward& f, int64_t begin, int64_t end) {
   f.residual ? forward_rows<true>(f, begin, end) : forward_rows<false>(f, begin, end);
 }
 
-// What tells where the forward pass was above 0; NONE: dy is g already.
+// Source of the mask of positive outputs. NONE: dy is masked already.
 enum class Mask { NONE, FROM_X, FROM_Y };
 
 template <Mask MASK, class W>
@@ -120,7 +120,7 @@ inline W masked(W dy, const float* y, int64_t i, W x, const Normalise<W>& normal
   } else {
     z = load<W>(y + i);
   }
-  return z <= W{} ? W{} : dy;  // NaN lets it pass
+  return z <= W{} ? W{} : dy;  // dy passes where the output is NaN
 }
 
 template <Mask MASK, bool WRITE>

@@ -1,4 +1,4 @@
-// Pixels of many channels to planes of one channel each, and back. Included as vec.h is.
+// Conversion of pixels with many channels to planes of one channel each, and back. Compiled like vec.h.
 #pragma once
 
 #include "cpu/simd/vec.h"
@@ -9,7 +9,7 @@ namespace oekd::OEKD_ISA {
 
 namespace detail {
 
-// 8 x 8: row i, column j becomes row j, column i.
+// Transposes an 8 x 8 matrix.
 inline void transpose(__m256 (&r)[8]) {
   __m256 t[8], u[8];
   for (int i = 0; i < 4; ++i) {
@@ -28,18 +28,13 @@ inline void transpose(__m256 (&r)[8]) {
   }
 }
 
+// Returns the mask of the first n lanes.
 inline __m256i first(int64_t n) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);
 }
 
-// n of 8 floats.
-#if defined(__AVX512VL__)
-inline void store_first(float* to, __m256 v, int64_t n) {
-  _mm256_mask_storeu_ps(to, static_cast<__mmask8>((1u << n) - 1), v);
-}
-#else
-// By parts: masked stores are slow on some processors.
+// Stores the first n of 8 floats. Masked stores are slow on some processors.
 inline void store_first(float* to, __m256 v, int64_t n) {
   alignas(32) float all[8];
   _mm256_store_ps(all, v);
@@ -54,9 +49,8 @@ inline void store_first(float* to, __m256 v, int64_t n) {
     default: _mm256_storeu_ps(to, v);
   }
 }
-#endif
 
-// Channels of a block of up to 8 from `begin` on; what is left of few is not worth a block.
+// A block of up to 8 channels. The last block overlaps the one before it, unless only FEW channels are left.
 struct Block {
   int64_t begin, width;
 
@@ -68,7 +62,7 @@ constexpr int64_t FEW = 2;
 
 }  // namespace detail
 
-// n pixels, `step` floats apart, to columns 0..n-1 of `channels` planes, `plane` floats apart.
+// Copies n pixels, `step` floats apart, to columns 0..n-1 of `channels` planes, `plane` floats apart.
 inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t channels, float* planes, int64_t plane) {
   for (int64_t c = 0; c < channels; c += 8) {
     if (c > 0 && channels - c <= detail::FEW) {
@@ -101,7 +95,7 @@ inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t chan
   }
 }
 
-// The way back. Planes are readable to the next multiple of 8 columns.
+// The inverse of to_planes. Planes must be readable up to the next multiple of 8 columns.
 inline void from_planes(const float* planes, int64_t plane, int64_t n, int64_t channels, float* pixels, int64_t step) {
   for (int64_t c = 0; c < channels; c += 8) {
     if (c > 0 && channels - c <= detail::FEW) {
