@@ -10,7 +10,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: train test bench lint docs clean $(VENV)
+.PHONY: train test test-quick bench lint docs clean $(VENV)
 
 train: $(READY)
 	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --epochs 26 --schedule cosine --learning-rate 0.2 \
@@ -18,6 +18,10 @@ train: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Without the slow tests and those that interpret Triton kernels.
+test-quick: $(READY)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not interpreter"
 
 bench: $(READY)
 	$(VENV)/bin/python -m pytest $(BENCH) --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \

@@ -120,6 +120,16 @@ if TRITON:
     IMPLEMENTATIONS["triton"] = _triton()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run kernels in Triton's interpreter, so that the quick tier can leave them out."""
+    if not INTERPRETED:
+        return
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if "kernels" in item.path.parts or (parameters is not None and "triton" in parameters.id.split("-")):
+            item.add_marker("interpreter")
+
+
 def rows_of(value_and_grad: Callable, rows: int, classes: int = 1) -> int:
     """Limit the rows for the interpreter, which takes 10 ms for a row, and a second for a long one."""
     return max(2, min(rows, 24, 40000 // classes)) if value_and_grad is IMPLEMENTATIONS.get("triton") else rows

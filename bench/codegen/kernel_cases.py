@@ -29,7 +29,7 @@ BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the code of one program needs, for each tile once.
+    """Requirements on the machine code of one program, counted once for each tile.
 
     Attributes:
         vector: Bytes of an access of a thread, as wide as the alignment of the rows allows.

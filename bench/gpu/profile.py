@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Busy:
-    """How well a call fills the GPU, from the start of its first operation to the end of its last.
+    """Utilisation of the GPU by a call, from the start of its first operation to the end of its last.
 
     Attributes:
         launches: Number of operations.

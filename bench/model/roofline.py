@@ -92,7 +92,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call of the loss needs at least."""
+    """Lower bounds on the work of one call of the loss."""
 
     bytes: int
     exponentials: int

@@ -1,4 +1,4 @@
-"""What a training step of a family needs at least on a GPU: bytes, arithmetic and launches.
+"""Lower bounds on the work of a training step on a GPU: bytes, arithmetic and launches.
 
 One step runs through autograd on meta tensors, which compute nothing, and every operation and convolution is counted.
 There are three models of the bytes. Each includes the optimizer (it writes the gradient of each fp32 parameter, reads
@@ -43,7 +43,7 @@ OPTIMIZER_PASSES = 6
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step needs; `chain` is the number of launches which cannot run concurrently."""
+    """Work of a step; `chain` is the number of launches which cannot run concurrently."""
 
     bytes: int
     flops: int

@@ -1,4 +1,4 @@
-"""How pytest-benchmark times the variants of an op."""
+"""Fixture that times the variants of an op with pytest-benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the variants of several ops share."""
+"""Variants shared by the benchmarks of several ops."""
 
 from __future__ import annotations
 

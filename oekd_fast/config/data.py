@@ -40,7 +40,7 @@ class DataConfig(Section):
     skip_corrupt: bool = False
     """Skip images that cannot be decoded and report their number, instead of stopping."""
     data_placement: Literal["auto", "device", "host", "stream"] = "auto"
-    """Where images are kept: on the device, in host memory, or on disk (stream); auto selects device or host."""
+    """Location of the images: on the device, in host memory, or on disk (stream); auto selects device or host."""
 
     @property
     def augmentation_choice(self) -> AugmentationName:

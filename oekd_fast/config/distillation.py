@@ -18,7 +18,7 @@ class DistillationConfig(Section):
     """
 
     objective: ObjectiveName = "oekd"
-    """What the students learn besides the labels; oekd is the objective of the paper."""
+    """Target of the students besides the labels; oekd is the objective of the paper."""
     teacher: Path | None = setting(None, unset="no external teacher")
     """Saved student (students/student_<j>) as the teacher of kd (required) or fitnets (optional)."""
     temperature: float | None = setting(None, positive(), unset="that of the objective; 2 for oekd")

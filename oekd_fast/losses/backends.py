@@ -146,7 +146,7 @@ def choose_backend(name: str, call: EnsembleKDCall) -> Backend:
 
 
 def _alternatives(name: str, call: EnsembleKDCall) -> str:
-    """What the other backends answer to `call`, in one line."""
+    """Return the answers of the other backends to `call`, in one line."""
     answers = []
     for other in BACKENDS.values():
         if other.name != name:

@@ -93,19 +93,24 @@ def check_logits(logits) -> list[Tensor]:
     if not students:
         raise ValueError("logits: expected at least one student, got none")
     first = students[0]
-    for j, z in enumerate(students):
+    if not isinstance(first, Tensor):
+        raise TypeError(f"logits[0]: expected a tensor, got {type(first).__name__}")
+    shape, dtype, device = first.shape, first.dtype, first.device  # each access costs, and small calls are frequent
+    if len(shape) != 2:
+        raise ValueError(f"logits[0]: expected shape [B, C], got {list(shape)}")
+    for j in range(1, len(students)):
+        z = students[j]
         if not isinstance(z, Tensor):
             raise TypeError(f"logits[{j}]: expected a tensor, got {type(z).__name__}")
-        if z.dim() != 2 or z.shape != first.shape:
-            expected = f"[B, C] = {list(first.shape)} as logits[0]" if first.dim() == 2 else "[B, C]"
-            raise ValueError(f"logits[{j}]: expected shape {expected}, got {list(z.shape)}")
-        if z.dtype != first.dtype:
-            raise TypeError(f"logits[{j}]: expected dtype {first.dtype} as logits[0], got {z.dtype}")
-        if z.device != first.device:
-            raise ValueError(f"logits[{j}]: expected device {first.device} as logits[0], got {z.device}")
-    if first.dtype not in DTYPES:
-        raise TypeError(f"logits: expected float32, float16, bfloat16 or float64, got {first.dtype}")
-    if first.shape[1] == 0:
+        if z.shape != shape:
+            raise ValueError(f"logits[{j}]: expected shape [B, C] = {list(shape)} as logits[0], got {list(z.shape)}")
+        if z.dtype != dtype:
+            raise TypeError(f"logits[{j}]: expected dtype {dtype} as logits[0], got {z.dtype}")
+        if z.device != device:
+            raise ValueError(f"logits[{j}]: expected device {device} as logits[0], got {z.device}")
+    if dtype not in DTYPES:
+        raise TypeError(f"logits: expected float32, float16, bfloat16 or float64, got {dtype}")
+    if shape[1] == 0:
         raise ValueError("logits: expected at least one class, got C = 0")
     return students
 
@@ -233,9 +238,12 @@ def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Te
     buffers = list(out.unbind(0)) if isinstance(out, Tensor) else list(out)
     if len(buffers) != len(students):
         raise ValueError(f"out: expected {len(students)} buffers, one a student, got {len(buffers)}")
-    for j, (buffer, z) in enumerate(zip(buffers, students, strict=True)):
-        check_tensor(f"out[{j}]", buffer, z.device, like=f"logits[{j}]")
-        _check_like(f"out[{j}]", buffer, z, f"logits[{j}]")
+    shape, dtype, device = students[0].shape, students[0].dtype, students[0].device
+    for j, buffer in enumerate(buffers):
+        fits = isinstance(buffer, Tensor) and buffer.shape == shape and buffer.dtype == dtype
+        if not (fits and buffer.device == device and buffer.is_contiguous()):  # the usual case needs no names
+            check_tensor(f"out[{j}]", buffer, device, like=f"logits[{j}]")
+            _check_like(f"out[{j}]", buffer, students[j], f"logits[{j}]")
     return buffers
 
 

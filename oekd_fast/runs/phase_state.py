@@ -1,4 +1,4 @@
-"""How far a phase has come, as its checkpoints hold it."""
+"""Progress of a phase, as its checkpoints store it."""
 
 from __future__ import annotations
 

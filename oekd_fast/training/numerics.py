@@ -18,7 +18,7 @@ _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Numerics:
-    """How networks compute on one type of device.
+    """Numerical settings of the networks on one type of device.
 
     device_type: "cpu" or "cuda".
     dtype: autocast to this type; None computes in float32.

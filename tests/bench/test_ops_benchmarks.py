@@ -1,6 +1,7 @@
 """pytest-benchmark runs the variants of bench/ops, and the normal suite does not collect them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ FAST = ("--benchmark-min-rounds=2", "--benchmark-max-time=0", "--benchmark-min-t
 
 def run(*arguments):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # pytest-benchmark disables itself in a process that looks like a worker of pytest-xdist.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, S
 from oekd_fast.data.known import KNOWN, known_name
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
-README = Path(__file__).parents[2] / "README.md"
+DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 
 # For each name: arguments of `datasets.load_dataset`, columns, splits, channels and image sizes on the hub.
 PHOTOGRAPHS = ((9, 12), (15, 11))
@@ -114,11 +114,10 @@ def test_epochs_are_those_of_the_paper():
     assert epochs == {"cifar10": 350, "cifar100": 450, "svhn": 50, "imagenet_1k": 100}
 
 
-def test_readme_table_matches_the_known_data_sets():
+def test_the_documented_table_matches_the_known_data_sets():
     rows = {}
-    section = README.read_text().split("\n### Data\n")[1].split("\n### ")[0]
-    for line in section.splitlines():
-        if match := re.fullmatch(r"\| `(\w+)` \| (.*) \|", line):
+    for line in DOCS.read_text().splitlines():
+        if match := re.fullmatch(r"\| `(\w+)` \| (.* \|.*\|.*) \|", line):
             rows[match[1]] = [cell.strip() for cell in match[2].split("|")]
     assert rows.keys() == KNOWN.keys()
     for name, (hub, augmentation, epochs) in rows.items():
@@ -127,8 +126,8 @@ def test_readme_table_matches_the_known_data_sets():
         flip = ", flip" if crop.flip else ""
         described = f"resized crop to {crop.size}" if isinstance(crop, ResizedCrop) else f"pad {crop.pad}, crop"
         assert augmentation == described + flip
-        assert hub == " ".join(filter(None, (known.hub_id or "-", known.config)))
-        assert epochs == str(known.epochs or "-")
+        assert hub == ", ".join(filter(None, (known.hub_id or "files only", known.config)))
+        assert epochs == str(known.epochs or "")
 
 
 def toy(**fields) -> ImageDataset:

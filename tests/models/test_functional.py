@@ -42,7 +42,7 @@ def empty_registry(monkeypatch):
     monkeypatch.setattr(registry, "_ARCHITECTURES", dict(registry._ARCHITECTURES))
 
 
-def test_the_example_runs_and_is_shown_in_the_readme():
+def test_the_example_runs_and_is_shown_in_the_documentation():
     names = runpy.run_path(str(EXAMPLE))
     family = names["ensemble"]
     assert [[m.shape[1] for m in maps] for maps in names["output"].features] == [
@@ -52,9 +52,8 @@ def test_the_example_runs_and_is_shown_in_the_readme():
     ]
     assert all(p.grad is not None for p in family.network_parameters())
     assert len(EXAMPLE.read_text().splitlines()) <= 30
-    section = (ROOT / "README.md").read_text().split("## Your own network")[1]
-    code = EXAMPLE.read_text().split('"""\n', 1)[1].strip()
-    assert re.search(r"```python\n(.*?)```", section, re.DOTALL)[1].strip() == code
+    page = (ROOT / "docs" / "own_network.md").read_text()
+    assert re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].strip() == EXAMPLE.read_text().strip()
 
 
 def test_a_family_of_your_own_network():

@@ -1,4 +1,4 @@
-"""What importing loads, and what still works where little is installed."""
+"""Modules that an import loads, and the parts that work without optional packages."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ class Block:
             raise ModuleNotFoundError(f"No module named {{name!r}}, says the test", name=name)
 
 sys.meta_path.insert(0, Block())
-sys.modules["triton"] = None  # how the import system spells "not there"
+sys.modules["triton"] = None  # makes its import fail
 """
 
 

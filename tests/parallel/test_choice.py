@@ -1,4 +1,4 @@
-"""Which executor `make_executor` returns, and its argument validation."""
+"""Choice of the executor by `make_executor`, and its argument validation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What each objective trains with: the engine's gradients against the published losses."""
+"""Objectives: the engine's gradients against the published losses."""
 
 import copy
 
