@@ -10,6 +10,7 @@ Packages, each of which imports only those above it:
     codegen    registers, spills and memory accesses of the compiled kernels; no GPU is needed
     readme     the tables of README.md and docs/
 
-Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.step`, `bench.model.roofline`, `bench.gpu`,
-`bench.codegen`, `bench.readme.tables`, `bench.readme.training`.
+Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.step`, `bench.step.direct_convs`,
+`bench.step.openmp_waiting`, `bench.model.roofline`, `bench.gpu`, `bench.codegen`, `bench.readme.tables`,
+`bench.readme.training`.
 """

@@ -13,6 +13,7 @@ ORDER = ("measure", "gpu_timing", "result_file", "ops", "step", "model", "gpu", 
 COMMANDS = (
     *(f"bench.ops.{op}" for op in ("direct_conv", "ensemble_kd", "feature_kd", "norm_relu")),
     *("bench.step", "bench.step.probe", "bench.model.roofline", "bench.gpu", "bench.gpu.compile", "bench.gpu.runner"),
+    *("bench.step.direct_convs", "bench.step.openmp_waiting"),
     *("bench.codegen", "bench.readme.tables", "bench.readme.training"),
 )
 NEED_TRITON = ("bench.gpu.compile", "bench.codegen")

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from bench.ops import direct_conv
+from bench.step import direct_convs
+from bench.step.problem import StepProblem
 from oekd_fast import native
+from oekd_fast.layers.direct_conv import DirectConv2d
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason="needs the native extension")
 
@@ -35,3 +38,16 @@ def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys, th
     (result,) = json.loads(file.read_text())["results"]
     assert result["milliseconds"].keys() == set(direct_conv.VARIANTS) and result["in_a_family"] == 2
     assert "4->4, 4x4, stride 1" in capsys.readouterr().out
+
+
+def test_the_compared_steps_differ_in_their_convolutions_only(one_thread):
+    steps = direct_convs.variants(StepProblem(num_students=2, batch_size=4, image_size=8, batches=2))
+    uses = {
+        name: {conv.direct for conv in step.family.modules() if isinstance(conv, DirectConv2d)}
+        for name, step in steps.items()
+    }
+    assert uses == {"direct": {True}, "pytorch": {False}}
+    for step in steps.values():
+        step.step()
+    losses = [step.take_loss() for step in steps.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

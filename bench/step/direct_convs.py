@@ -1,0 +1,64 @@
+"""Our training step with direct convolutions and with PyTorch's convolutions in their place, on a CPU.
+
+    python -m bench.step.direct_convs [--json FILE] [--model resnet20] [--batch-size 128] [--seconds 60]
+
+Direct convolutions stay in the package only where they shorten this step by at least 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from oekd_fast.common.machine import machine
+from oekd_fast.layers.direct_conv import use_direct_convs
+from oekd_fast.runs.host_memory import keep_freed_memory
+
+from .. import result_file
+from ..measure import Timing, interleave
+from .ours import OurStep
+from .problem import StepProblem
+
+
+def variants(problem: StepProblem) -> dict[str, OurStep]:
+    """Return the step with direct convolutions and the step without, which start from the same weights."""
+    direct, pytorch = OurStep(problem), OurStep(problem)
+    use_direct_convs(pytorch.family, False)
+    return {"direct": direct, "pytorch": pytorch}
+
+
+def measure(problem: StepProblem, seconds: float) -> dict[str, Timing]:
+    """Time both variants in turn for about `seconds`."""
+    calls = {name: variant.step for name, variant in variants(problem).items()}
+    return interleave(calls, seconds, calls_before=5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the rounds")
+    arguments = parser.parse_args()
+
+    problem = StepProblem(model=arguments.model, batch_size=arguments.batch_size, batches=16)
+    keep_freed_memory()  # as the trainer does
+    where = machine()
+    print(result_file.describe(where), flush=True)
+    timings = measure(problem, arguments.seconds)
+    for name, timing in timings.items():
+        print(f"{name:<8} {timing} ms, {timing.samples} rounds")
+    saved = 1 - timings["direct"].median / timings["pytorch"].median
+    print(f"direct convolutions save {100 * saved:.1f} % of the step")
+    if arguments.json:
+        what = "one training step with direct convolutions and with PyTorch's, interleaved"
+        result = {
+            "problem": asdict(problem),
+            "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
+        }
+        result_file.write(arguments.json, result_file.report(what, where, [result]))
+
+
+if __name__ == "__main__":
+    main()
