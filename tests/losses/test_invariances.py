@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ..conftest import IMPLEMENTATIONS, batch
@@ -35,6 +35,9 @@ each_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
 
 @each_implementation
 @examples
+@example(
+    problem={"students": 4, "rows": 4, "classes": 1023, "temperature": 10.0, "scale": 100.0, "seed": 104}, smoothing=0.0
+)
 @given(problem=problems(), smoothing=st.sampled_from([0.0, 0.1]))
 def test_random_problems(name, problem, smoothing):
     logits, target = build(problem)
@@ -53,9 +56,10 @@ def test_random_problems(name, problem, smoothing):
     weighted = 0.7 * output.ce.double().sum() + 0.15 * output.kd.double().sum()
     assert oracle.error(output.loss, weighted) <= 2 * oracle.EPSILON
     assert (output.kd >= 0).all() and (output.ce >= 0).all()
-    # Rows of a gradient are differences of probabilities, so they sum to 0.
+    # Rows of a gradient are differences of probabilities, so they sum to 0. Three softmaxes are rounded: the student's at
+    # temperature 1, and the student's and the target's at T.
     allowed = max(np.abs(plain.grads.sum(axis=2)).max() for plain in naive)
-    allowed += 2 * oracle.EPSILON * (0.7 + 0.15 * problem["temperature"]) / len(target)
+    allowed += 2 * oracle.EPSILON * (0.7 + 2 * 0.15 * problem["temperature"]) / len(target)
     assert np.abs(oracle.stack(grads).sum(axis=2)).max() <= allowed
 
 
