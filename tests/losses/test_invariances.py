@@ -56,8 +56,8 @@ def test_random_problems(name, problem, smoothing):
     weighted = 0.7 * output.ce.double().sum() + 0.15 * output.kd.double().sum()
     assert oracle.error(output.loss, weighted) <= 2 * oracle.EPSILON
     assert (output.kd >= 0).all() and (output.ce >= 0).all()
-    # Rows of a gradient are differences of probabilities, so they sum to 0. Three softmaxes are rounded: the student's at
-    # temperature 1, and the student's and the target's at T.
+    # Rows of a gradient are differences of probabilities, so they sum to 0. Three softmaxes are rounded: the student's
+    # at temperature 1, and the student's and the target's at T.
     allowed = max(np.abs(plain.grads.sum(axis=2)).max() for plain in naive)
     allowed += 2 * oracle.EPSILON * (0.7 + 2 * 0.15 * problem["temperature"]) / len(target)
     assert np.abs(oracle.stack(grads).sum(axis=2)).max() <= allowed
