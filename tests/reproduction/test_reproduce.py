@@ -28,74 +28,10 @@ from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run_folder import RunFolderError
 from oekd_fast.training.engine import Engine
 
+from ..support.summaries import FIVE, summary_of
+
 QUIET = Console(quiet=True)
 DIGITS, PAPER = "evidence/digits/resnet20", "paper/cifar100/resnet110"
-
-
-def summary_of(family, alone, ensemble=80.0, epochs=450, best=None) -> dict:
-    """Return the summary of a run; `best` is the advantage of the best test epoch, or None if it is unknown."""
-    students = [
-        {
-            "index": j + 1,
-            "parameters": 1000 // (j + 1),
-            "relative_size": 100.0 / (j + 1),
-            "accuracy": a,
-            "baseline_accuracy": b,
-            "last_epoch_accuracy": a - 1.0,
-            "last_epoch_baseline_accuracy": b - 1.0,
-            "best_test_accuracy": None if best is None else a + best,
-            "best_test_baseline_accuracy": None if best is None else b + best,
-        }
-        for j, (a, b) in enumerate(zip(family, alone, strict=True))
-    ]
-    return {
-        "epochs": epochs,
-        "students": students,
-        "ensemble_accuracy": ensemble,
-        "last_epoch_ensemble_accuracy": ensemble - 1.0,
-        "best_test_ensemble_accuracy": None if best is None else ensemble + best,
-        "test_images": 10000,
-        "device": "a device",
-    }
-
-
-FIVE = [
-    summary_of([72.0, 70.0, 67.0, 65.0, 46.0], [70.0, 69.0, 66.0, 64.0, 40.0], 76.0, best=0.5),
-    summary_of([74.0, 71.0, 68.0, 66.0, 48.0], [73.0, 69.5, 67.5, 64.5, 44.0], 78.0, best=0.5),
-]
-
-
-def test_statistics_equal_values_computed_by_hand():
-    found = accuracies(FIVE, "selected")
-    assert found["family"][0] == pytest.approx({"mean": 73.0, "deviation": 2**0.5})
-    assert found["baseline"][4] == pytest.approx({"mean": 42.0, "deviation": 8**0.5})
-    # The gains of the two seeds are 6 and 4 points, or 15 % and 9.0909 %.
-    assert found["gain_points"][4] == pytest.approx({"mean": 5.0, "deviation": 2**0.5})
-    assert found["gain_percent"][4] == pytest.approx(
-        {"mean": (15 + 100 / 11) / 2, "deviation": (15 - 100 / 11) / 2**0.5}
-    )
-    assert found["ensemble"] == pytest.approx({"mean": 77.0, "deviation": 2**0.5})
-    assert accuracies(FIVE, "last_epoch")["family"][0]["mean"] == pytest.approx(72.0)
-    assert accuracies(FIVE, "best_test")["family"][0]["mean"] == pytest.approx(73.5)
-
-
-def test_best_test_accuracies_need_all_seeds():
-    unknown = summary_of([1.0], [1.0])
-    older = {name: value for name, value in unknown.items() if not name.startswith("best_test")}
-    older["students"] = [{k: v for k, v in s.items() if not k.startswith("best_test")} for s in unknown["students"]]
-    for summary in (unknown, older):
-        assert accuracies([summary_of([1.0], [1.0], best=0.5), summary], "best_test") is None
-        assert accuracies([summary], "selected")["family"] == [{"mean": 1.0, "deviation": None}]
-        assert accuracies([summary], "last_epoch")["gain_percent"] == [None]  # the baseline is 0 %
-
-
-def test_a_missing_ensemble_of_one_seed_keeps_the_other_results():
-    one = summary_of([2.0], [1.0], best=0.5) | {"best_test_ensemble_accuracy": None}
-    found = accuracies([summary_of([4.0], [1.0], best=0.5), one], "best_test")
-    assert found["ensemble"] is None and found["family"][0]["mean"] == pytest.approx(3.5)
-    assert found["gain_points"][0]["mean"] == pytest.approx(2.0)
-    assert accuracies([one], "selected")["ensemble"] == {"mean": 80.0, "deviation": None}
-    assert accuracies([], "selected") is None
 
 
 def numbers_for(config: TrainConfig):
