@@ -19,9 +19,9 @@ train: $(READY)
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
-# Without the slow tests and those that interpret Triton kernels.
+# Each test with its first parameters, without slow tests and those that interpret Triton kernels.
 test-quick: $(READY)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not interpreter"
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --quick
 
 bench: $(READY)
 	$(VENV)/bin/python -m pytest $(BENCH) --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \

@@ -120,14 +120,29 @@ if TRITON:
     IMPLEMENTATIONS["triton"] = _triton()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that run kernels in Triton's interpreter, so that the quick tier can leave them out."""
-    if not INTERPRETED:
-        return
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="run each test with its first parameters only, without slow tests and interpreted kernels",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that run kernels in Triton's interpreter, and select the tests of the quick tier."""
     for item in items:
         parameters = getattr(item, "callspec", None)
-        if "kernels" in item.path.parts or (parameters is not None and "triton" in parameters.id.split("-")):
+        interpreted = "kernels" in item.path.parts or (parameters is not None and "triton" in parameters.id.split("-"))
+        if INTERPRETED and interpreted:
             item.add_marker("interpreter")
+    if not config.getoption("--quick"):
+        return
+    first = {}
+    for item in items:
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("interpreter")):
+            first.setdefault(item.nodeid.split("[")[0], item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(first.values())])
+    items[:] = first.values()
 
 
 def rows_of(value_and_grad: Callable, rows: int, classes: int = 1) -> int:
