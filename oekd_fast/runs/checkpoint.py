@@ -13,6 +13,7 @@ import io
 import os
 import re
 import warnings
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from oekd_fast.common.files import TEMPORARY_SUFFIX, sync_folder, temporary_path, write_durably
+from oekd_fast.common.files import read_regular, sync_folder, target_of_temporary, write_temporary
 
 _CHECKPOINT = re.compile(r"step-(?P<step>\d{10}|[1-9]\d{10,})(-r(?P<revision>[1-9]\d*))?\.pt")
 _CHECKSUM_SUFFIX = ".sha256"
+_LARGEST_CHECKSUM_FILE = 4096  # bytes
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None))
 
 
@@ -72,7 +74,6 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 
     data = buffer.getbuffer()
 
     folder = Path(folder)
-    existing: list[_Entry] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove(_leftovers(folder))
@@ -84,7 +85,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int, keep: int = 
     except OSError as error:
         raise CheckpointError(
             f"could not write the checkpoint of step {step} ({len(data)} bytes) to {folder}: "
-            f"{error.strerror or error}; {_what_remains(folder, existing)}"
+            f"{error.strerror or error}; {_what_remains(folder)}"
         ) from error
     _prune(folder, saved, existing, keep)
     return path
@@ -149,24 +150,38 @@ def _commit(path: Path, data: memoryview) -> None:
     """Write the checksum and then the checkpoint; renaming the checkpoint makes both valid."""
     checksum = _checksum_path(path)
     line = f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+    temporary: list[Path] = []
     try:
-        write_durably(temporary_path(path), data)
-        write_durably(temporary_path(checksum), line)
-        os.replace(temporary_path(checksum), checksum)
-        os.replace(temporary_path(path), path)
+        for target, content in ((path, data), (checksum, line)):
+            temporary.append(write_temporary(target, content))
+        os.replace(temporary[1], checksum)
+        os.replace(temporary[0], path)
     except BaseException:
-        for unfinished in (temporary_path(path), temporary_path(checksum), checksum):
-            unfinished.unlink(missing_ok=True)
+        _remove(temporary)
+        # A signal may arrive after the last rename, and a rename over a network may report an error although it was
+        # done. The checksum then belongs to a checkpoint that exists.
+        if not _may_exist(path):
+            _remove([checksum])
         raise
     sync_folder(path.parent)
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _read_verified(path: Path) -> bytes:
     """Return the content of a checkpoint after comparing it with its checksum."""
     checksum = _checksum_path(path)
     try:
-        expected = checksum.read_text(encoding="ascii").split()
-        data = path.read_bytes()
+        expected = read_regular(checksum, _LARGEST_CHECKSUM_FILE).decode("ascii").split()
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise _DamagedError(f"{Path(error.filename).name} is missing") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -177,10 +192,21 @@ def _read_verified(path: Path) -> bytes:
 
 
 def _load(data: bytes, map_location: str | torch.device) -> dict[str, Any]:
+    """Return the state in the content of a checkpoint file. Objects other than plain values and tensors are refused."""
     try:
-        return torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
-    except Exception as error:  # torch.load documents no set of exceptions
-        raise _DamagedError(f"torch.load failed ({error})") from error
+        # torch.save stores tensors uncompressed; a compressed one could be of any size when it is unpacked.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(io.BytesIO(data)).infolist()):
+            raise _DamagedError("expected an archive of uncompressed files, got compressed ones")
+        state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise _DamagedError(f"expected a file of torch.save ({error})") from error
+    except _DamagedError:
+        raise
+    except Exception as error:  # torch.load documents no set of exceptions, and its messages have many lines
+        raise _DamagedError(f"torch.load failed ({str(error).partition(chr(10))[0]})") from error
+    if not isinstance(state, dict):
+        raise _DamagedError(f"expected a dict, got {type(state).__name__}")
+    return state
 
 
 def _refuse_to_go_back(folder: Path, existing: list[_Entry], step: int) -> None:
@@ -192,8 +218,10 @@ def _refuse_to_go_back(folder: Path, existing: list[_Entry], step: int) -> None:
         )
 
 
-def _what_remains(folder: Path, existing: list[_Entry]) -> str:
-    newest = _newest_intact(folder, existing)
+def _what_remains(folder: Path) -> str:
+    newest = None
+    with contextlib.suppress(OSError):
+        newest = _newest_intact(folder, _entries(folder))
     return f"the last good checkpoint is {newest}" if newest else "there is no earlier good checkpoint"
 
 
@@ -223,7 +251,8 @@ def _leftovers(folder: Path) -> list[Path]:
     """Return temporary files of interrupted saves, and checksums without a checkpoint."""
     found = []
     for path in folder.iterdir():
-        name = path.name.removesuffix(TEMPORARY_SUFFIX)
+        # Version 0.1.0 called temporary files "<name>.tmp".
+        name = target_of_temporary(path.name) or path.name.removesuffix(".tmp")
         checkpoint = name.removesuffix(_CHECKSUM_SUFFIX)
         if not _CHECKPOINT.fullmatch(checkpoint) or path.name == checkpoint:
             continue
