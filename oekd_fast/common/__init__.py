@@ -1,2 +1,2 @@
-"""Helpers without a place of their own: atomic writes (`files`), a description of the machine (`machine`), and the mean
-and standard deviation of repeated runs (`spread`)."""
+"""Helpers without a place of their own: atomic writes (`files`), names from data in output (`text`), a description of
+the machine (`machine`), and the mean and standard deviation of repeated runs (`spread`)."""

@@ -1,0 +1,28 @@
+"""Names that have a meaning in one of the outputs: terminals, rich, matplotlib, HTML or Markdown."""
+
+HOSTILE_NAMES = (
+    "$5 {a}$",
+    "$_$",
+    "$\\frac{1}{0}$",
+    "caf\udce9",
+    "[red]x[/red]",
+    "[/]",
+    ":cat:",
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "' onmouseover='alert(1)",
+    "&lt;b&gt;",
+    "</title></style><b>x",
+    "a|b",
+    "**bold** _x_ `code` ~~no~~",
+    "[link](https://example.invalid)",
+    "![picture](https://example.invalid)",
+    "<https://example.invalid> https://example.invalid",
+    "\x1b[2J\x1b[31mred",
+    "\x9b2J",
+    "\x1b]8;;https://example.invalid\x07link\x1b]8;;\x07",
+    "two\nlines\r\nand\ttabs",
+    "\u202egnp.exe",
+    "\u2028\u2029\x00\x7f\ufeff",
+    "\\x1b \\n",
+)
