@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from oekd_fast.data.augmentation.settings import AnyAugmentation
+from oekd_fast.data.error import DataError
+from oekd_fast.data.memory import check_fits
 
 # One grey level: a channel that varies less than its quantisation step is treated as constant.
 MIN_STD = 1 / 255
-
-
-class DataError(ValueError):
-    """Raised for data that is missing, malformed or inconsistent, and for arguments of the loader out of range."""
 
 
 class AnySplit(Protocol):
@@ -78,12 +76,18 @@ class Split:
         return tuple(self.images.shape[1:])
 
     def select(self, indices: Tensor) -> Split:
-        """Return a copy of the images and labels at `indices` (int64 [M])."""
+        """Return a copy of the images and labels at `indices` (int64 [M]).
+
+        Raises:
+            DataError: the copy does not fit in memory.
+        """
+        check_fits("copy of a split", len(indices), self.image_shape)
         return Split(self.images[indices], self.labels[indices])
 
     def with_channels(self, channels: int) -> Split:
         if self.images.shape[1] != 1 or channels == 1:
             return self
+        check_fits("grey images beside colour images", len(self), (channels, *self.image_shape[1:]))
         return Split(self.images.repeat(1, channels, 1, 1), self.labels)
 
     def gather(self, indices: Tensor, out: Tensor | None = None) -> Tensor:

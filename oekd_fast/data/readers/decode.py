@@ -1,22 +1,29 @@
 """Decode and resize images with Pillow."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from oekd_fast.data.dataset import DataError
+from oekd_fast.data.error import DataError
+from oekd_fast.data.memory import allocate
+from oekd_fast.data.readers.formats import UnreadableImage, opened
 from oekd_fast.data.readers.reading import require
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
-
-
-class UnreadableImage(DataError):
-    """Raised for an image whose bytes cannot be decoded."""
+# From the EXIF orientation to the member of PIL.Image.Transpose that undoes it; 1 is upright.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 class Decoded(NamedTuple):
@@ -61,10 +68,13 @@ def decode_images(
                 raise
             unreadable.append(name)
             continue
+        channels = 1 if pixels.ndim == 2 else 3
         if not rows:
-            images, first = np.empty((count, 1, *pixels.shape[:2]), dtype=np.uint8), name
-        if pixels.ndim == 3 and images.shape[1] == 1:
-            images = images.repeat(3, axis=1)
+            images, first = allocate(f"images of the size of {name}", count, (channels, *pixels.shape[:2])), name
+        elif channels > images.shape[1]:  # the first image in colour
+            grey = images[: len(rows)]
+            images = allocate(f"images of the size of {first}", count, (channels, *images.shape[2:]))
+            images[: len(rows)] = grey
         put_image(pixels, images[len(rows)], name, first)
         rows.append(row)
     return Decoded(images[: len(rows)], rows, unreadable)
@@ -92,12 +102,12 @@ def put_image(pixels: np.ndarray, out: np.ndarray, name: str, first: str) -> Non
 
 def has_colour(name: str, source: Path | BytesIO) -> bool:
     """Return whether `decode_image` returns a colour image; reads the header only."""
-    with _opened(name, source) as image:
+    with opened(name, source) as image:
         return image.mode in COLOUR_MODES
 
 
 def decode_image(name: str, source: Path | BytesIO, size: int | None = None) -> np.ndarray:
-    """Decode an image.
+    """Decode an image; of an animation, the first frame. The EXIF orientation is applied, transparency is dropped.
 
     Args:
         name: name of the image, for errors.
@@ -111,26 +121,28 @@ def decode_image(name: str, source: Path | BytesIO, size: int | None = None) -> 
         UnreadableImage: the image cannot be decoded.
         DataError: the file cannot be read, or the image has more than 8 bits per channel.
     """
-    with _opened(name, source) as image:
+    with opened(name, source) as image:
         mode = image.mode
         if mode in (*GREY_MODES, *COLOUR_MODES):
             plain = "L" if mode in GREY_MODES else "RGB"
-            if mode != plain:
+            image.info.pop("transparency", None)  # Pillow warns when it converts a palette with it
+            image.load()
+            image = _upright(image)
+            if image.mode != plain:
                 image = image.convert(plain)
             return np.asarray(image if size is None else middle_square(image, size))
-    raise DataError(f"image {name}: expected 8 bits per channel, got Pillow mode {mode!r}")
+    raise DataError(f"image {name}: expected 8 bits per channel, grey or in colour, got Pillow mode {mode!r}")
 
 
-@contextmanager
-def _opened(name: str, source: Path | BytesIO) -> Iterator[Any]:
-    pillow = require("PIL.Image")
+def _upright(image: Any) -> Any:
+    """Turn or mirror a loaded Pillow image as its EXIF orientation says, which is how viewers show it."""
+    pillow, tags = require("PIL.Image"), require("PIL.ExifTags")
     try:
-        with pillow.open(source) as image:
-            yield image
-    except Exception as error:  # Pillow's readers raise many types on a damaged file
-        # An OSError with a number comes from the system, not from the contents of the image.
-        from_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-        raise (DataError if from_system else UnreadableImage)(f"cannot read image {name}: {error}") from error
+        orientation = image.getexif().get(tags.Base.Orientation)
+    except Exception:  # damaged metadata, for which Pillow raises many types, leaves the pixels as they are
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(pillow.Transpose[turn])
 
 
 def middle_square(image: Any, size: int) -> Any:

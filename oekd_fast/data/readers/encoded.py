@@ -14,7 +14,8 @@ from torch import Tensor
 
 from oekd_fast.data.dataset import Split
 from oekd_fast.data.lazy import LazySplit
-from oekd_fast.data.readers.decode import UnreadableImage, decode_image, decode_images, has_colour, put_image
+from oekd_fast.data.readers.decode import decode_image, decode_images, has_colour, put_image
+from oekd_fast.data.readers.formats import UnreadableImage
 from oekd_fast.data.readers.reading import ReadOptions, ReadSplit, note_on_skipped
 
 # Pillow releases the interpreter's lock while it decodes, but not while it opens an image; more threads would wait.

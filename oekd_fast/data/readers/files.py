@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from oekd_fast.data.dataset import DataError
+from oekd_fast.data.error import DataError
 from oekd_fast.data.names import printable
 
 _KINDS = (

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from oekd_fast.data.dataset import DataError
+from oekd_fast.data.error import DataError
 from oekd_fast.data.names import printable
 
 _WORDS = {

@@ -68,7 +68,7 @@ def test_16_bit_image(tmp_path, labelled):
     write_folder(tmp_path, *labelled)
     path = tmp_path / "cat" / "025.png"
     Image.fromarray(np.zeros((6, 6), dtype=np.uint16)).save(path)
-    assert_load_fails(tmp_path, f"image {path}: expected 8 bits per channel, got Pillow mode 'I;16'")
+    assert_load_fails(tmp_path, f"image {path}: expected 8 bits per channel, grey or in colour, got Pillow mode 'I;16'")
 
 
 def test_class_folders_of_the_test_split_differ(tmp_path, labelled):

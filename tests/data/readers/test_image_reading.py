@@ -9,7 +9,8 @@ import torch
 
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, load_dataset
 from oekd_fast.data.augmentation.settings import ImageSettings
-from oekd_fast.data.readers.decode import UnreadableImage, decode_images
+from oekd_fast.data.readers.decode import decode_images
+from oekd_fast.data.readers.formats import UnreadableImage
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
 
