@@ -19,6 +19,10 @@ class DataConfig(Section):
     """Data set: digits, a known name such as cifar10, a folder, or owner/name on the Hugging Face hub."""
     data_dir: Path | None = setting(None, unset="download from the hub")
     """Folder with the files of a known data set."""
+    image_column: str | None = setting(None, unset="found by name and type")
+    """Column that holds the images of parquet files, save_to_disk folders and hub data sets."""
+    label_column: str | None = setting(None, unset="found by name and type")
+    """Column that holds the class labels of parquet files, save_to_disk folders and hub data sets."""
     train_images: int | None = setting(None, at_least(1), unset="all")
     """Number of training images to use, the same images for every seed, stratified by class."""
     validation_fraction: float = setting(0.1, within("(0, 1)"))

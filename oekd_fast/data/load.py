@@ -15,6 +15,7 @@ from oekd_fast.data.readers.hub import read_hub
 from oekd_fast.data.readers.image_folder import read_image_folder
 from oekd_fast.data.readers.parquet import has_parquet, read_parquet
 from oekd_fast.data.readers.reading import ReadOptions
+from oekd_fast.data.readers.saved_to_disk import is_saved_to_disk, read_saved_to_disk
 
 DIGITS: AnyAugmentation = Augmentation(pad=1, flip=False)
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -35,6 +36,8 @@ def load_dataset(
     augmentation: AugmentationChoice = "auto",
     image_size: int | None = None,
     skip_corrupt: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> ImageDataset:
     """Load a data set into memory, or prepare to stream its images from disk.
 
@@ -73,6 +76,8 @@ def load_dataset(
             same for all.
         skip_corrupt: leave out images that cannot be decoded and report them in the notes, instead of raising an
             error. With `stream`, all images are decoded once to find them.
+        image_column, label_column: columns of a data set of tables (parquet files, `save_to_disk`, the hub). By
+            default they are found by their names and types, which a note says, and a choice in doubt is an error.
 
     Returns:
         The data set, with uint8 images and int64 labels.
@@ -92,7 +97,13 @@ def load_dataset(
     else:
         known_augmentation, published = known.augmentation, known.published
     settings = ImageSettings.choose(augmentation, image_size, known_augmentation)
-    options = ReadOptions(stream=stream, size=settings.stored_size, skip_corrupt=skip_corrupt)
+    options = ReadOptions(
+        image_column=image_column,
+        label_column=label_column,
+        stream=stream,
+        size=settings.stored_size,
+        skip_corrupt=skip_corrupt,
+    )
     source = _read(name, known, None if data_dir is None else Path(data_dir).expanduser(), options)
     return assemble(name, source, settings, published, train_images, validation_fraction, seed)
 
@@ -112,28 +123,36 @@ def _read(name: str, known: KnownDataset | None, data_dir: Path | None, options:
         )
     if data_dir is not None:
         raise DataError(f"data_dir: expected a dataset with a known name ({', '.join(KNOWN)}), got {name!r}")
-    return _read_folder(folder, options) if is_folder else read_hub(name, None, options)
+    return _read_folder(folder, options) if is_folder else read_hub(name, options)
 
 
 def _read_known(name: str, known: KnownDataset, data_dir: Path | None, options: ReadOptions) -> SourceSplits:
     options = replace(
-        options, image_column=known.image_column, label_column=known.label_column, skip_splits=known.skip_splits
+        options,
+        image_column=options.image_column or known.image_column,
+        label_column=options.label_column or known.label_column,
+        config=known.config,
+        skip_splits=known.skip_splits,
     )
     if data_dir is None:
         if known.hub_id is None:
             raise DataError(f"data_dir: expected a folder with {name}, which is not on the hub; {name} holds {LAYOUTS}")
-        return read_hub(known.hub_id, known.config, options)
+        return read_hub(known.hub_id, options)
     for folder in (data_dir / name, data_dir / name.replace("_", "-")):
         if folder.is_dir():
             return _read_folder(folder, options)
-    if has_parquet(data_dir):
-        return read_parquet(data_dir, options)
+    # Other folders in `data_dir` may hold other data sets.
+    for folder in (data_dir, data_dir / "data", *([data_dir / known.config] if known.config else [])):
+        if has_parquet(folder, nested=False):
+            return read_parquet(folder, options)
     raise DataError(_missing_files(name, known, data_dir))
 
 
 def _read_folder(root: Path, options: ReadOptions) -> SourceSplits:
     if has_arrays(root):
         return read_arrays(root, options)
+    if is_saved_to_disk(root):
+        return read_saved_to_disk(root, options)
     if has_parquet(root):
         return read_parquet(root, options)
     if not any(path.is_dir() for path in root.iterdir()):

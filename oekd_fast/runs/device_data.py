@@ -68,6 +68,8 @@ def dataset_of(config: TrainConfig) -> ImageDataset:
         augmentation=config.augmentation_choice,
         image_size=config.image_size,
         skip_corrupt=config.skip_corrupt,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
 
 

@@ -210,13 +210,15 @@ def test_unreachable_hub(monkeypatch):
 def test_hub_without_train_or_columns(monkeypatch, labelled):
     table = hub_table(*labelled)
     fake_hub(monkeypatch, {"test": table})
-    assert_load_fails("a/b", "a/b: expected a split 'train', got ['test']")
+    assert_load_fails("a/b", "a/b: expected a split 'train', got 'test'")
     fake_hub(monkeypatch, {"train": table.remove_columns("image")})
-    assert_load_fails("a/b", "a/b (train): expected an image column, got the columns ['label']")
+    assert_load_fails("a/b", "a/b (train): expected an image column, got the columns 'label' (ClassLabel of 4)")
     fake_hub(monkeypatch, {"train": table.remove_columns("label")})
-    assert_load_fails("a/b", "a/b (train): expected a class label column, got the columns ['image']")
+    assert_load_fails("a/b", "a/b (train): expected a class label column, got the columns 'image' (Image)")
     fake_hub(monkeypatch, {"train": table})
-    assert_load_fails("cifar10", "expected an image column 'img', got the columns ['image', 'label']")
+    assert_load_fails(
+        "cifar10", "expected an image column 'img', got the columns 'image' (Image), 'label' (ClassLabel of 4)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ TOOLS = {
 }
 UNDECLARED = {
     "docutils": "sphinx requires it",
+    "huggingface_hub": "datasets requires it",
     "liger_kernel": "bench.gpu compares with it if it is installed",
 }
 MODULES = {

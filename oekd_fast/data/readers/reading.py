@@ -19,7 +19,8 @@ class ReadOptions:
 
     Args:
         image_column, label_column: columns of tables; None finds them by their types.
-        skip_splits: names of splits that are not read.
+        config: configuration to read, of several on the hub or in a clone; None expects a single or default one.
+        skip_splits: splits that are not read ("test").
         stream: leave images on disk until a batch needs them.
         size: crop images to their middle square and resize them to this many pixels a side. None keeps their size,
             which has to be the same for all.
@@ -28,6 +29,7 @@ class ReadOptions:
 
     image_column: str | None = None
     label_column: str | None = None
+    config: str | None = None
     skip_splits: tuple[str, ...] = ()
     stream: bool = False
     size: int | None = None

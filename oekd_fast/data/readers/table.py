@@ -1,23 +1,22 @@
-"""Read tables of encoded images, from parquet files or the hub: choose the columns, then read them."""
+"""Read tables of encoded images from parquet files, Arrow files or the hub."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from torch import Tensor
 
-from oekd_fast.data.assemble import SourceSplits, check_same_classes, numbered_classes, stored_names
+from oekd_fast.data.assemble import SourceSplits, check_same_classes, numbered_classes
 from oekd_fast.data.dataset import DataError
+from oekd_fast.data.readers.cells import CellReader
+from oekd_fast.data.readers.columns import Chosen, Column, choose_columns, columns_of
 from oekd_fast.data.readers.encoded import Source, read_into_memory, read_lazily
+from oekd_fast.data.readers.labels import NamedLabels, read_numbers
 from oekd_fast.data.readers.reading import ReadOptions, ReadSplit
-
-# Rows read into Arrow memory at a time, which bounds the memory used beside the decoded array.
-BATCH_ROWS = 1024
-PREFERRED_LABELS = ("fine_label", "label")
+from oekd_fast.data.readers.split_names import SplitChoice
 
 
 @dataclass(frozen=True)
@@ -26,115 +25,117 @@ class Table:
 
     Args:
         where: name of the table, for messages.
-        features: type of each column, in the form of `datasets.Features.to_dict()`, which is also in the metadata of
-            parquet files from the hub: `{"_type": "Image"}`, `{"_type": "ClassLabel", "names": [...]}`, and so on.
-        batches: `batches(column)` iterates over Arrow tables or record batches, in the order of the rows.
+        schema: `pyarrow.Schema`; its metadata may hold the types of `datasets` under the key "huggingface".
+        batches: `batches(column)` iterates over the column in record batches of this column alone, in the order of the
+            rows.
+        reader: reads the cells of the image column.
         cells: `cells(column)` returns a function from row numbers to the values in these rows. A table with `cells` is
             streamed.
     """
 
     where: str
-    features: Mapping[str, Any]
+    schema: Any
     batches: Callable[[str], Iterator[Any]]
+    reader: CellReader
     cells: Callable[[str], Callable[[Sequence[int]], list[Any]]] | None = None
 
+    def arrays(self, column: str) -> Iterator[Any]:
+        """Iterate over the Arrow arrays of a column."""
+        for batch in self.batches(column):
+            yield batch.column(0)
 
-def mapped_table(where: str, features: Mapping[str, Any], rows: Any, stream: bool) -> Table:
-    """Return the table of a `datasets.Dataset`, whose cache is mapped into memory; `stream` gives it `cells`."""
-    return Table(where, features, partial(_mapped_batches, rows), partial(_mapped_cells, rows) if stream else None)
+    def values(self, column: str) -> Iterator[Any]:
+        """Iterate over the values of a column."""
+        for array in self.arrays(column):
+            yield from array.to_pylist()
 
 
-def read_tables(tables: Mapping[str, Table], options: ReadOptions) -> SourceSplits:
-    """Read tables, given by the names of their splits.
+def read_tables(where: str, tables: Mapping[str, Table], choice: SplitChoice, options: ReadOptions) -> SourceSplits:
+    """Read tables.
+
+    Args:
+        where: name of the data set, for the notes.
+        tables: tables by the stored names of their splits.
+        choice: the splits to read.
+        options: how to read images, and the names of the columns.
 
     Raises:
-        DataError: a column is missing, a label is missing, or the classes of the splits differ.
+        DataError: the columns are in doubt, a label is missing or out of range, or the splits differ in their columns
+            or classes.
     """
-    stored = stored_names([name for name in tables if name not in options.skip_splits])
-    columns = {
-        split: _columns(tables[name], options.image_column, options.label_column) for split, name in stored.items()
+    chosen_tables = {split: tables[name] for split, name in choice.stored.items()}
+    columns = {split: _columns(table) for split, table in chosen_tables.items()}
+    train = chosen_tables["train"]
+    chosen = choose_columns(train.where, columns["train"], train.values, options.image_column, options.label_column)
+    for split, table in chosen_tables.items():
+        _check_same_columns(table.where, columns[split], columns["train"], chosen)
+        check_same_classes(chosen.label.classes or (), _named(columns[split], chosen.label).classes or (), split)
+    labels, classes = _labels(chosen_tables, chosen)
+    if not chosen.named and chosen.label.classes is None and 1 < len(labels["train"]) == len(classes):
+        raise DataError(
+            f"{train.where}: expected a class label column, got column {chosen.label.label} with another value in each "
+            "row; label_column names the column"
+        )
+    read = {split: _read(table, chosen.image.name, labels[split], options) for split, table in chosen_tables.items()}
+    source = SourceSplits.of(read, classes)
+    notes = (choice.note(where), _note(where, columns["train"], chosen, len(classes)))
+    return replace(source, notes=(*(note for note in notes if note is not None), *source.notes))
+
+
+def _columns(table: Table) -> tuple[Column, ...]:
+    try:
+        return columns_of(table.schema)
+    except DataError as error:
+        raise DataError(f"{table.where}: {error}") from error
+
+
+def _named(columns: Sequence[Column], wanted: Column) -> Column:
+    return next(column for column in columns if column.name == wanted.name)
+
+
+def _check_same_columns(where: str, columns: Sequence[Column], train: Sequence[Column], chosen: Chosen) -> None:
+    """Raise DataError unless a split has the columns that were chosen in the training split, of the same kinds."""
+    for wanted in (chosen.image, chosen.label):
+        found = next((column for column in columns if column.name == wanted.name), None)
+        same = found is not None and (found.readable_as_image if wanted is chosen.image else found.kind == wanted.kind)
+        if not same:
+            raise DataError(f"{where}: expected the column {wanted} of train, got {'none' if found is None else found}")
+
+
+def _labels(tables: Mapping[str, Table], chosen: Chosen) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the labels of each split and the names of the classes."""
+    column, train = chosen.label, tables["train"]
+    if not column.is_integer:
+        names = NamedLabels()
+        labels = {"train": names.learn(train.where, column, train.arrays(column.name))}
+        for split, table in tables.items():
+            if split != "train":
+                labels[split] = names.read(table.where, column, table.arrays(column.name))
+        return labels, names.names
+    declared = column.classes
+    numbers = read_numbers(train.where, column, train.arrays(column.name), None if declared is None else len(declared))
+    classes = declared or numbered_classes(numbers, train.where)
+    others = {
+        split: read_numbers(table.where, column, table.arrays(column.name), len(classes))
+        for split, table in tables.items()
+        if split != "train"
     }
-    classes = {split: tables[stored[split]].features[label].get("names") for split, (_, label) in columns.items()}
-    for split, name in stored.items():
-        check_same_classes(classes["train"] or (), classes[split] or (), name)
-    read = {split: _read(tables[name], *columns[split], options) for split, name in stored.items()}
-    return SourceSplits.of(
-        read, classes["train"] or numbered_classes(read["train"].split.labels, tables["train"].where)
-    )
+    return {"train": numbers, **others}, classes
 
 
-def _columns(table: Table, image: str | None, label: str | None) -> tuple[str, str]:
-    features = table.features
-    images = [name for name in features if _type(features[name]) == "Image"]
-    named = [name for name in features if _type(features[name]) == "ClassLabel"]
-    numbers = [name for name in features if _type(features[name]) == "integer"]
-    preferred = [name for name in PREFERRED_LABELS if name in (*named, *numbers)]
-    return (
-        _pick(table, "an image column", image, images),
-        _pick(table, "a class label column", label, [*preferred, *named, *numbers]),
-    )
+def _note(where: str, columns: Sequence[Column], chosen: Chosen, num_classes: int) -> str:
+    """Return a line that says which columns are read."""
+    others = [column.label for column in columns if column not in (chosen.image, chosen.label)]
+    rest = f"; other columns: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
+    return f"{where}: images from column {chosen.image}, {num_classes} classes from column {chosen.label}{rest}"
 
 
-def _pick(table: Table, what: str, wanted: str | None, candidates: list[str]) -> str:
-    if wanted in candidates:
-        return wanted
-    if wanted is not None or not candidates:
-        expected = what if wanted is None else f"{what} {wanted!r}"
-        raise DataError(f"{table.where}: expected {expected}, got the columns {list(table.features)}")
-    return candidates[0]
-
-
-def _type(feature: Any) -> str | None:
-    """Return "integer" for a column of integers, otherwise the name of the feature's type, or None if it has none."""
-    if not isinstance(feature, Mapping):
-        return None
-    if feature.get("_type") == "Value" and feature["dtype"].startswith(("int", "uint")):
-        return "integer"
-    return feature.get("_type")
-
-
-def _read(table: Table, image_column: str, label_column: str, options: ReadOptions) -> ReadSplit:
-    labels = [np.empty(0, dtype=np.int64)]
-    for batch in table.batches(label_column):
-        column = batch.column(label_column)
-        if column.null_count:
-            raise DataError(f"{table.where}: expected a label in every row of column {label_column!r}, got empty cells")
-        labels.append(column.to_numpy().astype(np.int64))
-    labels = torch.from_numpy(np.concatenate(labels))
+def _read(table: Table, image_column: str, labels: Tensor, options: ReadOptions) -> ReadSplit:
     if table.cells is not None:
-        fetch = partial(_fetch, table, table.cells(image_column))
-        return read_lazily(table.where, fetch, labels, options)
-    cells = (cell for batch in table.batches(image_column) for cell in batch.column(image_column).to_pylist())
-    sources = (_named(table, row, cell) for row, cell in enumerate(cells))
+        return read_lazily(table.where, partial(_fetch, table.reader, table.cells(image_column)), labels, options)
+    sources = (table.reader.source(row, cell) for row, cell in enumerate(table.values(image_column)))
     return read_into_memory(table.where, sources, labels, options)
 
 
-def _mapped_batches(rows: Any, column: str) -> Iterator[Any]:
-    return _encoded(rows, column).iter(batch_size=BATCH_ROWS)
-
-
-def _mapped_cells(rows: Any, column: str) -> Callable[[Sequence[int]], list[Any]]:
-    encoded = _encoded(rows, column)
-    return lambda numbers: encoded[list(numbers)].column(column).to_pylist()
-
-
-def _encoded(rows: Any, column: str) -> Any:
-    # In Arrow format images stay encoded; `datasets` would decode them one by one.
-    return rows.select_columns(column).with_format("arrow")
-
-
-def _fetch(table: Table, cells: Callable[[Sequence[int]], list[Any]], rows: Sequence[int]) -> list[Source]:
-    return [_named(table, row, cell) for row, cell in zip(rows, cells(rows), strict=True)]
-
-
-def _named(table: Table, row: int, cell: Any) -> Source:
-    return f"in row {row} of {table.where}", _source(cell)
-
-
-def _source(cell: Any) -> Path | BytesIO:
-    """Return the file or bytes of an image; a missing image becomes empty bytes, which the decoder reports."""
-    if isinstance(cell, Mapping):
-        if not cell["bytes"] and cell.get("path"):
-            return Path(cell["path"])
-        cell = cell["bytes"]
-    return BytesIO(cell or b"")
+def _fetch(reader: CellReader, cells: Callable[[Sequence[int]], list[Any]], rows: Sequence[int]) -> list[Source]:
+    return [reader.source(row, cell) for row, cell in zip(rows, cells(rows), strict=True)]

@@ -148,7 +148,7 @@ def test_damaged_parquet(tmp_path, labelled):
     ("column", "parts"),
     [
         ("image", ("cannot read image in row 3 of", "(train)")),
-        ("label", ("(train): expected a label in every row of column 'label', got empty cells",)),
+        ("label", ("(train): expected a label in every row of column 'label', got none in row 3",)),
     ],
 )
 def test_table_with_an_empty_cell(tmp_path, labelled, column, parts):
@@ -163,7 +163,7 @@ def test_unlabelled_test_table(tmp_path, labelled):
     images, _ = labelled
     write_parquet(tmp_path / "train.parquet", *labelled)
     write_parquet(tmp_path / "test.parquet", images, np.full(40, -1))
-    assert_load_fails(tmp_path, "test: expected labels in [0, 4), got -1")
+    assert_load_fails(tmp_path, "(test): expected labels in [0, 4), got -1 in row 0 of column 'label'")
 
 
 def test_table_without_rows(tmp_path, labelled):

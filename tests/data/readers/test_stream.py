@@ -222,9 +222,12 @@ def test_damaged_parquet(tmp_path):
 def test_shards_with_different_columns(tmp_path, pictures):
     write_parquet(tmp_path, "train", pictures, LABELS)
     table(pictures, LABELS).rename_column("image", "picture").to_parquet(tmp_path / "train-1.parquet")
-    fails(
-        lambda: load_dataset(str(tmp_path), stream=True), f"cannot copy {tmp_path} (train) to the cache of `datasets` ("
-    )
+    for stream in (False, True):
+        fails(
+            lambda stream=stream: load_dataset(str(tmp_path), stream=stream),
+            f"{tmp_path / 'train-1.parquet'}: expected a column 'image' of struct<bytes: binary, path: string> as in ",
+            "got none",
+        )
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"no image", lambda data: data[: len(data) // 2], lambda data: b""])
