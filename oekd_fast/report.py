@@ -13,6 +13,7 @@ except ImportError as error:
     raise ImportError("the report needs more packages: pip install 'oekd_fast[train]'") from error
 
 from oekd_fast.common.files import write_atomically
+from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.options import parse
 
 
@@ -85,13 +86,14 @@ def report(config: ReportConfig) -> Path:
 
 def main() -> int:
     """Run the command line and return the exit status."""
+    replace_unencodable_output()
     console = Console()
     try:
         path = report(ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", sys.argv[1:])))
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", soft_wrap=True, markup=False)
+        print_line(Console(stderr=True), f"error: {error}")
         return 1
-    console.print(f"Report: {path}", soft_wrap=True, markup=False)
+    print_line(console, f"Report: {path}")
     return 0
 
 

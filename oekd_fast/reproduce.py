@@ -16,6 +16,7 @@ try:
 except ImportError as error:
     raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
+from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
 from oekd_fast.config.recipes import RecipeError, get_recipe
 from oekd_fast.config.train_config import TrainConfig
@@ -83,17 +84,23 @@ def reproduce(
     summaries: dict[int, dict[str, Any]] = {}
     results: dict[str, Any] = {}
     before = measured_before(folder, config)
+
+    def keep() -> None:
+        problem = write(folder, results)
+        if problem is not None:
+            print_line(console, problem)
+
     for seed in numbers:
         summaries[seed] = run(seed_config(config, folder, seed), console)
         results = gather(protocol, config, summaries, numbers) | before
-        write(folder, results)
+        keep()
     if timing:
         results["timing"] = time_epochs(config)
-        write(folder, results)
+        keep()
     for name in ablations:
         sweep = ablate(name, config, folder, numbers, console)
         results["ablations"][name] = sweep | {"paper": paper_ablation(name), "seeds": numbers}
-        write(folder, results)
+        keep()
     return results
 
 
@@ -104,6 +111,7 @@ def reproduction_folder(recipe: str, config: TrainConfig) -> Path:
 
 def main() -> int:
     """Run the command line and return the exit status."""
+    replace_unencodable_output()
     console, errors = Console(), Console(stderr=True)
     try:
         options = parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce")
@@ -113,7 +121,7 @@ def main() -> int:
         if options.recipe is None:
             raise RecipeError("recipe: expected a name, --list-recipes shows all, got none")
     except (TypeError, ValueError) as error:
-        errors.print(f"error: {error}", soft_wrap=True, markup=False)
+        print_line(errors, f"error: {error}")
         return 1
     return _run(options, console, errors)
 
@@ -135,14 +143,16 @@ def _run(options: ReproduceOptions, console: Console, errors: Console) -> int:
             console=console,
         )
     except (Interrupted, KeyboardInterrupt) as stopped:
-        console.print("Stopped; finished work is saved, and the same command continues.", soft_wrap=True)
+        print_line(console, "Stopped; finished work is saved, and the same command continues.")
         return 128 + getattr(stopped, "signal_number", 2)
     except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
-        errors.print(f"error: {error}", soft_wrap=True, markup=False)
+        print_line(errors, f"error: {error}")
         return 1
     folder = reproduction_folder(options.recipe, options.config)
-    console.print((folder / "results.md").read_text(), soft_wrap=True, markup=False)
-    console.print(f"Results: {folder / 'results.md'}, .json, .png", soft_wrap=True, markup=False)
+    for line in (folder / "results.md").read_text(encoding="utf-8").splitlines():
+        print_line(console, line)
+    picture = ", .png" if (folder / "results.png").exists() else ""
+    print_line(console, f"Results: {folder / 'results.md'}, .json{picture}")
     return 0
 
 

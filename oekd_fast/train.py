@@ -15,6 +15,7 @@ try:
 except ImportError as error:
     raise ImportError("the trainer needs more packages: pip install 'oekd_fast[train]'") from error
 
+from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
 from oekd_fast.config.train_config import TrainConfig
 
@@ -45,11 +46,12 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
 
 def main() -> int:
     """Run the command line and return the exit status."""
+    replace_unencodable_output()
     console, errors = Console(), Console(stderr=True)
     try:
         options = parse_recipe_options(RecipeOptions, "python -m oekd_fast.train")
     except (TypeError, ValueError) as error:
-        errors.print(f"error: {error}", soft_wrap=True, markup=False)
+        print_line(errors, f"error: {error}")
         return 1
     if options.list_recipes:
         console.print(recipe_table())
@@ -62,19 +64,19 @@ def _run(config: TrainConfig, console: Console, errors: Console) -> int:
     from oekd_fast.runs.host_memory import keep_freed_memory
     from oekd_fast.runs.interrupt import Interrupted
     from oekd_fast.runs.phase import TrainingDiverged
-    from oekd_fast.runs.summary import summary_table
+    from oekd_fast.runs.summary import print_summary
 
     keep_freed_memory()
     try:
         summary = train(config, console)
     except Interrupted as stopped:
-        console.print(str(stopped), soft_wrap=True, markup=False)
+        print_line(console, stopped)
         return 128 + stopped.signal_number
     except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
-        errors.print(f"error: {error}", soft_wrap=True, markup=False)
+        print_line(errors, f"error: {error}")
         return 1
-    console.print(summary_table(summary, console.width))
-    console.print(f"Run folder: {config.run_folder}", soft_wrap=True, markup=False)
+    print_summary(console, summary)
+    print_line(console, f"Run folder: {config.run_folder}")
     return 0
 
 

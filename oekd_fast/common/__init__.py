@@ -1,2 +1,3 @@
-"""Helpers without a place of their own: atomic writes (`files`), names from data in output (`text`), a description of
-the machine (`machine`), and the mean and standard deviation of repeated runs (`spread`)."""
+"""Helpers without a place of their own: safe reads and writes of files (`files`) and of JSON (`checked_json`), names
+from data in output (`text`), tables on a console (`tables`), a description of the machine (`machine`), and the mean and
+standard deviation of repeated runs (`spread`)."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-_UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+# Control characters, format characters, surrogates, and line and paragraph separators.
+_ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Format characters that scripts and emoji need between two letters; all others are invisible or reorder text.
 _JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 # What starts markup within a line of Markdown. An underscore between two letters is not markup.
@@ -26,8 +27,8 @@ def plain(value: object) -> str:
     r"""Return ``str(value)`` as one line of visible characters.
 
     Control characters, line breaks and format characters, which start terminal sequences or reorder text, are shown as
-    their escapes, such as ``\n`` and ``\x1b``. Lone surrogates, which stand for bytes of file names that are not UTF-8,
-    are shown as the replacement character. Other text is returned unchanged.
+    their escapes, such as ``\n`` and ``\x1b``. A byte of a file name that is not UTF-8, which Python holds as a lone
+    surrogate, is shown as an escape such as ``\xe9``. Other text is returned unchanged.
     """
     text = str(value)
     return text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
@@ -74,9 +75,9 @@ def replace_unencodable_output() -> None:
 
 
 def _visible(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cs":
-        return _UNDECODABLE
-    if category in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+    if unicodedata.category(character) not in _ESCAPED_CATEGORIES or character in _JOINERS:
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # "surrogateescape" adds 0xDC00 to the byte
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from oekd_fast.common.tables import simple_table
 from oekd_fast.config.data import DataConfig
 from oekd_fast.config.distillation import DistillationConfig
 from oekd_fast.config.model import ModelConfig
@@ -84,7 +84,7 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
 
 def recipe_table() -> Table:
     """Return a table of all recipes: name, epochs and source."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = simple_table()
     table.add_column("name", no_wrap=True)
     table.add_column("epochs", justify="right")
     table.add_column("source")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from oekd_fast.common.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +32,60 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """Return the content of a PNG file of the figure, extended to everything drawn, as the layout may clip titles."""
+def png(draw: Callable[[], Figure]) -> bytes:
+    """Return the content of a PNG file of the figure that `draw` returns, extended to everything drawn, as the layout
+    may clip titles.
+
+    The figure has matplotlib's default style and is drawn by its Agg canvas, whatever backend and settings the user has
+    chosen. Texts are shown as they are: a dollar sign does not start a formula, and nothing is passed to LaTeX.
+    """
+    _import_matplotlib()
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+    with warnings.catch_warnings(), style.context(["default", {"text.parse_math": False}]):
+        # The fonts of matplotlib lack some scripts; their characters are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure = draw()
+        FigureCanvasAgg(figure)  # becomes the canvas of the figure
+        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12)
     return buffer.getvalue()
+
+
+def write_png(path: Path, draw: Callable[[], Figure]) -> str | None:
+    """Write the figure that `draw` returns to `path`, atomically, for callers whose other results are complete.
+
+    Returns:
+        None, or a line that says why there is no picture at `path`. A picture that cannot be drawn or written does not
+        raise.
+    """
+    try:
+        write_atomically(path, png(draw))
+    except Exception as error:  # drawing runs the code of several packages, which document no set of exceptions
+        return (
+            f"{path}: the picture could not be written ({str(error) or type(error).__name__}); the results are complete"
+        )
+    return None
+
+
+def _import_matplotlib() -> None:
+    """Import matplotlib even if the variable MPLBACKEND names a backend that is not available here.
+
+    Importing matplotlib checks the variable and raises ValueError, although drawing a file needs no backend. Notebooks
+    set it for all programs that they start.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # as the import would have done, for later users of pyplot
 
 
 def student_color(j: int, count: int) -> tuple[float, float, float, float]:
@@ -64,8 +121,3 @@ def percent_axis(axes: Axes) -> None:
 def whole_numbers(axes: Axes) -> None:
     """Restrict the ticks of the horizontal axis to integers, for epochs or ranks."""
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-
-
-def shortened(text: str, length: int) -> str:
-    """Return `text` cut to `length` characters, with an ellipsis if it was longer."""
-    return text if len(text) <= length else text[: length - 1] + "…"

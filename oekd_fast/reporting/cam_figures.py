@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from oekd_fast.figures.plotting import new_figure, shortened
+from oekd_fast.common.text import shortened
+from oekd_fast.figures.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
+
+from oekd_fast.common.text import html_text
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
@@ -30,7 +31,7 @@ def page(title: str, sections: Iterable[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html_text(title)}</h1>\n"
         + "\n".join(sections)
         + "\n</body>\n</html>\n"
     )
@@ -38,33 +39,33 @@ def page(title: str, sections: Iterable[str]) -> str:
 
 def heading(level: int, text: str) -> str:
     """Return a heading; `text` is escaped."""
-    return f"<h{level}>{escape(text)}</h{level}>"
+    return f"<h{level}>{html_text(text)}</h{level}>"
 
 
 def paragraph(text: str) -> str:
     """Return a paragraph; `text` is escaped."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{html_text(text)}</p>"
 
 
 def note(text: str) -> str:
     """Return a highlighted note; `text` is escaped."""
-    return f'<p class="note">{escape(text)}</p>'
+    return f'<p class="note">{html_text(text)}</p>'
 
 
 def picture(png: bytes, description: str, *, natural: bool = False) -> str:
     """Return an embedded picture as wide as the page, or in its own width with `natural`; narrow screens scroll."""
     data = base64.b64encode(png).decode()
     kind = ' class="natural"' if natural else ""
-    return f'<div class="wide"><img{kind} alt="{escape(description)}" src="data:image/png;base64,{data}"></div>'
+    return f'<div class="wide"><img{kind} alt="{html_text(description)}" src="data:image/png;base64,{data}"></div>'
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table; cells are converted by `str` and escaped."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{html_text(text)}</th>" for text in headings)
+    body = "\n".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def details(title: str, content: str) -> str:
     """Return HTML that is collapsed below its title."""
-    return f"<details><summary>{escape(title)}</summary>\n{content}</details>"
+    return f"<details><summary>{html_text(title)}</summary>\n{content}</details>"

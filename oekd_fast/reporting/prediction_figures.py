@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from oekd_fast.figures.plotting import ENSEMBLE, new_figure, shared_legend, shortened, student_color, whole_numbers
+from oekd_fast.common.text import shortened
+from oekd_fast.figures.plotting import ENSEMBLE, new_figure, shared_legend, student_color, whole_numbers
 from oekd_fast.reporting.calibration import Calibration
 
 if TYPE_CHECKING:

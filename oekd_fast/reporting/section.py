@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -31,6 +31,9 @@ from oekd_fast.reporting.evidence import (
 from oekd_fast.reporting.finished_runs import Group, ReportError, Run
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.predictions import Predictions, predict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # In points. Training may have used another precision or other kernels; larger differences have another cause.
 ACCURACY_TOLERANCE = 0.5
@@ -126,7 +129,7 @@ class Section:
                 row += cells
         yield page.table(headings, rows)
         yield self._picture(
-            "sizes", size_figure(summaries, paper), "Test accuracy against parameters and against FLOPs"
+            "sizes", lambda: size_figure(summaries, paper), "Test accuracy against parameters and against FLOPs"
         )
         if paper:
             yield page.paragraph(
@@ -138,10 +141,11 @@ class Section:
 
     def _curves(self) -> Iterator[str]:
         yield page.heading(3, "Training")
-        figure = curve_figure(
-            [run.histories for run in self._runs], [run.summary["selected_epoch"] for run in self._runs]
+        histories = [run.histories for run in self._runs]
+        selected = [run.summary["selected_epoch"] for run in self._runs]
+        yield self._picture(
+            "curves", lambda: curve_figure(histories, selected), "Loss and validation accuracy of each epoch"
         )
-        yield self._picture("curves", figure, "Loss and validation accuracy of each epoch")
 
     def _predictions(self, dataset: ImageDataset, networks: list[Networks]) -> Iterator[str]:
         with_baselines = all(loaded.baselines for loaded in networks)
@@ -178,21 +182,29 @@ class Section:
         yield page.heading(3, "Agreement")
         shares = torch.stack([agreement(run.predicted[:family]) for run in runs]).mean(dim=0)
         yield page.paragraph("Share of test images for which two networks predict the same class, correct or not.")
-        figure = agreement_figure(runs[0].names[:family], shares)
-        yield self._picture("agreement", figure, "Agreement between students and ensemble", natural=True)
+        names = runs[0].names[:family]
+        yield self._picture(
+            "agreement",
+            lambda: agreement_figure(names, shares),
+            "Agreement between students and ensemble",
+            natural=True,
+        )
 
         yield page.heading(3, "Accuracy by class")
         accuracies = torch.stack(
             [class_accuracy(run.predicted[:family], run.labels, dataset.num_classes) for run in runs]
         ).mean(dim=0)
-        figure = class_figure(dataset.classes, accuracies[:-1], accuracies[-1])
-        yield self._picture("classes", figure, "Accuracy of each student against the ensemble by class")
+        yield self._picture(
+            "classes",
+            lambda: class_figure(dataset.classes, accuracies[:-1], accuracies[-1]),
+            "Accuracy of each student against the ensemble by class",
+        )
         images = torch.bincount(runs[0].labels, minlength=dataset.num_classes).tolist()
         rows = [
             (name, count, *(f"{value:.2f}" if count else "-" for value in row))
             for name, count, row in zip(dataset.classes, images, accuracies.T.tolist(), strict=True)
         ]
-        headings = ("class", "test images", *(f"{name} %" for name in runs[0].names[:family]))
+        headings = ("class", "test images", *(f"{name} %" for name in names))
         yield page.details("All classes", page.table(headings, rows))
 
     def _check(self, runs: list[Predictions]) -> Iterator[str]:
@@ -224,7 +236,7 @@ class Section:
             rows.append((name, spread(errors), spread(means), spread(accuracies)))
             diagrams[name] = calibrate(torch.cat(confidence), torch.cat(correct))
         yield page.table(("network", "ECE %", "mean confidence %", "accuracy %"), rows)
-        yield self._picture("calibration", reliability_figure(diagrams), "Reliability diagram of each network")
+        yield self._picture("calibration", lambda: reliability_figure(diagrams), "Reliability diagram of each network")
         if len(runs) > 1:
             yield page.paragraph("The diagrams show the predictions of all runs together.")
 
@@ -239,7 +251,7 @@ class Section:
         if networks.baselines:
             shown[f"student {last} alone"] = networks.baselines[-1]
         images, panels = grad_cam_panels(shown, dataset, rows, self.explained, self.device)
-        figure = cam_figure(images, dataset.test.labels[rows].cpu(), dataset.classes, panels)
+        labels = dataset.test.labels[rows].cpu()
         yield page.heading(3, "Grad-CAM")
         seed = f" of seed {self._runs[0].config.seed}" if len(self._runs) > 1 else ""
         explained = "the class predicted by each network" if self.explained == "predicted" else "the true class"
@@ -248,10 +260,18 @@ class Section:
             "evidence for the class. The images are the first of their class in the test split, from classes spread "
             "evenly over all; they were not chosen by hand. The predicted class and its probability are above each."
         )
-        yield self._picture("grad_cam", figure, "Grad-CAM of pseudo teacher, smallest student and baseline")
+        yield self._picture(
+            "grad_cam",
+            lambda: cam_figure(images, labels, dataset.classes, panels),
+            "Grad-CAM of pseudo teacher, smallest student and baseline",
+        )
 
-    def _picture(self, name, figure, description: str, *, natural: bool = False) -> str:
-        content = png(figure)
+    def _picture(self, name: str, draw: Callable[[], Figure], description: str, *, natural: bool = False) -> str:
+        """Return the picture of the figure that `draw` returns, or a note if it cannot be drawn."""
+        try:
+            content = png(draw)
+        except Exception as error:  # matplotlib documents no set of exceptions
+            return page.note(f"The picture {name}.png could not be drawn ({str(error) or type(error).__name__}).")
         self.keep(name, content)
         return page.picture(content, description, natural=natural)
 

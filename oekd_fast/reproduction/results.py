@@ -12,7 +12,7 @@ from oekd_fast.common.files import write_atomically
 from oekd_fast.common.machine import machine
 from oekd_fast.config.recipes import Recipe
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.figures.plotting import png
+from oekd_fast.figures.plotting import write_png
 from oekd_fast.figures.reproduction import draw
 from oekd_fast.paper.expected import paper_results
 from oekd_fast.reproduction.markdown import render
@@ -106,8 +106,15 @@ def protocol(config: TrainConfig) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def write(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write the three files to `folder`, each atomically."""
+def write(folder: Path, results: Mapping[str, Any]) -> str | None:
+    """Write the three files to `folder`, each atomically.
+
+    Returns:
+        None, or a line that says why results.png could not be drawn.
+
+    Raises:
+        OSError: results.json or results.md cannot be written.
+    """
     write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(folder / "results.md", render(results).encode())
-    write_atomically(folder / "results.png", png(draw(results)))
+    return write_png(folder / "results.png", lambda: draw(results))

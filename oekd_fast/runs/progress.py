@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.progress import Progress, Task, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from oekd_fast.common.text import encodable, plain, print_line
 
 _LINES = 8  # lines per phase where there is no terminal
+_GAP, _SHORTEST_BAR = 2, 8  # in columns of the terminal
 
 
 class PhaseProgress:
@@ -27,19 +35,15 @@ class PhaseProgress:
     ) -> None:
         self._console, self._phase, self._epochs = console, phase, epochs
         self._enabled = enabled
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}  {task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-            disable=not (enabled and console.is_terminal),
-        )
-        total = epochs * steps_per_epoch
-        epoch = min(epochs, done // steps_per_epoch + 1)
-        self._task = self._bar.add_task(phase, total=total, completed=done, epoch=epoch, epochs=epochs, figures="")
-        self._rate, self._loss = 0.0, ""
+        # A terminal that cannot move its cursor, such as TERM=dumb, gets lines.
+        self._has_bar = console.is_terminal and not console.is_dumb_terminal
+        self._bar = _PhaseBar(console=console, disable=not (enabled and self._has_bar))
+        self._epoch = min(epochs, done // steps_per_epoch + 1)
+        self._task = self._bar.add_task(
+            encodable(plain(phase), console.encoding), total=epochs * steps_per_epoch, completed=done,
+            epoch=f"{self._epoch}/{epochs}", loss="", learning_rate="", rate="",
+        )  # fmt: skip
+        self._images_per_second = 0.0
         self._images, self._shown = 0, time.perf_counter()
 
     def __enter__(self) -> PhaseProgress:
@@ -59,27 +63,59 @@ class PhaseProgress:
         self._images += images
         elapsed = time.perf_counter() - self._shown
         if elapsed > 0.25:
-            self._rate = self._images / elapsed
+            self._images_per_second = self._images / elapsed
             self._images, self._shown = 0, time.perf_counter()
-        figures = f"{self._loss}lr {learning_rate:.3g}  {self._rate:.0f} img/s"
-        self._bar.update(self._task, advance=1, figures=figures)
+        self._bar.update(
+            self._task, advance=1, learning_rate=f"lr {learning_rate:.3g}", rate=f"{self._images_per_second:.0f} img/s"
+        )
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        print_line(self._console, text)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Show the results of an epoch; `line` is its line in metrics.jsonl."""
-        self._loss = f"loss {line['train']['loss']:#.4g}  "
-        epoch = line["epoch"]
-        self._bar.update(self._task, epoch=min(epoch + 1, self._epochs))
+        loss, epoch = f"loss {line['train']['loss']:#.4g}", line["epoch"]
+        self._bar.update(self._task, epoch=f"{min(epoch + 1, self._epochs)}/{self._epochs}", loss=loss)
         every = -(-self._epochs // _LINES)
-        if self._enabled and not self._console.is_terminal and (epoch % every == 0 or epoch == self._epochs):
+        if self._enabled and not self._has_bar and (epoch % every == 0 or epoch == self._epochs):
             accuracies = " ".join(f"{value:.1f}" for value in line["validation"]["accuracy"])
-            self._console.print(
-                f"{self._phase} epoch {epoch}/{self._epochs}  {self._loss}val {accuracies} %  "
+            print_line(
+                self._console,
+                f"{self._phase} epoch {epoch}/{self._epochs}  {loss}  val {accuracies} %  "
                 f"{line['images_per_second']:.0f} img/s",
-                soft_wrap=True,
             )
         # The next rate excludes the time of evaluation and saving.
         self._images, self._shown = 0, time.perf_counter()
+
+
+class _PhaseBar(Progress):
+    """Progress bar of one line, with the figures that fit into the terminal; none is cut."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield _line(task, self.console.width)
+
+
+def _line(task: Task, width: int) -> RenderableType:
+    """Return the name of the phase, the bar, and the figures of `task` within `width` columns."""
+    fields = task.fields
+    remaining = TimeRemainingColumn().render(task).plain
+    shown = {"epoch": f"epoch {fields['epoch']}", "name": task.description, "loss": fields["loss"]}
+    shown |= {"rate": fields["rate"], "remaining": remaining, "learning_rate": fields["learning_rate"]}
+    if cell_len(shown["epoch"]) > width:
+        shown["epoch"] = fields["epoch"] if cell_len(fields["epoch"]) <= width else f"{task.percentage:.0f}%"
+    # The first figures are the most important ones.
+    free, fitting = width + _GAP, {}
+    for name, text in shown.items():
+        if text and (needed := cell_len(text) + _GAP) <= free:
+            free, fitting[name] = free - needed, text
+    left = fitting.pop("name", "")
+    right = (" " * _GAP).join(
+        fitting[name] for name in ("epoch", "loss", "learning_rate", "rate", "remaining") if name in fitting
+    )
+    if free < _SHORTEST_BAR + _GAP:
+        return Text((" " * _GAP).join(filter(None, (left, right))), no_wrap=True, overflow="ignore")
+    row = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    row.add_row(*([Text(left)] if left else []), ProgressBar(task.total, task.completed, free - _GAP), Text(right))
+    return row

@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from oekd_fast.common.text import print_line
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import ImageDataset
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.family.teacher import Teacher
+from oekd_fast.figures.plotting import write_png
 from oekd_fast.models import get_architecture
 from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
@@ -49,7 +51,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         dataset = dataset_of(config)
         data = DeviceData.of(dataset, config, device)
         for note in data.notes:
-            console.print(note, soft_wrap=True, markup=False)
+            print_line(console, note)
 
         teacher = _teacher(config, data)
         results: dict[str, PhaseResult] = {}
@@ -70,7 +72,9 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         for name in baseline_names(config) if config.baseline else ():
             _save_students(folder.baselines, dataset, data, results[name])
         folder.write_summary(summary)
-        draw_report(folder.report_file, config, summary, results)
+        problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
+        if problem is not None:
+            print_line(console, problem)
     return summary
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from oekd_fast import __version__
+from oekd_fast.common.tables import simple_table
+from oekd_fast.common.text import print_line, shortened
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.flops import student_flops
 from oekd_fast.figures.curves import draw_accuracies, draw_losses
-from oekd_fast.figures.plotting import new_figure, png, shared_legend
+from oekd_fast.figures.plotting import new_figure, shared_legend
 from oekd_fast.figures.sizes import draw_sizes
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from oekd_fast.runs.tasks import PhaseResult
 
 
@@ -116,12 +119,33 @@ def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float])
     return round(max(accuracy(line["test"]) for line in result.history), 4)
 
 
-# Columns of the table that are left out first where the terminal is narrow, in this order.
-_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %")
+# Columns of the table that are left out first where the output is narrow, in this order.
+_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %", "parameters")
 
 
-def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table:
-    """Return the table at the end of a run, with the columns that fit into `width` characters."""
+def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the results at the end of a run: a title, the table of students, and the ensemble.
+
+    No number and no heading is cut. The table has the columns that fit into the width of the console; on a console
+    that is narrower than its last two columns, each student has a line, which the terminal wraps.
+    """
+    title = f"{summary['model']} x {len(summary['students'])} on {summary['dataset']}, test accuracy"
+    print_line(console, title)
+    table = summary_table(summary, console.width)
+    if table is None:
+        for student in summary["students"]:
+            print_line(console, f"student {student['index']}: {student['accuracy']:.2f} %")
+    else:
+        console.print(table)
+    print_line(
+        console,
+        f"ensemble {summary['ensemble_accuracy']:.2f} %, {summary['test_images']:,} test images, "
+        f"epoch {summary['selected_epoch']} of {summary['epochs']} selected on validation images",
+    )
+
+
+def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table | None:
+    """Return the table of the students, with the columns that fit into `width` characters; None if two do not fit."""
     columns: dict[str, list[str]] = {}
     for student in summary["students"]:
         for heading, cell in (
@@ -137,15 +161,9 @@ def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table:
     for heading in _OPTIONAL_COLUMNS:
         if _table_width(columns) > width:
             del columns[heading]
-    table = Table(
-        title=f"{summary['model']} x {len(summary['students'])} on {summary['dataset']}, test accuracy",
-        caption=f"ensemble {summary['ensemble_accuracy']:.2f} %, {summary['test_images']:,} test images, "
-        f"epoch {summary['selected_epoch']} of {summary['epochs']} selected on validation images",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    if _table_width(columns) > width:
+        return None
+    table = simple_table()
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
@@ -162,11 +180,10 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def draw_report(
-    path: Path, config: TrainConfig, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]
-) -> None:
+def draw_report(config: TrainConfig, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]) -> Figure:
     """Draw report.png: accuracy against parameters, training loss and validation accuracy."""
-    figure = new_figure(15, 5.2, f"{config.model} x {config.num_students} on {config.dataset}, {config.epochs} epochs")
+    dataset, epochs = shortened(config.dataset, 80), f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
+    figure = new_figure(15, 5.2, f"{shortened(config.model, 40)} x {config.num_students} on {dataset}, {epochs}")
     sizes, losses, accuracies = figure.subplots(1, 3)
     histories = {name: result.history for name, result in results.items()}
     draw_sizes(sizes, [summary])
@@ -175,4 +192,4 @@ def draw_report(
     sizes.set_title("accuracy against size")
     sizes.legend(loc="lower right", fontsize="small")
     shared_legend(figure, accuracies, columns=7)
-    path.write_bytes(png(figure))
+    return figure

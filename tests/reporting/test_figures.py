@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from oekd_fast.figures.plotting import png, shortened
+from oekd_fast.common.text import shortened
+from oekd_fast.figures.plotting import png
 from oekd_fast.figures.sizes import of_students, size_figure
 from oekd_fast.paper.expected import paper_results
 from oekd_fast.reporting.calibration import calibrate
@@ -50,7 +51,7 @@ def test_class_figure_names_at_most_20_classes(classes, named):
     ticks = [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
     assert len(ticks) == named and ticks[0] == "class 1"
     assert ("class 2" in ticks) == (classes <= 20)
-    assert png(figure).startswith(b"\x89PNG")
+    assert png(lambda: figure).startswith(b"\x89PNG")
 
 
 def test_every_network_has_a_reliability_diagram_with_its_ece():

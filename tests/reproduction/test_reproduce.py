@@ -252,7 +252,7 @@ TIMING = {
 def measured(config, monkeypatch):
     """A reproduction of two seeds with timing and an ablation, without training and drawing."""
     config.output_dir.mkdir()
-    monkeypatch.setattr("oekd_fast.reproduction.results.png", lambda figure: b"a picture")
+    monkeypatch.setattr("oekd_fast.reproduction.results.write_png", lambda path, draw: None)
     monkeypatch.setattr(seeds, "run", lambda config, console: COMPLETE)
     monkeypatch.setattr(ablations, "run", lambda config, console: COMPLETE)
     monkeypatch.setattr("oekd_fast.reproduction.timing.time_epochs", lambda config: TIMING)

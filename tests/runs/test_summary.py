@@ -1,4 +1,4 @@
-"""The table at the end of a run: nothing is cut at 80 and 40 columns."""
+"""The results at the end of a run: nothing is cut on narrow consoles, and every encoding is enough."""
 
 import io
 
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from oekd_fast.config.command_line import recipe_table
 from oekd_fast.config.recipes import get_recipe, recipe_names
-from oekd_fast.runs.summary import summary_table
+from oekd_fast.runs.summary import print_summary, summary_table
 
 LARGEST = dict(
     parameters=25_557_032, relative_size=100.0, flops=11e9, baseline_accuracy=98.76, accuracy=100.0, relative_gain=12.34
@@ -41,6 +41,14 @@ def rendered(table, width: int) -> list[str]:
     return text.getvalue().splitlines()
 
 
+def printed(width: int, encoding: str = "utf-8", **changes) -> list[str]:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding), width=width)
+    print_summary(console, summary() | changes)
+    console.file.flush()
+    return raw.getvalue().decode(encoding).splitlines()
+
+
 @pytest.mark.parametrize(
     ("width", "headings"),
     [
@@ -48,6 +56,8 @@ def rendered(table, width: int) -> list[str]:
         (80, list(CELLS)),
         (60, ["student", "parameters", "size %", "baseline %", "accuracy %", "gain %"]),
         (40, ["student", "parameters", "accuracy %", "gain %"]),
+        (30, ["student", "accuracy %"]),
+        (19, ["student", "accuracy %"]),
     ],
 )
 def test_the_table_has_the_columns_that_fit(width, headings):
@@ -59,10 +69,23 @@ def test_the_table_has_the_columns_that_fit(width, headings):
     assert first.split() == [CELLS[heading] for heading in headings]
 
 
-def test_caption_and_title_are_whole_at_40_columns():
-    text = " ".join(" ".join(rendered(summary_table(summary(), 40), 40)).split())
-    assert text.startswith("efficientnet_b0 x 5 on imagenet_1k, test accuracy")
-    assert text.endswith("ensemble 99.12 %, 50,000 test images, epoch 349 of 350 selected on validation images")
+@pytest.mark.parametrize("width", [10, 18])
+def test_a_console_too_narrow_for_the_table_has_a_line_for_each_student(width):
+    assert summary_table(summary(), width) is None
+    assert printed(width)[1:6] == [f"student {j}: 100.00 %" for j in range(1, 6)]
+
+
+@pytest.mark.parametrize("width", [10, 40, 80])
+def test_title_and_ensemble_are_lines_that_only_the_terminal_wraps(width):
+    first, *_, last = printed(width)
+    assert first == "efficientnet_b0 x 5 on imagenet_1k, test accuracy"
+    assert last == "ensemble 99.12 %, 50,000 test images, epoch 349 of 350 selected on validation images"
+
+
+def test_an_output_in_ascii_has_the_same_numbers():
+    lines = printed(80, "ascii", dataset="caf\xe9[red] \u732b")
+    assert lines[0] == "efficientnet_b0 x 5 on caf?[red] ?, test accuracy"
+    assert "1 25,557,032 100.00 11,000.0 98.76 100.00 +12.34".split() in [line.split() for line in lines]
 
 
 def test_a_run_without_baselines_has_dashes():
