@@ -21,6 +21,7 @@ from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, r
 from oekd_fast.config.recipes import RecipeError, get_recipe
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import Ablation
+from oekd_fast.runs.console import RunConsole, finish_output, warnings_as_lines
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def reproduce(
     Raises:
         RecipeError: the recipe is unknown, or made for another data set.
         RunFolderError: the folder of a seed holds a run with another config; the message names the fields.
-        Interrupted: SIGINT or SIGTERM; the same call continues.
+        FolderInUseError: another process writes to the folder of the reproduction, or to that of a seed.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or a closed output; the same call continues.
     """
     # These import torch, which --help does not need.
     from oekd_fast.paper.expected import paper_ablation
@@ -75,32 +77,35 @@ def reproduce(
     from oekd_fast.reproduction.results import gather, measured_before, write
     from oekd_fast.reproduction.seeds import run, seed_config
     from oekd_fast.reproduction.timing import time_epochs
+    from oekd_fast.runs.folder_lock import FolderLock
 
     protocol = get_recipe(recipe)
     protocol.config(dataset=config.dataset)
-    console, folder = console or Console(), reproduction_folder(recipe, config)
+    console, folder = console or RunConsole(), reproduction_folder(recipe, config)
     config = replace(config, baseline=True, track_test=True, output_dir=folder)
     numbers = [config.seed + k for k in range(seeds)]
     summaries: dict[int, dict[str, Any]] = {}
     results: dict[str, Any] = {}
-    before = measured_before(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
         problem = write(folder, results)
         if problem is not None:
             print_line(console, problem)
 
-    for seed in numbers:
-        summaries[seed] = run(seed_config(config, folder, seed), console)
-        results = gather(protocol, config, summaries, numbers) | before
-        keep()
-    if timing:
-        results["timing"] = time_epochs(config)
-        keep()
-    for name in ablations:
-        sweep = ablate(name, config, folder, numbers, console)
-        results["ablations"][name] = sweep | {"paper": paper_ablation(name), "seeds": numbers}
-        keep()
+    with FolderLock(folder):
+        before = measured_before(folder, config)
+        for seed in numbers:
+            summaries[seed] = run(seed_config(config, folder, seed), console)
+            results = gather(protocol, config, summaries, numbers) | before
+            keep()
+        if timing:
+            results["timing"] = time_epochs(config)
+            keep()
+        for name in ablations:
+            sweep = ablate(name, config, folder, numbers, console)
+            results["ablations"][name] = sweep | {"paper": paper_ablation(name), "seeds": numbers}
+            keep()
     return results
 
 
@@ -112,7 +117,7 @@ def reproduction_folder(recipe: str, config: TrainConfig) -> Path:
 def main() -> int:
     """Run the command line and return the exit status."""
     replace_unencodable_output()
-    console, errors = Console(), Console(stderr=True)
+    console, errors = RunConsole(), RunConsole(stderr=True)
     try:
         options = parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce")
         if options.list_recipes:
@@ -120,13 +125,16 @@ def main() -> int:
             return 0
         if options.recipe is None:
             raise RecipeError("recipe: expected a name, --list-recipes shows all, got none")
+        with warnings_as_lines(errors):
+            return _run(options, console, errors)
     except (TypeError, ValueError) as error:
         print_line(errors, f"error: {error}")
         return 1
-    return _run(options, console, errors)
+    finally:
+        finish_output(console, errors)
 
 
-def _run(options: ReproduceOptions, console: Console, errors: Console) -> int:
+def _run(options: ReproduceOptions, console: RunConsole, errors: RunConsole) -> int:
     from oekd_fast.runs.checkpoint import CheckpointError
     from oekd_fast.runs.host_memory import keep_freed_memory
     from oekd_fast.runs.interrupt import Interrupted
@@ -143,7 +151,8 @@ def _run(options: ReproduceOptions, console: Console, errors: Console) -> int:
             console=console,
         )
     except (Interrupted, KeyboardInterrupt) as stopped:
-        print_line(console, "Stopped; finished work is saved, and the same command continues.")
+        stopped_line = "Stopped; finished work is saved, and the same command continues."
+        print_line(errors if console.failure else console, stopped_line)
         return 128 + getattr(stopped, "signal_number", 2)
     except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         print_line(errors, f"error: {error}")

@@ -18,6 +18,7 @@ except ImportError as error:
 from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.runs.console import RunConsole, finish_output, warnings_as_lines
 
 __all__ = ["main", "train"]
 
@@ -37,7 +38,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         OSError: a file is missing or cannot be written.
         CheckpointError: a checkpoint cannot be read or written.
         TrainingDiverged: the loss is not finite.
-        Interrupted: SIGINT or SIGTERM; the run is saved, and ``resume=True`` continues it.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or a closed output; the run is saved, and ``resume=True`` continues it.
     """
     from oekd_fast.runs.run import train as run  # imports torch, which --help does not need
 
@@ -47,19 +48,22 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
 def main() -> int:
     """Run the command line and return the exit status."""
     replace_unencodable_output()
-    console, errors = Console(), Console(stderr=True)
+    console, errors = RunConsole(), RunConsole(stderr=True)
     try:
         options = parse_recipe_options(RecipeOptions, "python -m oekd_fast.train")
+        if options.list_recipes:
+            console.print(recipe_table())
+            return 0
+        with warnings_as_lines(errors):
+            return _run(options.config, console, errors)
     except (TypeError, ValueError) as error:
         print_line(errors, f"error: {error}")
         return 1
-    if options.list_recipes:
-        console.print(recipe_table())
-        return 0
-    return _run(options.config, console, errors)
+    finally:
+        finish_output(console, errors)
 
 
-def _run(config: TrainConfig, console: Console, errors: Console) -> int:
+def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
     from oekd_fast.runs.checkpoint import CheckpointError
     from oekd_fast.runs.host_memory import keep_freed_memory
     from oekd_fast.runs.interrupt import Interrupted
@@ -70,13 +74,16 @@ def _run(config: TrainConfig, console: Console, errors: Console) -> int:
     try:
         summary = train(config, console)
     except Interrupted as stopped:
-        print_line(console, stopped)
+        print_line(errors if console.failure else console, stopped)
         return 128 + stopped.signal_number
     except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
         print_line(errors, f"error: {error}")
         return 1
     print_summary(console, summary)
     print_line(console, f"Run folder: {config.run_folder}")
+    if console.failure is not None:
+        reason = f"the output cannot be written ({console.failure.strerror})"
+        print_line(errors, f"{reason}, the run is complete: {config.run_folder}")
     return 0
 
 

@@ -75,7 +75,8 @@ def setting(default: Any, bound: Bound | None = None, *, unset: str | None = Non
 class Section:
     """Base class of the sections; constructing one converts and checks its values.
 
-    Strings become paths in fields of type Path, and lists become tuples in fields of type tuple.
+    Strings become paths in fields of type Path, where a leading ``~`` is expanded, and lists become tuples in fields of
+    type tuple.
 
     Raises:
         ValueError: a value is outside its field's choices or bound, or contradicts another value.
@@ -111,7 +112,7 @@ def _conversions(section: Section) -> list[tuple[str, Any]]:
     for name, hint in _hints(type(section)).items():
         value = getattr(section, name)
         if Path in (hint, *get_args(hint)) and isinstance(value, (str, os.PathLike)):
-            found.append((name, Path(value)))
+            found.append((name, Path(os.path.expanduser(value))))  # leaves the name of an unknown user as it is
         elif get_origin(hint) is tuple and isinstance(value, list):
             found.append((name, tuple(value)))
     return found

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oekd_fast.common.checked_json import load_checked
+from oekd_fast.common.files import read_regular
 from oekd_fast.config.train_config import TrainConfig
 
 
@@ -77,9 +79,9 @@ def _read_histories(file: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
     histories = defaultdict(list)
     if not file.is_file():
         raise ReportError(f"runs: {file} is missing")
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_regular(file).splitlines(), start=1):
         try:
-            entry = json.loads(line)
+            entry = load_checked(line)
             histories[entry["phase"]].append(entry)
         except (ValueError, KeyError, TypeError) as error:
             raise ReportError(f"runs: {file}, line {number}, is damaged ({error})") from error
@@ -93,12 +95,9 @@ def _read_histories(file: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        return load_checked(read_regular(file))
     except ValueError as error:
         raise ReportError(f"runs: {file} is damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise ReportError(f"runs: {file}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:

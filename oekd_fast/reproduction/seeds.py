@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from oekd_fast.common.checked_json import load_checked
+from oekd_fast.common.files import read_regular
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.run import train
@@ -22,7 +23,7 @@ def seed_config(config: TrainConfig, folder: Path, seed: int) -> TrainConfig:
 
 
 def finished(config: TrainConfig) -> dict[str, Any] | None:
-    """Return the summary of the run of `config`, or None if there is no run or it is not complete.
+    """Return the summary of the run of `config`; None if there is no run, it is not complete, or its data may differ.
 
     `config.resume` has to be set.
 
@@ -30,12 +31,13 @@ def finished(config: TrainConfig) -> dict[str, Any] | None:
         RunFolderError: the folder holds a run with another configuration; the message names the fields that differ.
     """
     folder = RunFolder(config)
-    if not folder.config_file.exists():
+    # A run whose data set is in another folder now is resumed, which compares the data.
+    if not folder.config_file.exists() or not folder.names_the_same_data():
         return None
     try:
-        summary = json.loads(folder.summary_file.read_bytes())
-        return summary if _is_complete(summary, config) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        summary = load_checked(read_regular(folder.summary_file))
+        return summary if _is_complete(summary, config) and _has_students(folder, summary, config) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -48,6 +50,13 @@ def _is_complete(summary: dict[str, Any], config: TrainConfig) -> bool:
     if config.objective != "born_again":  # whose ensemble exists for selected epochs only
         numbers.append(summary["last_epoch_ensemble_accuracy"])
     return len(numbers) > 2 and summary["epochs"] == config.epochs and all(map(math.isfinite, numbers))
+
+
+def _has_students(folder: RunFolder, summary: dict[str, Any], config: TrainConfig) -> bool:
+    """Return whether the students were saved, which happens after the summary was."""
+    kinds = (folder.students, folder.baselines) if config.baseline else (folder.students,)
+    names = [f"student_{student['index']}.json" for student in summary["students"]]
+    return all((kind / name).is_file() for kind in kinds for name in names)
 
 
 def run(config: TrainConfig, console: Console) -> dict[str, Any]:

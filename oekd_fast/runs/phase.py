@@ -14,13 +14,14 @@ from rich.console import Console
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
 from oekd_fast.runs.build import build_family
-from oekd_fast.runs.checkpoint import load_latest_checkpoint, save_checkpoint
+from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, load_latest_checkpoint, save_checkpoint
+from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase_state import PhaseState
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state, seed_everything
-from oekd_fast.runs.run_folder import RunFolder, check_same_training
+from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training, same_data_name
 from oekd_fast.runs.tasks import PhaseResult, PhaseTask
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
@@ -39,21 +40,33 @@ class Phase:
     cross-entropy. The test split is evaluated after the selection. With `config.track_test` it is also evaluated after
     each epoch, for the record alone.
 
+    Args:
+        task, config, data, folder, device: what is trained, how, on which images, where it is saved, on which device.
+        fingerprint: fingerprint of `data`, which checkpoints store; None stores none.
+
     Attributes:
         name: name of the task.
         engine: trains and evaluates the family.
 
     Raises:
         TrainingDiverged: a loss is not finite; the last checkpoint before that stays.
-        Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written after the current step.
-        RunFolderError: the checkpoint to resume from belongs to another config.
+        Interrupted: the run was asked to stop; a checkpoint was written after the current step.
+        RunFolderError: the checkpoint to resume from belongs to another config or to other data.
+        CheckpointError: the checkpoint to resume from does not hold the state of this phase.
         DataError: the training split holds fewer than two images, or the batch size is below two.
     """
 
     def __init__(
-        self, task: PhaseTask, config: TrainConfig, data: DeviceData, folder: RunFolder, device: torch.device
+        self,
+        task: PhaseTask,
+        config: TrainConfig,
+        data: DeviceData,
+        folder: RunFolder,
+        device: torch.device,
+        fingerprint: DataFingerprint | None = None,
     ) -> None:
         self.name, self._config, self._data, self._folder, self._device = task.name, config, data, folder, device
+        self._fingerprint = fingerprint
         self._epochs = config.epochs if task.epochs is None else task.epochs
         self._takes_snapshots = config.objective == "snapshot" and not task.from_labels
         self._batch_size = min(config.batch_size, len(data.train))
@@ -90,7 +103,7 @@ class Phase:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
                 if stop.signal_number is not None and self._state.epoch < self._epochs:
-                    self._save_and_stop(stop.signal_number)
+                    self._save_and_stop(stop)
         return self._result()
 
     def _train_epoch(self, stop: StopRequest, progress: PhaseProgress) -> EpochMetrics:
@@ -110,7 +123,7 @@ class Phase:
             if stop.signal_number is not None and state.batch < self._batches:
                 state.epoch_seconds = time.perf_counter() - start
                 self._check_finite(engine.metrics.read())
-                self._save_and_stop(stop.signal_number)
+                self._save_and_stop(stop)
         metrics = engine.metrics.read()  # waits for the device
         state.epoch_seconds = time.perf_counter() - start
         self._check_finite(metrics)
@@ -172,31 +185,59 @@ class Phase:
             f"the last good checkpoint stays in {self._folder.checkpoints(self.name)}. {advice}"
         )
 
-    def _save_and_stop(self, signal_number: int) -> None:
+    def _save_and_stop(self, stop: StopRequest) -> None:
         path = self._save()
         raise Interrupted(
-            f"{self.name}: stopped after step {self.steps_done} and saved {path}; --resume continues",
-            signal_number,
+            f"{self.name}: {stop.reason}stopped after step {self.steps_done} and saved {path}; --resume continues",
+            stop.signal_number,
         )
 
     def _save(self) -> Path:
         state = {
             "config": self._config.training_fields(),
+            "data": None if self._fingerprint is None else self._fingerprint.as_dict(),
             "engine": self.engine.state_dict(),
             "random": capture_random_state(self._generators),
             **self._state.state_dict(),
         }
-        return save_checkpoint(self._folder.checkpoints(self.name), state, self.steps_done)
+        folder = self._folder.make_folder(self._folder.checkpoints(self.name))
+        return save_checkpoint(folder, state, self.steps_done)
 
     def _restore(self) -> None:
         """Continue from the latest checkpoint if there is one."""
         loaded = load_latest_checkpoint(self._folder.checkpoints(self.name), self._device)
         if loaded is None:
             return
-        check_same_training(loaded.state["config"], self._config, str(loaded.path))
-        self.engine.load_state_dict(loaded.state["engine"])
-        restore_random_state(loaded.state["random"], self._generators)
-        self._state = PhaseState.from_state_dict(loaded.state)
+        try:
+            check_same_training(loaded.state["config"], self._config, str(loaded.path))
+            self._check_same_data(loaded)
+            self.engine.load_state_dict(loaded.state["engine"])
+            restore_random_state(loaded.state["random"], self._generators)
+            self._state = PhaseState.from_state_dict(loaded.state)
+        except RunFolderError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CheckpointError(
+                f"{loaded.path} does not hold the state of the phase {self.name} ({reason})"
+            ) from error
+
+    def _check_same_data(self, loaded: LoadedCheckpoint) -> None:
+        """Raise RunFolderError unless the checkpoint was trained on the data of this phase."""
+        before, now = loaded.state["config"].get("dataset"), self._config.dataset
+        stored = loaded.state.get("data")  # version 0.1.0 stored none
+        if stored is None or self._fingerprint is None:
+            if before is not None and not same_data_name(before, now):
+                raise RunFolderError(
+                    f"dataset: expected {before!r}, got {now!r}; {loaded.path} does not record what its data holds, "
+                    "so that the data cannot be compared"
+                )
+            return
+        difference = DataFingerprint.from_dict(stored).differences(self._fingerprint)
+        if difference is not None:
+            raise RunFolderError(
+                f"dataset: {now!r} differs from the data that {loaded.path} was trained on; {difference}"
+            )
 
     def _result(self) -> PhaseResult:
         state, evaluator = self._state, self.engine.evaluator

@@ -17,6 +17,8 @@ from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, sa
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.models import get_architecture
+from oekd_fast.runs.console import RunConsole
+from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase import Phase
@@ -31,47 +33,53 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
 
     Args:
         config: options of the run; the run folder is `config.run_folder`.
-        console: for progress and notes; None uses the process's standard output.
-        stop: records SIGINT and SIGTERM. A caller of several runs passes its own, to learn of a signal that arrived
-            when a run was about to finish.
+        console: for progress and notes; None uses the process's standard output. If its output cannot be written to,
+            a `RunConsole` has the run save a checkpoint and stop.
+        stop: records signals that ask to stop. A caller of several runs passes its own, to learn of a signal that
+            arrived when a run was about to finish.
 
     Returns:
         The content of summary.json.
 
     Raises:
-        DataError, RunFolderError, CheckpointError, TrainingDiverged, Interrupted, ValueError: see those classes.
+        DataError, RunFolderError, FolderInUseError, CheckpointError, TrainingDiverged, Interrupted, ValueError: see
+            those classes.
         FileNotFoundError: the file of the teacher or of the initial weights is missing.
     """
-    console = console or Console()
+    console = console or RunConsole()
     start = time.perf_counter()
     get_architecture(config.model)  # raises before the data set is loaded if the model is unknown
     device = choose_device(config.device)
-    folder = RunFolder(config)
-    with stop or StopRequest() as stop:
+    with RunFolder(config) as folder, stop or StopRequest() as stop:
+        if isinstance(console, RunConsole):
+            stop.watch(console)
         dataset = dataset_of(config)
         data = DeviceData.of(dataset, config, device)
         for note in data.notes:
             print_line(console, note)
 
+        fingerprint = DataFingerprint.of(dataset)
         teacher = _teacher(config, data)
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)
         for name in names:
-            phase = Phase(phase_task(name, config, data, results, teacher), config, data, folder, device)
-            folder.claim(config)
+            phase = Phase(phase_task(name, config, data, results, teacher), config, data, folder, device, fingerprint)
+            folder.claim(config, name)
             folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
             results[name] = phase.run(stop, console)
             if stop.signal_number is not None and name != names[-1]:
-                raise Interrupted(f"{name}: finished, stopped before the next; --resume continues", stop.signal_number)
+                raise Interrupted(
+                    f"{name}: {stop.reason}finished, stopped before the next; --resume continues", stop.signal_number
+                )
             if name == FAMILY:
                 combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size, combined)
-        _save_students(folder.students, dataset, data, results[FAMILY])
+        folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
+        _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
         for name in baseline_names(config) if config.baseline else ():
-            _save_students(folder.baselines, dataset, data, results[name])
-        folder.write_summary(summary)
+            _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
         problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
         if problem is not None:
             print_line(console, problem)
@@ -125,7 +133,6 @@ def _teacher(config: TrainConfig, data: DeviceData) -> Teacher | None:
 
 
 def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
-    folder.mkdir(exist_ok=True)
     for j, accuracy in zip(result.ensemble.members, result.test.accuracy, strict=True):
         metadata = StudentMetadata.of(
             result.ensemble,

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from oekd_fast.common.files import write_atomically
+from oekd_fast.common.checked_json import dump_checked, load_checked
+from oekd_fast.common.files import (
+    append_durably,
+    make_folder_below,
+    read_regular,
+    remove_temporary_files,
+    write_atomically,
+)
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data.known import known_name
+from oekd_fast.runs.folder_lock import FolderLock
+
+_LARGEST_CONFIG = 1 << 20  # bytes
 
 
 class RunFolderError(ValueError):
@@ -17,19 +29,50 @@ class RunFolderError(ValueError):
 class RunFolder:
     """Folder of a run: new, or that of the run to resume. Nothing is written before `claim` is called.
 
+    As a context, it holds the lock of the folder: from the start if the folder exists, else from `claim` on.
+
     Raises:
         RunFolderError: the folder holds a run and `config.resume` is False, or `config` differs from the run's.
+        FolderInUseError: another process writes to the folder.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = config.run_folder
+        self._config = config
+        self._lock = FolderLock(self.path)
+        self._entered = False
+        self._check()
+
+    def __enter__(self) -> RunFolder:
+        self._entered = True
+        if self.path.is_dir():
+            self._take_lock()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._entered = False
+        if self._lock.held:
+            self._lock.__exit__(*exc)
+
+    def _take_lock(self) -> None:
+        self._lock.__enter__()
+        try:
+            self._check()  # another process may have written to the folder since the first check
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def _check(self) -> None:
         holds_run = any(path.exists() for path in (self.config_file, self.metrics_file, self.path / "checkpoints"))
-        if holds_run and not config.resume:
+        if holds_run and not self._config.resume:
+            if not self._lock.held:
+                with contextlib.suppress(OSError), FolderLock(self.path):  # names the process if the run is not over
+                    pass
             raise RunFolderError(
                 f"output_dir: {self.path} already holds a run; --resume continues it, another folder starts a new one"
             )
         if self.config_file.exists():
-            check_same_training(self._read_config(), config, str(self.config_file))
+            check_same_training(self._read_config(), self._config, str(self.config_file))
 
     @property
     def config_file(self) -> Path:
@@ -59,39 +102,69 @@ class RunFolder:
         """Return the folder of the checkpoints of `phase`."""
         return self.path / "checkpoints" / phase
 
-    def claim(self, config: TrainConfig) -> None:
-        """Create the folder and write config.json."""
+    def claim(self, config: TrainConfig, phase: str | None = None) -> None:
+        """Create the folder and that of the checkpoints of `phase`, check that both can be written, write config.json.
+
+        Raises:
+            RunFolderError: a folder for results is a link, which may lead to files of others.
+            OSError: a folder cannot be written.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._entered and not self._lock.held:
+            self._take_lock()
+        self._refuse_links()
+        for folder in (self.path, self.students, self.baselines):
+            if self._lock.held and folder.is_dir():
+                remove_temporary_files(folder)
+                _check_writable(folder)
+        if phase is not None:
+            _check_writable(make_folder_below(self.path, "checkpoints", phase))
         _write_json(self.config_file, config.as_dict())
 
+    def make_folder(self, folder: Path) -> Path:
+        """Create `students`, `baselines` or the folder of `checkpoints` below the run folder, and return it.
+
+        Raises:
+            OSError: it is a link or a file, or cannot be created.
+        """
+        return make_folder_below(self.path, *folder.relative_to(self.path).parts)
+
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
-        """Replace metrics.jsonl by `lines`, which drops lines that a killed run wrote after its last checkpoint."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(self.metrics_file, text.encode())
+        """Replace metrics.jsonl by `lines`, which drops lines that a killed run wrote after its last checkpoint, and a
+        last line that it wrote in part."""
+        write_atomically(self.metrics_file, "".join(dump_checked(line) + "\n" for line in lines).encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_durably(self.metrics_file, (dump_checked(line) + "\n").encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write_json(self.summary_file, summary)
 
+    def names_the_same_data(self) -> bool:
+        """Return whether config.json names the data set of the config, by a name or a path to the same folder."""
+        stored = self._read_config().get("dataset", TrainConfig().dataset)
+        return isinstance(stored, str) and same_data_name(stored, self._config.dataset)
+
+    def _refuse_links(self) -> None:
+        checkpoints = self.path / "checkpoints"
+        phases = checkpoints.iterdir() if checkpoints.is_dir() else ()
+        for folder in (checkpoints, *phases, self.students, self.baselines):
+            if folder.is_symlink():
+                raise RunFolderError(f"output_dir: expected a folder, got a symbolic link: {folder}")
+
     def _read_config(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.config_file.read_bytes())
+            return load_checked(read_regular(self.config_file, _LARGEST_CONFIG))
         except ValueError as error:
             raise RunFolderError(f"output_dir: {self.config_file} is damaged ({error})") from error
-        if not isinstance(content, dict):
-            raise RunFolderError(
-                f"output_dir: {self.config_file} is damaged (expected a JSON object, got {type(content).__name__})"
-            )
-        return content
 
 
 def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:
     """Check that `config` trains the same as `before`, the stored fields of a config; where a field is missing, the
     run was trained with its default.
+
+    One folder of data may take the place of another. What they hold is compared where a checkpoint is loaded.
 
     Args:
         where: the file that holds `before`, for the message.
@@ -106,11 +179,37 @@ def check_same_training(before: dict[str, Any], config: TrainConfig, where: str)
     differences = [
         f"{name}: expected {expected[name]!r}, got {value!r}"
         for name, value in config.training_fields().items()
-        if expected[name] != value
+        if expected[name] != value and not (name == "dataset" and _may_hold_the_same(expected[name], value))
     ]
     if differences:
         raise RunFolderError(f"the config does not match {where}; " + "; ".join(differences))
 
 
+def same_data_name(one: str, other: str) -> bool:
+    """Return whether two values of `dataset` are the same name, or paths to the same folder."""
+    if one == other:
+        return True
+    if not (_is_path(one) and _is_path(other)):
+        return False
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _may_hold_the_same(before: str, now: str) -> bool:
+    """Return whether `now` is a folder that may hold the data of the folder or the hub name `before`."""
+    return same_data_name(before, now) or (_is_path(before) and _is_path(now) and Path(now).expanduser().is_dir())
+
+
+def _is_path(dataset: str) -> bool:
+    return dataset != "digits" and known_name(dataset) is None
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (dump_checked(content, indent=1) + "\n").encode())

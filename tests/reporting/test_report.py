@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from oekd_fast.common.checked_json import load_checked
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.report import ReportConfig, main, report
 from oekd_fast.reporting import section
@@ -62,7 +63,7 @@ def run(drawn_run, monkeypatch) -> Path:
 
 
 def change(file: Path, **fields) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    file.write_text(json.dumps(load_checked(file.read_text()) | fields))
 
 
 def page_of(*runs: Path, **options) -> str:
@@ -290,7 +291,7 @@ def damaged_config(run):
 
 
 def old_summary(run):
-    summary = json.loads((run / "summary.json").read_text())
+    summary = load_checked((run / "summary.json").read_text())
     del summary["students"][0]["flops"]
     (run / "summary.json").write_text(json.dumps(summary))
 

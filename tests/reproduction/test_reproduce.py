@@ -126,6 +126,10 @@ def write_run(config: TrainConfig, summary: object) -> None:
     config.run_folder.mkdir(parents=True)
     (config.run_folder / "config.json").write_text(json.dumps(config.as_dict()))
     (config.run_folder / "summary.json").write_text(summary if isinstance(summary, str) else json.dumps(summary))
+    for kind in ("students", "baselines"):
+        (config.run_folder / kind).mkdir()
+        for index in (1, 2):
+            (config.run_folder / kind / f"student_{index}.json").touch()
 
 
 COMPLETE = summary_of([2.0, 1.0], [1.0, 1.0], epochs=2)
@@ -151,6 +155,13 @@ def test_only_a_complete_summary_is_finished(config, summary, counts):
     write_run(seed, summary)
     assert finished(seed) == (COMPLETE if counts else None)
     assert seed.run_folder == config.output_dir / "seed-3" and seed.seed == 3
+
+
+def test_a_run_whose_students_were_not_saved_is_not_finished(config):
+    seed = seed_config(config, config.output_dir, 3)
+    write_run(seed, COMPLETE)
+    (seed.run_folder / "baselines" / "student_2.json").unlink()
+    assert finished(seed) is None
 
 
 def test_born_again_runs_need_no_ensemble_of_the_last_epoch(config):
@@ -185,7 +196,7 @@ def test_nothing_is_trained_for_an_unsuitable_recipe(config):
 
 def test_a_signal_during_the_last_steps_of_a_run_stops_the_reproduction(config, monkeypatch):
     def train_to_its_end(config, console, stop):
-        stop.signal_number = signal.SIGINT
+        stop.request(signal.SIGINT)
         return COMPLETE
 
     monkeypatch.setattr(seeds, "train", train_to_its_end)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from oekd_fast.common.checked_json import load_checked
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run import train
@@ -121,7 +122,7 @@ def test_a_resumed_config_must_match(config):
 def test_a_run_without_newer_config_fields_resumes(config):
     train(replace(config, epochs=1), QUIET)
     file = config.output_dir / "config.json"
-    fields = json.loads(file.read_text())
+    fields = load_checked(file.read_text())
     for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt", "ce_schedule"):
         del fields[name]
     file.write_text(json.dumps(fields))

@@ -1,9 +1,8 @@
 """The run folder: new, resumed, in use by another run, damaged."""
 
-import json
-
 import pytest
 
+from oekd_fast.common.checked_json import load_checked
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training
 
@@ -25,7 +24,7 @@ def test_nothing_is_written_before_claim(tmp_path):
     folder = RunFolder(config)
     assert not config.output_dir.exists()
     folder.claim(config)
-    assert json.loads(folder.config_file.read_text()) == config.as_dict()
+    assert load_checked(folder.config_file.read_text()) == config.as_dict()
 
 
 def test_a_folder_with_a_run_is_an_error_without_resume(stored):
@@ -85,4 +84,5 @@ def test_metrics_are_replaced_and_appended(stored):
     folder.add_metrics({"epoch": 1})
     folder.write_metrics([{"epoch": 7}])
     folder.add_metrics({"epoch": 8})
-    assert folder.metrics_file.read_text() == '{"epoch": 7}\n{"epoch": 8}\n'
+    lines = folder.metrics_file.read_text().splitlines()
+    assert [load_checked(line) for line in lines] == [{"epoch": 7}, {"epoch": 8}]

@@ -11,7 +11,7 @@ from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.training.engine import Engine
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
-TIMES = ("seconds", "images_per_second")  # differ from run to run
+TIMES = ("seconds", "images_per_second", "checksum")  # differ from run to run
 
 
 def metrics_without_times(folder: Path) -> list[dict]:

@@ -1,0 +1,91 @@
+"""Runs of the smallest family in forked processes, for campaigns that train hundreds of times.
+
+A fork starts with torch imported. Only one thread computes, because threads of the parent do not exist in a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from oekd_fast import FunctionalArchitecture, register_architecture
+from oekd_fast.common.files import write_atomically
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.models.functional import PooledLinear
+from oekd_fast.runs import run as runs
+
+MODEL = "smallest"
+# A picture takes longer than the whole training; its content is not what these campaigns look at.
+PICTURE = b"picture"
+
+
+def _conv(c_in: int, c_out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+def register_smallest() -> None:
+    """Register the model of `smallest_config`: a base, one block and a classifier."""
+    register_architecture(
+        FunctionalArchitecture(
+            MODEL,
+            lambda c_in: _conv(c_in, 2),
+            lambda width: [_conv(2, width(4))],
+            lambda c_in, n: PooledLinear(c_in, n),
+        )
+    )
+
+
+def smallest_config(folder: Path) -> TrainConfig:
+    """Write arrays to `folder` and return a config of three phases, of two epochs with two steps each."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for split, count in (("train", 24), ("test", 6)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 90
+        np.save(folder / f"{split}.images.npy", images)
+        np.save(folder / f"{split}.labels.npy", labels)
+    return TrainConfig(
+        dataset=str(folder), model=MODEL, num_students=2, epochs=2, batch_size=8, validation_fraction=0.25,
+        warmup_epochs=0.5, learning_rate=0.05, progress=False, baseline=True, executor="sequential",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def one_thread_without_pictures() -> Iterator[None]:
+    """Prepare this process for forks that train: one thread, and a constant in the place of report.png."""
+    threads, write_png = torch.get_num_threads(), runs.write_png
+    torch.set_num_threads(1)
+    runs.write_png = lambda path, draw: write_atomically(path, PICTURE)
+    try:
+        yield
+    finally:
+        runs.write_png = write_png
+        torch.set_num_threads(threads)
+
+
+def fork(action: Callable[[], None], errors: Path) -> int:
+    """Start `action` in a forked process and return its number; a traceback of it is written to the file `errors`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        action()
+        status = 0
+    except BaseException:
+        errors.write_text(traceback.format_exc())
+    finally:
+        os._exit(status)
+
+
+def wait(pid: int) -> int:
+    """Return the exit status of a forked process, or the negative number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
