@@ -27,7 +27,7 @@ class SourceSplits:
     Args:
         splits: "train", and "validation" and "test" if the source has them.
         classes: name of each class, in the order of the labels.
-        notes: one line for each split from which unreadable images were left out.
+        notes: one line each on how the source was read and on what was left out.
     """
 
     splits: Mapping[str, AnySplit]
@@ -35,10 +35,13 @@ class SourceSplits:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, read: Mapping[str, ReadSplit], classes: Iterable[str]) -> SourceSplits:
-        """Collect the splits and notes of `read`, by "train", "validation" and "test"."""
-        notes = tuple(part.note for part in read.values() if part.note is not None)
-        return cls({name: part.split for name, part in read.items()}, tuple(classes), notes)
+    def of(
+        cls, read: Mapping[str, ReadSplit], classes: Iterable[str], notes: Iterable[str | None] = ()
+    ) -> SourceSplits:
+        """Collect the splits of `read`, by "train", "validation" and "test", and all notes that are not None."""
+        said = (*notes, *(part.note for part in read.values()))
+        splits = {name: part.split for name, part in read.items()}
+        return cls(splits, tuple(classes), tuple(note for note in said if note is not None))
 
 
 def stored_names(available: Collection[str]) -> dict[str, str]:

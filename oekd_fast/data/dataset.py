@@ -111,7 +111,7 @@ class ImageDataset:
         classes: name of each class, in the order of the labels.
         augmentation: augmentation of the training images.
         published: channel statistics in common use, or None.
-        notes: one line for each split from which unreadable images were left out.
+        notes: one line each on how the source was read and on what was left out.
 
     Raises:
         DataError: the images are not square.

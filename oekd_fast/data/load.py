@@ -1,5 +1,6 @@
 """Load a data set by the name of a known data set, of a folder or of a hub."""
 
+import os
 import re
 from dataclasses import replace
 from difflib import get_close_matches
@@ -9,8 +10,10 @@ from oekd_fast.data.assemble import SourceSplits, assemble
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, AugmentationChoice, ImageSettings
 from oekd_fast.data.dataset import DataError, ImageDataset
 from oekd_fast.data.known import KNOWN, KnownDataset, known_name
+from oekd_fast.data.names import printable
 from oekd_fast.data.readers.arrays import has_arrays, read_arrays
 from oekd_fast.data.readers.digits import read_digits
+from oekd_fast.data.readers.folder_scan import subfolders
 from oekd_fast.data.readers.hub import read_hub
 from oekd_fast.data.readers.image_folder import read_image_folder
 from oekd_fast.data.readers.parquet import has_parquet, read_parquet
@@ -104,7 +107,7 @@ def load_dataset(
         size=settings.stored_size,
         skip_corrupt=skip_corrupt,
     )
-    source = _read(name, known, None if data_dir is None else Path(data_dir).expanduser(), options)
+    source = _read(name, known, None if data_dir is None else Path(os.path.expanduser(data_dir)), options)
     return assemble(name, source, settings, published, train_images, validation_fraction, seed)
 
 
@@ -113,8 +116,8 @@ def _read(name: str, known: KnownDataset | None, data_dir: Path | None, options:
         return read_digits(options)
     if known is not None:
         return _read_known(name, known, data_dir, options)
-    folder = Path(name).expanduser()
-    is_folder, is_hub_id = folder.is_dir(), HUB_ID.fullmatch(name) is not None
+    folder = Path(os.path.expanduser(name))
+    is_folder, is_hub_id = os.path.isdir(folder), HUB_ID.fullmatch(name) is not None
     if not is_folder and not is_hub_id:
         near = get_close_matches(name, ["digits", *KNOWN], n=3) or ["digits", *KNOWN]
         raise DataError(
@@ -139,7 +142,7 @@ def _read_known(name: str, known: KnownDataset, data_dir: Path | None, options: 
             raise DataError(f"data_dir: expected a folder with {name}, which is not on the hub; {name} holds {LAYOUTS}")
         return read_hub(known.hub_id, options)
     for folder in (data_dir / name, data_dir / name.replace("_", "-")):
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return _read_folder(folder, options)
     # Other folders in `data_dir` may hold other data sets.
     for folder in (data_dir, data_dir / "data", *([data_dir / known.config] if known.config else [])):
@@ -155,19 +158,19 @@ def _read_folder(root: Path, options: ReadOptions) -> SourceSplits:
         return read_saved_to_disk(root, options)
     if has_parquet(root):
         return read_parquet(root, options)
-    if not any(path.is_dir() for path in root.iterdir()):
-        raise DataError(f"{root}: expected {LAYOUTS}, got none of them")
+    if not subfolders(root):
+        raise DataError(f"{printable(root)}: expected {LAYOUTS}, got none of them")
     return read_image_folder(root, options)
 
 
 def _missing_files(name: str, known: KnownDataset, data_dir: Path) -> str:
     """Return the error message for a `data_dir` without the files of `name`, which says how to get them."""
-    problem = f"data_dir: expected a folder {name!r} or train-*.parquet in {data_dir}, got neither"
+    problem = f"data_dir: expected a folder {name!r} or train-*.parquet in {printable(data_dir)}, got neither"
     if known.hub_id is None:
         return f"{problem}; the folder may hold {LAYOUTS}"
     source = ", ".join(repr(part) for part in (known.hub_id, known.config) if part)
     return (
         f"{problem}; leave data_dir out to use the hub, or create the folder on a machine with network access: "
         f"for split, rows in datasets.load_dataset({source}).items(): "
-        f"rows.to_parquet(f'{data_dir / name}/{{split}}.parquet')"
+        f"rows.to_parquet(f'{printable(data_dir / name)}/{{split}}.parquet')"
     )

@@ -28,7 +28,7 @@ def test_class_folder_without_images(tmp_path, labelled):
     write_folder(tmp_path, *labelled)
     (tmp_path / "emu").mkdir()
     (tmp_path / "emu" / "notes.txt").touch()
-    assert_load_fails(tmp_path, f"{tmp_path / 'emu'}: expected image files of a class (.bmp", ", got none")
+    assert_load_fails(tmp_path, f"{tmp_path / 'emu'}: expected image files of a class (.apng", ", got none")
 
 
 def test_split_folder_without_class_folders(tmp_path, labelled):
@@ -39,7 +39,7 @@ def test_split_folder_without_class_folders(tmp_path, labelled):
 
 def test_test_folder_without_train(tmp_path, labelled):
     write_folder(tmp_path / "test", *labelled)
-    assert_load_fails(tmp_path, f"{tmp_path}: expected a folder 'train', got ['test']")
+    assert_load_fails(tmp_path, f"{tmp_path}: expected a split 'train', got 'test'")
 
 
 def test_an_image_of_another_size_is_named_with_the_first(tmp_path, labelled):
