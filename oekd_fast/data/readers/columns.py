@@ -11,7 +11,7 @@ from typing import Any
 
 from oekd_fast.data.dataset import DataError
 from oekd_fast.data.names import printable
-from oekd_fast.data.readers.image_folder import IMAGE_SUFFIXES
+from oekd_fast.data.readers.formats import image_suffixes
 
 _KINDS = {
     **dict.fromkeys(("string", "large_string", "string_view"), "text"),
@@ -256,7 +256,7 @@ class _Choice:
                 tried.append(value)
             if len(tried) == VALUES_TRIED:
                 break
-        return bool(tried) and all(value.lower().endswith(IMAGE_SUFFIXES) for value in tried)
+        return bool(tried) and all(value.lower().endswith(image_suffixes()) for value in tried)
 
     def _repeats(self, column: Column) -> bool:
         """Return whether a column has several values, and at least two rows for each on average."""

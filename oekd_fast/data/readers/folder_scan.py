@@ -40,9 +40,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or a link to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def subfolders(folder: Path) -> list[Path]:
     """Return the visible folders in `folder` and links to folders, sorted by name."""
-    return [folder / entry.name for entry in entries(folder) if _is_folder(entry)]
+    return [folder / entry.name for entry in entries(folder) if is_folder(entry)]
 
 
 def identity(folder: Path) -> Identity:
@@ -60,7 +68,7 @@ def identity(folder: Path) -> Identity:
 
 def images_in(folder: Path, suffixes: Collection[str]) -> int:
     """Return the number of image files in `folder` itself."""
-    return sum(_suffix(entry.name) in suffixes and not _is_folder(entry) for entry in entries(folder))
+    return sum(_suffix(entry.name) in suffixes and not is_folder(entry) for entry in entries(folder))
 
 
 def image_files(
@@ -89,7 +97,7 @@ def image_files(
         seen.add(this)
         for entry in entries(current):
             path = current / entry.name
-            if _is_folder(entry):
+            if is_folder(entry):
                 # Links wait at the front until all folders without links are read.
                 pending.insert(0 if entry.is_symlink() else len(pending), path)
             elif (suffix := _suffix(entry.name)) in suffixes:
@@ -116,13 +124,6 @@ def note_on_left_out(root: Path, left_out: Counter[str], outside: int) -> str | 
     if outside:
         parts.append(f"{outside:,} images outside class folders")
     return f"{printable(root)}: left out {' and '.join(parts)}" if parts else None
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def _suffix(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from oekd_fast.data.dataset import DataError
 from oekd_fast.data.names import printable
+from oekd_fast.data.readers.folder_scan import entries, is_folder
 from oekd_fast.data.readers.split_names import quoted, split_role, split_roles
 
 # Numbers after the name of a split: "train-00000-of-00002", "train_3", "train.0".
@@ -90,13 +90,11 @@ def _configs(root: Path) -> dict[str, list[Path]]:
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the parquet files and the folders in a folder, sorted; hidden ones are left out."""
     files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                elif entry.name.endswith(".parquet"):
-                    files.append(Path(entry.path))
+    for entry in entries(folder):
+        if is_folder(entry):
+            folders.append(Path(entry.path))
+        elif entry.name.endswith(".parquet"):
+            files.append(Path(entry.path))
     return sorted(files), sorted(folders)
 
 
