@@ -2,7 +2,7 @@
 
     python -m bench.ops.direct_conv [--json FILE] [--model resnet20] [--threads 1] [--seconds 1]
 
-"taken" says whether `DirectConv2d` uses the direct form for that shape on this processor.
+"taken" says whether training uses the direct form for that shape on this processor.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from oekd_fast.common.machine import machine
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.layers.direct_conv import DirectConv2d, use_direct_convs
+from oekd_fast.layers.direct_conv import conv3x3, takes
 from oekd_fast.runs.host_memory import keep_freed_memory
 
 from .. import result_file
@@ -54,14 +55,14 @@ def shapes(model: str = "resnet20", image_size: int = IMAGE_SIZE) -> dict[Shape,
     """Return how often the forward of a family of five has each convolution."""
     counts: dict[Shape, int] = {}
 
-    def count(conv: DirectConv2d, inputs: tuple[torch.Tensor], output: object) -> None:
+    def count(conv: nn.Conv2d, inputs: tuple[torch.Tensor], output: object) -> None:
         shape = Shape(conv.in_channels, conv.out_channels, inputs[0].shape[3], conv.stride[0])
         counts[shape] = counts.get(shape, 0) + 1
 
     with torch.device("meta"):
         family = build_ensemble(model, 5, 100)
         for part in family.modules():
-            if isinstance(part, DirectConv2d):
+            if isinstance(part, nn.Conv2d) and part.kernel_size == (3, 3):
                 part.register_forward_hook(count)
         family(torch.empty(1, 3, image_size, image_size))
     return counts
@@ -94,11 +95,9 @@ def variants(shape: Shape, batch: int) -> dict[str, Callable[[], object]]:
 
 
 def taken(shape: Shape, batch: int) -> bool:
-    """Return whether `DirectConv2d` uses the direct form for this shape."""
-    conv = DirectConv2d(shape.channels, shape.outputs, shape.stride)
-    use_direct_convs(conv)
+    """Return whether training uses the direct form for this shape."""
     x = torch.empty(batch, shape.channels, shape.size, shape.size)
-    return conv.takes(x.to(memory_format=torch.channels_last))
+    return takes(conv3x3(shape.channels, shape.outputs, shape.stride), x.to(memory_format=torch.channels_last))
 
 
 def measure(shape: Shape, count: int, batch: int, seconds: float) -> dict:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from oekd_fast.common.machine import machine
-from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
+from oekd_fast.layers.norm_relu import norm_relu
 
 from .. import result_file
 from ..measure import Timing, interleave
@@ -40,15 +42,11 @@ def variants(batch: int, channels: int, size: int, residual: bool) -> dict[str, 
     inputs = [new_map().requires_grad_() for _ in range(1 + residual)]
     dy = new_map()
 
-    def step(norm: NormReLU, forward: Callable) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(forward(*inputs), [*inputs, *norm.parameters()], dy)
+    def step(forward: Callable, norm: nn.BatchNorm2d) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(forward(norm, *inputs), [*inputs, *norm.parameters()], dy)
 
-    eager, in_graph, fused = (NormReLU(channels) for _ in VARIANTS)
-    for norm in (eager, in_graph):
-        use_fused_norms(norm, False)
-    use_fused_norms(fused, True)
-    calls = step(eager, eager), step(in_graph, compiled(in_graph)), step(fused, fused)
-    return dict(zip(VARIANTS, calls, strict=True))
+    forwards = norm_relu, compiled(norm_relu), partial(norm_relu, fused=True)
+    return {name: step(each, nn.BatchNorm2d(channels)) for name, each in zip(VARIANTS, forwards, strict=True)}
 
 
 def bytes_moved(batch: int, channels: int, size: int, residual: bool) -> int:

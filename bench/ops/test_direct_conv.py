@@ -1,6 +1,6 @@
 """pytest-benchmark of the 3x3 convolutions of ResNet-20 x 5 in training, on a CPU: a group a shape.
 
-Only the shapes for which `DirectConv2d` uses the direct form are measured. torch.compile calls the same convolution of
+Only the shapes for which training uses the direct form are measured. torch.compile calls the same convolution of
 PyTorch as eager, so it is not a variant.
 """
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from oekd_fast.common.machine import machine
-from oekd_fast.layers.direct_conv import use_direct_convs
+from oekd_fast.layers.fast_module import use_direct_convs
 from oekd_fast.runs.host_memory import keep_freed_memory
 
 from .. import result_file

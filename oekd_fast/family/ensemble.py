@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.family.gate import Gate
+from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models import Architecture, get_architecture
+from oekd_fast.models.in_place import InPlaceError, call_on_shared
 
 
 class EnsembleOutput(NamedTuple):
@@ -28,7 +30,7 @@ class EnsembleOutput(NamedTuple):
     features: tuple[tuple[Tensor, ...], ...]
 
 
-class Student(nn.Module):
+class Student(Unscriptable, nn.Module):
     """One student, made of the base and its branch: images [B, C_in, H, W] -> logits [B, C]."""
 
     def __init__(self, base: nn.Module, branch: nn.Module) -> None:
@@ -43,11 +45,11 @@ class Student(nn.Module):
         return logits
 
 
-class StudentEnsemble(nn.Module):
+class StudentEnsemble(Unscriptable, nn.Module):
     """A family of students: a shared base, one branch per student, and adapters between their feature maps.
 
     `forward` takes floating-point images [B, in_channels, H, W] and returns an `EnsembleOutput` in the order of
-    `members`.
+    `members`. It raises `InPlaceError` if a branch changes the output of the base or a returned map in place.
 
     Args:
         architecture: network to build.
@@ -104,9 +106,24 @@ class StudentEnsemble(nn.Module):
         self.gate = Gate(_channels_of(self.base, architecture, in_channels), len(self.members)) if gated else None
 
     def forward(self, images: Tensor) -> EnsembleOutput:
+        if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+            # Changes in place are not counted in inference mode. The results are the same without it.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._run_in_turn(images)
+        return self._run_in_turn(images)
+
+    def _run_in_turn(self, images: Tensor) -> EnsembleOutput:
         shared = self.base(images)
-        logits, features = zip(*(branch(shared) for branch in self.branches), strict=True)
+        outputs = (self._run_branch(j, branch, shared) for j, branch in zip(self.members, self.branches, strict=True))
+        logits, features = zip(*outputs, strict=True)
         return EnsembleOutput(logits, features)
+
+    @staticmethod
+    def _run_branch(j: int, branch: nn.Module, shared: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        try:
+            return call_on_shared(branch, shared, "branch")
+        except InPlaceError as error:
+            raise error.of_student(j) from error.__cause__
 
     def student(self, j: int) -> Student:
         """Return student `j` as a plain module; `j` is its index in 0..N-1, not its position in `members`.

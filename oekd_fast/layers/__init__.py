@@ -1,4 +1,10 @@
-"""Layers with native CPU ops for training; everywhere else they run as plain PyTorch.
+"""Faster CPU forms of layers of PyTorch for training; everywhere else the layers run as they are.
 
-norm_relu: BatchNorm, residual addition and ReLU as one op; direct_conv: 3x3 convolutions with few channels.
+Networks hold plain layers of `torch.nn`, which libraries can replace, fuse, prune or quantise. Functions run them.
+
+- `norm_relu`: BatchNorm, residual addition and ReLU as one op.
+- `direct_conv`: 3x3 convolutions with few channels.
+- `fast_module`: base classes of modules that use both.
+- `unmodified`: whether a layer still is what it was built as; the condition of both forms.
+- `scripting`: the error of `torch.jit.script`.
 """

@@ -6,10 +6,15 @@ ops vectorise along pixels instead, so no channels are added.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import inf, prod
+
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from oekd_fast import native
+from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, y and their gradients are float32 [B, C, H, W]; y and dx are channels_last, dweight is contiguous. The padding is
 # half the side of the filter. dx and dweight have shape [0] if they are not requested. isa names an instruction set of
@@ -36,6 +41,19 @@ def _fake_backward(dy, x, weight, stride, input_grad, weight_grad, *, isa="auto"
 torch.library.register_fake("oekd_fast::direct_conv", _fake, lib=_library)
 torch.library.register_fake("oekd_fast::direct_conv_backward", _fake_backward, lib=_library)
 
+
+def _flops(x_shape, weight_shape, stride, *args, out_shape=None, **kwargs) -> int:
+    batch, _, height, width = x_shape
+    return 2 * batch * -(-height // stride) * -(-width // stride) * prod(weight_shape)
+
+
+def _backward_flops(dy_shape, x_shape, weight_shape, stride, input_grad, weight_grad, *args, **kwargs) -> int:
+    return (input_grad + weight_grad) * _flops(x_shape, weight_shape, stride)
+
+
+register_flop_formula(torch.ops.oekd_fast.direct_conv)(_flops)
+register_flop_formula(torch.ops.oekd_fast.direct_conv_backward)(_backward_flops)
+
 # The rule below takes only shapes that were measured to be faster on AVX2, where a training step gains 11 %
 # (bench/results: direct_conv_avx2_cpu.json, direct_conv_step_avx2_cpu.json). On AVX-512 a step gained less than 5 %
 # (direct_conv_avx512_cpu.json), and the baseline was not measured, so both use plain PyTorch.
@@ -48,54 +66,67 @@ _WIDE, _LEAST_WIDTH = 16, 6
 _FEW_CHANNELS = 12
 
 
-class DirectConv2d(nn.Conv2d):
-    """A 3x3 convolution without bias and with padding 1, with the parameters of ``torch.nn.Conv2d``.
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Build a 3x3 convolution without bias and with padding 1, the geometry of the direct form."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
-    Attributes:
-        direct: whether to use one op for forward and one for backward where they were measured to be faster. That needs
-            the native extension, a processor with AVX2 and without AVX-512, training mode, float32 channels_last maps,
-            stride 1 or 2, at most 25 channels in and out, and numbers of channels that are far from multiples of 8.
-            Other calls use plain PyTorch. The direct form can be differentiated once.
+
+def direct_conv(conv: nn.Module, x: Tensor, *, direct: bool = False) -> Tensor:
+    """Return ``conv(x)``.
+
+    Args:
+        conv: layer from [B, C, H, W] to [B, K, H', W']. The ops replace an unmodified ``torch.nn.Conv2d`` only; other
+            layers are called.
+        x: input map.
+        direct: whether to use one op for forward and one for backward where `takes` says that they are faster. The
+            direct form can be differentiated once.
     """
-
-    direct = False
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        padded = [-(-channels // _VECTOR) * _VECTOR for channels in (in_channels, out_channels)]
-        self._faster = (
-            native.isa() == _ISA
-            and stride in (1, 2)
-            and max(in_channels, out_channels) <= MOST_CHANNELS
-            and padded[0] * padded[1] >= _LEAST_PADDING * in_channels * out_channels
-        )
-        self._least_width = stride * (_LEAST_WIDTH if min(in_channels, out_channels) <= _FEW_CHANNELS else _WIDE)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the output [B, out_channels, ceil(H / stride), ceil(W / stride)] for `x` [B, in_channels, H, W]."""
-        if self.takes(x):
-            return _DirectConv.apply(x, self.weight, self.stride[0])
-        return super().forward(x)
-
-    def takes(self, x: Tensor) -> bool:
-        """Return whether `forward` uses the ops for `x`."""
-        return (
-            self.direct
-            and self._faster
-            and self.training
-            and x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and x.is_contiguous(memory_format=torch.channels_last)
-            and x.shape[3] >= self._least_width
-        )
+    if direct and takes(conv, x):
+        return _DirectConv.apply(x, conv.weight, conv.stride[0])
+    return conv(x)
 
 
-def use_direct_convs(module: nn.Module, enabled: bool = True) -> None:
-    """Set `direct` of every `DirectConv2d` in `module`."""
-    for part in module.modules():
-        if isinstance(part, DirectConv2d):
-            part.direct = enabled
+def takes(conv: nn.Module, x: Tensor) -> bool:
+    """Return whether the ops support the call and were measured to be faster.
+
+    They need the native extension, a processor with AVX2 and without AVX-512, training mode, float32 channels_last
+    maps, a 3x3 convolution as `conv3x3` builds it with stride 1 or 2, at most 25 channels in and out, and numbers of
+    channels that are far from multiples of 8.
+    """
+    if not (_fast_here() and is_unmodified(conv, nn.Conv2d) and conv.training and isinstance(x, Tensor)):
+        return False
+    weight, stride = conv.weight, conv.stride
+    return (
+        weight.shape[2:] == (3, 3)
+        and stride in ((1, 1), (2, 2))
+        # Other libraries change these of a layer that exists, for dilated convolutions or fused norms for instance.
+        and conv.bias is None
+        and conv.padding == (1, 1)
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.shape[1] == weight.shape[1]
+        and x.shape[3] >= stride[0] * _least_width(*weight.shape[:2])
+        and not records_plain_layers()
+    )
+
+
+@lru_cache(maxsize=1)
+def _fast_here() -> bool:
+    return native.isa() == _ISA
+
+
+@lru_cache(maxsize=1024)
+def _least_width(outputs: int, channels: int) -> float:
+    """Return the least width of an output for which the ops are faster; infinite if they are not for any width."""
+    padded = [-(-count // _VECTOR) * _VECTOR for count in (channels, outputs)]
+    if max(channels, outputs) > MOST_CHANNELS or padded[0] * padded[1] < _LEAST_PADDING * channels * outputs:
+        return inf
+    return _LEAST_WIDTH if min(channels, outputs) <= _FEW_CHANNELS else _WIDE
 
 
 class _DirectConv(torch.autograd.Function):
@@ -109,7 +140,7 @@ class _DirectConv(torch.autograd.Function):
     def backward(ctx, dy):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
-                "DirectConv2d: the direct form is differentiable once, got create_graph=True; "
+                "direct_conv: the direct form is differentiable once, got create_graph=True; "
                 "call use_direct_convs(module, False) for a second derivative"
             )
         needed = ctx.needs_input_grad[:2]

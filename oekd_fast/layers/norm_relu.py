@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast import native
+from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, residual, y and their gradients are float32 [B, C, H, W]; y, dx and dresidual are channels_last. All other tensors
 # are float32 [C]. variance is unbiased, as for running statistics. In backward, y is None if there was no residual, and
@@ -37,58 +38,56 @@ torch.library.register_fake("oekd_fast::norm_relu", _fake, lib=_library)
 torch.library.register_fake("oekd_fast::norm_relu_backward", _fake_backward, lib=_library)
 
 
-class NormReLU(nn.BatchNorm2d):
-    """Computes ``relu(BatchNorm2d(x) + residual)``, with the arguments and the state of ``torch.nn.BatchNorm2d``.
+def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fused: bool = False) -> Tensor:
+    """Return ``relu(norm(x) + residual)``.
 
-    Attributes:
+    Args:
+        norm: layer from [B, C, H, W] to the same shape. The op replaces an unmodified ``torch.nn.BatchNorm2d`` only.
+            Other layers, such as the ``SyncBatchNorm`` or ``Identity`` that a library put in its place, are called.
+        x: input map [B, C, H, W].
+        residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
         fused: whether to use one op for forward and one for backward where they support the call. They need the native
             extension, training mode, float32 channels_last maps on the CPU, affine parameters, and running statistics
             with a momentum. Other calls use plain PyTorch. The fused form can be differentiated once.
+
+    Raises:
+        ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
     """
-
-    fused = False
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the output for `x`, both [B, C, H, W].
-
-        Args:
-            x: input map.
-            residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
-
-        Raises:
-            ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
-        """
-        if not (self.fused and self._supports(x, residual)):
-            y = super().forward(x)
-            return torch.relu_(y if residual is None else y + residual)
-        self.num_batches_tracked.add_(1)
-        y, mean, variance = _NormReLU.apply(x, self.weight, self.bias, residual, self.eps)
-        torch._foreach_lerp_([self.running_mean, self.running_var], [mean, variance], self.momentum)
-        return y
-
-    def _supports(self, x: Tensor, residual: Tensor | None) -> bool:
-        return (
-            self.training
-            and native.why_missing() is None
-            and self.affine
-            and self.track_running_stats
-            and self.momentum is not None
-            and self.weight.dtype == self.running_mean.dtype == torch.float32
-            and _supports_map(x)
-            and x.numel() > x.shape[1]
-            and (residual is None or (_supports_map(residual) and residual.shape == x.shape))
-        )
+    if not (fused and _supports(norm, x, residual)):
+        y = norm(x)
+        if residual is not None:
+            return torch.relu_(y + residual)
+        # BatchNorm returns a new map. Another layer may return its input, and a hook may keep the output.
+        return torch.relu_(y) if is_unmodified(norm, nn.BatchNorm2d) else torch.relu(y)
+    norm.num_batches_tracked.add_(1)
+    y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, residual, norm.eps)
+    torch._foreach_lerp_([norm.running_mean, norm.running_var], [mean, variance], norm.momentum)
+    return y
 
 
-def use_fused_norms(module: nn.Module, enabled: bool = True) -> None:
-    """Set `fused` of every `NormReLU` in `module`."""
-    for part in module.modules():
-        if isinstance(part, NormReLU):
-            part.fused = enabled
+def _supports(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
+    return (
+        is_unmodified(norm, nn.BatchNorm2d)
+        and norm.training
+        and native.why_missing() is None
+        and not records_plain_layers()
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype == norm.running_mean.dtype == torch.float32
+        and _supports_map(x)
+        and x.numel() > x.shape[1]
+        and (residual is None or (_supports_map(residual) and residual.shape == x.shape))
+    )
 
 
 def _supports_map(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+    return (
+        isinstance(x, Tensor)  # torch.fx passes a proxy
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 class _NormReLU(torch.autograd.Function):
@@ -112,7 +111,7 @@ class _NormReLU(torch.autograd.Function):
             return None, None, None, None, None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
-                "NormReLU: the fused form is differentiable once, got create_graph=True; "
+                "norm_relu: the fused form is differentiable once, got create_graph=True; "
                 "call use_fused_norms(module, False) for a second derivative"
             )
         grads = torch.ops.oekd_fast.norm_relu_backward(dy, *ctx.saved_tensors, ctx.needs_input_grad[3])

@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import nn
 
-from oekd_fast.layers.direct_conv import DirectConv2d
-from oekd_fast.layers.norm_relu import NormReLU
-from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear
+from oekd_fast.layers.direct_conv import conv3x3
+from oekd_fast.layers.fast_module import FastSequential
+from oekd_fast.models.functional import FunctionalArchitecture
 from oekd_fast.models.residual import BasicBlock, residual_stage
 from oekd_fast.models.scaling import Width
 
@@ -16,9 +16,10 @@ _STAGE_STRIDES = (1, 2, 2)
 
 
 def _base(in_channels: int) -> nn.Module:
-    return nn.Sequential(
-        DirectConv2d(in_channels, _BASE_CHANNELS),
-        NormReLU(_BASE_CHANNELS),
+    return FastSequential(
+        conv3x3(in_channels, _BASE_CHANNELS),
+        nn.BatchNorm2d(_BASE_CHANNELS),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -44,7 +45,7 @@ def _initialise(module: nn.Module) -> None:
 
 ARCHITECTURES = tuple(
     FunctionalArchitecture(
-        f"resnet{6 * blocks + 2}", _base, partial(_stages, blocks), PooledLinear, _initialise, _widths, BasicBlock
+        f"resnet{6 * blocks + 2}", _base, partial(_stages, blocks), nn.Linear, _initialise, _widths, BasicBlock
     )
     for blocks in (3, 5, 7, 9, 18)
 )

@@ -10,24 +10,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oekd_fast.layers.direct_conv import DirectConv2d
-from oekd_fast.layers.norm_relu import NormReLU
-from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear, kaiming_fan_out
+from oekd_fast.layers.direct_conv import conv3x3
+from oekd_fast.layers.fast_module import FastModule, FastSequential
+from oekd_fast.models.functional import FunctionalArchitecture, GlobalAverage, kaiming_fan_out
 from oekd_fast.models.scaling import Width
 
 
-class _DenseLayer(nn.Module):
+class _DenseLayer(FastModule):
     """Bottleneck of 4 x growth channels; its output is appended to its input: [B, C, H, W] -> [B, C + growth, H, W]."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
-        self.norm1 = NormReLU(channels)
+        self.norm1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
-        self.norm2 = NormReLU(4 * growth)
-        self.conv2 = DirectConv2d(4 * growth, growth)
+        self.norm2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = conv3x3(4 * growth, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        new = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        new = self.conv1(self.run_norm_relu(self.norm1, x))
+        new = self.run_conv(self.conv2, self.run_norm_relu(self.norm2, new))
         return torch.cat((x, new), dim=1)
 
 
@@ -37,11 +38,12 @@ class _DenseBlock(nn.Sequential):
         self.channels = channels + layers * growth
 
 
-def _transition(channels: int) -> nn.Sequential:
+def _transition(channels: int) -> FastSequential:
     """Build a transition, which halves the channels, height and width."""
-    return nn.Sequential(
+    return FastSequential(
         OrderedDict(
-            norm=NormReLU(channels),
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
             conv=nn.Conv2d(channels, channels // 2, 1, bias=False),
             pool=nn.AvgPool2d(2),
         )
@@ -49,7 +51,14 @@ def _transition(channels: int) -> nn.Sequential:
 
 
 def _head(channels: int, num_classes: int) -> nn.Module:
-    return nn.Sequential(OrderedDict(norm=NormReLU(channels), linear=PooledLinear(channels, num_classes)))
+    return FastSequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(channels),
+            relu=nn.ReLU(),
+            pool=GlobalAverage(),
+            linear=nn.Linear(channels, num_classes),
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,13 @@ class _DenseNet:
     def base(self, in_channels: int) -> nn.Module:
         stem = 2 * self.growth
         if not self.base_layers:
-            return DirectConv2d(in_channels, stem)
+            return conv3x3(in_channels, stem)
         block = _DenseBlock(stem, self.growth, self.base_layers)
-        return nn.Sequential(
+        return FastSequential(
             OrderedDict(
                 conv=nn.Conv2d(in_channels, stem, 7, stride=2, padding=3, bias=False),
-                norm=NormReLU(stem),
+                norm=nn.BatchNorm2d(stem),
+                relu=nn.ReLU(inplace=True),
                 pool=nn.MaxPool2d(3, stride=2, padding=1),
                 block=block,
                 transition=_transition(block.channels),

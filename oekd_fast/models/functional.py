@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.layers.scripting import Unscriptable
+from oekd_fast.models.in_place import call_on_shared
 from oekd_fast.models.scaling import Width
 
 
@@ -20,7 +22,8 @@ class FunctionalArchitecture:
         blocks: `blocks(width)` builds the modules that follow, which run one after the other: map -> map
             [B, C_b, H_b, W_b]. `width(64)` is int(64 r), the student's share of 64 channels, and `width.ratio` is r.
             The number of blocks and the sizes of their maps have to be the same for every width.
-        head: `head(channels, num_classes)` builds the classifier: last map -> logits [B, num_classes].
+        head: `head(channels, num_classes)` builds the classifier: last map -> logits [B, num_classes]. It may be
+            ``torch.nn.Linear`` itself, which then receives the average of the map over height and width.
         initialise: function applied to every module of base and branch, or None.
         channels: `channels(width)` returns the channels of the map of each block. If None, they are found by running
             the network on the meta device.
@@ -59,28 +62,39 @@ class FunctionalArchitecture:
         return module if self.initialise is None else module.apply(self.initialise)
 
 
-class Branch(nn.Module):
-    """Stages that run one after the other, and a classifier of the map of the last stage."""
+class Branch(Unscriptable, nn.Module):
+    """Stages that run one after the other, and a classifier of the map of the last stage.
+
+    A classifier that is a ``torch.nn.Linear`` receives the average of the map over height and width.
+    """
 
     def __init__(self, stages: Sequence[nn.Module], classifier: nn.Module) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.pool = GlobalAverage() if type(classifier) is nn.Linear else nn.Identity()
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the logits [B, num_classes] and the map after each stage, for the output of the base."""
+        """Return the logits [B, num_classes] and the map after each stage, for the output of the base.
+
+        Raises:
+            InPlaceError: a stage changes the output of the base or a map that is returned.
+        """
         maps = []
-        for stage in self.stages:
-            x = stage(x)
+        for b, stage in enumerate(self.stages):
+            x = call_on_shared(stage, x, f"blocks[{b}]")
             maps.append(x)
-        return self.classifier(x), tuple(maps)
+        return call_on_shared(self._classify, x, "head"), tuple(maps)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(x))
 
 
-class PooledLinear(nn.Linear):
-    """Global average pooling followed by a linear layer: [B, C, H, W] -> [B, out_features]."""
+class GlobalAverage(nn.Module):
+    """Average over height and width: [B, C, H, W] -> [B, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mean(dim=(2, 3)))
+        return x.mean(dim=(2, 3))
 
 
 def kaiming_fan_out(module: nn.Module) -> None:

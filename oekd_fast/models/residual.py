@@ -5,27 +5,27 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oekd_fast.layers.direct_conv import DirectConv2d
-from oekd_fast.layers.norm_relu import NormReLU
+from oekd_fast.layers.direct_conv import conv3x3
+from oekd_fast.layers.fast_module import FastModule
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(FastModule):
     """Two 3x3 convolutions and a shortcut: [B, in_width, H, W] -> [B, width, H / stride, W / stride]."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = DirectConv2d(in_width, width, stride)
-        self.norm1 = NormReLU(width)
-        self.conv2 = DirectConv2d(width, width)
-        self.norm2 = NormReLU(width)
+        self.conv1 = conv3x3(in_width, width, stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.norm2 = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(in_width, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm1(self.conv1(x))
-        return self.norm2(self.conv2(out), residual=self.shortcut(x))
+        out = self.run_norm_relu(self.norm1, self.run_conv(self.conv1, x))
+        return self.run_norm_relu(self.norm2, self.run_conv(self.conv2, out), self.shortcut(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(FastModule):
     """A 1x1, a grouped 3x3 and a 1x1 convolution and a shortcut: [B, in_width, H, W] -> [B, 4 planes, H', W'].
 
     The 3x3 convolution has the stride, and max(1, int(planes * base_width / 64)) channels per group.
@@ -37,16 +37,17 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner, width = max(1, planes * base_width // 64) * groups, planes * self.EXPANSION
         self.conv1 = nn.Conv2d(in_width, inner, 1, bias=False)
-        self.norm1 = NormReLU(inner)
+        self.norm1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=groups, bias=False)
-        self.norm2 = NormReLU(inner)
+        self.norm2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
-        self.norm3 = NormReLU(width)
+        self.norm3 = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(in_width, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm2(self.conv2(self.norm1(self.conv1(x))))
-        return self.norm3(self.conv3(out), residual=self.shortcut(x))
+        out = self.run_norm_relu(self.norm1, self.conv1(x))
+        out = self.run_norm_relu(self.norm2, self.conv2(out))
+        return self.run_norm_relu(self.norm3, self.conv3(out), self.shortcut(x))
 
 
 class _Projection(nn.Module):

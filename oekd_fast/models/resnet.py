@@ -10,8 +10,8 @@ from functools import partial
 
 from torch import nn
 
-from oekd_fast.layers.norm_relu import NormReLU
-from oekd_fast.models.functional import FunctionalArchitecture, PooledLinear, kaiming_fan_out
+from oekd_fast.layers.fast_module import FastSequential
+from oekd_fast.models.functional import FunctionalArchitecture, kaiming_fan_out
 from oekd_fast.models.residual import BasicBlock, Bottleneck, residual_stage
 from oekd_fast.models.scaling import Width
 
@@ -44,10 +44,11 @@ class _ResNet:
         return planes * Bottleneck.EXPANSION if self.base_width else planes
 
     def base(self, in_channels: int) -> nn.Module:
-        return nn.Sequential(
+        return FastSequential(
             OrderedDict(
                 conv=nn.Conv2d(in_channels, _STEM_CHANNELS, 7, stride=2, padding=3, bias=False),
-                norm=NormReLU(_STEM_CHANNELS),
+                norm=nn.BatchNorm2d(_STEM_CHANNELS),
+                relu=nn.ReLU(inplace=True),
                 pool=nn.MaxPool2d(3, stride=2, padding=1),
                 stage=self._stage(_STEM_CHANNELS, _STAGE_PLANES[0], self.blocks[0], stride=1),
             )
@@ -82,7 +83,7 @@ _NETWORKS = {
 }
 ARCHITECTURES = tuple(
     FunctionalArchitecture(
-        name, network.base, network.stages, PooledLinear, kaiming_fan_out, network.channels, network.block_type
+        name, network.base, network.stages, nn.Linear, kaiming_fan_out, network.channels, network.block_type
     )
     for name, network in _NETWORKS.items()
 )

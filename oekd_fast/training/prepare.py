@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import StudentEnsemble
-from oekd_fast.layers.direct_conv import use_direct_convs
-from oekd_fast.layers.norm_relu import use_fused_norms
+from oekd_fast.layers.fast_module import use_direct_convs, use_fused_norms
 from oekd_fast.training.compile_blocks import compile_blocks
 
 

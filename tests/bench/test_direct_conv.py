@@ -10,7 +10,7 @@ from bench.ops import direct_conv
 from bench.step import direct_convs
 from bench.step.problem import StepProblem
 from oekd_fast import native
-from oekd_fast.layers.direct_conv import DirectConv2d
+from oekd_fast.layers.fast_module import FastModule
 
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason="needs the native extension")
 
@@ -43,7 +43,7 @@ def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys, th
 def test_the_compared_steps_differ_in_their_convolutions_only(one_thread):
     steps = direct_convs.variants(StepProblem(num_students=2, batch_size=4, image_size=8, batches=2))
     uses = {
-        name: {conv.direct for conv in step.family.modules() if isinstance(conv, DirectConv2d)}
+        name: {part.direct for part in step.family.modules() if isinstance(part, FastModule)}
         for name, step in steps.items()
     }
     assert uses == {"direct": {True}, "pytorch": {False}}

@@ -3,10 +3,21 @@
 import torch
 from torch import nn
 
-from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
+from oekd_fast.layers.fast_module import FastModule, use_fused_norms
 
 ops = torch.ops.oekd_fast
 EPS = 1e-5
+
+
+class NormReLU(FastModule):
+    """One BatchNorm with a residual addition and a ReLU."""
+
+    def __init__(self, channels, **options):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, **options)
+
+    def forward(self, x, residual=None):
+        return self.run_norm_relu(self.norm, x, residual)
 
 
 def random(*shape, seed=0):
@@ -45,11 +56,12 @@ def by_ops(x, weight, bias, residual, dy, isa="auto"):
 
 def by_module(x, weight, bias, residual, dy, *, fused):
     """Return the same as `by_ops`, computed by the module, with running statistics instead of those of the batch."""
-    norm = NormReLU(x.shape[1], eps=EPS)
+    module = NormReLU(x.shape[1], eps=EPS)
+    norm = module.norm
     norm.load_state_dict({**norm.state_dict(), "weight": weight, "bias": bias})
-    use_fused_norms(norm, fused)
+    use_fused_norms(module, fused)
     leaves = [t.clone().requires_grad_() for t in (x, residual) if t is not None]
-    y = norm(*leaves)
+    y = module(*leaves)
     dx, *dresidual, dweight, dbias = torch.autograd.grad(y, [*leaves, *norm.parameters()], dy)
     return [y.detach(), norm.running_mean, norm.running_var, dx, dweight, dbias, *dresidual]
 

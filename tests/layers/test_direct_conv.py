@@ -1,4 +1,4 @@
-"""Direct convolutions: accuracy of the ops against fp64, argument validation, and when a module uses them."""
+"""Direct convolutions: accuracy of the ops against fp64, argument validation, and when they replace a layer."""
 
 import copy
 
@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from oekd_fast import native
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.layers.direct_conv import MOST_CHANNELS, DirectConv2d, use_direct_convs
+from oekd_fast.layers.direct_conv import MOST_CHANNELS, conv3x3, direct_conv, takes
+from oekd_fast.layers.fast_module import use_direct_convs
 
 from ..conftest import ISAS, needs_native
 from ..support.oracle import EPSILON, error
 
 ops = torch.ops.oekd_fast
-avx2 = pytest.mark.skipif(native.isa() != "avx2", reason="modules use the ops on AVX2 processors only")
+avx2 = pytest.mark.skipif(native.isa() != "avx2", reason="layers use the ops on AVX2 processors only")
 # (B, C, K, H, W, side, stride): channels of real students, every remainder of channels and columns, one pixel, more
 # images than are summed together, odd sizes with stride 2, wide rows, and rows that fill few vectors.
 SHAPES = [
@@ -209,21 +212,19 @@ def test_ops_pass_opcheck():
     torch.library.opcheck(ops.direct_conv_backward.default, (dy, x, weight, 2, True, False))
 
 
-def by_module(conv, x, dy):
+def by_layer(conv, x, dy, direct):
     leaf = x.clone().requires_grad_()
-    y = conv(leaf)
+    y = direct_conv(conv, leaf, direct=direct)
     return [y.detach(), *torch.autograd.grad(y, [leaf, conv.weight], dy)]
 
 
 @avx2
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_module_is_no_less_accurate_than_pytorch(stride):
+def test_a_layer_is_no_less_accurate_than_pytorch(stride):
     x, weight, dy = problem(6, 9, 19, 16, 16, 3, stride)
-    conv = DirectConv2d(9, 19, stride).to(memory_format=torch.channels_last)
+    conv = conv3x3(9, 19, stride).to(memory_format=torch.channels_last)
     conv.load_state_dict({"weight": weight})
-    theirs = by_module(conv, x, dy)
-    use_direct_convs(conv)
-    ours = by_module(conv, x, dy)
+    theirs, ours = (by_layer(conv, x, dy, direct) for direct in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(ours, by_ops(x, conv.weight.detach(), dy, stride), strict=True))
     truth = plain(x, weight, dy, stride, torch.float64)
     for got, other, exact in zip(ours, theirs, truth, strict=True):
@@ -236,7 +237,6 @@ def test_a_module_is_no_less_accurate_than_pytorch(stride):
     [
         ("nothing", True),
         ("evaluation", False),
-        ("disabled", False),
         ("NCHW", False),
         ("float64", False),
         ("autocast", False),
@@ -249,7 +249,7 @@ def test_a_module_is_no_less_accurate_than_pytorch(stride):
         ("5 pixels wide", False),
     ],
 )
-def test_a_module_uses_the_ops_only_where_they_are_faster(change, expected):
+def test_the_ops_are_used_only_where_they_are_faster(change, expected):
     channels = {
         "multiples of 8": 16,
         "little padding": 23,
@@ -257,12 +257,9 @@ def test_a_module_uses_the_ops_only_where_they_are_faster(change, expected):
         "most channels": MOST_CHANNELS,
         "most channels, 8 pixels wide": MOST_CHANNELS,
     }.get(change, 9)
-    conv, x = DirectConv2d(channels, channels), random(2, channels, 16, 16)
-    use_direct_convs(conv)
+    conv, x = conv3x3(channels, channels), random(2, channels, 16, 16)
     if change == "evaluation":
         conv.eval()
-    elif change == "disabled":
-        use_direct_convs(conv, False)
     elif change == "NCHW":
         x = x.contiguous()
     elif change == "float64":
@@ -272,24 +269,42 @@ def test_a_module_uses_the_ops_only_where_they_are_faster(change, expected):
     elif change == "5 pixels wide":
         x = x[:, :, :, :5].contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
-        assert conv.takes(x) is expected
+        assert takes(conv, x) is expected
 
 
-def test_a_module_equals_conv2d_by_default():
-    conv = DirectConv2d(3, 5, 2)
-    other = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False)
-    other.load_state_dict(conv.state_dict())
-    x = random(2, 3, 9, 9)
-    assert torch.equal(conv(x), other(x))
-    assert not conv.direct
+def test_the_direct_form_is_off_by_default():
+    conv, x = conv3x3(9, 9), random(2, 9, 16, 16)
+    assert torch.equal(direct_conv(conv, x), conv(x))
+
+
+CHANGES = {
+    "dilation": lambda conv: vars(conv).update(dilation=(2, 2), padding=(2, 2)),
+    "padding": lambda conv: vars(conv).update(padding=(0, 0)),
+    "circular padding": lambda conv: nn.Conv2d(9, 9, 3, padding=1, bias=False, padding_mode="circular"),
+    "stride": lambda conv: vars(conv).update(stride=(2, 1)),
+    "groups": lambda conv: nn.Conv2d(9, 9, 3, padding=1, groups=9, bias=False),
+    "bias of a fused norm": lambda conv: fuse_conv_bn_eval(conv.eval(), nn.BatchNorm2d(9).eval()).train(),
+    "1x1 weight": lambda conv: nn.Conv2d(9, 9, 1, bias=False),
+    "pruned weight": lambda conv: prune.random_unstructured(conv, "weight", 0.5),
+    "weight_norm": lambda conv: parametrizations.weight_norm(conv),
+    "spectral_norm": lambda conv: parametrizations.spectral_norm(conv),
+    "forward of the instance": lambda conv: vars(conv).update(forward=lambda x: x.tanh()),
+    "hook": lambda conv: conv.register_forward_hook(lambda conv, x, y: 2 * y) and None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_ops_do_not_replace_a_layer_that_was_changed(change):
+    conv = conv3x3(9, 9)
+    conv = CHANGES[change](conv) or conv
+    assert not takes(conv, random(2, 9, 16, 16))
 
 
 @avx2
 def test_a_second_derivative_raises_in_the_direct_form():
-    conv, x = DirectConv2d(9, 9), random(2, 9, 8, 8).requires_grad_()
-    use_direct_convs(conv)
-    with pytest.raises(RuntimeError, match="DirectConv2d: the direct form is differentiable once"):
-        torch.autograd.grad(conv(x).sum(), x, create_graph=True)
+    conv, x = conv3x3(9, 9), random(2, 9, 8, 8).requires_grad_()
+    with pytest.raises(RuntimeError, match="direct_conv: the direct form is differentiable once"):
+        torch.autograd.grad(direct_conv(conv, x, direct=True).sum(), x, create_graph=True)
 
 
 @avx2

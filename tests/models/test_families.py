@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from oekd_fast import build_ensemble
-from oekd_fast.layers.norm_relu import NormReLU, use_fused_norms
+from oekd_fast.layers.fast_module import use_fused_norms
 from oekd_fast.models import get_architecture
 from oekd_fast.training.compile_blocks import compile_blocks
 
@@ -101,12 +101,3 @@ def test_convolutions_are_initialised_kaiming_normal_by_fan_out(name):
     expected = (2 / (height * width * conv.out_channels)) ** 0.5
     assert conv.weight.std().item() == pytest.approx(expected, rel=0.02)
     assert conv.weight.abs().max() > 3 * expected  # normal, not uniform
-
-
-def test_batchnorm_and_relu_are_one_module():
-    for name in ("resnet50", "densenet121"):
-        with torch.device("meta"):
-            modules = list(build_ensemble(name, 1).modules())
-        assert not [m for m in modules if isinstance(m, nn.ReLU)]
-        plain = [m for m in modules if isinstance(m, nn.BatchNorm2d) and not isinstance(m, NormReLU)]
-        assert len(plain) == (4 if name == "resnet50" else 0)  # in the projections

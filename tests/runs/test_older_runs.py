@@ -16,7 +16,6 @@ from torch import nn
 from oekd_fast import FunctionalArchitecture, load_student, register_architecture
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.models import registry
-from oekd_fast.models.functional import PooledLinear
 from oekd_fast.report import ReportConfig, report
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.runs.run import train
@@ -30,7 +29,7 @@ def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
 
 
 TINY = FunctionalArchitecture(
-    "tiny", lambda c_in: conv(c_in, 4), lambda width: [conv(4, width(8), 2), conv(width(8), width(12), 2)], PooledLinear
+    "tiny", lambda c_in: conv(c_in, 4), lambda width: [conv(4, width(8), 2), conv(width(8), width(12), 2)], nn.Linear
 )
 
 

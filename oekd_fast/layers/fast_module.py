@@ -1,0 +1,62 @@
+"""Base classes of modules that run their layers by the CPU ops of this package in training."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from oekd_fast.layers.direct_conv import direct_conv
+from oekd_fast.layers.norm_relu import norm_relu
+from oekd_fast.layers.scripting import Unscriptable
+from oekd_fast.layers.unmodified import is_unmodified
+
+
+class FastModule(Unscriptable, nn.Module):
+    """Module whose forward runs its layers by `run_conv` and `run_norm_relu`.
+
+    Attributes:
+        fused: whether `run_norm_relu` may use the fused form; see `norm_relu`.
+        direct: whether `run_conv` may use the direct form; see `direct_conv`.
+    """
+
+    fused = False
+    direct = False
+
+    def run_conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return `layer(x)`."""
+        return direct_conv(layer, x, direct=self.direct)
+
+    def run_norm_relu(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return `relu(layer(x) + residual)`."""
+        return norm_relu(layer, x, residual, fused=self.fused)
+
+
+class FastSequential(FastModule, nn.Sequential):
+    """A ``torch.nn.Sequential`` that runs convolutions by `run_conv`, and a layer and its ReLU by `run_norm_relu`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last layer."""
+        done = None
+        for layer, following in pairwise([*self, None]):
+            if layer is done:
+                continue
+            if is_unmodified(following, nn.ReLU):
+                x, done = self.run_norm_relu(layer, x), following
+            else:
+                x = self.run_conv(layer, x)
+        return x
+
+
+def use_fused_norms(module: nn.Module, enabled: bool = True) -> None:
+    """Set `fused` of every `FastModule` in `module`."""
+    for part in module.modules():
+        if isinstance(part, FastModule):
+            part.fused = enabled
+
+
+def use_direct_convs(module: nn.Module, enabled: bool = True) -> None:
+    """Set `direct` of every `FastModule` in `module`."""
+    for part in module.modules():
+        if isinstance(part, FastModule):
+            part.direct = enabled
