@@ -106,7 +106,7 @@ class StudentEnsemble(Unscriptable, nn.Module):
         self.gate = Gate(_channels_of(self.base, architecture, in_channels), len(self.members)) if gated else None
 
     def forward(self, images: Tensor) -> EnsembleOutput:
-        if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             # Changes in place are not counted in inference mode. The results are the same without it.
             with torch.inference_mode(False), torch.no_grad():
                 return self._run_in_turn(images)

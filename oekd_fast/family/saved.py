@@ -1,107 +1,42 @@
 """Save and load students, as weights in a safetensors file with metadata in a JSON file beside it, and their gate."""
 
+from __future__ import annotations
+
+import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oekd_fast import __version__
-from oekd_fast.common.files import write_atomically
-from oekd_fast.family.ensemble import Student, StudentEnsemble
+from oekd_fast.common.files import read_regular, write_atomically
+from oekd_fast.common.text import plain
+from oekd_fast.family.ensemble import Student
 from oekd_fast.family.gate import Gate
+from oekd_fast.family.metadata import Normalisation, StudentMetadata, check_names, dump_metadata, parse_metadata
 from oekd_fast.models import Architecture, architecture_names, get_architecture
 
-FORMAT_VERSION = 1
+__all__ = [
+    "GATE_FILE",
+    "LoadedStudent",
+    "Normalisation",
+    "StudentMetadata",
+    "load_gate",
+    "load_student",
+    "save_gate",
+    "save_student",
+]
+
 GATE_FILE = "gate.safetensors"  # in the folder of the students that it weights
 _WEIGHTS_SUFFIX = ".safetensors"
 _METADATA_SUFFIX = ".json"
 _CHECKSUM_FIELD = "weights_sha256"
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Normalisation of images in [0, 1], (image - mean) / std, with one number per channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentMetadata:
-    """Everything that is needed to build and use a student. The JSON file has these fields under the same names.
-
-    Args:
-        format_version: version of the file format.
-        model: name of the architecture.
-        num_students: number of students of the family.
-        index: number of the student in the family, from 1.
-        in_channels: channels of the images.
-        image_size: height and width of the training images in pixels.
-        num_classes: number of logits.
-        classes: name of each class.
-        widths: channels of the student's feature maps, one per block.
-        parameters: number of parameters of base and branch.
-        accuracy: test accuracy in percent, or None if it was not measured.
-        normalisation: statistics that `preprocess` uses.
-        oekd_fast_version: version of the package that saved the student.
-
-    Raises:
-        ValueError: fields contradict each other; the message names the field.
-    """
-
-    format_version: int = FORMAT_VERSION
-    model: str
-    num_students: int
-    index: int
-    in_channels: int
-    image_size: int
-    num_classes: int
-    classes: tuple[str, ...]
-    widths: tuple[int, ...]
-    parameters: int
-    accuracy: float | None
-    normalisation: Normalisation
-    oekd_fast_version: str = __version__
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.num_students:
-            raise ValueError(f"index: expected a number in 1..{self.num_students}, got {self.index}")
-        _check_length("classes", self.classes, self.num_classes)
-        _check_length("normalisation.mean", self.normalisation.mean, self.in_channels)
-        _check_length("normalisation.std", self.normalisation.std, self.in_channels)
-        if min(self.normalisation.std) <= 0:
-            raise ValueError(f"normalisation.std: expected numbers > 0, got {self.normalisation.std}")
-
-    @classmethod
-    def of(
-        cls,
-        ensemble: StudentEnsemble,
-        j: int,
-        *,
-        image_size: int,
-        classes: Sequence[str],
-        normalisation: Normalisation,
-        accuracy: float | None = None,
-    ) -> "StudentMetadata":
-        """Return the metadata of student `j` of `ensemble`, counted from 0."""
-        return cls(
-            model=ensemble.architecture.name,
-            num_students=ensemble.num_students,
-            index=j + 1,
-            in_channels=ensemble.in_channels,
-            image_size=image_size,
-            num_classes=ensemble.num_classes,
-            classes=tuple(classes),
-            widths=ensemble.architecture.map_channels(j, ensemble.num_students),
-            parameters=sum(p.numel() for p in ensemble.student(j).parameters()),
-            accuracy=accuracy,
-            normalisation=normalisation,
-        )
+_LARGEST_METADATA = 64 * 2**20  # bytes
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class LoadedStudent(Student):
@@ -136,7 +71,7 @@ def save_student(
 
     Args:
         module: student, as returned by `StudentEnsemble.student`, on any device.
-        path: `<name>.safetensors`, `<name>.json` or `<name>`, in a folder that exists.
+        path: `<name>.safetensors`, `<name>.json` or `<name>`, in a folder that exists; "~" is expanded.
         metadata: metadata of `module`.
         architecture: architecture of `module`; needed if it is not registered.
 
@@ -152,37 +87,45 @@ def save_student(
     _check_tensors(tensors, _build(metadata, architecture), "module")
 
     weights = safetensors.save(tensors, metadata={"format": "pt"})
-    checksum = hashlib.sha256(weights).hexdigest()
-    document = json.dumps({**asdict(metadata), _CHECKSUM_FIELD: checksum}, indent=2) + "\n"
+    document = dump_metadata(metadata, hashlib.sha256(weights).hexdigest())
     write_atomically(weights_path, weights)
-    write_atomically(metadata_path, document.encode())
+    write_atomically(metadata_path, document)
     return weights_path
 
 
 def load_student(path: Path | str, architecture: Architecture | None = None) -> LoadedStudent:
     """Load a saved student on the CPU, in evaluation mode.
 
+    The files may come from a stranger: no code from them is run, and they are compared with the network of that name
+    before memory is taken for them. The values of the weights are not checked.
+
     Args:
-        path: `<name>.safetensors`, `<name>.json` or `<name>`; both files are read.
+        path: `<name>.safetensors`, `<name>.json` or `<name>`; both files are read, and "~" is expanded.
         architecture: architecture of the student; needed if it is not registered, as for a network of your own.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: a file is damaged, has another format version or does not belong to the other; or the student's
-            architecture is not registered and is not `architecture`.
+        ValueError: a file is damaged, has another format version, does not belong to the other or does not describe the
+            network of that name; or the student's architecture is not registered and is not `architecture`. The message
+            names the file and the field.
         ImportError: safetensors is not installed.
+        OSError: a file cannot be read.
     """
     safetensors = _import_safetensors()
     weights_path, metadata_path = _paths(path)
     for needed in (weights_path, metadata_path):
-        if not needed.is_file():
+        if not needed.exists():
             raise FileNotFoundError(f"path: a student needs {needed}, which is missing")
-    metadata, checksum = _read_metadata(metadata_path)
-    weights = weights_path.read_bytes()
+    with _naming(metadata_path):
+        metadata, checksum = parse_metadata(_read(metadata_path, _LARGEST_METADATA))
+        student = _build(metadata, architecture)
+    weights = _read(weights_path, _largest_file(student))
     if hashlib.sha256(weights).hexdigest() != checksum:
         raise ValueError(f"{weights_path}: damaged, or not saved together with {metadata_path.name}")
-    tensors = safetensors.load(weights)
-    student = _build(metadata, architecture)
+    try:
+        tensors = safetensors.load(weights)
+    except Exception as error:  # beside SafetensorError, unknown dtypes raise KeyError
+        raise _damaged(weights_path, error) from error
     _check_tensors(tensors, student, str(weights_path))
     student.load_state_dict(tensors, assign=True)
     return student.eval()
@@ -213,18 +156,17 @@ def load_gate(path: Path, channels: int, students: int) -> Gate:
         FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, or holds a gate of other sizes.
         ImportError: safetensors is not installed.
+        OSError: the file cannot be read.
     """
-    _import_safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            checksum = (file.metadata() or {}).get(_CHECKSUM_FIELD)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
+    safetensors = _import_safetensors()
     with torch.device("meta"):
         gate = Gate(channels, students)
+    content = _read(path, _largest_file(gate))
+    try:
+        tensors = safetensors.load(content)
+        checksum = _header(content).get("__metadata__", {}).get(_CHECKSUM_FIELD)
+    except Exception as error:  # beside SafetensorError, unknown dtypes raise KeyError
+        raise _damaged(path, error) from error
     _check_tensors(tensors, gate, str(path))
     if checksum != _checksum(tensors):
         raise ValueError(f"{path}: damaged (the checksum of the weights differs)")
@@ -239,87 +181,92 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return content.hexdigest()
 
 
+def _header(content: bytes) -> dict[str, Any]:
+    """Return the JSON header of a safetensors file that the library has read."""
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
 def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:
-    """Build the student on the meta device, without memory for its weights and without drawing random numbers."""
+    """Build the student on the meta device, without memory for its weights and without drawing random numbers.
+
+    Raises:
+        ValueError: the network is unknown, or `metadata` describes another one.
+    """
     architecture = _architecture_of(metadata, architecture)
+    j, n = metadata.index - 1, metadata.num_students
     with torch.device("meta"):
         base = architecture.build_base(metadata.in_channels)
-        branch = architecture.build_branch(metadata.index - 1, metadata.num_students, metadata.num_classes)
-    return LoadedStudent(base, branch, metadata)
+        branch = architecture.build_branch(j, n, metadata.num_classes)
+        widths = tuple(architecture.map_channels(j, n))
+    student = LoadedStudent(base, branch, metadata)
+    if metadata.widths != widths:
+        raise ValueError(f"widths: expected {list(widths)}, as {metadata.model} has, got {list(metadata.widths[:20])}")
+    parameters = sum(p.numel() for p in student.parameters())
+    if metadata.parameters != parameters:
+        raise ValueError(f"parameters: expected {parameters}, as {metadata.model} has, got {metadata.parameters}")
+    return student
 
 
 def _architecture_of(metadata: StudentMetadata, architecture: Architecture | None) -> Architecture:
     if architecture is None:
         if metadata.model not in architecture_names():
             raise ValueError(
-                f"model: {metadata.model!r} is unknown; pass architecture= for a network of your own, "
+                f"model: {metadata.model[:80]!r} is unknown; pass architecture= for a network of your own, "
                 "or call register_architecture first"
             )
         return get_architecture(metadata.model)
     if architecture.name != metadata.model:
-        raise ValueError(f"architecture: expected {metadata.model!r}, got {architecture.name!r}")
+        raise ValueError(f"architecture: expected {metadata.model[:80]!r}, got {architecture.name!r}")
     return architecture
 
 
-def _read_metadata(path: Path) -> tuple[StudentMetadata, str]:
+@contextmanager
+def _naming(source: Path | str) -> Iterator[None]:
+    """Have a ValueError name `source`, in one line."""
     try:
-        document = json.loads(path.read_bytes())
+        yield
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(document).__name__}")
-    version = document.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {version!r}")
-    expected = {field.name for field in fields(StudentMetadata)} | {_CHECKSUM_FIELD}
-    _check_names(document.keys(), expected, f"{path}: the fields are not those of format {version}")
-    checksum = document.pop(_CHECKSUM_FIELD)
+        raise ValueError(f"{source}: {plain(error)}") from error
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes."""
     try:
-        return _parse(document), checksum
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        return read_regular(path, limit)
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):  # too large, or not a regular file
+            raise ValueError(f"{path}: {error.strerror}") from error
+        raise
 
 
-def _parse(document: Mapping[str, Any]) -> StudentMetadata:
-    scaling = document["normalisation"]
-    return StudentMetadata(
-        **{
-            **document,
-            "classes": tuple(document["classes"]),
-            "widths": tuple(document["widths"]),
-            "normalisation": Normalisation(**{name: tuple(values) for name, values in scaling.items()}),
-        }
-    )
+def _largest_file(module: nn.Module) -> int:
+    """Return the most bytes that a file with the weights of `module` may have."""
+    header = 65_536 + sum(512 + len(name) for name in module.state_dict())
+    return header + sum(8 * tensor.numel() for tensor in module.state_dict().values())
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: damaged ({plain(error)[:200]})")
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], student: nn.Module, source: str) -> None:
     expected = student.state_dict()
-    _check_names(tensors.keys(), expected.keys(), f"{source}: the tensors are not those of the model")
-    for name, wanted in expected.items():
-        if tensors[name].shape != wanted.shape:
-            raise ValueError(
-                f"{source}: expected {name} of shape {list(wanted.shape)}, got {list(tensors[name].shape)}"
-            )
-
-
-def _check_names(names: Set[str], expected: Set[str], problem: str) -> None:
-    missing, unexpected = sorted(expected - names), sorted(names - expected)
-    if missing or unexpected:
-        raise ValueError(f"{problem}; missing: {_first(missing)}; unexpected: {_first(unexpected)}")
-
-
-def _first(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "none") + more
-
-
-def _check_length(name: str, values: Sequence[Any], expected: int) -> None:
-    if len(values) != expected:
-        raise ValueError(f"{name}: expected {expected} entries, got {len(values)}")
+    with _naming(source):
+        check_names(tensors.keys(), expected.keys(), "the tensors are not those of the model")
+        for name, wanted in expected.items():
+            if tensors[name].shape != wanted.shape:
+                raise ValueError(f"expected {name} of shape {list(wanted.shape)}, got {list(tensors[name].shape)[:20]}")
+        floating = next((tensors[name].dtype for name in expected if expected[name].is_floating_point()), torch.float32)
+        if floating not in _DTYPES:
+            raise ValueError(f"expected weights of {', '.join(map(str, _DTYPES))}, got {floating}")
+        for name, wanted in expected.items():
+            dtype = floating if wanted.is_floating_point() else wanted.dtype
+            if tensors[name].dtype != dtype:
+                raise ValueError(f"expected {name} of {dtype}, got {tensors[name].dtype}")
 
 
 def _paths(path: Path | str) -> tuple[Path, Path]:
-    path = Path(path)
+    path = Path(path).expanduser()
     name = path.name.removesuffix(_WEIGHTS_SUFFIX).removesuffix(_METADATA_SUFFIX)
     return path.with_name(name + _WEIGHTS_SUFFIX), path.with_name(name + _METADATA_SUFFIX)
 

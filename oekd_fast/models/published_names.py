@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 def find_layout(names: Iterable[str]) -> Layout | None:
     """Return the layout of a state dict with these names, or None if it is unknown."""
     names = set(names)
-    return next((layout for layout in _LAYOUTS if layout.unique_name in names), None)
+    return next((layout for layout in LAYOUTS if layout.unique_name in names), None)
 
 
 # -- ResNet, ResNeXt, Wide ResNet
@@ -136,4 +136,4 @@ _EFFICIENTNET_TIMM = Layout(
         (r"classifier\.", "branch.classifier.linear."),
     ),
 )
-_LAYOUTS = (_RESNET, _DENSENET, _EFFICIENTNET_TORCHVISION, _EFFICIENTNET_TIMM)
+LAYOUTS = (_RESNET, _DENSENET, _EFFICIENTNET_TORCHVISION, _EFFICIENTNET_TIMM)

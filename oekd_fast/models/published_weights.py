@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from oekd_fast.models.published_names import find_layout
+from oekd_fast.models.weight_files import read_weight_file
+from oekd_fast.models.wrapped_weights import FoundWeights, find_weights
 
 Classifier = Literal["strict", "skip", "auto"]
 _CLASSIFIERS = ("strict", "skip", "auto")
 _CLASSIFIER_NAME = re.compile(r"branch\.classifier\.(linear\.)?(weight|bias)")
 _SHOWN = 3
+_SKIP = "; classifier='skip' keeps the student's own last layer"
 
 
 def load_standard_weights(
     student: nn.Module,
-    state_dict: Mapping[str, Tensor] | Path | str,
+    state_dict: Mapping[str, Any] | Path | str,
     classifier: Classifier = "strict",
-) -> None:
+) -> str:
     """Copy the weights of a standard network into `student`, in place. An error leaves `student` unchanged.
 
     Only names and shapes are checked. timm's `tf_efficientnet_*` (with TensorFlow's "SAME" padding) and EfficientNets
     of timm with another eps of BatchNorm load without an error, but compute other outputs here.
+
+    The weights may be wrapped as training scripts save them: in an entry such as "state_dict", "model" or "model_ema"
+    of a checkpoint, and with a prefix of the names such as "module." or "_orig_mod.". An entry with an average of the
+    weights is preferred.
 
     Args:
         student: `ensemble.student(0)` of a resnet* for ImageNet, resnext*, wide_resnet*, densenet121 or
@@ -35,67 +40,71 @@ def load_standard_weights(
         state_dict: state dict of that network in torchvision or timm, or the path of a file with it: .safetensors, or
             a file of `torch.save`, which is read with `weights_only=True`.
         classifier: "strict" copies the last layer too. "skip" keeps the student's own, for another number of classes.
-            "auto" skips it if the numbers of classes differ, and copies it otherwise.
+            "auto" skips it if the numbers of classes differ or `state_dict` has none, and copies it otherwise.
+
+    Returns:
+        What was taken, such as "the entry 'state_dict', without the prefix 'module.'"; empty if `state_dict` was taken
+        as it is.
 
     Raises:
         ValueError: names or shapes differ from those of the student, which is the case for another width, depth,
             number of classes or number of channels; the message names the first tensors that differ. Also raised if
-            the file is damaged or `classifier` is unknown.
-        TypeError: `state_dict` is not a mapping of names to tensors.
+            the file is damaged or holds more than tensors and plain values, if there are weights of several networks,
+            or if `classifier` is unknown.
+        TypeError: `state_dict` is not a mapping, or a weight is not a tensor.
         FileNotFoundError: the file does not exist.
         ImportError: the file needs safetensors, which is not installed.
     """
     if classifier not in _CLASSIFIERS:
         raise ValueError(f"classifier: expected one of {_CLASSIFIERS}, got {classifier!r}")
-    if isinstance(state_dict, Path | str):
-        state_dict = _read(Path(state_dict))
-    _check_mapping(state_dict)
-    layout = find_layout(state_dict)
-    if layout is None:
-        raise ValueError(
-            "state_dict: expected the names of a ResNet, DenseNet or EfficientNet as torchvision or timm has them, "
-            f"got {_first(list(state_dict))}"
-        )
-    public = {layout.translate(name) or name: name for name in state_dict}
+    found = find_standard_weights(state_dict)
+    weights = found.weights
+    public = {found.layout.translate(name) or name: name for name in weights}
     expected = student.state_dict()
-    if classifier == "skip" or (classifier == "auto" and _has_other_classes(state_dict, public, expected)):
+    other_classes = _lacks_classifier(public, expected) or _has_other_classes(weights, public, expected)
+    if classifier == "skip" or (classifier == "auto" and other_classes):
         public = {ours: name for ours, name in public.items() if not _CLASSIFIER_NAME.fullmatch(ours)}
         expected = {ours: tensor for ours, tensor in expected.items() if not _CLASSIFIER_NAME.fullmatch(ours)}
-    _check(state_dict, public, expected)
-    student.load_state_dict({ours: state_dict[name] for ours, name in public.items()}, strict=False)
+    _check(weights, public, expected, found.original)
+    student.load_state_dict({ours: weights[name] for ours, name in public.items()}, strict=False)
+    return found.taken
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+def find_standard_weights(state_dict: Mapping[str, Any] | Path | str) -> FoundWeights:
+    """Return the weights in `state_dict`, and what was taken from it; see `load_standard_weights`.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError, ImportError: as `load_standard_weights` does for `state_dict` alone.
+    """
+    content = read_weight_file(Path(state_dict)) if isinstance(state_dict, Path | str) else state_dict
+    if not isinstance(content, Mapping):
+        raise TypeError(f"state_dict: expected a mapping of names to tensors, got {type(content).__name__}")
+    found = find_weights(content)
+    if found is None:
+        raise ValueError(
+            "state_dict: expected the names of a ResNet, DenseNet or EfficientNet as torchvision or timm has them, "
+            f"got {_first([str(name) for name in content])}"
+        )
+    _check_tensors(found)
+    return found
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f"{path}: reading it needs safetensors: pip install 'oekd_fast[train]'") from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"state_dict: {path} cannot be read ({repr(error).splitlines()[0]})")
-
-
-def _check_mapping(state_dict: object) -> None:
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict: expected a mapping of names to tensors, got {type(state_dict).__name__}")
-    for name, tensor in state_dict.items():
+def _check_tensors(found: FoundWeights) -> None:
+    for name, tensor in found.weights.items():
+        given = found.original[name]
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"state_dict: expected a tensor as {name!r}, got {type(tensor).__name__}")
+            raise TypeError(f"state_dict: expected a tensor as {given!r}, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise ValueError(f"state_dict: expected a dense tensor of real numbers as {given!r}, got {_kind(tensor)}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"one of {tensor.dtype} in the layout {tensor.layout}"
+
+
+def _lacks_classifier(public: Mapping[str, str], expected: Mapping[str, Tensor]) -> bool:
+    own = {name for name in expected if _CLASSIFIER_NAME.fullmatch(name)}
+    return bool(own) and not own & public.keys()
 
 
 def _has_other_classes(
@@ -108,24 +117,31 @@ def _has_other_classes(
     )
 
 
-def _check(state_dict: Mapping[str, Tensor], public: Mapping[str, str], expected: Mapping[str, Tensor]) -> None:
+def _check(
+    state_dict: Mapping[str, Tensor],
+    public: Mapping[str, str],
+    expected: Mapping[str, Tensor],
+    original: Mapping[str, str],
+) -> None:
     # Files from before PyTorch 0.4.1 have no num_batches_tracked.
     missing = [name for name in expected if name not in public and not name.endswith("num_batches_tracked")]
-    unexpected = [name for ours, name in public.items() if ours not in expected]
+    unexpected = [original[name] for ours, name in public.items() if ours not in expected]
     if missing or unexpected:
+        only_classes = not unexpected and all(_CLASSIFIER_NAME.fullmatch(ours) for ours in missing)
         raise ValueError(
             "state_dict: the tensors are not those of the student; "
-            f"missing: {_first(missing)}; unexpected: {_first(unexpected)}"
+            f"missing: {_first(missing)}; unexpected: {_first(unexpected)}{_SKIP * only_classes}"
         )
     wrong = [ours for ours, name in public.items() if state_dict[name].shape != expected[ours].shape]
     if wrong:
+        given = {ours: (original[public[ours]], list(state_dict[public[ours]].shape)) for ours in wrong}
         shapes = [
-            f"{public[ours]}: expected {list(expected[ours].shape)}, got {list(state_dict[public[ours]].shape)}"
-            for ours in wrong
+            f"{name}: expected {list(expected[ours].shape)}, got {shape}" for ours, (name, shape) in given.items()
         ]
         only_classes = all(_CLASSIFIER_NAME.fullmatch(ours) for ours in wrong)
-        hint = "; classifier='skip' keeps the student's own last layer" if only_classes else ""
-        raise ValueError(f"state_dict: the shapes are not those of the student; {_first(shapes, '; ')}{hint}")
+        raise ValueError(
+            f"state_dict: the shapes are not those of the student; {_first(shapes, '; ')}{_SKIP * only_classes}"
+        )
 
 
 def _first(names: list[str], separator: str = ", ") -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
 from oekd_fast.models import load_standard_weights
+from oekd_fast.models.published_weights import find_standard_weights
 from oekd_fast.runs.tasks import PhaseTask
 
 
@@ -38,6 +41,27 @@ def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_chan
     return ensemble
 
 
+def initial_weights_note(path: Path) -> str | None:
+    """Return in one line which of the weights in the file `path` are used; None if it holds nothing else.
+
+    Raises:
+        ValueError, FileNotFoundError: as `build_family` does for a file without usable weights.
+    """
+    with _naming_option(path):
+        taken = find_standard_weights(path).taken
+    return f"Initial weights of {path}: {taken}" if taken else None
+
+
+@contextmanager
+def _naming_option(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"initial_weights: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"initial_weights: {path} is missing") from error
+
+
 def _load_published(ensemble: StudentEnsemble, path: Path) -> None:
     """Load published weights into the base and student 1.
 
@@ -50,11 +74,7 @@ def _load_published(ensemble: StudentEnsemble, path: Path) -> None:
             holder = build_ensemble(
                 ensemble.architecture, ensemble.num_students, ensemble.num_classes, ensemble.in_channels, (0,)
             )
-    try:
+    with _naming_option(path):
         load_standard_weights(holder.student(0), path, classifier="auto")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"initial_weights: {error}") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"initial_weights: {path} is missing") from error
     if holder is not ensemble:
         ensemble.base.load_state_dict(holder.base.state_dict())

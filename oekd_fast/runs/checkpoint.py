@@ -13,7 +13,6 @@ import io
 import os
 import re
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from oekd_fast.common.files import read_regular, sync_folder, target_of_temporary, write_temporary
+from oekd_fast.common.torch_files import load_torch
 
 _CHECKPOINT = re.compile(r"step-(?P<step>\d{10}|[1-9]\d{10,})(-r(?P<revision>[1-9]\d*))?\.pt")
 _CHECKSUM_SUFFIX = ".sha256"
@@ -194,16 +194,9 @@ def _read_verified(path: Path) -> bytes:
 def _load(data: bytes, map_location: str | torch.device) -> dict[str, Any]:
     """Return the state in the content of a checkpoint file. Objects other than plain values and tensors are refused."""
     try:
-        # torch.save stores tensors uncompressed; a compressed one could be of any size when it is unpacked.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(io.BytesIO(data)).infolist()):
-            raise _DamagedError("expected an archive of uncompressed files, got compressed ones")
-        state = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
-    except zipfile.BadZipFile as error:
-        raise _DamagedError(f"expected a file of torch.save ({error})") from error
-    except _DamagedError:
-        raise
-    except Exception as error:  # torch.load documents no set of exceptions, and its messages have many lines
-        raise _DamagedError(f"torch.load failed ({str(error).partition(chr(10))[0]})") from error
+        state = load_torch(io.BytesIO(data), map_location)
+    except ValueError as error:
+        raise _DamagedError(f"torch.load failed ({error})") from error
     if not isinstance(state, dict):
         raise _DamagedError(f"expected a dict, got {type(state).__name__}")
     return state

@@ -17,6 +17,7 @@ from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, sa
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.models import get_architecture
+from oekd_fast.runs.build import initial_weights_note
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
@@ -59,6 +60,8 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
             print_line(console, note)
 
         fingerprint = DataFingerprint.of(dataset)
+        if config.initial_weights is not None and (note := initial_weights_note(config.initial_weights)):
+            print_line(console, note)
         teacher = _teacher(config, data)
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)

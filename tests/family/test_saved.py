@@ -7,29 +7,10 @@ import pytest
 import torch
 
 import oekd_fast
-from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.family.gate import Gate
-from oekd_fast.family.saved import (
-    GATE_FILE,
-    Normalisation,
-    StudentMetadata,
-    load_gate,
-    load_student,
-    save_gate,
-    save_student,
-)
+from oekd_fast.family.saved import GATE_FILE, load_gate, load_student, save_gate, save_student
 
-NORMALISATION = Normalisation(mean=(0.5, 0.25, 0.4), std=(0.2, 0.5, 0.25))
-CLASSES = tuple("abcdefg")
-
-
-@pytest.fixture(scope="module")
-def ensemble():
-    torch.manual_seed(0)
-    ensemble = build_ensemble("resnet20", num_classes=7)
-    for _ in range(3):  # gives BatchNorm statistics other than the initial ones
-        ensemble(torch.randn(8, 3, 8, 8) * 2 + 1)
-    return ensemble.eval()
+from .student_files import CLASSES, describe, edit
 
 
 @pytest.fixture
@@ -37,28 +18,11 @@ def images():
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def describe(ensemble, j, **changes):
-    fields = {"image_size": 8, "classes": CLASSES, "normalisation": NORMALISATION, "accuracy": 81.25}
-    return StudentMetadata.of(ensemble, j, **{**fields, **changes})
-
-
-@pytest.fixture
-def saved(tmp_path, ensemble):
-    """Path of the weights of student 4."""
-    return save_student(ensemble.student(3), tmp_path / "student_4.safetensors", describe(ensemble, 3))
-
-
-def edit(path, **changes):
-    document = json.loads(path.read_text())
-    document.update(changes)
-    path.write_text(json.dumps({key: value for key, value in document.items() if value is not ...}))
-
-
 @pytest.mark.parametrize("j", range(5))
 @pytest.mark.parametrize("suffix", ["", ".safetensors", ".json"])
-def test_a_loaded_student_computes_the_same_logits(tmp_path, ensemble, images, j, suffix):
-    metadata = describe(ensemble, j)
-    save_student(ensemble.student(j), tmp_path / f"student_{j + 1}.safetensors", metadata)
+def test_a_loaded_student_computes_the_same_logits(tmp_path, trained, images, j, suffix):
+    metadata = describe(trained, j)
+    save_student(trained.student(j), tmp_path / f"student_{j + 1}.safetensors", metadata)
     student = load_student(tmp_path / f"student_{j + 1}{suffix}")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -66,7 +30,7 @@ def test_a_loaded_student_computes_the_same_logits(tmp_path, ensemble, images, j
         f"student_{j + 1}.safetensors",
     ]
     assert not any(module.training for module in student.modules())
-    assert torch.equal(student(images), ensemble.student(j)(images))
+    assert torch.equal(student(images), trained.student(j)(images))
     assert student.metadata == metadata
 
 
@@ -91,9 +55,9 @@ def test_contents_of_the_json_file(saved):
     }
 
 
-def test_the_file_has_the_tensors_of_the_student_only(saved, ensemble):
+def test_the_file_has_the_tensors_of_the_student_only(saved, trained):
     state = load_student(saved).state_dict()
-    assert state.keys() == ensemble.student(3).state_dict().keys()
+    assert state.keys() == trained.student(3).state_dict().keys()
 
 
 def test_preprocess_normalises_each_channel(saved):
@@ -127,9 +91,9 @@ def test_a_loaded_student_can_be_copied_saved_again_and_trained(tmp_path, saved,
     assert all(p.grad is not None for p in student.parameters())
 
 
-def test_channels_last_weights_can_be_saved(tmp_path, ensemble, images):
-    student = copy.deepcopy(ensemble.student(1)).to(memory_format=torch.channels_last)
-    loaded = load_student(save_student(student, tmp_path / "s", describe(ensemble, 1)))
+def test_channels_last_weights_can_be_saved(tmp_path, trained, images):
+    student = copy.deepcopy(trained.student(1)).to(memory_format=torch.channels_last)
+    loaded = load_student(save_student(student, tmp_path / "s", describe(trained, 1)))
     assert all(map(torch.equal, loaded.parameters(), student.parameters()))
 
 
@@ -162,8 +126,8 @@ def test_truncated_weights_are_rejected(saved):
         load_student(saved)
 
 
-def test_weights_of_another_save_are_rejected(saved, ensemble):
-    other = save_student(ensemble.student(2), saved.with_name("student_3"), describe(ensemble, 2))
+def test_weights_of_another_save_are_rejected(saved, trained):
+    other = save_student(trained.student(2), saved.with_name("student_3"), describe(trained, 2))
     saved.write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match=r"not saved together with student_4\.json"):
         load_student(saved)
@@ -184,7 +148,7 @@ def test_a_damaged_json_is_rejected(saved, text, message):
     [
         ({"model": ..., "extra": 1}, "fields are not those of format 1; missing: model; unexpected: extra"),
         ({"index": 6}, r"index: expected a number in 1\.\.5, got 6"),
-        ({"index": "4"}, "not supported between instances of 'int' and 'str'"),
+        ({"index": "4"}, "index: expected an integer >= 1, got '4'"),
         ({"classes": ["a"]}, "classes: expected 7 entries, got 1"),
         (
             {"normalisation": {"mean": [0.5], "std": [1.0] * 3}},
@@ -203,31 +167,39 @@ def test_inconsistent_metadata_is_rejected(saved, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "resnet32"}, r"missing: branch\.stages\.0\.3\..* and \d+ more; unexpected: none"),
-        ({"index": 1}, r"missing: none; unexpected: branch\.stages\.0\.0\.shortcut\.conv\.weight"),
+        ({"model": "resnet32"}, "parameters: expected 71477, as resnet32 has, got 42153"),
         (
-            {"index": 5},
+            {"model": "resnet32", "parameters": 71477},
+            r"missing: branch\.stages\.0\.3\..* and \d+ more; unexpected: none",
+        ),
+        ({"index": 1}, r"widths: expected \[16, 32, 64\], as resnet20 has, got \[6, 12, 25\]"),
+        (
+            {"index": 1, "widths": (16, 32, 64), "parameters": 272279},
+            r"missing: none; unexpected: branch\.stages\.0\.0\.shortcut\.conv\.weight",
+        ),
+        (
+            {"index": 5, "widths": (3, 6, 12), "parameters": 10734},
             r"expected branch\.stages\.0\.0\.conv1\.weight of shape \[3, 16, 3, 3\], got \[6, 16, 3, 3\]",
         ),
         ({"model": "resnet21"}, "model: 'resnet21' is unknown"),
     ],
 )
-def test_weights_of_another_model_are_rejected(saved, ensemble, changes, message):
+def test_weights_of_another_model_are_rejected(saved, trained, changes, message):
     edit(saved.with_suffix(".json"), **changes)
     with pytest.raises(ValueError, match=message):
         load_student(saved)
     with pytest.raises(ValueError, match=message):
-        save_student(ensemble.student(3), saved, dataclasses.replace(describe(ensemble, 3), **changes))
+        save_student(trained.student(3), saved, dataclasses.replace(describe(trained, 3), **changes))
 
 
-def test_a_failed_save_keeps_the_old_student(saved, ensemble, images, monkeypatch):
+def test_a_failed_save_keeps_the_old_student(saved, trained, images, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     expected = load_student(saved)(images)
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_student(ensemble.student(3), saved, describe(ensemble, 3, accuracy=0.0))
+        save_student(trained.student(3), saved, describe(trained, 3, accuracy=0.0))
     assert torch.equal(load_student(saved)(images), expected)
     assert len(list(saved.parent.iterdir())) == 2
 

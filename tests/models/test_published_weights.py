@@ -166,5 +166,6 @@ def test_invalid_arguments_are_rejected():
     rejects(student, {}, "classifier: expected one of ('strict', 'skip', 'auto'), got 'drop'", classifier="drop")
     with pytest.raises(TypeError, match="state_dict: expected a mapping of names to tensors, got list"):
         load_standard_weights(student, [])
-    with pytest.raises(TypeError, match="state_dict: expected a tensor as 'state_dict', got dict"):
-        load_standard_weights(student, {"state_dict": {}})
+    with pytest.raises(TypeError, match="state_dict: expected a tensor as 'fc.bias', got list"):
+        load_standard_weights(student, {"layer1.0.conv1.weight": torch.ones(1), "fc.bias": []})
+    rejects(student, {"state_dict": {}}, "as torchvision or timm has them, got state_dict")

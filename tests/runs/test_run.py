@@ -134,9 +134,9 @@ def test_student_1_and_the_base_start_from_published_weights(config, tmp_path):
         assert torch.equal(load_student(config.run_folder / f"students/student_{j}").base.conv.weight, net.conv1.weight)
     with pytest.raises(ValueError, match="^initial_weights: state_dict: the tensors are not those of the student"):
         train(replace(short, model="resnet20", output_dir=tmp_path / "other"), QUIET)
-    torch.save({"state_dict": net.state_dict()}, tmp_path / "nested.pth")
-    with pytest.raises(ValueError, match="^initial_weights: state_dict: expected a tensor as 'state_dict', got "):
-        train(replace(short, initial_weights=tmp_path / "nested.pth", output_dir=tmp_path / "other"), QUIET)
+    torch.save([net.state_dict()], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="^initial_weights: state_dict: expected a mapping of names to tensors, got "):
+        train(replace(short, initial_weights=tmp_path / "list.pth", output_dir=tmp_path / "other"), QUIET)
     with pytest.raises(FileNotFoundError, match="^initial_weights: .*missing.pth is missing$"):
         train(replace(short, initial_weights=tmp_path / "missing.pth", output_dir=tmp_path / "other"), QUIET)
     assert not (tmp_path / "other").exists()
