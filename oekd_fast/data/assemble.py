@@ -11,9 +11,6 @@ from oekd_fast.data.augmentation.settings import ImageSettings
 from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Statistics, stratified_split
 from oekd_fast.data.readers.reading import ReadSplit
 
-VALIDATION_NAMES = ("validation", "valid", "val")
-SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
-
 # Fixed seeds, so that a test split or a subset made here is the same for every seed of a run.
 TEST_FRACTION = 0.2
 TEST_SEED = 0
@@ -42,18 +39,6 @@ class SourceSplits:
         said = (*notes, *(part.note for part in read.values()))
         splits = {name: part.split for name, part in read.items()}
         return cls(splits, tuple(classes), tuple(note for note in said if note is not None))
-
-
-def stored_names(available: Collection[str]) -> dict[str, str]:
-    """Map "train", "validation" and "test" to the names under which a source stores them.
-
-    Missing splits are left out. A validation split without a test split becomes the test split.
-    """
-    validation = next((name for name in VALIDATION_NAMES if name in available), None)
-    stored = {"train": "train" if "train" in available else None, "validation": validation, "test": "test"}
-    if "test" not in available:
-        stored |= {"validation": None, "test": validation}
-    return {split: name for split, name in stored.items() if name}
 
 
 def numbered_classes(labels: Tensor, source: str) -> tuple[str, ...]:

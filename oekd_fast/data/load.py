@@ -14,6 +14,7 @@ from oekd_fast.data.names import printable
 from oekd_fast.data.readers.arrays import has_arrays, read_arrays
 from oekd_fast.data.readers.digits import read_digits
 from oekd_fast.data.readers.folder_scan import subfolders
+from oekd_fast.data.readers.formats import MAX_PIXELS
 from oekd_fast.data.readers.hub import read_hub
 from oekd_fast.data.readers.image_folder import read_image_folder
 from oekd_fast.data.readers.parquet import has_parquet, read_parquet
@@ -54,7 +55,7 @@ def load_dataset(
        Hugging Face hub. Pass "./<name>" to read a folder that has a known name.
     3. A folder with arrays (`train.images.npy`: uint8, N x H x W x C or N x H x W, and `train.labels.npy`), parquet
        files (`train-*.parquet`), or images in `train/<class>/` or in `<class>/`. The splits `test` and `validation`
-       (or `valid`, `val`) are named in the same way.
+       are named in the same way. Usual names in any case are accepted: "Training", "dev", "valid", "eval", "Testing".
     4. "owner/name": any other data set on the Hugging Face hub.
 
     A validation split without a test split becomes the test split. A missing test split is a stratified fifth of the
@@ -100,6 +101,8 @@ def load_dataset(
     else:
         known_augmentation, published = known.augmentation, known.published
     settings = ImageSettings.choose(augmentation, image_size, known_augmentation)
+    if settings.stored_size is not None and settings.stored_size**2 > MAX_PIXELS:
+        raise DataError(f"image_size: expected images of at most {MAX_PIXELS:,} pixels, got {image_size}")
     options = ReadOptions(
         image_column=image_column,
         label_column=label_column,

@@ -5,16 +5,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from oekd_fast.data.assemble import SPLIT_NAMES, SourceSplits, numbered_classes, stored_names
-from oekd_fast.data.dataset import AnySplit, DataError, Split
+from oekd_fast.data.assemble import SourceSplits, numbered_classes
+from oekd_fast.data.dataset import AnySplit, Split
+from oekd_fast.data.error import DataError
 from oekd_fast.data.lazy import LazySplit
+from oekd_fast.data.memory import allocate
+from oekd_fast.data.names import printable
 from oekd_fast.data.readers.decode import resize_planes
-from oekd_fast.data.readers.reading import ReadOptions
+from oekd_fast.data.readers.folder_scan import entries, is_folder
+from oekd_fast.data.readers.formats import MAX_PIXELS
+from oekd_fast.data.readers.npy import describe, map_npy
+from oekd_fast.data.readers.reading import ReadOptions, ReadSplit
+from oekd_fast.data.readers.split_names import choose_splits, split_roles
+
+IMAGES, LABELS = ".images.npy", ".labels.npy"
 
 
 def has_arrays(root: Path) -> bool:
-    """Return whether `root` holds the images of a training split as an array."""
-    return _images_path(root, "train").is_file()
+    """Return whether `root` holds the images of a split as an array."""
+    return any(split_roles(_names(root)).values())
 
 
 def read_arrays(root: Path, options: ReadOptions) -> SourceSplits:
@@ -25,9 +34,11 @@ def read_arrays(root: Path, options: ReadOptions) -> SourceSplits:
     Raises:
         DataError: a file is missing, damaged, or of another dtype or shape.
     """
-    names = [name for name in SPLIT_NAMES if name not in options.skip_splits and _images_path(root, name).is_file()]
-    splits = {split: _read_split(root, name, options) for split, name in stored_names(names).items()}
-    return SourceSplits(splits, numbered_classes(splits["train"].labels, str(root / "train.labels.npy")))
+    choice = choose_splits(printable(root), _names(root), options.skip_splits)
+    read = {split: ReadSplit(_read_split(root, name, options)) for split, name in choice.stored.items()}
+    labels_path = printable(root / f"{choice.stored['train']}{LABELS}")
+    classes = numbered_classes(read["train"].split.labels, labels_path)
+    return SourceSplits.of(read, classes, (choice.note(printable(root)),))
 
 
 class ArrayImages:
@@ -48,40 +59,36 @@ class ArrayImages:
         out[...] = planes if self._size is None else resize_planes(planes, self._size)
 
 
+def _names(root: Path) -> list[str]:
+    """Return the stored names of splits whose images are in `root`."""
+    files = (entry.name for entry in entries(root) if entry.name.endswith(IMAGES) and not is_folder(entry))
+    return [name.removesuffix(IMAGES) for name in files]
+
+
 def _read_split(root: Path, name: str, options: ReadOptions) -> AnySplit:
-    images_path, labels_path = _images_path(root, name), root / f"{name}.labels.npy"
-    images, labels = _load(images_path), _load(labels_path)
+    images_path, labels_path = root / f"{name}{IMAGES}", root / f"{name}{LABELS}"
+    images, labels = map_npy(images_path), map_npy(labels_path)
     if images.ndim == 3:
         images = images[..., None]
+    where = printable(images_path)
     if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[-1] <= 4:
-        raise DataError(
-            f"{images_path}: expected uint8, N x H x W x C with 1 to 4 channels or N x H x W, got {_describe(images)}"
-        )
+        found = describe(images.dtype, images.shape)
+        raise DataError(f"{where}: expected uint8, N x H x W x C with 1 to 4 channels or N x H x W, got {found}")
+    height, width = images.shape[1:3]
+    if not 1 <= height * width <= MAX_PIXELS:
+        raise DataError(f"{where}: expected images of 1 to {MAX_PIXELS:,} pixels, got {height} x {width}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-        raise DataError(f"{labels_path}: expected integers in one dimension, got {_describe(labels)}")
+        found = describe(labels.dtype, labels.shape)
+        raise DataError(f"{printable(labels_path)}: expected integers in one dimension, got {found}")
     if len(images) != len(labels):
-        raise DataError(f"{labels_path}: expected {len(images)} labels, one per image, got {len(labels)}")
+        raise DataError(f"{printable(labels_path)}: expected {len(images)} labels, one per image, got {len(labels)}")
     labels = torch.from_numpy(labels.astype(np.int64))
     if options.stream:
         return LazySplit.of(ArrayImages(images, options.size), labels)
     planes = images.transpose(0, 3, 1, 2)
+    if options.size is not None:
+        return Split(torch.from_numpy(resize_planes(planes, options.size)), labels)
     # The only copy: from the mapped file to [N, C, H, W].
-    planes = np.array(planes, order="C") if options.size is None else resize_planes(planes, options.size)
-    return Split(torch.from_numpy(planes), labels)
-
-
-def _images_path(root: Path, name: str) -> Path:
-    return root / f"{name}.images.npy"
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the file is missing") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.dtype} {' x '.join(str(size) for size in array.shape)}"
+    copy = allocate(f"images of {where}", len(planes), planes.shape[1:])
+    copy[...] = planes
+    return Split(torch.from_numpy(copy), labels)

@@ -159,7 +159,7 @@ def middle_square(image: Any, size: int) -> Any:
 def resize_planes(images: np.ndarray, size: int) -> np.ndarray:
     """Return the middle squares of images with any number of channels: uint8 [N, C, H, W] -> [N, C, size, size]."""
     pillow = require("PIL.Image")
-    out = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    out = allocate("resized images", len(images), (images.shape[1], size, size))
     for index in np.ndindex(images.shape[:2]):
         out[index] = middle_square(pillow.fromarray(np.ascontiguousarray(images[index])), size)
     return out
