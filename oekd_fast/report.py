@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("the report needs more packages: pip install 'oekd_fast[train]'") from error
 
-from oekd_fast.common.files import write_atomically
+from oekd_fast.common.files import make_folder_below, write_atomically
 from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.options import parse
 
@@ -25,8 +25,10 @@ class ReportConfig:
     """Run folders. Runs that differ in the seed only are averaged, others get their own section."""
     output: Path | None = field(default=None, metadata={"unset": "report/ in the first run folder"})
     """Folder for index.html and its pictures."""
-    data_dir: Path | None = field(default=None, metadata={"unset": "where the runs found it"})
-    """Folder that holds the data set now."""
+    with_data: bool = False
+    """Load the data set that config.json names: a folder of this machine, or a download from the hub."""
+    data_dir: Path | None = field(default=None, metadata={"unset": "none is read"})
+    """Folder that holds the data set now, in place of the one that config.json names."""
     images: int = 6
     """Number of test images for which Grad-CAM is shown; 0 for none."""
     explain: Literal["predicted", "true"] = "predicted"
@@ -48,16 +50,24 @@ class ReportConfig:
         return self.output if self.output is not None else self.runs[0] / "report"
 
 
-def report(config: ReportConfig) -> Path:
+def report(config: ReportConfig, console: Console | None = None) -> Path:
     """Write the page that `config` describes, and its pictures beside it.
+
+    Run folders may come from others. Nothing outside them is opened but the data set, and that only with
+    `config.with_data` or `config.data_dir`; the digits, which are part of scikit-learn, are always loaded. Without the
+    data set, the page lacks the parts that need it.
+
+    Args:
+        config: the runs, and what is shown.
+        console: where a line says which parts are missing; standard output by default.
 
     Returns:
         The path of the page, ``index.html``.
 
     Raises:
-        ReportError: a folder does not hold a finished run.
+        ReportError: a folder does not hold a finished run, or one of its files is damaged.
         ValueError: the device is unavailable.
-        OSError: a file cannot be written.
+        OSError: a file cannot be read or written, or the folder of the page is a link.
     """
     # These import torch, which --help does not need.
     from oekd_fast.reporting.finished_runs import group_runs, read_run
@@ -65,10 +75,10 @@ def report(config: ReportConfig) -> Path:
     from oekd_fast.reporting.section import Section
     from oekd_fast.runs.device_data import choose_device, dataset_of
 
+    console = console or Console()
     device = choose_device(config.device)
     groups = group_runs([read_run(path) for path in config.runs])
-    folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(config.folder)
     sections = []
     for number, group in enumerate(groups, start=1):
         prefix = f"{number}_" if len(groups) > 1 else ""
@@ -76,7 +86,10 @@ def report(config: ReportConfig) -> Path:
         def keep(name: str, content: bytes, prefix: str = prefix) -> None:
             write_atomically(folder / f"{prefix}{name}.png", content)
 
-        section = Section(group, dataset_of, config.data_dir, config.images, config.explain, device, keep)
+        section = Section(
+            group, dataset_of, config.data_dir, config.with_data, config.images, config.explain, device, keep,
+            lambda line: print_line(console, line),
+        )  # fmt: skip
         sections.append(section.html())
     title = groups[0].title if len(groups) == 1 else f"{len(groups)} families of students"
     path = folder / "index.html"
@@ -84,12 +97,20 @@ def report(config: ReportConfig) -> Path:
     return path
 
 
+def _make_folder(folder: Path) -> Path:
+    """Create `folder`, which may not be a link: the run folder of a stranger may hold one that leads elsewhere."""
+    if folder.name in ("", ".."):  # the current folder, or one above it
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return make_folder_below(folder.parent, folder.name)
+
+
 def main() -> int:
     """Run the command line and return the exit status."""
     replace_unencodable_output()
     console = Console()
     try:
-        path = report(ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", sys.argv[1:])))
+        path = report(ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", sys.argv[1:])), console)
     except (ValueError, OSError) as error:
         print_line(Console(stderr=True), f"error: {error}")
         return 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from oekd_fast.config.section import Section, at_least, setting, within
+from oekd_fast.config.section import Section, at_least, between, setting, within
 
 AugmentationName = Literal["auto", "none", "crop", "resized_crop"]
 
@@ -28,14 +28,16 @@ class DataConfig(Section):
     validation_fraction: float = setting(0.1, within("(0, 1)"))
     """Fraction of the training images held out if the data set has no validation split."""
     image_size: int | None = setting(
-        None, at_least(1, "pixels"), unset="the images' own size; 224 for known data sets with images of several sizes"
+        None,
+        between(1, 16384, "pixels"),
+        unset="the images' own size; 224 for known data sets with images of several sizes",
     )
     """Side length in pixels of the images that the networks take."""
     augment: bool = True
     """Augment the training images."""
     augmentation: AugmentationName = "auto"
     """crop pads, crops and flips; resized_crop cuts parts of random size; auto selects by data set."""
-    pad: int | None = setting(None, at_least(0, "pixels"), unset="depends on the data set")
+    pad: int | None = setting(None, between(0, 16384, "pixels"), unset="depends on the data set")
     """Pixels of padding before a random crop."""
     flip: bool | None = setting(None, unset="depends on the data set")
     """Flip half of the training images horizontally."""

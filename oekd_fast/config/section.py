@@ -33,6 +33,11 @@ def at_least(least: int, noun: str = "an integer") -> Bound:
     return Bound(f"{noun} >= {least}", lambda value: value >= least, Integral)
 
 
+def between(least: int, most: int, noun: str = "an integer") -> Bound:
+    """Return the bound of integers from `least` to `most`."""
+    return Bound(f"{noun} >= {least} and <= {most}", lambda value: least <= value <= most, Integral)
+
+
 def finite() -> Bound:
     """Return the bound of finite numbers."""
     return Bound("a finite number", math.isfinite)
@@ -87,9 +92,12 @@ class Section:
         for name, converted in _conversions(self):
             object.__setattr__(self, name, converted)
         for item in fields(self):
-            _check_choice(item.name, getattr(self, item.name), _hints(type(self))[item.name])
-            value, bound = getattr(self, item.name), item.metadata.get("bound")
-            if bound is not None and not (value is None and item.default is None):
+            value, hint, bound = getattr(self, item.name), _hints(type(self))[item.name], item.metadata.get("bound")
+            if value is None and item.default is None:
+                continue
+            _check_choice(item.name, value, hint)
+            _check_kind(item.name, value, hint)
+            if bound is not None:
                 _check_bound(item.name, value, bound)
         self.check()
 
@@ -127,8 +135,21 @@ def _check_choice(name: str, value: Any, hint: Any) -> None:
     raise ValueError(f"{name}: {suggestion}expected one of {', '.join(values)}, got {value!r}")
 
 
+def _check_kind(name: str, value: Any, hint: Any) -> None:
+    """Raise TypeError unless `value` has the type of a field that has no bound: a name, a switch or a path."""
+    for kind, noun in ((str, "a string"), (bool, "True or False"), (Path, "a path")):
+        if kind in (hint, *get_args(hint)) and not choices(hint) and not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {noun}, got {value!r}")
+
+
 def _check_bound(name: str, value: Any, bound: Bound) -> None:
-    if not isinstance(value, bound.kind):
+    if not isinstance(value, bound.kind) or isinstance(value, bool):
         raise TypeError(f"{name}: expected {bound.expected}, got {value!r}")
-    if not bound.accepts(value):
+    try:
+        accepted = bound.accepts(value)
+    except TypeError as error:  # an element of a tuple is not a number
+        raise TypeError(f"{name}: expected {bound.expected}, got {value!r}") from error
+    except OverflowError:  # an integer that is too large for a float
+        accepted = False
+    if not accepted:
         raise ValueError(f"{name}: expected {bound.expected}, got {value}")

@@ -16,8 +16,12 @@ from oekd_fast.data.known import known_name
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import GATE_FILE, LoadedStudent, load_gate, load_student
 from oekd_fast.reporting.cam_figures import CamPanels
-from oekd_fast.reporting.finished_runs import ReportError, Run
+from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.grad_cam import grad_cam
+from oekd_fast.reporting.run_files import ReportError, check_inside
+
+# Side length in pixels of the largest image that counts the channels of the shared base.
+LARGEST_PROBE = 64
 
 
 @dataclass(frozen=True)
@@ -55,23 +59,43 @@ def _gate_of(run: Run, students: Sequence[LoadedStudent]) -> Gate | None:
     file = run.path / "students" / GATE_FILE
     if not (run.config.family_objective.gated and file.is_file()):
         return None
+    check_inside(file, run.path)
     first = students[0]
-    image = torch.zeros(1, first.metadata.in_channels, first.metadata.image_size, first.metadata.image_size)
+    size = min(first.metadata.image_size, LARGEST_PROBE)
+    image = torch.zeros(1, first.metadata.in_channels, size, size)
     with torch.no_grad():
         shared = first.base(image.to(first.mean.device))
     return load_gate(file, shared.shape[1], len(students)).to(shared.device)
 
 
-def with_data_dir(config: TrainConfig, data_dir: Path | None) -> TrainConfig:
-    """Return `config` with its data set in `data_dir`, or `config` itself if `data_dir` is None.
+def data_config(config: TrainConfig, data_dir: Path | None, with_data: bool) -> TrainConfig:
+    """Return the config that loads the data set of a report, if the user has agreed to what it opens.
 
-    `data_dir` is the `data_dir` of a known data set, or else the folder that is the data set.
+    The config comes from the run folder, which may be a stranger's, and names a folder of this machine or a data set on
+    the hub. Without the user's word only the digits are loaded, which are part of scikit-learn.
+
+    Args:
+        config: config of the run.
+        data_dir: folder of the data set, given by the user: the `data_dir` of a known data set, or else the folder that
+            is the data set. It replaces the place that `config` names.
+        with_data: whether the user lets the report load what `config` names.
+
+    Raises:
+        ReportError: the user has not agreed to load the data set, or `data_dir` is not a folder.
     """
-    if data_dir is None:
-        return config
-    if config.dataset == "digits" or known_name(config.dataset) is not None:
-        return replace(config, data_dir=data_dir)
-    return replace(config, dataset=str(data_dir), data_dir=None)
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise ReportError(f"data_dir: expected the folder of the data set, got {data_dir}, which is not a folder")
+        if config.dataset == "digits" or known_name(config.dataset) is not None:
+            return replace(config, data_dir=data_dir)
+        return replace(config, dataset=str(data_dir), data_dir=None)
+    if config.dataset != "digits" and not with_data:
+        place = "" if config.data_dir is None else f" in {config.data_dir}"
+        raise ReportError(
+            f"config.json names the data set {config.dataset!r}{place}, which is not loaded unasked; "
+            "--with-data loads it, --data-dir names its folder"
+        )
+    return config
 
 
 def check_same_images(dataset: ImageDataset, run: Run, student: LoadedStudent) -> None:

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oekd_fast.common.checked_json import load_checked
-from oekd_fast.common.files import read_regular
 from oekd_fast.config.train_config import TrainConfig
-
-
-class ReportError(ValueError):
-    """A folder cannot be reported; the message names it and what is missing."""
+from oekd_fast.reporting.run_files import ReportError, check_inside, read_config, read_histories, read_summary
 
 
 @dataclass(frozen=True)
@@ -46,9 +41,18 @@ class Run:
         return self.summary["students"][0]["baseline_accuracy"] is not None
 
     def saved(self, kind: str) -> list[Path]:
-        """Return the weight files of all "students" or "baselines", in order; an empty list if one is missing."""
+        """Return the weight files of all "students" or "baselines", in order; an empty list if one is missing.
+
+        Raises:
+            ReportError: a file leads out of the run folder by a link.
+        """
         paths = [self.path / kind / f"student_{student['index']}.safetensors" for student in self.summary["students"]]
-        return paths if all(path.is_file() for path in paths) else []
+        if not all(path.is_file() for path in paths):
+            return []
+        for path in paths:
+            for file in (path, path.with_suffix(".json")):
+                check_inside(file, self.path)
+        return paths
 
 
 def read_run(path: Path) -> Run:
@@ -56,6 +60,7 @@ def read_run(path: Path) -> Run:
 
     Raises:
         ReportError: `path` is not a run folder, the run is not finished, or a file is damaged.
+        OSError: a file cannot be read.
     """
     if not path.is_dir():
         raise ReportError(f"runs: expected folders of finished runs, got {path}, which is not a folder")
@@ -65,51 +70,8 @@ def read_run(path: Path) -> Run:
         raise ReportError(
             f"runs: expected finished runs, got {path}, which has no summary.json; train with --resume to finish it"
         )
-    stored = _read_json(path / "config.json")
-    try:
-        config = TrainConfig.from_dict(stored | {"output_dir": path})
-    except (TypeError, ValueError) as error:
-        raise ReportError(f"runs: {path / 'config.json'} is damaged ({error})") from error
-    summary = _read_json(path / "summary.json")
-    _check_summary(summary, config, path / "summary.json")
-    return Run(path, config, summary, _read_histories(path / "metrics.jsonl", config.epochs))
-
-
-def _read_histories(file: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
-    histories = defaultdict(list)
-    if not file.is_file():
-        raise ReportError(f"runs: {file} is missing")
-    for number, line in enumerate(read_regular(file).splitlines(), start=1):
-        try:
-            entry = load_checked(line)
-            histories[entry["phase"]].append(entry)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ReportError(f"runs: {file}, line {number}, is damaged ({error})") from error
-    for phase in {"ensemble", *(name for name in histories if name.startswith("baseline_"))}:
-        if len(histories[phase]) != epochs:
-            raise ReportError(
-                f"runs: {file}: expected {epochs} lines of the phase {phase!r}, got {len(histories[phase])}"
-            )
-    return dict(histories)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return load_checked(read_regular(file))
-    except ValueError as error:
-        raise ReportError(f"runs: {file} is damaged ({error})") from error
-
-
-def _check_summary(summary: dict[str, Any], config: TrainConfig, file: Path) -> None:
-    needed = ("dataset", "students", "ensemble_accuracy", "selected_epoch", "test_images", "seconds", "versions")
-    if missing := [name for name in needed if name not in summary]:
-        raise ReportError(f"runs: {file} lacks {', '.join(missing)}; it was written by an older version")
-    count = 1 if config.family_objective.alone else config.num_students
-    if len(summary["students"]) != count:
-        raise ReportError(f"runs: {file}: expected {count} students, got {len(summary['students'])}")
-    of_student = ("index", "parameters", "relative_size", "flops", "accuracy", "baseline_accuracy", "relative_gain")
-    if missing := [name for name in of_student if any(name not in student for student in summary["students"])]:
-        raise ReportError(f"runs: {file}: students lack {', '.join(missing)}; it was written by an older version")
+    config = read_config(path)
+    return Run(path, config, read_summary(path, config), read_histories(path, config))
 
 
 @dataclass(frozen=True)

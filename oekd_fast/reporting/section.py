@@ -11,7 +11,7 @@ import torch
 
 from oekd_fast.common.spread import spread
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import DataError, ImageDataset
+from oekd_fast.data import ImageDataset
 from oekd_fast.figures.curves import curve_figure
 from oekd_fast.figures.plotting import png
 from oekd_fast.figures.sizes import of_students, size_figure
@@ -23,12 +23,12 @@ from oekd_fast.reporting.cam_figures import cam_figure
 from oekd_fast.reporting.evidence import (
     Networks,
     check_same_images,
+    data_config,
     grad_cam_panels,
     load_networks,
     one_of_each_class,
-    with_data_dir,
 )
-from oekd_fast.reporting.finished_runs import Group, ReportError, Run
+from oekd_fast.reporting.finished_runs import Group, Run
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.predictions import Predictions, predict
 
@@ -46,20 +46,24 @@ class Section:
     Args:
         group: the runs.
         load: function that loads the data set of a config.
-        data_dir: current folder of the data set; None takes it from config.json.
+        data_dir: folder of the data set, given by the user; None if the user gave none.
+        with_data: whether the user lets the report load the data set that config.json names.
         images: number of images of the Grad-CAM panels.
         explained: class that Grad-CAM explains.
         device: device on which networks run.
         keep: function called with the name and content of each picture.
+        tell: function called with a line for the user if a part of the page is missing.
     """
 
     group: Group
     load: Callable[[TrainConfig], ImageDataset]
     data_dir: Path | None
+    with_data: bool
     images: int
     explained: Literal["predicted", "true"]
     device: torch.device
     keep: Callable[[str, bytes], None]
+    tell: Callable[[str], None]
 
     def html(self) -> str:
         """Return the section as HTML."""
@@ -76,15 +80,13 @@ class Section:
         yield from self._results()
         yield from self._curves()
         try:
-            dataset = self.load(with_data_dir(self._runs[0].config, self.data_dir))
-            networks = [load_networks(run, self.device) for run in self._runs]
-            for run, loaded in zip(self._runs, networks, strict=True):
-                check_same_images(dataset, run, loaded.students[0])
-        except (DataError, ReportError, ImportError, OSError, ValueError) as error:
-            yield page.note(f"Calibration, agreement, accuracy by class and Grad-CAM are missing: {error}")
+            evidence = list(self._evidence())
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            problem = f"Calibration, agreement, accuracy by class and Grad-CAM are missing: {error}"
+            self.tell(problem)
+            yield page.note(problem)
         else:
-            yield from self._predictions(dataset, networks)
-            yield from self._cams(dataset, networks[0])
+            yield from evidence
         for run in self._runs:
             fields = _facts(run) | run.config.as_dict()
             yield page.details(
@@ -146,6 +148,16 @@ class Section:
         yield self._picture(
             "curves", lambda: curve_figure(histories, selected), "Loss and validation accuracy of each epoch"
         )
+
+    def _evidence(self) -> Iterator[str]:
+        """Yield the parts that need the networks and the test images."""
+        config = data_config(self._runs[0].config, self.data_dir, self.with_data)
+        networks = [load_networks(run, self.device) for run in self._runs]
+        dataset = self.load(config)
+        for run, loaded in zip(self._runs, networks, strict=True):
+            check_same_images(dataset, run, loaded.students[0])
+        yield from self._predictions(dataset, networks)
+        yield from self._cams(dataset, networks[0])
 
     def _predictions(self, dataset: ImageDataset, networks: list[Networks]) -> Iterator[str]:
         with_baselines = all(loaded.baselines for loaded in networks)
@@ -271,7 +283,9 @@ class Section:
         try:
             content = png(draw)
         except Exception as error:  # matplotlib documents no set of exceptions
-            return page.note(f"The picture {name}.png could not be drawn ({str(error) or type(error).__name__}).")
+            problem = f"The picture {name}.png could not be drawn ({str(error) or type(error).__name__})."
+            self.tell(problem)
+            return page.note(problem)
         self.keep(name, content)
         return page.picture(content, description, natural=natural)
 

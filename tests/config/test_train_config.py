@@ -29,7 +29,9 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("num_students", 0, "num_students: expected an integer >= 1, got 0"),
+        ("num_students", 0, "num_students: expected an integer >= 1 and <= 1000, got 0"),
+        ("num_students", 10**9, "num_students: expected an integer >= 1 and <= 1000, got 1000000000"),
+        ("temperature", 10**400, "temperature: expected a finite number > 0, got 1000"),
         ("epochs", 0, "epochs: expected an integer >= 1, got 0"),
         ("batch_size", -1, "batch_size: expected an integer >= 1, got -1"),
         ("checkpoint_every", 0, "checkpoint_every: expected an integer >= 1, got 0"),
@@ -43,10 +45,10 @@ def test_defaults_are_those_of_the_paper():
         ("milestones", (0.5, 1.0), r"milestones: expected shares of the training in \(0, 1\), got \(0.5, 1.0\)"),
         ("validation_fraction", 1.0, r"validation_fraction: expected a number in \(0, 1\), got 1.0"),
         ("train_images", 0, "train_images: expected an integer >= 1, got 0"),
-        ("image_size", 0, "image_size: expected pixels >= 1, got 0"),
+        ("image_size", 0, "image_size: expected pixels >= 1 and <= 16384, got 0"),
         ("augmentation", "flip", "augmentation: expected one of auto, none, crop, resized_crop, got 'flip'"),
         ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
-        ("pad", -1, "pad: expected pixels >= 0, got -1"),
+        ("pad", -1, "pad: expected pixels >= 0 and <= 16384, got -1"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
         ("ce_schedule", "sigma", "ce_schedule: did you mean sigmoid\\? expected one of constant, .* got 'sigma'"),
         ("optimizer", "lion", "optimizer: expected one of sgd, adam, rmsprop, got 'lion'"),
@@ -84,8 +86,8 @@ def test_replacing_the_optimizer_uses_its_learning_rate():
 @pytest.mark.parametrize(
     ("section", "value", "message"),
     [
-        (DataConfig, {"pad": -1}, "pad: expected pixels >= 0, got -1"),
-        (ModelConfig, {"num_students": 0}, "num_students: expected an integer >= 1, got 0"),
+        (DataConfig, {"pad": -1}, "pad: expected pixels >= 0 and <= 16384, got -1"),
+        (ModelConfig, {"num_students": 0}, "num_students: expected an integer >= 1 and <= 1000, got 0"),
         (DistillationConfig, {"objective": "kd"}, "teacher: expected the path of a saved student"),
         (OptimizerConfig, {"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
         (ScheduleConfig, {"decay_epochs": 0.0}, "decay_epochs: expected a finite number > 0, got 0.0"),

@@ -4,18 +4,15 @@ import json
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from oekd_fast.common.checked_json import load_checked
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.report import ReportConfig, main, report
+from oekd_fast.report import ReportConfig, main
 from oekd_fast.reporting import section
 from oekd_fast.reporting.evidence import load_networks, one_of_each_class
 from oekd_fast.reporting.finished_runs import read_run
@@ -23,71 +20,10 @@ from oekd_fast.reporting.predictions import predict
 from oekd_fast.runs.device_data import dataset_of
 from oekd_fast.runs.run import train
 
+from ..support.reports import QUIET, Checker, change, change_lines, page_of
+
 PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "grad_cam")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A run of two students and their baselines, on a folder with a name that has to be escaped in HTML."""
-    folder = tmp_path_factory.mktemp("report")
-    data = folder / "a<b>&c"
-    data.mkdir()
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 60), ("test", 30)):
-        labels = np.arange(count) % 3
-        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
-        images[np.arange(count), :, :, labels] += 90
-        np.save(data / f"{split}.images.npy", images)
-        np.save(data / f"{split}.labels.npy", labels)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = TrainConfig(dataset=str(data), num_students=2, epochs=2, batch_size=20, output_dir=folder / "run",
-                         learning_rate=0.05, baseline=True, progress=False)  # fmt: skip
-    train(config, Console(quiet=True))
-    torch.set_num_threads(before)
-    return config.run_folder
-
-
-@pytest.fixture
-def drawn_run(trained, tmp_path, one_thread) -> Path:
-    """A copy of the run that tests may damage, without checkpoints."""
-    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-
-
-@pytest.fixture
-def run(drawn_run, monkeypatch) -> Path:
-    """A copy of the run whose report draws no pictures, since drawing takes most of the time."""
-    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
-    return drawn_run
-
-
-def change(file: Path, **fields) -> None:
-    file.write_text(json.dumps(load_checked(file.read_text()) | fields))
-
-
-def page_of(*runs: Path, **options) -> str:
-    return report(ReportConfig(runs=runs, images=2, device="cpu", **options)).read_text()
-
-
-class Checker(HTMLParser):
-    """Parser that collects all tags and addresses, and the tags that are not closed."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.addresses, self.tags = [], [], set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_the_page_is_complete_and_self_contained(drawn_run):
@@ -180,7 +116,7 @@ def gated(trained) -> Path:
     """A run with the objective "one", which has a gate, on the data of the other run."""
     config = TrainConfig(dataset=str(trained.parent / "a<b>&c"), objective="one", num_students=2, epochs=1,
                          batch_size=20, output_dir=trained.parent / "gated", progress=False)  # fmt: skip
-    train(config, Console(quiet=True))
+    train(config, QUIET)
     return config.run_folder
 
 
@@ -219,9 +155,22 @@ def test_a_damaged_gate_is_noted(gated, tmp_path, one_thread, monkeypatch):
     assert re.search("Grad-CAM are missing: .*gate.safetensors: damaged", page_of(copy))
 
 
-def test_an_ensemble_with_earlier_networks_is_noted(run):
+def repeat_first_student(run: Path, count: int, **fields) -> None:
+    """Make the results of a run those of `count` students, each with the numbers of the first one."""
     summary = json.loads((run / "summary.json").read_text())
-    change(run / "summary.json", students=summary["students"][:1])
+    students = [summary["students"][0] | {"index": j + 1} for j in range(count)]
+    change(run / "summary.json", students=students, **fields)
+
+    def repeat(line):
+        if line["phase"] == "ensemble":
+            for split, name in (("train", "ce"), ("train", "kd"), ("validation", "accuracy")):
+                line[split][name] = line[split][name][:1] * count
+
+    change_lines(run / "metrics.jsonl", repeat)
+
+
+def test_an_ensemble_with_earlier_networks_is_noted(run):
+    repeat_first_student(run, 1)
     change(run / "config.json", objective="snapshot", schedule="cyclic", snapshots=1)
     assert "also includes earlier networks" in page_of(run)
 
@@ -234,22 +183,20 @@ def test_paths_of_a_config_are_read_as_paths(run):
 
 
 def test_another_objective_is_not_compared_with_the_paper(run, tmp_path):
-    summary = json.loads((run / "summary.json").read_text())
-    change(run / "summary.json", students=summary["students"][:1] * 5, dataset="cifar100")
+    repeat_first_student(run, 5, dataset="cifar100")
     change(run / "config.json", objective="dml", dataset="cifar100", model="resnet32", num_students=5,
            data_dir=str(tmp_path))  # fmt: skip
     assert "paper: " not in page_of(run)
 
 
 def test_a_family_of_one_is_not_compared_with_the_paper(run, tmp_path):
-    summary = json.loads((run / "summary.json").read_text())
-    change(run / "summary.json", students=summary["students"][:1], dataset="cifar100")
+    repeat_first_student(run, 1, dataset="cifar100")
     changes = {"dataset": "cifar100", "model": "resnet32", "num_students": 5, "data_dir": str(tmp_path)}
     change(run / "config.json", objective="born_again", **changes)
     text = page_of(run)
     assert "resnet32 x 1 on cifar100, born_again" in text and "paper: " not in text
     change(run / "config.json", objective="oekd")
-    change(run / "summary.json", students=summary["students"][:1] * 5)
+    repeat_first_student(run, 5)
     assert "paper: in the family %" in page_of(run)
 
 
@@ -259,7 +206,7 @@ def test_damaged_weights_are_noted(run):
 
 
 def test_grad_cam_can_be_omitted_and_explain_the_true_class(run):
-    report(ReportConfig(runs=(run,), images=0, device="cpu"))
+    page_of(run, images=0)
     assert not (run / "report" / "grad_cam.png").exists()
     assert "for the true class" in page_of(run, explain="true")
     assert (run / "report" / "grad_cam.png").exists()
@@ -318,7 +265,7 @@ def test_an_invalid_run_folder_is_a_one_line_error(run, damage, message, monkeyp
 
 
 def test_the_command_prints_the_path_of_the_page(run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report", str(run), "--images", "1", "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["report", str(run), "--with-data", "--images", "1", "--device", "cpu"])
     assert main() == 0
     assert capsys.readouterr().out == f"Report: {run}/report/index.html\n"
 

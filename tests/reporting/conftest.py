@@ -1,0 +1,49 @@
+"""A finished run that reports are written of."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.reporting import section
+from oekd_fast.runs.run import train
+
+from ..support.reports import QUIET
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A run of two students and their baselines, on a folder with a name that has to be escaped in HTML."""
+    folder = tmp_path_factory.mktemp("report")
+    data = folder / "a<b>&c"
+    data.mkdir()
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 30)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 90
+        np.save(data / f"{split}.images.npy", images)
+        np.save(data / f"{split}.labels.npy", labels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = TrainConfig(dataset=str(data), num_students=2, epochs=2, batch_size=20, output_dir=folder / "run",
+                         learning_rate=0.05, baseline=True, progress=False)  # fmt: skip
+    train(config, QUIET)
+    torch.set_num_threads(before)
+    return config.run_folder
+
+
+@pytest.fixture
+def drawn_run(trained, tmp_path, one_thread) -> Path:
+    """A copy of the run that tests may damage, without checkpoints."""
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+@pytest.fixture
+def run(drawn_run, monkeypatch) -> Path:
+    """A copy of the run whose report draws no pictures, since drawing takes most of the time."""
+    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    return drawn_run
