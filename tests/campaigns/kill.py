@@ -29,7 +29,7 @@ from oekd_fast.runs import phase
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.runs.run import train
 
-from ..support.forked_runs import fork, one_thread_without_pictures, register_smallest, smallest_config, wait
+from ..support.forked_runs import fork, smallest_config, smallest_runs, wait
 from ..support.small_runs import QUIET, assert_same_run
 
 RESULT = Path(__file__).parent / "results" / "kill.json"
@@ -199,9 +199,8 @@ def _names(folder: Path) -> list[str]:
 
 def run_campaign(trials: int, seed: int, folder: Path) -> dict[str, Any]:
     """Run the trials in `folder` and return the result, as the JSON file holds it."""
-    register_smallest()
     start, faults = time.perf_counter(), []
-    with one_thread_without_pictures():
+    with smallest_runs():
         campaign = Campaign(folder, seed)
         for number in range(trials):
             fault = campaign.trial(number)

@@ -12,14 +12,13 @@ from oekd_fast.runs.checkpoint import load_latest_checkpoint, save_checkpoint
 from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolderError
 
-from ..support.forked_runs import MODEL, one_thread_without_pictures, register_smallest
+from ..support.forked_runs import MODEL, smallest_runs
 from ..support.small_runs import QUIET
 
 
 @pytest.fixture(scope="module", autouse=True)
 def smallest_model():
-    register_smallest()
-    with one_thread_without_pictures():
+    with smallest_runs():
         yield
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from oekd_fast import FunctionalArchitecture, register_architecture
+from oekd_fast import FunctionalArchitecture, build_ensemble, register_architecture
 from oekd_fast.common.files import write_atomically
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.models import registry
 from oekd_fast.models.functional import PooledLinear
 from oekd_fast.runs import run as runs
 
@@ -30,16 +31,7 @@ def _conv(c_in: int, c_out: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
-def register_smallest() -> None:
-    """Register the model of `smallest_config`: a base, one block and a classifier."""
-    register_architecture(
-        FunctionalArchitecture(
-            MODEL,
-            lambda c_in: _conv(c_in, 2),
-            lambda width: [_conv(2, width(4))],
-            lambda c_in, n: PooledLinear(c_in, n),
-        )
-    )
+SMALLEST = FunctionalArchitecture(MODEL, lambda c_in: _conv(c_in, 2), lambda width: [_conv(2, width(4))], PooledLinear)
 
 
 def smallest_config(folder: Path) -> TrainConfig:
@@ -59,15 +51,18 @@ def smallest_config(folder: Path) -> TrainConfig:
 
 
 @contextlib.contextmanager
-def one_thread_without_pictures() -> Iterator[None]:
-    """Prepare this process for forks that train: one thread, and a constant in the place of report.png."""
-    threads, write_png = torch.get_num_threads(), runs.write_png
+def smallest_runs() -> Iterator[None]:
+    """Prepare this process for forks that train: the model of `smallest_config`, one thread, and no pictures."""
+    threads, write_png, architectures = torch.get_num_threads(), runs.write_png, registry._ARCHITECTURES
+    registry._ARCHITECTURES = dict(architectures)
     torch.set_num_threads(1)
     runs.write_png = lambda path, draw: write_atomically(path, PICTURE)
     try:
+        register_architecture(SMALLEST)
+        build_ensemble(MODEL, num_students=2)  # imports what every fork would import at its first use
         yield
     finally:
-        runs.write_png = write_png
+        runs.write_png, registry._ARCHITECTURES = write_png, architectures
         torch.set_num_threads(threads)
 
 
