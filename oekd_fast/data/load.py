@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oekd_fast.data.assemble import SourceSplits, assemble
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, AugmentationChoice, ImageSettings
-from oekd_fast.data.dataset import DataError, ImageDataset
+from oekd_fast.data.dataset import DataError, ImageDataset, Statistics
 from oekd_fast.data.known import KNOWN, KnownDataset, known_name
 from oekd_fast.data.names import printable
 from oekd_fast.data.readers.arrays import has_arrays, read_arrays
@@ -95,14 +95,7 @@ def load_dataset(
     if seed < 0:
         raise DataError(f"seed: expected an integer >= 0, got {seed}")
     name = known_name(name) or name
-    known = KNOWN.get(name)
-    if known is None:
-        known_augmentation, published = DIGITS if name == "digits" else None, None
-    else:
-        known_augmentation, published = known.augmentation, known.published
-    settings = ImageSettings.choose(augmentation, image_size, known_augmentation)
-    if settings.stored_size is not None and settings.stored_size**2 > MAX_PIXELS:
-        raise DataError(f"image_size: expected images of at most {MAX_PIXELS:,} pixels, got {image_size}")
+    settings = image_settings(name, augmentation, image_size)
     options = ReadOptions(
         image_column=image_column,
         label_column=label_column,
@@ -110,11 +103,38 @@ def load_dataset(
         size=settings.stored_size,
         skip_corrupt=skip_corrupt,
     )
-    source = _read(name, known, None if data_dir is None else Path(os.path.expanduser(data_dir)), options)
-    return assemble(name, source, settings, published, train_images, validation_fraction, seed)
+    source = read_splits(name, data_dir, options)
+    return assemble(name, source, settings, published_statistics(name), train_images, validation_fraction, seed)
 
 
-def _read(name: str, known: KnownDataset | None, data_dir: Path | None, options: ReadOptions) -> SourceSplits:
+def image_settings(name: str, augmentation: AugmentationChoice, image_size: int | None) -> ImageSettings:
+    """Return augmentation and image sizes of the data set `name`; the arguments are those of `load_dataset`.
+
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    known = KNOWN.get(known_name(name) or name)
+    known_augmentation = known.augmentation if known is not None else DIGITS if name == "digits" else None
+    settings = ImageSettings.choose(augmentation, image_size, known_augmentation)
+    if settings.stored_size is not None and settings.stored_size**2 > MAX_PIXELS:
+        raise DataError(f"image_size: expected images of at most {MAX_PIXELS:,} pixels, got {image_size}")
+    return settings
+
+
+def published_statistics(name: str) -> Statistics | None:
+    """Return the channel statistics of the data set `name` in common use, or None."""
+    known = KNOWN.get(known_name(name) or name)
+    return None if known is None else known.published
+
+
+def read_splits(name: str, data_dir: str | Path | None, options: ReadOptions) -> SourceSplits:
+    """Find a data set and read its splits as they are stored; `name` and `data_dir` are those of `load_dataset`.
+
+    Raises:
+        DataError: the data is missing or malformed.
+    """
+    name = known_name(name) or name
+    known, data_dir = KNOWN.get(name), None if data_dir is None else Path(os.path.expanduser(data_dir))
     if name == "digits":
         return read_digits(options)
     if known is not None:

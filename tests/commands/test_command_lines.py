@@ -1,4 +1,4 @@
-"""Command lines of train, report and reproduce: help, version, groups, errors."""
+"""Command lines of train, report, reproduce and check_data: help, version, groups, errors."""
 
 import dataclasses
 import os
@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from oekd_fast import __version__
+from oekd_fast.check_data import CheckDataOptions
 from oekd_fast.config.command_line import GROUPS, RecipeOptions, parse_recipe_options
 from oekd_fast.config.options import field_docs, parse
 from oekd_fast.config.train_config import TrainConfig
@@ -19,6 +20,9 @@ PARSERS = {
     "train": lambda arguments: parse_recipe_options(RecipeOptions, "python -m oekd_fast.train", arguments),
     "reproduce": lambda arguments: parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce", arguments),
     "report": lambda arguments: ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", arguments)),
+    "check_data": lambda arguments: CheckDataOptions(
+        **parse(CheckDataOptions, "python -m oekd_fast.check_data", arguments)
+    ),
 }
 
 

@@ -15,7 +15,7 @@ LEVELS = (
     {"training", "reporting"},
     {"runs"},
     {"reproduction"},
-    {"train", "report", "reproduce"},
+    {"train", "report", "reproduce", "check_data"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = [*ROOT.rglob("*.py"), *(ROOT.parent / "kernels").rglob("*.py")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -28,6 +29,19 @@ Source = tuple[str, Path | BytesIO]
 Fetch = Callable[[Sequence[int]], list[Source]]
 
 
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A split whose images were not decoded.
+
+    Args:
+        sources: the N images, which can be iterated over once.
+        labels: class indices, int64 [N].
+    """
+
+    sources: Iterable[Source]
+    labels: Tensor
+
+
 def read_into_memory(where: str, sources: Iterable[Source], labels: Tensor, options: ReadOptions) -> ReadSplit:
     """Decode all images of a split.
 
@@ -40,6 +54,8 @@ def read_into_memory(where: str, sources: Iterable[Source], labels: Tensor, opti
     Raises:
         DataError: see `decode_images`.
     """
+    if options.keep_encoded:
+        return ReadSplit(EncodedSplit(sources, labels))
     images, rows, unreadable = decode_images(sources, len(labels), options.size, options.skip_corrupt)
     split = Split(torch.from_numpy(images), labels[torch.tensor(rows, dtype=torch.int64)])
     return ReadSplit(split, note_on_skipped(where, unreadable, len(labels)))

@@ -25,6 +25,7 @@ class ReadOptions:
         size: crop images to their middle square and resize them to this many pixels a side. None keeps their size,
             which has to be the same for all.
         skip_corrupt: leave out images that cannot be decoded, instead of raising an error.
+        keep_encoded: return encoded images as `EncodedSplit` without decoding them, to inspect them one by one.
     """
 
     image_column: str | None = None
@@ -34,6 +35,7 @@ class ReadOptions:
     stream: bool = False
     size: int | None = None
     skip_corrupt: bool = False
+    keep_encoded: bool = False
 
 
 class ReadSplit(NamedTuple):
