@@ -25,16 +25,14 @@ from typing import Any
 
 from oekd_fast.common.machine import machine
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.runs import phase
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.runs.run import train
 
+from ..support.file_calls import count_calls, report_saves
 from ..support.forked_runs import fork, smallest_config, smallest_runs, wait
 from ..support.small_runs import QUIET, assert_same_run
 
 RESULT = Path(__file__).parent / "results" / "kill.json"
-# The calls through which files and folders are changed.
-CALLS = ("open", "write", "fsync", "close", "replace", "unlink", "mkdir", "ftruncate")
 MOMENTS = ("before", "within", "after")
 
 
@@ -45,30 +43,6 @@ class Fault:
     trial: int
     kills: list[str]
     found: str
-
-
-def count_calls(act: Callable[[int, str, str, tuple], None]) -> list[int]:
-    """Have `act(number, name, moment, arguments)` called before and after each call of `CALLS` in this process.
-
-    Returns:
-        A list with the number of calls so far.
-    """
-    count = [0]
-
-    def counted(name: str, function: Callable) -> Callable:
-        def wrapper(*arguments: Any, **options: Any) -> Any:
-            count[0] += 1
-            number = count[0]
-            act(number, name, "before", arguments)
-            result = function(*arguments, **options)
-            act(number, name, "after", arguments)
-            return result
-
-        return wrapper
-
-    for name in CALLS:
-        setattr(os, name, counted(name, getattr(os, name)))
-    return count
 
 
 def kill_at(call: int, moment: str, part: float) -> None:
@@ -84,18 +58,6 @@ def kill_at(call: int, moment: str, part: float) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     count_calls(act)
-
-
-def report_saves(descriptor: int) -> None:
-    """Write the phase and the step of each checkpoint to a pipe as soon as it is saved."""
-    save, write = phase.save_checkpoint, os.write
-
-    def reporting(folder: Path, state: dict[str, Any], step: int) -> Path:
-        path = save(folder, state, step)
-        write(descriptor, f"{folder.name} {step}\n".encode())
-        return path
-
-    phase.save_checkpoint = reporting
 
 
 class Campaign:
@@ -164,7 +126,8 @@ class Campaign:
 
         def run() -> None:
             os.close(reading)
-            report_saves(writing)
+            write = os.write
+            report_saves(lambda name, step: write(writing, f"{name} {step}\n".encode()))
             prepare()
             train(config, QUIET)
 

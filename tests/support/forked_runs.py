@@ -19,7 +19,6 @@ from oekd_fast import FunctionalArchitecture, build_ensemble, register_architect
 from oekd_fast.common.files import write_atomically
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.models import registry
-from oekd_fast.models.functional import PooledLinear
 from oekd_fast.runs import run as runs
 
 MODEL = "smallest"
@@ -31,7 +30,7 @@ def _conv(c_in: int, c_out: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
-SMALLEST = FunctionalArchitecture(MODEL, lambda c_in: _conv(c_in, 2), lambda width: [_conv(2, width(4))], PooledLinear)
+SMALLEST = FunctionalArchitecture(MODEL, lambda c_in: _conv(c_in, 2), lambda width: [_conv(2, width(4))], nn.Linear)
 
 
 def smallest_config(folder: Path) -> TrainConfig:
