@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
@@ -126,6 +127,12 @@ def dump_metadata(metadata: StudentMetadata, weights_sha256: str) -> bytes:
     """Return the content of the JSON file: `metadata` and the checksum of the file of weights."""
     document = {**asdict(metadata), _CHECKSUM_FIELD: weights_sha256}
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def digest(metadata: StudentMetadata) -> str:
+    """Return the SHA-256 of `metadata` in a canonical form, which the file of weights holds."""
+    text = json.dumps(asdict(metadata), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_metadata(content: bytes) -> tuple[StudentMetadata, str]:

@@ -17,7 +17,7 @@ from oekd_fast.common.files import read_regular, write_atomically
 from oekd_fast.common.text import plain
 from oekd_fast.family.ensemble import Student
 from oekd_fast.family.gate import Gate
-from oekd_fast.family.metadata import Normalisation, StudentMetadata, check_names, dump_metadata, parse_metadata
+from oekd_fast.family.metadata import Normalisation, StudentMetadata, check_names, digest, dump_metadata, parse_metadata
 from oekd_fast.models import Architecture, architecture_names, get_architecture
 
 __all__ = [
@@ -35,6 +35,7 @@ GATE_FILE = "gate.safetensors"  # in the folder of the students that it weights
 _WEIGHTS_SUFFIX = ".safetensors"
 _METADATA_SUFFIX = ".json"
 _CHECKSUM_FIELD = "weights_sha256"
+_METADATA_FIELD = "metadata_sha256"  # in the header of the file of weights
 _LARGEST_METADATA = 64 * 2**20  # bytes
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -86,7 +87,7 @@ def save_student(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     _check_tensors(tensors, _build(metadata, architecture), "module")
 
-    weights = safetensors.save(tensors, metadata={"format": "pt"})
+    weights = safetensors.save(tensors, metadata={"format": "pt", _METADATA_FIELD: digest(metadata)})
     document = dump_metadata(metadata, hashlib.sha256(weights).hexdigest())
     write_atomically(weights_path, weights)
     write_atomically(metadata_path, document)
@@ -127,6 +128,12 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
     except Exception as error:  # beside SafetensorError, unknown dtypes raise KeyError
         raise _damaged(weights_path, error) from error
     _check_tensors(tensors, student, str(weights_path))
+    # Version 0.1.0 did not write this digest.
+    if _header_metadata(weights).get(_METADATA_FIELD, digest(metadata)) != digest(metadata):
+        raise ValueError(
+            f"{metadata_path}: changed after it was saved together with {weights_path.name}; "
+            "save_student writes both files with other metadata"
+        )
     student.load_state_dict(tensors, assign=True)
     return student.eval()
 
@@ -164,7 +171,7 @@ def load_gate(path: Path, channels: int, students: int) -> Gate:
     content = _read(path, _largest_file(gate))
     try:
         tensors = safetensors.load(content)
-        checksum = _header(content).get("__metadata__", {}).get(_CHECKSUM_FIELD)
+        checksum = _header_metadata(content).get(_CHECKSUM_FIELD)
     except Exception as error:  # beside SafetensorError, unknown dtypes raise KeyError
         raise _damaged(path, error) from error
     _check_tensors(tensors, gate, str(path))
@@ -181,9 +188,9 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return content.hexdigest()
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """Return the JSON header of a safetensors file that the library has read."""
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+def _header_metadata(content: bytes) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file that the library has read."""
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
 
 
 def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:

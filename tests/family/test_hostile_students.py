@@ -128,6 +128,23 @@ def test_a_student_of_another_floating_type_is_saved_and_loaded(tmp_path, traine
     assert {p.dtype for p in loaded.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"accuracy": 99.0}, {"classes": list("abcdefh")}, {"image_size": 16},
+     {"normalisation": {"mean": [0.5, 0.25, 0.4], "std": [0.2, 0.5, 0.75]}}],
+)  # fmt: skip
+def test_metadata_that_was_changed_after_the_save_is_rejected(saved, changes):
+    edit(saved.with_suffix(".json"), **changes)
+    with pytest.raises(ValueError, match=r"student_4\.json: changed after it was saved together with student_4\.safet"):
+        load_student(saved)
+
+
+def test_a_student_of_an_older_version_has_no_digest_of_its_metadata(saved, trained):
+    store(saved, {name: tensor.contiguous() for name, tensor in trained.student(3).state_dict().items()})
+    edit(saved.with_suffix(".json"), oekd_fast_version="0.1.0")
+    assert load_student(saved).metadata.oekd_fast_version == "0.1.0"
+
+
 def test_a_path_in_the_home_folder_is_expanded(tmp_path, trained, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save_student(trained.student(3), "~/student_4", describe(trained, 3))
