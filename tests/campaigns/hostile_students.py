@@ -245,8 +245,8 @@ def sparse(path: Path, start: bytes = b"") -> None:
 CHANGES = {"bit flips": flipped, "fields of the JSON": edited, "headers of the weights": reheadered}
 
 
-def run_campaign(flips: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Load `flips` files of each kind of random change, and each hostile file once; return the JSON file's content."""
+def run_campaign(flips: int, seed: int, folder: Path, every: int = 1) -> dict[str, Any]:
+    """Load `flips` files of each random change and every `every`-th hostile file; return the JSON file's content."""
     start, faults = time.perf_counter(), []
     counts: dict[str, Counter] = {}
     inner = folder / "a" / "b" / "students"
@@ -264,7 +264,7 @@ def run_campaign(flips: int, seed: int, folder: Path) -> dict[str, Any]:
             change(saved, random.Random(f"{seed} {kind} {number}"))
             note(kind, number, saved.problem())
             saved.restore()
-    for number, (what, content) in enumerate(payloads(folder)):
+    for number, (what, content) in list(enumerate(payloads(folder)))[::every]:
         path = inner / ("weights.safetensors" if "header" in what else "weights.pth")
         path.write_bytes(content)
         problem = in_limited_memory(lambda path=path: load_payload(path))
