@@ -150,6 +150,13 @@ def rows_of(value_and_grad: Callable, rows: int, classes: int = 1) -> int:
     return max(2, min(rows, 24, 40000 // classes)) if value_and_grad is IMPLEMENTATIONS.get("triton") else rows
 
 
+def fewer_of(value_and_grad: Callable, logits: list[Tensor], target: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Keep one row of two students for the interpreter if rows are long: it takes a second for such a row."""
+    if value_and_grad is not IMPLEMENTATIONS.get("triton") or logits[0].shape[1] < 10_000:
+        return logits, target
+    return [z[:1] for z in logits[:2]], target[:1]
+
+
 def order_depends_on_layout(value_and_grad: Callable) -> bool:
     """Whether strides and alignment change the order of sums."""
     return value_and_grad is IMPLEMENTATIONS.get("triton")
