@@ -1,11 +1,15 @@
 """Fixtures of the tests of runs: small arrays that a network can learn, and a config that trains on them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.runs.run import train
+
+from ..support.small_runs import QUIET
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +28,33 @@ def arrays(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(arrays, tmp_path) -> TrainConfig:
+    return small_config(arrays, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arrays, tmp_path_factory) -> Path:
+    """Return the folder of a run of `config`, with which a test may compare but which it must not change."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(small_config(arrays, folder), QUIET)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_with_baselines(arrays, tmp_path_factory) -> Path:
+    """Return the folder of a run of `config` with baselines, which a test must not change."""
+    folder = tmp_path_factory.mktemp("uninterrupted_with_baselines") / "run"
+    train(replace(small_config(arrays, folder), baseline=True), QUIET)
+    return folder
+
+
+def small_config(arrays: Path, output_dir: Path) -> TrainConfig:
     return TrainConfig(
         dataset=str(arrays),
         num_students=2,
         epochs=3,
         batch_size=20,
         validation_fraction=0.2,
-        output_dir=tmp_path / "run",
+        output_dir=output_dir,
         warmup_epochs=0.5,
         learning_rate=0.05,
         progress=False,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,30 +26,25 @@ from ..support.small_runs import (
 )
 
 
-def test_the_same_seed_gives_the_same_run(config, tmp_path):
+def test_the_same_seed_gives_the_same_run(config, uninterrupted):
     train(config, QUIET)
-    train(replace(config, output_dir=tmp_path / "again"), QUIET)
-    assert_same_run(config.output_dir, tmp_path / "again")
+    assert_same_run(config.output_dir, uninterrupted)
 
 
 @pytest.mark.parametrize("step", [2, 3, 5, 11, 18])
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, step):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(config, uninterrupted_with_baselines, monkeypatch, step):
     """The steps lie within an epoch, at the end of one, and in a baseline (from step 10 on)."""
-    config = replace(config, baseline=True)
-    train(config, QUIET)
-    again = replace(config, output_dir=tmp_path / "again")
+    again = replace(config, baseline=True)
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Interrupted, match="--resume continues") as stopped:
             train(again, QUIET)
         assert stopped.value.signal_number == signal.SIGTERM
     train(replace(again, resume=True), QUIET)
-    assert_same_run(config.output_dir, again.output_dir)
+    assert_same_run(uninterrupted_with_baselines, again.output_dir)
 
 
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
-    train(config, QUIET)
-    again = replace(config, output_dir=tmp_path / "again")
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(config, uninterrupted):
     script = (
         "import os, signal, sys\n"
         "from oekd_fast.training.engine import Engine\n"
@@ -61,38 +57,36 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
         "Engine.step = patched\n"
         "sys.exit(t.main())\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, *command_line(again)], capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", script, *command_line(config)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert len(metrics_without_times(again.output_dir)) == 2
-    train(replace(again, resume=True), QUIET)
-    assert_same_run(config.output_dir, again.output_dir)
+    assert len(metrics_without_times(config.output_dir)) == 2
+    train(replace(config, resume=True), QUIET)
+    assert_same_run(uninterrupted, config.output_dir)
 
 
-def test_resume_skips_a_damaged_latest_checkpoint(config, tmp_path, monkeypatch):
-    train(config, QUIET)
-    again = replace(config, output_dir=tmp_path / "again")
+def test_resume_skips_a_damaged_latest_checkpoint(config, uninterrupted, monkeypatch):
     with monkeypatch.context() as patch:
         at_step(patch, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Interrupted):
-            train(again, QUIET)
-    latest = load_latest_checkpoint(again.output_dir / "checkpoints" / "ensemble").path
+            train(config, QUIET)
+    latest = load_latest_checkpoint(config.output_dir / "checkpoints" / "ensemble").path
     content = bytearray(latest.read_bytes())
     content[len(content) // 2] ^= 1
     latest.write_bytes(content)
     with pytest.warns(UserWarning, match=f"skipped a damaged checkpoint, {latest}"):
-        train(replace(again, resume=True), QUIET)
-    assert_same_run(config.output_dir, again.output_dir)
+        train(replace(config, resume=True), QUIET)
+    assert_same_run(uninterrupted, config.output_dir)
 
 
-def test_resuming_a_finished_run_changes_nothing(config):
-    train(config, QUIET)
+def test_resuming_a_finished_run_changes_nothing(config, uninterrupted):
+    shutil.copytree(uninterrupted, config.output_dir)
     before = metrics_without_times(config.output_dir), results_without_times(config.output_dir)
     train(replace(config, resume=True), QUIET)
     assert (metrics_without_times(config.output_dir), results_without_times(config.output_dir)) == before
 
 
-def test_baselines_can_be_added_to_a_finished_run(config):
-    train(config, QUIET)
+def test_baselines_can_be_added_to_a_finished_run(config, uninterrupted):
+    shutil.copytree(uninterrupted, config.output_dir)
     summary = train(replace(config, resume=True, baseline=True), QUIET)
     assert all(student["baseline_accuracy"] is not None for student in summary["students"])
 
