@@ -96,14 +96,19 @@ def main(all_cases: Callable[[], list[Case]] = cases) -> int:
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS, help="compute capability x 10")
     parser.add_argument(
-        "--only", default="", metavar="SUBSTRING", help="compile only cases whose name contains SUBSTRING"
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="SUBSTRING",
+        help="compile only cases whose name contains one of the substrings",
     )
     parser.add_argument("--json", type=Path, help="write the results to this file")
     arguments = parser.parse_args()
 
-    names = [case.name for case in all_cases() if arguments.only in case.name]
-    if not names:
-        parser.error(f"--only: no case has {arguments.only!r} in its name")
+    names = [case.name for case in all_cases() if any(part in case.name for part in arguments.only)]
+    for part in arguments.only:
+        if not any(part in name for name in names):
+            parser.error(f"--only: no case has {part!r} in its name")
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET is ignored: kernels are compiled.", file=sys.stderr)
     print(

@@ -1,18 +1,14 @@
 """The benchmark of the loss: the naive loss is the same loss, and the command writes what it prints."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from bench.measure import interleave
-from bench.ops.ensemble_kd import naive_loss, variants
+from bench.ops.ensemble_kd import main, naive_loss, variants
 from oekd_fast import ensemble_kd_loss
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_naive_loss_is_the_same_loss():
@@ -36,21 +32,11 @@ def test_samples_are_interleaved_and_summarised():
     assert all(t.samples == 10 and 0 < t.lower <= t.median <= t.upper for t in timings.values())
 
 
-def test_the_command_writes_its_table_and_file(tmp_path):
+def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys):
     file = tmp_path / "out.json"
-    command = [
-        sys.executable,
-        "-m",
-        "bench.ops.ensemble_kd",
-        "--sizes",
-        "8x16",
-        "--seconds",
-        "0.1",
-        "--json",
-        str(file),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["ensemble_kd", "--sizes", "8x16", "--seconds", "0.1", "--json", str(file)])
+    main()
+    printed = capsys.readouterr().out
     (result,) = json.loads(file.read_text())["results"]
     assert result["milliseconds"].keys() == {"eager", "compiled", "value_and_grad", "differentiable"}
-    assert f"B={result['rows']}" in done.stdout and "x eager" in done.stdout
+    assert f"B={result['rows']}" in printed and "x eager" in printed

@@ -150,7 +150,7 @@ def test_the_gate_alone_may_require_a_gradient(backend):
     weights = tensors["ensemble_weights"].requires_grad_()
     ensemble_kd_loss(logits, target, ensemble_weights=weights, backend=backend, **arguments).loss.backward()
     right = Expected(formula, logits, target, tensors)
-    assert oracle.error(weights.grad, right.truth.weights_grad) <= right.allowed["weights_grad"]
+    right.allowance.check("weights_grad", oracle.error(weights.grad, right.truth.weights_grad))
 
 
 def test_external_teacher_and_mixing_are_never_differentiated(backend):
@@ -193,7 +193,7 @@ def test_weights_grad_is_scaled_and_written_to_strided_buffers(backend):
         logits, target, weights_grad=buffer, grad_scale=torch.tensor(2.5), backend=backend, **tensors, **arguments
     )
     right = Expected(formula, logits, target, tensors, upstream=2.5)
-    assert oracle.error(buffer, right.truth.weights_grad) <= right.allowed["weights_grad"]
+    right.allowance.check("weights_grad", oracle.error(buffer, right.truth.weights_grad))
     assert whole.isnan().sum() == whole.numel() - buffer.numel()
 
 

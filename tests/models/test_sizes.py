@@ -176,8 +176,9 @@ CLOSED_FORMS = {
 
 @pytest.mark.parametrize("name", architecture_names())
 def test_other_numbers_of_students_classes_and_channels_match_the_closed_forms(name):
-    ours = family(name, num_students=3, num_classes=37, in_channels=1)
-    assert ours.parameter_counts() == [CLOSED_FORMS[name](Width(j, 3), 1, 37) for j in range(3)]
+    with torch.device("meta"):
+        ours = build_ensemble(name, num_students=3, num_classes=37, in_channels=1, members=(0, 2))
+    assert ours.parameter_counts() == [CLOSED_FORMS[name](Width(j, 3), 1, 37) for j in (0, 2)]
 
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "densenet_bc_12", "efficientnet_b0"])

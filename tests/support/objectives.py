@@ -285,16 +285,18 @@ class Expected:
     def __init__(self, formula, logits, target, tensors, orders: int = 16, **options) -> None:
         self.dtype = logits[0].dtype
         self.truth = evaluate(formula, logits, target, tensors, torch.float64, **options)
-        self.allowed = dict.fromkeys(Result._fields, oracle.FP64_ROUNDING)
         if self.dtype == torch.float64:
+            self.allowance = oracle.Allowance(Result._fields, oracle.FP64_ROUNDING)
             return
-        self.allowed = dict.fromkeys(Result._fields, oracle.EPSILON)
-        for order in range(orders):
-            plain = evaluate(formula, logits, target, tensors, torch.float32, order=order, **options)
-            for name, actual in plain._asdict().items():
-                if actual is not None:
-                    error = oracle.error(actual, getattr(self.truth, name)) + oracle.EPSILON
-                    self.allowed[name] = max(self.allowed[name], error)
+        logits, tensors = [z.clone() for z in logits], {name: t.clone() for name, t in tensors.items()}
+        plain = (
+            evaluate(formula, logits, target, tensors, torch.float32, order=order, **options) for order in range(orders)
+        )
+        self.allowance = oracle.Allowance(Result._fields, oracle.EPSILON, map(self._errors, plain))
+
+    def _errors(self, plain) -> dict[str, float]:
+        results = {name: actual for name, actual in plain._asdict().items() if actual is not None}
+        return {name: oracle.error(actual, getattr(self.truth, name)) for name, actual in results.items()}
 
     def check(self, output, grads, weights_grad=None) -> None:
         actual = {"loss": oracle.error(output.loss.item(), self.truth.loss)}
@@ -304,4 +306,4 @@ class Expected:
         if weights_grad is not None:
             actual["weights_grad"] = oracle.error(weights_grad, self.truth.weights_grad)
         for name, error in actual.items():
-            assert error <= self.allowed[name], f"{name}: error {error:.3g}, allowed {self.allowed[name]:.3g}"
+            self.allowance.check(name, error)
