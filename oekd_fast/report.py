@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ except ImportError as error:
 from oekd_fast.common.files import make_folder_below, write_atomically
 from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.options import parse
+from oekd_fast.runs.console import RunConsole, finish_output
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("runs: expected at least one run folder, got none")
+        object.__setattr__(self, "runs", tuple(Path(os.path.expanduser(path)) for path in self.runs))
+        for name in ("output", "data_dir"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(os.path.expanduser(path)))
         if self.images < 0:
             raise ValueError(f"images: expected an integer >= 0, got {self.images}")
         if self.explain not in ("predicted", "true"):
@@ -108,13 +114,15 @@ def _make_folder(folder: Path) -> Path:
 def main() -> int:
     """Run the command line and return the exit status."""
     replace_unencodable_output()
-    console = Console()
+    console, errors = RunConsole(), RunConsole(stderr=True)
     try:
         path = report(ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", sys.argv[1:])), console)
+        print_line(console, f"Report: {path}")
     except (ValueError, OSError) as error:
-        print_line(Console(stderr=True), f"error: {error}")
+        print_line(errors, f"error: {error}")
         return 1
-    print_line(console, f"Report: {path}")
+    finally:
+        finish_output(console, errors)
     return 0
 
 

@@ -24,6 +24,7 @@ from oekd_fast.reproduction.results import gather, write
 from oekd_fast.reproduction.seeds import finished, run, seed_config
 from oekd_fast.reproduction.statistics import accuracies
 from oekd_fast.reproduction.timing import time_epochs
+from oekd_fast.runs.folder_lock import FolderInUseError, FolderLock
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run_folder import RunFolderError
 from oekd_fast.training.engine import Engine
@@ -155,6 +156,12 @@ def test_only_a_complete_summary_is_finished(config, summary, counts):
     write_run(seed, summary)
     assert finished(seed) == (COMPLETE if counts else None)
     assert seed.run_folder == config.output_dir / "seed-3" and seed.seed == 3
+
+
+def test_a_reproduction_that_another_process_writes_is_refused(config):
+    config.output_dir.mkdir()
+    with FolderLock(config.output_dir), pytest.raises(FolderInUseError, match=str(config.output_dir)):
+        reproduce(DIGITS, config, 1, console=QUIET)
 
 
 def test_a_run_whose_students_were_not_saved_is_not_finished(config):

@@ -1,6 +1,8 @@
 import errno
 import hashlib
+import io
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -8,6 +10,7 @@ import stat
 import subprocess
 import traceback
 import warnings
+import zipfile
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +152,34 @@ def store_an_object(path: Path) -> None:
     path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
 
 
+def rewrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+
+
+def compress(path: Path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for entry in stored.infolist():
+            compressed.writestr(entry.filename, stored.read(entry))
+    rewrite(path, content.getvalue())
+
+
+def store_a_pickle(path: Path) -> None:
+    rewrite(path, pickle.dumps({"weights": 1}))
+
+
+def store_a_list(path: Path) -> None:
+    content = io.BytesIO()
+    torch.save([1], content)
+    rewrite(path, content.getvalue())
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES = pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -157,7 +188,11 @@ DAMAGES = pytest.mark.parametrize(
         (remove_checksum, "step-0000000002.pt.sha256 is missing"),
         (garble_checksum, "cannot be read"),
         (empty_checksum, "do not match the checksum"),
-        (store_an_object, "torch.load failed"),
+        (store_an_object, r"torch.load failed \([^\n]*\)"),
+        (store_a_pickle, "expected a file of torch.save"),
+        (store_a_list, "expected a dict, got list"),
+        (compress, "expected an archive of uncompressed files, got compressed ones"),
+        (replace_by_a_folder, "cannot be read"),
     ],
 )
 
@@ -367,3 +402,26 @@ def test_a_generator_of_another_device_raises():
     state["generators"]["order"] = torch.zeros(16, dtype=torch.uint8)  # the size of a CUDA generator's state
     with pytest.raises(ValueError, match="generators: 'order' on cpu cannot take the saved state"):
         restore_random_state(state, {"order": torch.Generator()})
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the rename", "after the rename"])
+def test_a_signal_during_the_last_rename_leaves_no_checkpoint_without_its_checksum(tmp_path, monkeypatch, late):
+    save_checkpoint(tmp_path, state_of(1), step=1)
+    real = os.replace
+
+    def interrupted(source, target):
+        last = str(target).endswith(".pt")
+        if late or not last:
+            real(source, target)
+        if last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, state_of(2), step=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_latest_checkpoint(tmp_path).step == (2 if late else 1)
+    steps = (1, 2) if late else (1,)
+    assert names(tmp_path) == [f"step-{step:010d}.pt{suffix}" for step in steps for suffix in ("", ".sha256")]

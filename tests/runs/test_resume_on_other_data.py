@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.runs.checkpoint import load_latest_checkpoint, save_checkpoint
+from oekd_fast.runs.checkpoint import CheckpointError, load_latest_checkpoint, save_checkpoint
 from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolderError
 
@@ -131,3 +131,15 @@ def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch, tmp_path):
     config = TrainConfig(output_dir="~/run", data_dir="~/data", initial_weights="~/weights.pth")
     assert config.run_folder == tmp_path / "run" and config.data_dir == tmp_path / "data"
     assert config.initial_weights == tmp_path / "weights.pth"
+
+
+@pytest.mark.parametrize("missing", ["engine", "order", "config"])
+def test_a_checkpoint_that_lacks_a_part_is_named_in_one_line(copy, missing):
+    phase = copy / "run" / "checkpoints" / "ensemble"
+    state, path, step = load_latest_checkpoint(phase)
+    del state[missing]
+    path.unlink()
+    path = save_checkpoint(phase, state, step)
+    with pytest.raises(CheckpointError) as raised:
+        train(config_of(copy), QUIET)
+    assert str(raised.value) == f"{path} does not hold the state of the phase ensemble (KeyError: '{missing}')"
