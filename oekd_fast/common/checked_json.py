@@ -34,11 +34,21 @@ def load_checked(text: str | bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {type(content).__name__}")
     stored = content.pop(CHECKSUM_FIELD, None)
-    if stored is not None and stored != (found := _checksum(content)):
+    if stored is None:
+        _check_last_name(content)
+    elif stored != (found := _checksum(content)):
         raise ValueError(
             f"{CHECKSUM_FIELD}: expected {found}, got {stored!r}; remove this field from a file that was edited by hand"
         )
     return content
+
+
+def _check_last_name(content: dict[str, Any]) -> None:
+    """Raise ValueError if the last field is the checksum of the others under a damaged name."""
+    if content:
+        *others, (name, value) = content.items()
+        if isinstance(value, str) and value == _checksum(dict(others)):
+            raise ValueError(f"expected the field {CHECKSUM_FIELD!r}, got {name!r}")
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

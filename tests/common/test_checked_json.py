@@ -27,8 +27,7 @@ def test_every_flipped_bit_is_refused_or_leaves_the_content_unchanged():
             content = load_checked(bytes(flipped))
         except ValueError:
             continue
-        # Whitespace, or the name of the checksum: the content beside it is as it was written.
-        assert {name: content[name] for name in ("accuracy", "epoch")} == {"accuracy": 83.125, "epoch": 7}
+        assert content == {"accuracy": 83.125, "epoch": 7}  # whitespace was changed
 
 
 @pytest.mark.parametrize(
