@@ -15,10 +15,12 @@ from torch import Tensor
 
 from oekd_fast.data.dataset import AnySplit, DataError
 from oekd_fast.data.readers.decode import decode_image
-from oekd_fast.data.readers.encoded import DECODERS, IMAGES_PER_PASS, EncodedSplit, Source
+from oekd_fast.data.readers.encoded import DECODERS, EncodedSplit, Source
 from oekd_fast.data.readers.formats import UnreadableImage, opened
 
 HASH_BYTES = 16
+# Encoded images that are held at a time, to be decoded in threads.
+IMAGES_IN_MEMORY = 4 * DECODERS
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def _inspect(name: str, split: EncodedSplit | AnySplit, max_images: int | None) 
     if isinstance(split, EncodedSplit):
         with ThreadPoolExecutor(DECODERS) as pool:
             sources = enumerate(islice(split.sources, max_images))
-            while batch := list(islice(sources, IMAGES_PER_PASS)):
+            while batch := list(islice(sources, IMAGES_IN_MEMORY)):
                 found = pool.map(_of_source, (source for _, source in batch))
                 for (row, (source_name, _)), result in zip(batch, found, strict=True):
                     if isinstance(result, ImageFacts):

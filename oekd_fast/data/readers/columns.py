@@ -92,12 +92,20 @@ class Column:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes that the metadata gives, in the order of the labels; None without any."""
-        if self.hub.get("_type") != "ClassLabel" or not self.is_integer:
-            return None
+        return tuple(self.hub["names"]) if self._declares_classes else None
+
+    def check_classes(self) -> None:
+        """Raise DataError unless the metadata gives the names of the classes as different strings, if it gives any."""
         names = self.hub.get("names")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"column {self.label}: expected the names of its classes as strings, got other metadata")
-        return tuple(names)
+        strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if self._declares_classes and not (strings and len(set(names)) == len(names)):
+            raise DataError(
+                f"expected the names of the classes of column {self.label} as different strings, got other metadata"
+            )
+
+    @property
+    def _declares_classes(self) -> bool:
+        return self.hub.get("_type") == "ClassLabel" and self.is_integer
 
     @property
     def label(self) -> str:
@@ -161,7 +169,9 @@ def columns_of(schema: Any) -> tuple[Column, ...]:
     index = [name for name in index if isinstance(name, str)] if isinstance(index, list) else []
     if len(set(schema.names)) < len(schema.names):
         raise DataError(f"expected columns with different names, got {printable(repr(schema.names))}")
-    columns = (Column(field.name, field.type, _object(features, field.name)) for field in schema)
+    columns = [Column(field.name, field.type, _object(features, field.name)) for field in schema]
+    for column in columns:
+        column.check_classes()
     return tuple(column for column in columns if column.name not in index)
 
 

@@ -52,6 +52,7 @@ def _table(where: str, rows: Any, caches: tuple[Path, ...], options: ReadOptions
         where,
         rows.features.arrow_schema,
         partial(_batches, rows),
+        len(rows),
         CellReader(where, caches=caches),
         partial(_cells, rows) if options.stream else None,
     )

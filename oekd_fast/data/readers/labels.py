@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,13 +26,13 @@ def check_rows(where: str, count: int) -> None:
         raise DataError(f"{where}: expected at most {MAX_ROWS:,} rows, got {count:,}")
 
 
-def read_numbers(where: str, column: Column, cells: Iterable[Any], num_classes: int | None) -> Tensor:
+def read_numbers(where: str, column: Column, arrays: Iterable[Any], num_classes: int | None) -> Tensor:
     """Return a column of integers as class indices, int64 [N].
 
     Args:
         where: name of the table, for errors.
         column: the column.
-        cells: its values as Arrow arrays.
+        arrays: its values, as Arrow arrays.
         num_classes: number of classes; None accepts every integer >= 0.
 
     Raises:
@@ -40,11 +41,11 @@ def read_numbers(where: str, column: Column, cells: Iterable[Any], num_classes: 
     parts, row = [np.empty(0, dtype=np.int64)], 0
     limit = np.iinfo(np.int64).max if num_classes is None else num_classes
     expected = "a label >= 0" if num_classes is None else f"labels in [0, {num_classes})"
-    for array in cells:
-        array = array.dictionary_decode() if hasattr(array, "dictionary_decode") else array
-        if array.null_count:
-            _missing(where, column, row + array.is_null().to_numpy(zero_copy_only=False).argmax())
-        numbers = array.to_numpy(zero_copy_only=False)
+    for part in arrays:
+        part = part.dictionary_decode() if hasattr(part, "dictionary_decode") else part
+        if part.null_count:
+            _missing(where, column, row + part.is_null().to_numpy(zero_copy_only=False).argmax())
+        numbers = part.to_numpy(zero_copy_only=False)
         wrong = (numbers < 0) | (numbers >= limit)
         if wrong.any():
             first = int(wrong.argmax())
@@ -71,44 +72,41 @@ class NamedLabels:
         """Names of the classes, in the order of their indices."""
         return tuple(self._index)
 
-    def learn(self, where: str, column: Column, cells: Iterable[Any]) -> Tensor:
+    def learn(self, where: str, column: Column, values: Iterable[Any]) -> Tensor:
         """Number the names of the training split and return its class indices, int64 [N].
 
         Raises:
             DataError: a label is missing or too long, or there are more than `MAX_CLASSES` names.
         """
         found: dict[str, int] = {}
-        codes = _codes(where, column, cells, found, learn=True)
+        codes = _codes(where, column, values, found, learn=True)
         order = sorted(found)
         self._index = {name: index for index, name in enumerate(order)}
         renumbered = np.array([self._index[name] for name in found], dtype=np.int64)
         return torch.from_numpy(renumbered[codes])
 
-    def read(self, where: str, column: Column, cells: Iterable[Any]) -> Tensor:
+    def read(self, where: str, column: Column, values: Iterable[Any]) -> Tensor:
         """Return the class indices of another split, int64 [N].
 
         Raises:
             DataError: a label is missing, or is not a name of the training split.
         """
-        return torch.from_numpy(_codes(where, column, cells, self._index, learn=False))
+        return torch.from_numpy(_codes(where, column, values, self._index, learn=False))
 
 
-def _codes(where: str, column: Column, cells: Iterable[Any], index: dict[str, int], learn: bool) -> np.ndarray:
-    parts, row = [np.empty(0, dtype=np.int64)], 0
-    for array in cells:
-        codes = np.empty(len(array), dtype=np.int64)
-        for offset, value in enumerate(array.to_pylist()):
-            if value is None or value == "":
-                _missing(where, column, row + offset)
-            name = value if isinstance(value, str) else str(value)
-            if name not in index:
-                _check_name(where, column, row + offset, name, index, learn)
-                index[name] = len(index)
-            codes[offset] = index[name]
-        parts.append(codes)
-        row += len(codes)
-        check_rows(where, row)
-    return np.concatenate(parts)
+def _codes(where: str, column: Column, values: Iterable[Any], index: dict[str, int], learn: bool) -> np.ndarray:
+    codes = array("q")
+    for row, value in enumerate(values):
+        if value is None or value == "":
+            _missing(where, column, row)
+        name = value if isinstance(value, str) else str(value)
+        code = index.get(name)
+        if code is None:
+            _check_name(where, column, row, name, index, learn)
+            code = index[name] = len(index)
+        codes.append(code)
+    check_rows(where, len(codes))
+    return np.array(codes, dtype=np.int64)
 
 
 def _check_name(where: str, column: Column, row: int, name: str, index: dict[str, int], learn: bool) -> None:

@@ -68,8 +68,8 @@ def _table(where: str, shards: list[Path], stream: bool) -> Table:
         check_rows(where, rows := rows + count)
         schema = shard_schema if schema is None else schema
     # `datasets` rejects files without rows.
-    cells = partial(_cached_cells, where, shards, schema) if stream and rows else None
-    return Table(where, schema, partial(_batches, shards, schema), CellReader(where, shards[0].parent), cells)
+    cells = partial(_cached_cells, where, shards, schema, rows) if stream and rows else None
+    return Table(where, schema, partial(_batches, shards, schema), rows, CellReader(where, shards[0].parent), cells)
 
 
 @contextmanager
@@ -86,17 +86,37 @@ def _batches(shards: list[Path], first: Any, column: str) -> Iterator[Any]:
     for shard in shards:
         with _opened(shard) as file, arrow_errors(shard):
             check_same_kind(shard, file.schema_arrow, first, column)
-            yield from file.iter_batches(batch_size=_batch_rows(file.metadata), columns=[column])
+            yield from file.iter_batches(batch_size=_batch_rows(file.metadata, column), columns=[column])
 
 
-def _batch_rows(metadata: Any) -> int:
-    """Return how many rows take about `BATCH_BYTES`."""
-    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    rows = BATCH_BYTES * metadata.num_rows // max(1, size)
+def _batch_rows(metadata: Any, column: str) -> int:
+    """Return how many rows of a column take at most about `BATCH_BYTES`, as far as the metadata says.
+
+    A value in a dictionary page may be that of many rows, so each of them may be as large as the page.
+    """
+    total, page = 0, 1.0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            chunk = row_group.column(number)
+            if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}."):
+                total += chunk.total_uncompressed_size
+                page = max(page, _dictionary_bytes(chunk))
+    rows = min(BATCH_BYTES * metadata.num_rows // max(1, total), int(BATCH_BYTES / page))
     return max(1, min(BATCH_ROWS, rows))
 
 
-def _cached_cells(where: str, shards: list[Path], first: Any, column: str) -> Callable[[Sequence[int]], list[Any]]:
+def _dictionary_bytes(chunk: Any) -> float:
+    """Return about how large the dictionary page of a column chunk is; its size is known only before decompression."""
+    if not chunk.has_dictionary_page or chunk.dictionary_page_offset is None:
+        return 0.0
+    packed = max(0, chunk.data_page_offset - chunk.dictionary_page_offset)
+    return packed * chunk.total_uncompressed_size / max(1, chunk.total_compressed_size)
+
+
+def _cached_cells(
+    where: str, shards: list[Path], first: Any, count: int, column: str
+) -> Callable[[Sequence[int]], list[Any]]:
     for shard in shards:
         with _opened(shard) as file:
             check_same_kind(shard, file.schema_arrow, first, column)
@@ -106,6 +126,8 @@ def _cached_cells(where: str, shards: list[Path], first: Any, column: str) -> Ca
     except Exception as error:  # errors of the builder have no common base class
         reason = printable(f"{type(error).__name__}: {error}".splitlines()[0])
         raise DataError(f"cannot copy {where} to the cache of `datasets` ({reason})") from error
+    if len(rows) != count:
+        raise DataError(f"{where}: expected {count:,} images, the rows of the table, got {len(rows):,}")
     # In Arrow format images stay encoded; `datasets` would decode them one by one.
     rows = rows.with_format("arrow")
     return lambda numbers: rows[list(numbers)].column(column).to_pylist()

@@ -54,9 +54,9 @@ def _table(where: str, folder: Path, options: ReadOptions) -> Table:
     if not paths:
         raise DataError(f"{printable(folder / STATE_FILE)}: expected the names of Arrow files, got none")
     shards = [(path, _mapped(path)) for path in paths]
-    check_rows(where, sum(shard.num_rows for _, shard in shards))
+    check_rows(where, rows := sum(shard.num_rows for _, shard in shards))
     cells = partial(_cells, shards) if options.stream else None
-    return Table(where, shards[0][1].schema, partial(_batches, shards), CellReader(where, folder), cells)
+    return Table(where, shards[0][1].schema, partial(_batches, shards), rows, CellReader(where, folder), cells)
 
 
 def _mapped(path: Path) -> Any:

@@ -28,6 +28,7 @@ class Table:
         schema: `pyarrow.Schema`; its metadata may hold the types of `datasets` under the key "huggingface".
         batches: `batches(column)` iterates over the column in record batches of this column alone, in the order of the
             rows.
+        rows: number of rows that the files declare.
         reader: reads the cells of the image column.
         cells: `cells(column)` returns a function from row numbers to the values in these rows. A table with `cells` is
             streamed.
@@ -36,6 +37,7 @@ class Table:
     where: str
     schema: Any
     batches: Callable[[str], Iterator[Any]]
+    rows: int
     reader: CellReader
     cells: Callable[[str], Callable[[Sequence[int]], list[Any]]] | None = None
 
@@ -45,9 +47,10 @@ class Table:
             yield batch.column(0)
 
     def values(self, column: str) -> Iterator[Any]:
-        """Iterate over the values of a column."""
+        """Iterate over the values of a column, one at a time: many cells of few bytes in the file may be large."""
         for array in self.arrays(column):
-            yield from array.to_pylist()
+            for cell in array:
+                yield cell.as_py()
 
 
 def read_tables(where: str, tables: Mapping[str, Table], choice: SplitChoice, options: ReadOptions) -> SourceSplits:
@@ -107,10 +110,10 @@ def _labels(tables: Mapping[str, Table], chosen: Chosen) -> tuple[dict[str, Tens
     column, train = chosen.label, tables["train"]
     if not column.is_integer:
         names = NamedLabels()
-        labels = {"train": names.learn(train.where, column, train.arrays(column.name))}
+        labels = {"train": names.learn(train.where, column, train.values(column.name))}
         for split, table in tables.items():
             if split != "train":
-                labels[split] = names.read(table.where, column, table.arrays(column.name))
+                labels[split] = names.read(table.where, column, table.values(column.name))
         return labels, names.names
     declared = column.classes
     numbers = read_numbers(train.where, column, train.arrays(column.name), None if declared is None else len(declared))
@@ -131,10 +134,26 @@ def _note(where: str, columns: Sequence[Column], chosen: Chosen, num_classes: in
 
 
 def _read(table: Table, image_column: str, labels: Tensor, options: ReadOptions) -> ReadSplit:
+    _check_count(table, len(labels), "labels")
     if table.cells is not None:
         return read_lazily(table.where, partial(_fetch, table.reader, table.cells(image_column)), labels, options)
-    sources = (table.reader.source(row, cell) for row, cell in enumerate(table.values(image_column)))
-    return read_into_memory(table.where, sources, labels, options)
+    return read_into_memory(table.where, _sources(table, image_column), labels, options)
+
+
+def _sources(table: Table, column: str) -> Iterator[Source]:
+    count = 0
+    for cell in table.values(column):
+        count += 1
+        if count > table.rows:
+            break
+        yield table.reader.source(count - 1, cell)
+    _check_count(table, count, "images")
+
+
+def _check_count(table: Table, count: int, noun: str) -> None:
+    """Raise DataError for a damaged file, whose columns have other lengths than it declares."""
+    if count != table.rows:
+        raise DataError(f"{table.where}: expected {table.rows:,} {noun}, the rows of the table, got {count:,}")
 
 
 def _fetch(reader: CellReader, cells: Callable[[Sequence[int]], list[Any]], rows: Sequence[int]) -> list[Source]:
