@@ -1,11 +1,10 @@
 #include "host_pool.h"
 
 #include <ATen/Parallel.h>
-#include <unistd.h>
 
 namespace oekd {
 
-HostPool::HostPool(int workers, int threads) : process_(getpid()) {
+HostPool::HostPool(int workers, int threads) : process_(process_id()) {
   // at::set_num_threads sets the number of the calling thread and the default for threads that are new to torch. The
   // default is read and restored in new threads, which leaves the caller's number unchanged.
   int inherited = 0;
@@ -27,7 +26,7 @@ HostPool::HostPool(int workers, int threads) : process_(getpid()) {
 
 HostPool::~HostPool() { stop(); }
 
-bool HostPool::lost_by_fork() const { return getpid() != process_; }
+bool HostPool::lost_by_fork() const { return process_id() != process_; }
 
 void HostPool::stop() {
   {

@@ -1,13 +1,13 @@
 // A persistent pool of host threads, each with its own number of intra-op threads. It uses neither Python nor tensors.
 #pragma once
 
-#include <sys/types.h>
-
 #include <condition_variable>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "process.h"
 
 namespace oekd {
 
@@ -30,7 +30,7 @@ class HostPool {
   void stop();
   void work(int threads);
 
-  const pid_t process_;
+  const long process_;
   std::mutex calls_;
   std::mutex mutex_;  // guards all members below
   std::condition_variable wake_, done_;

@@ -64,7 +64,7 @@ def _gib(count: int) -> str:
 def _machine() -> int | None:
     """Return available memory and free swap; where Linux does not say so, all memory of the machine."""
     try:
-        lines = (line.split() for line in _MEMINFO.read_text().splitlines())
+        lines = (line.split() for line in _text(_MEMINFO).splitlines())
         amounts = {parts[0]: 1024 * int(parts[1]) for parts in lines if len(parts) > 1}
         return amounts["MemAvailable:"] + amounts.get("SwapFree:", 0)
     except (OSError, KeyError, ValueError):
@@ -78,7 +78,7 @@ def _machine() -> int | None:
 def _control_groups() -> Iterator[int | None]:
     """Yield what each memory group of this process and the groups around it have left."""
     try:
-        lines = _OWN_GROUPS.read_text().splitlines()
+        lines = _text(_OWN_GROUPS).splitlines()
     except OSError:
         return
     for line in lines:
@@ -99,11 +99,15 @@ def _control_groups() -> Iterator[int | None]:
 def _left(group: Path, limit: str, usage: str) -> int | None:
     """Return the limit of a group less its usage; pages of files that can be dropped are not counted as usage."""
     try:
-        most, used = int((group / limit).read_text()), int((group / usage).read_text())
-        statistics = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        most, used = int(_text(group / limit)), int(_text(group / usage))
+        statistics = (line.split() for line in _text(group / "memory.stat").splitlines())
         amounts = {name: int(value) for name, value in statistics}
     except (OSError, ValueError):  # also "max": no limit
         return None
     # In version 1, names without "total_" leave out the groups inside, which count as usage.
     files = (amounts.get(f"total_{kind}", amounts.get(kind, 0)) for kind in ("inactive_file", "active_file"))
     return most - used + sum(files)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="ascii", errors="replace")

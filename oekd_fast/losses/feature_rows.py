@@ -41,7 +41,8 @@ def value_and_grad(
             factor = factor * grad_scale.reshape(()).to(dtype)
         scaled = matrix * factor
 
-        squares = matrix.new_zeros((), dtype=torch.float64)
+        # MPS has no float64; there, as on all devices but the CPU, the sum has one part.
+        squares = matrix.new_zeros((), dtype=torch.float64 if student.device.type in ("cpu", "cuda") else dtype)
         map_grad = torch.empty_like(x)
         weight_grad, bias_grad = torch.zeros_like(matrix), torch.zeros_like(offset)
         rows = max(1, _ELEMENTS // max(1, len(offset)) if student.device.type == "cpu" else len(x))

@@ -100,9 +100,17 @@ class FolderLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             # The file is removed first: a process that opened it meanwhile finds that it holds a removed file.
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+            removed = self._remove()
             os.close(descriptor)
+            if not removed:  # Windows does not remove an open file
+                self._remove()
+
+    def _remove(self) -> bool:
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            return False
+        return True
 
     def _acquire(self) -> int | None:
         """Return the descriptor of the locked file; None to try again."""
@@ -212,7 +220,7 @@ def _host() -> str:
 def _start_of(pid: int) -> str:
     """Return the time when a process started, in clock ticks since the system started; "-" where it is unknown."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
         return "-"
     return fields[19]  # field 22 of the file; the first two precede the last parenthesis
