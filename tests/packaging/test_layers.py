@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2] / "oekd_fast"
 # From the bottom up. `kernels` is the top-level folder that installs as oekd_fast.kernels.
 LEVELS = (
-    {"data", "common", "native", "kernels"},
+    {"common", "native", "kernels"},
+    {"data"},
     {"losses", "layers", "parallel", "figures", "paper"},
     {"config", "models"},
     {"family"},
