@@ -54,8 +54,9 @@ def load_dataset(
        `data_dir/<name>` in any layout of 3, or from parquet files in `data_dir` itself. Without it, they come from the
        Hugging Face hub. Pass "./<name>" to read a folder that has a known name.
     3. A folder with arrays (`train.images.npy`: uint8, N x H x W x C or N x H x W, and `train.labels.npy`), parquet
-       files (`train-*.parquet`), or images in `train/<class>/` or in `<class>/`. The splits `test` and `validation`
-       are named in the same way. Usual names in any case are accepted: "Training", "dev", "valid", "eval", "Testing".
+       files (`train-*.parquet`, or a clone of a hub data set), a folder that `save_to_disk` wrote, or images in
+       `train/<class>/` or in `<class>/`. The splits `test` and `validation` are named in the same way. Usual names in
+       any case are accepted: "Training", "dev", "valid", "eval", "Testing".
     4. "owner/name": any other data set on the Hugging Face hub.
 
     A validation split without a test split becomes the test split. A missing test split is a stratified fifth of the

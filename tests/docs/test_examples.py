@@ -74,6 +74,8 @@ def test_command_lines_are_understood(page):
         _, _, module, *arguments = shlex.split(line)
         if module == "oekd_fast.report":
             parse_report(arguments)
+        elif module == "oekd_fast.check_data":
+            parse_check_data(arguments)
         elif module.startswith("oekd_fast."):
             parse_training(module, arguments)
         else:
@@ -96,6 +98,12 @@ def parse_report(arguments):
     from oekd_fast.report import ReportConfig
 
     assert ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", arguments)).runs
+
+
+def parse_check_data(arguments):
+    from oekd_fast.check_data import CheckDataOptions
+
+    assert CheckDataOptions(**parse(CheckDataOptions, "python -m oekd_fast.check_data", arguments)).dataset
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -22,8 +22,8 @@ from oekd_fast.data.readers.split_names import choose_splits
 from oekd_fast.data.readers.table import Table, read_tables
 
 # Rows and bytes read into Arrow memory at a time, which bound the memory used beside the decoded array.
-BATCH_ROWS = 1024
-BATCH_BYTES = 1 << 26
+BATCH_ROWS, LEAST_ROWS = 1024, 4
+BATCH_BYTES = 1 << 28
 
 
 def has_parquet(root: Path, nested: bool = True) -> bool:
@@ -86,32 +86,17 @@ def _batches(shards: list[Path], first: Any, column: str) -> Iterator[Any]:
     for shard in shards:
         with _opened(shard) as file, arrow_errors(shard):
             check_same_kind(shard, file.schema_arrow, first, column)
-            yield from file.iter_batches(batch_size=_batch_rows(file.metadata, column), columns=[column])
+            yield from file.iter_batches(batch_size=_batch_rows(file.metadata), columns=[column])
 
 
-def _batch_rows(metadata: Any, column: str) -> int:
-    """Return how many rows of a column take at most about `BATCH_BYTES`, as far as the metadata says.
+def _batch_rows(metadata: Any) -> int:
+    """Return how many rows are read at a time, so that they take about `BATCH_BYTES` at most.
 
-    A value in a dictionary page may be that of many rows, so each of them may be as large as the page.
+    A value in a dictionary may be that of many rows, so each row may be as large as its whole row group. Sizes of
+    single columns would be closer, but pyarrow aborts the process when it reads damaged metadata of a column.
     """
-    total, page = 0, 1.0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            chunk = row_group.column(number)
-            if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}."):
-                total += chunk.total_uncompressed_size
-                page = max(page, _dictionary_bytes(chunk))
-    rows = min(BATCH_BYTES * metadata.num_rows // max(1, total), int(BATCH_BYTES / page))
-    return max(1, min(BATCH_ROWS, rows))
-
-
-def _dictionary_bytes(chunk: Any) -> float:
-    """Return about how large the dictionary page of a column chunk is; its size is known only before decompression."""
-    if not chunk.has_dictionary_page or chunk.dictionary_page_offset is None:
-        return 0.0
-    packed = max(0, chunk.data_page_offset - chunk.dictionary_page_offset)
-    return packed * chunk.total_uncompressed_size / max(1, chunk.total_compressed_size)
+    sizes = (metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return max(LEAST_ROWS, min(BATCH_ROWS, BATCH_BYTES // max(1, max(sizes, default=1))))
 
 
 def _cached_cells(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from oekd_fast.data.assemble import SourceSplits, check_same_classes, numbered_classes
 from oekd_fast.data.dataset import DataError
+from oekd_fast.data.names import printable
 from oekd_fast.data.readers.cells import CellReader
 from oekd_fast.data.readers.columns import Chosen, Column, choose_columns, columns_of
 from oekd_fast.data.readers.encoded import Source, read_into_memory, read_lazily
@@ -73,16 +75,16 @@ def read_tables(where: str, tables: Mapping[str, Table], choice: SplitChoice, op
     for split, table in chosen_tables.items():
         _check_same_columns(table.where, columns[split], columns["train"], chosen)
         check_same_classes(chosen.label.classes or (), _named(columns[split], chosen.label).classes or (), split)
-    labels, classes = _labels(chosen_tables, chosen)
+    labels, names = _labels(chosen_tables, chosen)
+    classes = _printable_names(train.where, names)
     if not chosen.named and chosen.label.classes is None and 1 < len(labels["train"]) == len(classes):
         raise DataError(
             f"{train.where}: expected a class label column, got column {chosen.label.label} with another value in each "
             "row; label_column names the column"
         )
     read = {split: _read(table, chosen.image.name, labels[split], options) for split, table in chosen_tables.items()}
-    source = SourceSplits.of(read, classes)
     notes = (choice.note(where), _note(where, columns["train"], chosen, len(classes)))
-    return replace(source, notes=(*(note for note in notes if note is not None), *source.notes))
+    return SourceSplits.of(read, classes, notes)
 
 
 def _columns(table: Table) -> tuple[Column, ...]:
@@ -124,6 +126,19 @@ def _labels(tables: Mapping[str, Table], chosen: Chosen) -> tuple[dict[str, Tens
         if split != "train"
     }
     return {"train": numbers, **others}, classes
+
+
+def _printable_names(where: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of classes in a form that can be printed and stored, as for image folders.
+
+    Raises:
+        DataError: two names are the same in that form.
+    """
+    classes = tuple(printable(name) for name in names)
+    if len(set(classes)) < len(classes):
+        same = next(name for name, count in Counter(classes).items() if count > 1)
+        raise DataError(f"{where}: expected different names of classes, got two that are written {same!r}")
+    return classes
 
 
 def _note(where: str, columns: Sequence[Column], chosen: Chosen, num_classes: int) -> str:

@@ -70,6 +70,13 @@ def test_the_names_of_the_classes_are_those_of_the_training_split_in_every_split
     assert data.classes == ("cat", "dog") and data.test.labels.tolist() == [1, 1, 0]
 
 
+def test_names_of_classes_are_stored_in_a_printable_form(tmp_path):
+    write(tmp_path / "train.parquet", image=PNGS, label=[f"{name}\x1b" for name in NAMES])
+    assert load_dataset(str(tmp_path)).classes == ("cat\\x1b", "dog\\x1b")
+    write(tmp_path / "train.parquet", image=PNGS, label=["a\x1b", "a\\x1b"] * 8)
+    assert_load_fails(tmp_path, "(train): expected different names of classes, got two that are written")
+
+
 def test_names_of_classes_in_the_metadata_of_the_hub(tmp_path):
     arrow = table({"image": {"_type": "Image"}, "kind": class_names("zebra", "ant")}, image=structs(PNGS), kind=LABELS)
     assert load_dataset(str(write(tmp_path / "train.parquet", arrow))).classes == ("zebra", "ant")
