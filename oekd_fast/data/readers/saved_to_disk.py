@@ -24,6 +24,8 @@ from oekd_fast.data.readers.table import Table, read_tables
 
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"
 MAX_JSON_BYTES = 1 << 24
+# Entries with which `datasets` 1.x saved the numbers of the rows that a data set consists of.
+ROWS_SELECTED = ("_indices_data_files", "_indices_files")
 
 
 def is_saved_to_disk(root: Path) -> bool:
@@ -99,16 +101,19 @@ def _names(path: Path, key: str) -> list[str]:
     """Return the names of files or folders that a JSON file lists; they have to lie in the folder of the file.
 
     Raises:
-        DataError: the file is missing or malformed, or a name leads elsewhere.
+        DataError: the file is missing or malformed, a name leads elsewhere, or the rows are a selection.
     """
     try:
         with open_regular(path, MAX_JSON_BYTES) as file:
-            listed = json.loads(file.read())[key]
-        names = [item["filename"] if isinstance(item, dict) else item for item in listed]
+            content = json.loads(file.read())
+        names = [item["filename"] if isinstance(item, dict) else item for item in content[key]]
+        selected = any(content.get(indices) for indices in ROWS_SELECTED)
     except OSError as error:
         raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"cannot read {printable(path)}: expected JSON with a list {key!r}") from error
+    if selected:
+        raise DataError(f"{printable(path)}: expected all rows, got a selection; save the data with datasets >= 2")
     for name in names:
         if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
             raise DataError(

@@ -162,3 +162,10 @@ def test_saved_folders_that_are_damaged(tmp_path):
         assert_load_fails(tmp_path, "state.json", part)
     state.unlink()
     assert_load_fails(tmp_path, f"cannot read {state}: No such file or directory")
+
+
+def test_a_selection_of_rows_that_older_versions_saved_is_refused(tmp_path):
+    save_to_disk(tmp_path / "saved", ARROW)
+    state = tmp_path / "saved/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"_indices_data_files": [{"filename": "i.arrow"}]}))
+    assert_load_fails(tmp_path / "saved", "state.json: expected all rows, got a selection; save the data with")
