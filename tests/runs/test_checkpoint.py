@@ -189,7 +189,7 @@ DAMAGES = pytest.mark.parametrize(
         (garble_checksum, "cannot be read"),
         (empty_checksum, "do not match the checksum"),
         (store_an_object, r"torch.load failed \([^\n]*\)"),
-        (store_a_pickle, "expected a file of torch.save"),
+        (store_a_pickle, "torch.load failed"),
         (store_a_list, "expected a dict, got list"),
         (compress, "expected an archive of uncompressed files, got compressed ones"),
         (replace_by_a_folder, "cannot be read"),
