@@ -82,12 +82,11 @@ def save_student(
         OSError: writing failed. Each file then has its old or its new content. `load_student` detects by a checksum
             that two files do not belong together.
     """
-    safetensors = _import_safetensors()
     weights_path, metadata_path = _paths(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     _check_tensors(tensors, _build(metadata, architecture), "module")
 
-    weights = safetensors.save(tensors, metadata={"format": "pt", _METADATA_FIELD: digest(metadata)})
+    weights = _encode(tensors, {"format": "pt", _METADATA_FIELD: digest(metadata)})
     document = dump_metadata(metadata, hashlib.sha256(weights).hexdigest())
     write_atomically(weights_path, weights)
     write_atomically(metadata_path, document)
@@ -145,10 +144,9 @@ def save_gate(gate: Gate, path: Path) -> None:
         ImportError: safetensors is not installed.
         OSError: writing failed; the file then has its old content.
     """
-    safetensors = _import_safetensors()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}
     metadata = {"format": "pt", _CHECKSUM_FIELD: _checksum(tensors)}
-    write_atomically(path, safetensors.save(tensors, metadata=metadata))
+    write_atomically(path, _encode(tensors, metadata))
 
 
 def load_gate(path: Path, channels: int, students: int) -> Gate:
@@ -186,6 +184,19 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         content.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
+
+
+def _encode(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return the content of a safetensors file, the same bytes for the same tensors and metadata.
+
+    The library writes the entries of the metadata in an order that changes from call to call.
+    """
+    content = _import_safetensors().save(dict(tensors), metadata=metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end]) | {"__metadata__": metadata}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _header_metadata(content: bytes) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import safetensors
 import torch
 
 import oekd_fast
@@ -32,6 +33,16 @@ def test_a_loaded_student_computes_the_same_logits(tmp_path, trained, images, j,
     assert not any(module.training for module in student.modules())
     assert torch.equal(student(images), trained.student(j)(images))
     assert student.metadata == metadata
+
+
+def test_saving_a_student_again_writes_the_same_bytes(tmp_path, trained):
+    contents = set()
+    for attempt in range(6):  # the library writes the metadata of a header in an order that changes from call to call
+        path = save_student(trained.student(4), tmp_path / str(attempt), describe(trained, 4))
+        contents.add((path.read_bytes(), path.with_suffix(".json").read_bytes()))
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata()["format"] == "pt"
+    assert len(contents) == 1
 
 
 def test_contents_of_the_json_file(saved):
