@@ -113,3 +113,13 @@ def test_offsets_that_leave_the_file_are_refused(tmp_path):
     for stream in (False, True):
         save_to_disk(tmp_path / str(stream), table(image=broken, label=LABELS))
         assert_load_fails(tmp_path / str(stream), "cannot read ", "data-00000-of-00001.arrow: ", stream=stream)
+
+
+def test_paths_of_hub_data_lie_in_the_cache_of_the_hub(folder, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'train'")
+    paths = [str(tmp_path / "outside" / f"{row}.png") for row in range(16)]
+    rows = datasets.Dataset(table({"image": {"_type": "Image"}}, image=structs([None] * 16, paths), label=LABELS))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: {"train": rows})
+    assert_load_fails("someone/insects", "image in row 0 of someone/insects (train): ", "a path in the cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "outside")
+    assert load_dataset("someone/insects").num_classes == 2
