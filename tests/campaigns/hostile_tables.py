@@ -41,6 +41,7 @@ RESULT = Path(__file__).with_name("results") / "hostile_tables.json"
 MEMORY = 3 << 30  # bytes that a load may add to the address space of its process
 SECONDS = 30  # for one load
 TRIALS_PER_PROCESS = 100
+SHOWN = 200  # characters of an error in the result
 DAMAGES = ("flip", "cut", "zero", "repeat", "insert", "flip the end")
 
 
@@ -205,7 +206,7 @@ def run_campaign(trials: int, seed: int, root: Path, cases: tuple[str, ...] = tu
     faults, crafted_results = [], {}
     jobs = [crafted(CRAFTED[name][0], root / f"crafted {number}") for number, name in enumerate(cases)]
     for name, result in zip(cases, run_forked(jobs), strict=True):
-        crafted_results[name] = result.replace(str(root), "")
+        crafted_results[name] = result.replace(str(root), "")[:SHOWN]
         expected = CRAFTED[name][1]
         if result.startswith("fault") or (result != expected and expected not in result.partition("refused: ")[2]):
             faults.append({"case": name, "expected": expected, "found": result})
