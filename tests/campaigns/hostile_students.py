@@ -183,7 +183,7 @@ def payloads(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield f"{name}, plain pickle", pickle.dumps(call, protocol=2)
     file = io.BytesIO()
     torch.save(weights, file)
-    yield "compressed zeros", _with_entry(file.getvalue(), "data.pkl", bytes(2**26), zipfile.ZIP_DEFLATED)
+    yield "compressed zeros", _with_entry(file.getvalue(), "data.pkl", bytes(2**24), zipfile.ZIP_DEFLATED)
     yield "entry outside", _with_entry(file.getvalue(), f"../../{CANARY}", b"", zipfile.ZIP_STORED)
     file = io.BytesIO()
     torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)

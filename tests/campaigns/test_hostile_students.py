@@ -4,6 +4,6 @@ from .hostile_students import CHANGES, run_campaign
 
 
 def test_hostile_students_are_refused_or_loaded_as_they_were_saved(tmp_path):
-    result = run_campaign(15, 1, tmp_path, every=4)
+    result = run_campaign(10, 1, tmp_path, every=6)
     assert not result["faults"]
     assert {kind for kind, count in result["counts"].items() if count.get("refused")} >= {*CHANGES, "hostile weights"}
