@@ -175,14 +175,24 @@ def _largest_first(counts: list[list[int]]) -> list[int]:
 
 
 def _class_lines(check: DataCheck, max_classes: int) -> Iterator[str]:
+    if not check.classes:
+        return
     counts = _class_counts(check)
     train, order = counts[0], _largest_first(counts)
-    rest = order[max_classes:]
+    rest = [train[number] for number in order[max_classes:]]
     if rest:
-        yield f"Classes not shown: {len(rest):,}, with {train[rest[-1]]:,} to {train[rest[0]]:,} training images each"
-    least, most = train[order[-1]], train[order[0]]
-    ratio = f"{most / least:.3g} times as many as the smallest" if least else "and the smallest has none"
-    yield f"{len(train):,} classes; the largest has {most:,} training images, {ratio}"
+        yield f"Classes not shown: {len(rest):,}, with {_range(rest)} training images each"
+    yield f"{len(train):,} classes with {_range(train)} training images each{_imbalance(train)}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _imbalance(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f": the largest has {most / least:.3g} times as many as the smallest" if 0 < least < most else ""
 
 
 def _duplicate_table(duplicates: Sequence[Duplicates]) -> Table:

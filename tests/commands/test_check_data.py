@@ -54,7 +54,7 @@ def test_a_folder_of_images(folder, capsys):
     assert "train      40           0  6 x 6           RGB 40  PNG 40" in [line.rstrip() for line in lines]
     assert "A run trains on 36 images, validates on 4 and tests on 20." in lines
     assert [row(lines, name) for name in ("ant", "bee", "cat", "dog")] == [["10", "5"]] * 4
-    assert "4 classes; the largest has 10 training images, 1 times as many as the smallest" in lines
+    assert "4 classes with 10 training images each" in lines
     for kind in ("within train", "within test", "in train and test", "under two labels"):
         assert row(lines, kind) == ["0"]
     assert max(map(len, lines)) <= 80
@@ -150,6 +150,12 @@ def test_data_that_is_missing_is_one_line(tmp_path, capsys):
     assert (status, lines, len(errors)) == (1, [], 1) and "expected a known name" in errors[0]
 
 
+def test_a_table_without_rows(tmp_path, capsys):
+    write(tmp_path / "train.parquet", table(image=PNGS, label=["cat", "dog"] * 8).slice(0, 0))
+    status, _, errors = run(capsys, tmp_path)
+    assert status == 1 and errors == [f"error: {tmp_path}: expected at least two classes, got []"]
+
+
 def test_limits_on_images_and_classes(folder, capsys):
     (folder / "train/dog/039.png").unlink()
     status, lines, _ = run(capsys, folder, "--max-images", 15, "--max-classes", 1)
@@ -157,7 +163,7 @@ def test_limits_on_images_and_classes(folder, capsys):
     assert "The first 15 images of each split were decoded." in lines
     assert "A run trains on 35 images, validates on 4 and tests on 20." in lines
     assert "Classes not shown: 3, with 9 to 10 training images each" in lines
-    assert "4 classes; the largest has 10 training images, 1.11 times as many as the smallest" in lines
+    assert "4 classes with 9 to 10 training images each: the largest has 1.11 times as many as the smallest" in lines
 
 
 def test_names_of_classes_are_shown_as_text(tmp_path, capsys):
