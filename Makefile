@@ -10,7 +10,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: train test test-quick bench lint docs clean $(VENV)
+.PHONY: train test test-quick kernels bench lint docs clean $(VENV)
 
 train: $(READY)
 	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --epochs 26 --schedule cosine --learning-rate 0.2 \
@@ -22,6 +22,10 @@ test: $(READY)
 # Each test with its first parameters, without slow tests and those that interpret Triton kernels.
 test-quick: $(READY)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --quick
+
+# Compiles the Triton kernels for NVIDIA GPUs, which needs none, and fails if one spills or has narrow accesses.
+kernels: $(READY)
+	$(VENV)/bin/python -m bench.codegen
 
 bench: $(READY)
 	$(VENV)/bin/python -m pytest $(BENCH) --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \

@@ -176,9 +176,8 @@ def test_occupancy(arch, num_warps, registers, shared, expected):
 def test_kernels_meet_their_cases():
     """On sm_90, kernels use no local memory, no narrow accesses, and no superfluous exponentials.
 
-    Each kernel is compiled at one size here; `python -m bench.codegen` compiles all cases, which takes minutes.
+    The kernels of long rows are compiled here; `make kernels` compiles all cases, which takes minutes.
     """
-    cases = ("1024x1000 bfloat16", "8192x32000 bfloat16 T=2", "feature_kd")
-    done = run("bench.codegen", "--arch", "90", "--only", *cases)
+    done = run("bench.codegen", "--arch", "90", "--only", "8192x32000 bfloat16 T=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no violations" in done.stdout
