@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oekd_fast.losses import transforms
 from oekd_fast.losses.backends import NATIVE, TRITON, Backend
 from oekd_fast.losses.calls import EnsembleKDCall
 
@@ -54,7 +55,10 @@ class _Loss(torch.autograd.Function):
         if upstream is None:
             return (None,) * (5 + len(ctx.saved_tensors))
         _check_first_order()
-        if not torch.compiler.is_compiling() and ctx.grads is not None and upstream.item() == 1.0:
+        if transforms.is_batched(upstream):
+            inputs = [z.detach() for z in ctx.saved_tensors]
+            grads = _batched_grads(ctx.ops, inputs, ctx.stacked, ctx.kwargs, upstream, ctx.through_weights)
+        elif ctx.grads is not None and not transforms.hides_values(upstream) and upstream.item() == 1.0:
             # The gradients are given away, so that autograd keeps them without a copy. A second backward pass
             # computes new ones.
             grads, ctx.grads = ctx.grads, None
@@ -87,6 +91,10 @@ class _LossFromRows(torch.autograd.Function):
             return (None,) * (4 + len(inputs))
         _check_first_order()
         inputs = [z.detach() for z in inputs]
+        if transforms.is_batched(upstream):
+            through_weights = ctx.weights_dtype is not None
+            grads = _batched_grads(ctx.ops, inputs, ctx.stacked, ctx.kwargs, upstream, through_weights)
+            return None, None, None, *grads
         grads = [torch.empty_like(z) for z in inputs]
         weights_grad = ctx.ops.ensemble_kd_grad_out(
             _students(inputs, ctx.stacked),
@@ -106,6 +114,23 @@ def _check_first_order() -> None:
             "ensemble_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
             "backend='reference' is differentiable twice"
         )
+
+
+def _batched_grads(
+    ops, inputs: Sequence[Tensor], stacked: bool, kwargs: dict[str, Any], upstream: Tensor, through_weights: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients as by :func:`_value_and_grad` for ``is_grads_batched=True``, where `upstream` hides a batch of numbers.
+
+    The kernels cannot read these numbers, which therefore multiply the gradients for an upstream gradient of 1. Those
+    are float32, so that 16-bit gradients are rounded to their dtype once.
+    """
+    dtype = inputs[0].dtype
+    _, (weights_grad, *grads) = _value_and_grad(
+        ops, [z.float() for z in inputs], stacked, kwargs, None, through_weights
+    )
+    if weights_grad is not None:
+        weights_grad = (weights_grad * upstream).to(weights_grad.dtype)
+    return weights_grad, *((grad * upstream).to(dtype) for grad in grads)
 
 
 def _students(inputs: Sequence[Tensor], stacked: bool) -> Sequence[Tensor]:

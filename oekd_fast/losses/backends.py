@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 
 from oekd_fast import native
+from oekd_fast.losses import transforms
 from oekd_fast.losses.calls import EnsembleKDCall
 from oekd_fast.losses.schemas import triton_kernels
 
@@ -48,6 +49,17 @@ class ReferenceBackend(Backend):
         return None
 
 
+def _needs_reference(call: EnsembleKDCall) -> str | None:
+    """Return why only plain PyTorch can differentiate `call`, as "expected X, got Y"; None if the kernels can."""
+    if transforms.in_torch_func():
+        return "expected a call outside the transforms of torch.func, got one inside"
+    if call.has_tangent:
+        return "expected tensors without tangents, got a dual tensor of forward-mode AD"
+    if names := call.learned_options:
+        return f"{names[0]}: requires_grad is only supported by backend='reference'"
+    return None
+
+
 class NativeBackend(Backend):
     """The C++ kernel for the CPU (csrc/cpu/ensemble_kd)."""
 
@@ -64,7 +76,7 @@ class NativeBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if call.ensemble_attached:
             return "expected detach_ensemble=True, got False"
-        return None
+        return _needs_reference(call)
 
     def ops(self, call: EnsembleKDCall):
         return torch.ops.oekd_fast
@@ -95,7 +107,7 @@ class TritonBackend(Backend):
             return f"expected at most {MAX_TRITON_STUDENTS} students, got {students}"
         if len(call.students[0]) >= 1 << 24:
             return f"expected fewer than 2^24 rows, since they are counted in float32, got {len(call.students[0])}"
-        return self._unsupported_objective(call) if call.extensions else None
+        return _needs_reference(call) or (self._unsupported_objective(call) if call.extensions else None)
 
     def _unsupported_objective(self, call: EnsembleKDCall) -> str | None:
         """Check the size of a call that only the resident kernel supports: it holds whole rows in registers."""

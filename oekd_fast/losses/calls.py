@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oekd_fast.losses import checks
+from oekd_fast.losses import checks, transforms
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,22 @@ class EnsembleKDCall:
         return learns and weights is not None and weights.requires_grad
 
     @property
+    def learned_options(self) -> list[str]:
+        """Names of the options whose tensors require a gradient, while gradients are enabled."""
+        if not torch.is_grad_enabled():
+            return []
+        names = (*checks.DEVICE_SCALARS, "mixing")
+        values = ((name, getattr(self.options, name)) for name in names)
+        return [name for name, value in values if isinstance(value, Tensor) and value.requires_grad]
+
+    @property
+    def has_tangent(self) -> bool:
+        """Whether forward-mode AD differentiates an argument on which the loss depends with gradients."""
+        options = self.options
+        numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
+        return transforms.has_tangent((*self.students, self.ensemble_weights, *numbers, options.mixing))
+
+    @property
     def extensions(self) -> list[str]:
         """Names of the arguments that extend the paper's objective."""
         used = {
@@ -148,7 +164,8 @@ class EnsembleKDCall:
         options = self.options
         numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
         device_scalars = None
-        if any(isinstance(number, Tensor) for number in numbers):
+        # A compiled graph with a number as an argument of an op would hold for that number alone.
+        if any(isinstance(number, Tensor) or transforms.is_graph_input(number) for number in numbers):
             # An ensemble_ce_weight of 0 leaves this term out.
             device_scalars = _stack_scalars(numbers if options.ensemble_learns else numbers[:3], self.device)
             numbers = (0.0, 0.0, 0.0, 0.0)  # the kernels read device_scalars instead
@@ -187,7 +204,8 @@ def _stack_scalars(numbers: Sequence[float | Tensor], device: torch.device) -> T
         [
             number.detach().reshape(()).float()
             if isinstance(number, Tensor)
-            else torch.full((), float(number), dtype=torch.float32, device=device)
+            # A product, since torch.compile would take a fill value as a constant.
+            else torch.ones((), dtype=torch.float32, device=device) * float(number)
             for number in numbers
         ]
     )

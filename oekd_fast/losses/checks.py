@@ -52,7 +52,8 @@ def check_options(options: KDOptions) -> None:
 
 def _check_number(name: str, value: float) -> None:
     positive = name == "temperature"
-    if not math.isfinite(value) or (positive and value <= 0):
+    # torch.compile can compare a symbolic number, but cannot call math.isfinite on it.
+    if not -math.inf < value < math.inf or (positive and value <= 0):
         raise ValueError(f"{name}: expected a finite number{' > 0' if positive else ''}, got {value!r}")
 
 

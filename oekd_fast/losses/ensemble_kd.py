@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oekd_fast.losses import checks, reference
+from oekd_fast.losses import checks, reference, transforms
 from oekd_fast.losses.autograd import differentiable_loss
 from oekd_fast.losses.backends import REFERENCE, Backend, choose_backend
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions, detached
@@ -57,8 +57,9 @@ def ensemble_kd_loss(
             only if ``ce_weight`` and ``ensemble_ce_weight`` are 0, and leaves the distillation term alone.
         temperature: T > 0. The distillation term carries the factor T^2. The temperature and the three weights are
             numbers, or tensors with one element and any floating dtype on the device of the logits. Tensors are read
-            there at each call and at each replay of a graph, as float32 (float64 for float64 logits), and are never
-            differentiated. The backward pass uses the values that the loss has read.
+            there at each call and at each replay of a graph, as float32 (float64 for float64 logits). The backward
+            pass uses the values that the loss has read. Tensors that require a gradient, such as a learned temperature,
+            get it from the reference backend; the others refuse them while gradients are enabled.
         ce_weight: weight of the students' cross-entropies.
         kd_weight: weight of the distillation terms.
         ensemble_weights: w, floating [S], or a gate [B, S] with weights for each row; None stands for 1/S each.
@@ -72,9 +73,10 @@ def ensemble_kd_loss(
             teacher [B, C] replaces the ensemble: the target of every student is softmax(teacher_logits / T). K
             teachers, as one tensor [K, B, C] or K tensors [B, C], need ``mixing``. The statistics of the ensemble do
             not depend on teachers.
-        mixing: W, a floating tensor [S, S + K], never differentiated. Row j gives the weights of the S students, which
-            are detached, and then of the K external teachers in the target of student j. A weight of 0 excludes a
-            student or teacher, even if its logits are -inf. Not combined with ``detach_ensemble=False`` or a gate.
+        mixing: W, a floating tensor [S, S + K], differentiable as the temperature is. Row j gives the weights of the S
+            students, which are detached, and then of the K external teachers in the target of student j. A weight of 0
+            excludes a student or teacher, even if its logits are -inf. Not combined with ``detach_ensemble=False`` or a
+            gate.
         mixing_space: "logits": kd_j = T^2 KL(softmax(sum_i W_ji z_i / T) || softmax(z_j / T)). "probabilities":
             kd_j = T^2 sum_i W_ji KL(softmax(z_i / T) || softmax(z_j / T)); if a row of W sums to 1, its gradients equal
             those of the target sum_i W_ji softmax(z_i / T).
@@ -82,9 +84,11 @@ def ensemble_kd_loss(
         ignore_index: the label of rows that are ignored.
         reduction: "mean" over the rows that are not ignored, or "sum".
         backend: "auto" takes the compiled kernel of the device if it is available and supports the call, and the
-            reference otherwise. "reference", "native" (CPU) or "triton" (CUDA) takes exactly that backend.
+            reference otherwise, as in transforms of ``torch.func``, for dual tensors of forward-mode AD, and for a
+            temperature, weight or ``mixing`` that requires a gradient. "reference", "native" (CPU) or "triton" (CUDA)
+            takes exactly that backend.
         validate: check the labels, and the temperature and weights that are tensors, on any device before the loss is
-            computed. The host waits for the device.
+            computed. The host waits for the device. Calls in ``torch.compile`` or in transforms skip this check.
 
     Returns:
         EnsembleKDOutput: ``loss`` is differentiable (once by the compiled backends); the statistics are detached. All
@@ -178,6 +182,11 @@ def ensemble_kd_value_and_grad(
     buffers = None if out is None else checks.check_out(out, call.students)
     if weights_grad is not None:
         checks.check_weights_grad(weights_grad, ensemble_weights)
+    if names := call.learned_options:
+        raise ValueError(
+            f"{names[0]}: expected a tensor that requires no gradient, since ensemble_kd_value_and_grad returns none "
+            "for it, got requires_grad=True; ensemble_kd_loss with backend='reference' supports this"
+        )
     chosen = _choose(call, backend, validate)
     if chosen is REFERENCE:
         return reference.ensemble_kd_value_and_grad(call, grad_scale, buffers, weights_grad)
@@ -196,7 +205,7 @@ def ensemble_kd_value_and_grad(
 def _choose(call: EnsembleKDCall, name: str, validate: bool) -> Backend:
     """Choose the backend of a call, then check the labels and the numbers that are tensors where that is due."""
     backend = choose_backend(name, call)
-    if not torch.compiler.is_compiling():
+    if not transforms.hides_values(call.students[0]):
         # Without `validate` the host waits for no GPU.
         cheap = call.device.type == "cpu" and not backend.checks_contents
         if validate or cheap:

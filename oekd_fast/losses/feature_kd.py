@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from oekd_fast.losses import feature_rows, reference
+from oekd_fast.losses import feature_rows, reference, transforms
 from oekd_fast.losses.checks import check_tensor
 from oekd_fast.losses.feature_block import FeatureBlock, FeatureGradients, feature_blocks
 
@@ -108,6 +108,8 @@ def blocks_value_and_grad(
             raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
         grad_scale = grad_scale.detach()
     compiled, others = _divide(backend, blocks)
+    if _transformed(blocks):
+        return _transformed_value_and_grad(blocks, grad_scale)
     losses, gradients = [], [FeatureGradients()] * len(blocks)
     for chosen, run in ((compiled, _value_and_grad), (others, _reference_value_and_grad)):
         if chosen:
@@ -151,8 +153,16 @@ class _FeatureKD(torch.autograd.Function):
                 "feature_kd_loss: the compiled backends are differentiable once, got create_graph=True; "
                 "backend='reference' is differentiable twice"
             )
-        _, gradients = _value_and_grad(_unflatten(ctx.counts, ctx.saved_tensors), upstream)
-        return None, *(None for _ in ctx.counts), *(grad for block in gradients for grad in block.flat)
+        blocks = _unflatten(ctx.counts, ctx.saved_tensors)
+        if transforms.is_batched(upstream):  # is_grads_batched=True hides a batch of numbers in `upstream`
+            _, gradients = _value_and_grad([_in_float32(block) for block in blocks], None)
+            scaled = [grad * upstream for block in gradients for grad in block.flat]
+            like = (tensor for block in blocks for tensor in block.differentiable)
+            grads = [grad.to(tensor.dtype) for grad, tensor in zip(scaled, like, strict=True)]
+        else:
+            _, gradients = _value_and_grad(blocks, upstream)
+            grads = [grad for block in gradients for grad in block.flat]
+        return None, *(None for _ in ctx.counts), *grads
 
 
 def _compiled(blocks: Sequence[FeatureBlock]) -> Tensor:
@@ -171,6 +181,11 @@ def _unflatten(counts: tuple[int, ...], tensors: Sequence[Tensor]) -> list[Featu
         blocks.append(FeatureBlock(maps, teacher, weights, biases))
         at += 3 * n
     return blocks
+
+
+def _in_float32(block: FeatureBlock) -> FeatureBlock:
+    maps, weights, biases = ([x.float() for x in part] for part in (block.maps, block.weights, block.biases))
+    return FeatureBlock(maps, block.teacher.float(), weights, biases)
 
 
 def _value(blocks: Sequence[FeatureBlock]) -> Tensor:
@@ -244,7 +259,29 @@ def _reference_value_and_grad(
     return torch.stack(losses).sum(), gradients
 
 
+def _transformed_value_and_grad(
+    blocks: Sequence[FeatureBlock], grad_scale: Tensor | None
+) -> tuple[Tensor, list[FeatureGradients]]:
+    """Loss and gradients by ``torch.func``, so that other transforms apply to them."""
+    counts = tuple(len(block.maps) for block in blocks)
+    teachers = [block.teacher for block in blocks]
+
+    def loss(tensors):
+        value = _reference(_unflatten(counts, (*teachers, *tensors)))
+        return value if grad_scale is None else value * grad_scale.reshape(()), value
+
+    tensors = tuple(tensor for block in blocks for tensor in block.differentiable)
+    grads, (_, value) = torch.func.grad_and_value(loss, has_aux=True)(tensors)
+    gradients = _unflatten(counts, (*teachers, *grads))
+    return value, [FeatureGradients(tuple(g.maps), tuple(g.weights), tuple(g.biases)) for g in gradients]
+
+
 # -- choice of the backend
+
+
+def _transformed(blocks: Sequence[FeatureBlock]) -> bool:
+    """Whether torch.func or forward-mode AD differentiates the blocks, which the kernels do not support."""
+    return transforms.in_torch_func() or transforms.has_tangent(t for block in blocks for t in block.differentiable)
 
 
 def _divide(backend: str, blocks: Sequence[FeatureBlock]) -> tuple[list[int], list[int]]:
@@ -259,7 +296,7 @@ def _divide(backend: str, blocks: Sequence[FeatureBlock]) -> tuple[list[int], li
         return [], given
     device = blocks[given[0]].teacher.device
     if backend == "auto":
-        if device.type != "cuda" or not _HAS_TRITON:
+        if device.type != "cuda" or not _HAS_TRITON or _transformed(blocks):
             return [], given
         compiled = [i for i in given if _unsupported(i, blocks[i], device) is None]
         return compiled, [i for i in given if i not in compiled]
@@ -269,6 +306,11 @@ def _divide(backend: str, blocks: Sequence[FeatureBlock]) -> tuple[list[int], li
         raise ValueError(
             f"backend 'triton': expected maps on CUDA, got {device}; TRITON_INTERPRET=1, set before the kernels are "
             "first imported, runs them on the CPU"
+        )
+    if _transformed(blocks):
+        raise ValueError(
+            "backend 'triton': expected a call outside the transforms of torch.func and without dual tensors, "
+            "got one inside; backend='reference' supports this"
         )
     for i in given:
         if why := _unsupported(i, blocks[i], device):

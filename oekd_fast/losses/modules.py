@@ -17,7 +17,7 @@ class EnsembleKDLoss(nn.Module):
     Args:
         backend, validate: arguments of the function.
         **options: fields of :class:`oekd_fast.losses.calls.KDOptions`. Tensors among them are neither saved nor moved
-            with the module.
+            with the module, and a parameter among them is not one of the module's parameters.
     """
 
     def __init__(self, *, backend: str = "auto", validate: bool = False, **options) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oekd_fast.losses import transforms
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.losses.checks import DEVICE_SCALARS
 
@@ -80,12 +81,12 @@ def ensemble_kd(
         return reduce(loss.where(valid, float("nan")))
 
     def target_of(scores: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = F.log_softmax(scores / temperature, dim=1)
+        log_probs = F.log_softmax(_divide(scores, temperature), dim=1)
         return log_probs, log_probs.exp()
 
     def divergence(target: tuple[Tensor, Tensor], student: Tensor) -> Tensor:
         teacher_log_probs, teacher_probs = target
-        student_log_probs = F.log_softmax(student / temperature, dim=1)
+        student_log_probs = F.log_softmax(_divide(student, temperature), dim=1)
         # Where the teacher's probability is 0, so is 0 * (log 0 - log q). This avoids -inf - -inf.
         gap = (teacher_log_probs - student_log_probs).where(teacher_probs > 0, 0.0)
         kl = (teacher_probs * gap).sum(dim=1)
@@ -102,7 +103,7 @@ def ensemble_kd(
         kd = torch.stack([divergence(teacher, student) for student in z])
     else:
         sources = [scores.detach() for scores in (*z, *external)]
-        mixing = options.mixing.detach().to(dtype)
+        mixing = options.mixing.to(dtype)
         if options.mixing_space == "logits":
             targets = [target_of(_mix(sources, row)) for row in mixing]
             kd = torch.stack([divergence(*pair) for pair in zip(targets, z, strict=True)])
@@ -110,7 +111,7 @@ def ensemble_kd(
             targets = [target_of(scores) for scores in sources]
             pairs = torch.stack([torch.stack([divergence(target, student) for target in targets]) for student in z])
             # Entries of 0 exclude a target: 0 * inf would be NaN.
-            kd = (mixing * pairs.where(mixing != 0, 0.0)).sum(dim=1)
+            kd = (mixing * pairs.where((mixing != 0) | pairs.isfinite(), 0.0)).sum(dim=1)
     loss = kd_weight * kd.sum()
     if target is None:
         ce, ensemble_ce = torch.zeros_like(kd), torch.zeros_like(loss)
@@ -130,6 +131,8 @@ def ensemble_kd_value_and_grad(
     call: EnsembleKDCall, grad_scale: Tensor | None, out: Sequence[Tensor] | None, weights_grad: Tensor | None
 ) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
     """Loss and gradients by autograd; see :func:`oekd_fast.ensemble_kd_value_and_grad`."""
+    if transforms.in_torch_func() or call.has_tangent:
+        return _transformed_value_and_grad(call, grad_scale, out, weights_grad)
 
     # Tensors made in inference mode cannot take part in autograd, but their copies can.
     def usable(tensor):
@@ -157,9 +160,33 @@ def ensemble_kd_value_and_grad(
     return output._replace(loss=output.loss.detach()), grads
 
 
+def _transformed_value_and_grad(
+    call: EnsembleKDCall, grad_scale: Tensor | None, out: Sequence[Tensor] | None, weights_grad: Tensor | None
+) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
+    """Loss and gradients by ``torch.func``, so that other transforms apply to them."""
+    for name, buffer in (("out", out), ("weights_grad", weights_grad)):
+        if buffer is not None:
+            raise ValueError(f"{name}: expected None inside transforms and with forward-mode AD, got a buffer")
+
+    def loss(students):
+        output = ensemble_kd(students, call.target, call.options, call.ensemble_weights, call.teachers)
+        return output.loss if grad_scale is None else output.loss * grad_scale.reshape(()), output
+
+    grads, (_, output) = torch.func.grad_and_value(loss, has_aux=True)(tuple(call.students))
+    return output, grads
+
+
 def _snapshot(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
     """Copy a number that is a tensor, so that backward uses the value of the forward pass if the tensor changes."""
-    return value.detach().to(dtype, copy=True).reshape(()) if isinstance(value, Tensor) else value
+    return value.to(dtype, copy=True).reshape(()) if isinstance(value, Tensor) else value
+
+
+def _divide(scores: Tensor, temperature: float | Tensor) -> Tensor:
+    if not isinstance(temperature, Tensor):
+        return scores / temperature
+    # A logit of -inf does not depend on the temperature, whose gradient would be 0 * inf.
+    finite = scores.isfinite()
+    return (scores.where(finite, 0.0) / temperature).where(finite, scores)
 
 
 def _mix(z: Sequence[Tensor], weights: Tensor | None) -> Tensor:
@@ -187,7 +214,15 @@ def feature_kd(
     """
     teacher = teacher_map.detach()
     losses = [
-        F.mse_loss(F.conv2d(student, weight.view(*weight.shape[:2], 1, 1), bias), teacher)
+        _mean_squared_error(F.conv2d(student, weight.view(*weight.shape[:2], 1, 1), bias), teacher)
         for student, weight, bias in zip(student_maps, weights, biases, strict=True)
     ]
     return torch.stack(losses).sum() if losses else teacher.new_zeros((), dtype=torch.float32)
+
+
+def _mean_squared_error(x: Tensor, y: Tensor) -> Tensor:
+    if not transforms.in_torch_func():
+        return F.mse_loss(x, y)
+    # The forward derivative of the backward pass of F.mse_loss fails in torch.func.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) - y.to(dtype)).square().mean()

@@ -232,19 +232,6 @@ def test_a_list_of_students_needs_no_python_in_the_backward_pass():
     ]
 
 
-@needs_native
-def test_function_transforms_raise_in_the_compiled_backend():
-    logits, target = batch(students=2)
-
-    def loss(z, backend):
-        return ensemble_kd_loss([z, logits[1]], target, backend=backend).loss
-
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(loss)(logits[0], "native")
-    expected, _ = ensemble_kd_value_and_grad(logits, target)[1]
-    torch.testing.assert_close(torch.func.grad(loss)(logits[0], "reference"), expected)
-
-
 def test_reference_can_be_differentiated_twice():
     logits, target = leaves(students=2, rows=3, classes=4, dtype=torch.float64)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
 
@@ -181,6 +182,44 @@ def test_new_values_in_tensors_do_not_recompile(backend, names):
                 call(leaves, target, values)[0].backward()
             same(traced(by_compiler, target, values)[1], function(eager, target, values)[1], backend)
             same([z.grad for z in by_compiler], [z.grad for z in eager], backend)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_that_change_compile_twice_at_most(backend, dynamic):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def function(z, y, t):
+        weights = {"ce_weight": 0.25 * t, "kd_weight": 1.0 / t, "ensemble_ce_weight": t - 0.5}
+        return ensemble_kd_loss(z, y, temperature=t, backend=backend, **weights).loss
+
+    traced = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=count))
+    logits, target = batch(students=2)
+    for temperature in (2.0, 3.0, 1.25, 4.5, 0.75, 8.0, 9.0, 10.0, 11.0, 12.0):
+        eager, by_compiler = requiring_grad(logits), requiring_grad(logits)
+        expected, loss = function(eager, target, temperature), traced(by_compiler, target, temperature)
+        expected.backward()
+        loss.backward()
+        # The graph reads the numbers as float32.
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+        for z, wanted in zip(by_compiler, eager, strict=True):
+            torch.testing.assert_close(z.grad, wanted.grad, rtol=1e-5, atol=1e-8)
+    assert len(graphs) <= 4  # the forward and the backward graph, each for one number and for any
+
+
+@pytest.mark.parametrize("rows", [7, 12])
+def test_dynamic_shapes_with_all_defaults(backend, rows):
+    traced = torch.compile(
+        lambda z, y: ensemble_kd_loss(z, y, backend=backend).loss, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for classes in (5, 9):
+        logits, target = batch(students=2, rows=rows, classes=classes)
+        leaves = requiring_grad(logits)
+        traced(leaves, target).backward()
+        oracle.Expected(logits, target).check_grads([z.grad for z in leaves])
 
 
 class Heads(nn.Module):

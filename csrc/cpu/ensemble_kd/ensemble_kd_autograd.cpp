@@ -2,6 +2,7 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
@@ -57,8 +58,14 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
       // The gradients are given away, so that autograd keeps them without a copy. A second backward pass computes new
       // ones.
       c10::IValue gradients = std::exchange(ctx->saved_data["gradients"], {});
-      if (gradients.isNone() || !is_one(upstream)) gradients = compute_again(ctx, upstream);
-      grads = gradients.toTensorVector();
+      if (is_batched(upstream)) {
+        grads = scaled_gradients(ctx, upstream);
+      } else {
+        if (gradients.isNone() || !is_one(upstream)) {
+          gradients = compute_again(ctx, ctx->get_saved_variables(), upstream);
+        }
+        grads = gradients.toTensorVector();
+      }
     }
     grads.resize(students + OTHERS);
     return grads;
@@ -70,12 +77,29 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
     return !upstream.key_set().has(c10::DispatchKey::Python) && upstream.item<double>() == 1.0;
   }
 
-  static c10::IValue compute_again(AutogradContext* ctx, const at::Tensor& upstream) {
+  // Whether `upstream` stands for several gradients, as with is_grads_batched=True. The op cannot read their values.
+  static bool is_batched(const at::Tensor& upstream) {
+    return upstream.key_set().has_any(
+        c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched}));
+  }
+
+  static c10::IValue compute_again(AutogradContext* ctx, const variable_list& logits, c10::IValue upstream) {
     const c10::List<c10::IValue> options = ctx->saved_data["options"].toList();
-    Stack stack{c10::List<at::Tensor>(ctx->get_saved_variables())};
+    Stack stack{c10::List<at::Tensor>(logits)};
     stack.insert(stack.end(), options.begin(), options.end());
-    value_and_grad(stack, upstream);
+    value_and_grad(stack, std::move(upstream));
     return std::move(stack.back());
+  }
+
+  // Multiplies the gradients of an upstream gradient of 1 by a batch of others. They are computed in fp32, so that
+  // 16-bit gradients are rounded to their dtype once.
+  static variable_list scaled_gradients(AutogradContext* ctx, const at::Tensor& upstream) {
+    variable_list logits = ctx->get_saved_variables();
+    const at::ScalarType dtype = logits[0].scalar_type();
+    for (at::Tensor& z : logits) z = z.to(at::kFloat);
+    variable_list grads = compute_again(ctx, logits, {}).toTensorVector();
+    for (at::Tensor& grad : grads) grad = at::mul(grad, upstream).to(dtype);
+    return grads;
   }
 };
 
@@ -84,7 +108,12 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
 void ensemble_kd_value_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet /*keys*/, Stack* stack) {
   const std::vector<at::Tensor> logits = stack->front().toTensorVector();
   bool needs_grad = false;
-  for (const at::Tensor& z : logits) needs_grad |= z.requires_grad();
+  for (const at::Tensor& z : logits) {
+    needs_grad |= z.requires_grad();
+    TORCH_CHECK_NOT_IMPLEMENTED(!z._fw_grad(/*level=*/0).defined(),
+                                "ensemble_kd_loss: the compiled backends do not support forward-mode AD; "
+                                "backend='reference' does");
+  }
   if (!needs_grad || !at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     op.callBoxed(stack);

@@ -2,6 +2,7 @@
 // are in oekd_fast/losses.
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -55,12 +56,23 @@ constexpr int64_t PIECE = 8192;
 // Gradients of more bytes are written past the caches, which could not hold them.
 constexpr int64_t STREAM_BYTES = int64_t{16} << 20;
 
+// Checks that the storage of `t`, which may have been resized, holds all of its elements.
+void check_memory(const char* name, const Tensor& t) {
+  if (t.numel() == 0) return;
+  int64_t last = t.storage_offset();
+  for (int64_t dim = 0; dim < t.dim(); ++dim) last += (t.size(dim) - 1) * t.stride(dim);
+  const auto needed = static_cast<size_t>(last + 1) * t.element_size();
+  TORCH_CHECK_VALUE(t.storage().nbytes() >= needed, name, ": expected a storage of at least ", needed, " bytes, got ",
+                    t.storage().nbytes());
+}
+
 // Replaces the first three or four numbers of the settings by those in a tensor, which is in host memory.
 void take_device_scalars(const Tensor& scalars, Settings& settings) {
   TORCH_CHECK_VALUE(scalars.dim() == 1 && (scalars.size(0) == 3 || scalars.size(0) == 4) && scalars.device().is_cpu(),
                     "device_scalars: expected [3] or [4] on the CPU, got ", scalars.sizes(), " on ", scalars.device());
   TORCH_CHECK_TYPE(scalars.scalar_type() == at::kFloat, "device_scalars: expected float32, got ",
                    scalars.scalar_type());
+  check_memory("device_scalars", scalars);
   const float* data = scalars.const_data_ptr<float>();
   const int64_t stride = scalars.stride(0);
   settings.temperature = data[0];
@@ -76,6 +88,8 @@ void check_settings(const Settings& settings, bool has_target) {
   TORCH_CHECK_VALUE(std::isfinite(settings.kd_weight), "kd_weight: expected a finite number, got ", settings.kd_weight);
   TORCH_CHECK_VALUE(std::isfinite(settings.ensemble_ce_weight), "ensemble_ce_weight: expected a finite number, got ",
                     settings.ensemble_ce_weight);
+  TORCH_CHECK_VALUE(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,
+                    "label_smoothing: expected a number in [0, 1], got ", settings.label_smoothing);
   TORCH_CHECK_VALUE(has_target || settings.ensemble_ce_weight == 0,
                     "target: expected int64 [B] with ensemble_ce_weight ", settings.ensemble_ce_weight, ", got None");
 }
@@ -99,9 +113,38 @@ std::vector<Matrix> matrices(const char* name, at::TensorList tensors, const Ten
     TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), name, ": expected ", like.scalar_type(), ", got ",
                      t.scalar_type());
     TORCH_CHECK_VALUE(t.device().is_cpu(), name, ": expected tensors on the CPU, got ", t.device());
+    check_memory(name, t);
     out.push_back({t.data_ptr(), t.stride(0), t.stride(1)});
   }
   return out;
+}
+
+enum class Overlap { none, partial, same };
+
+Overlap overlap(const Tensor& a, const Tensor& b) {
+  switch (at::get_overlap_status(a, b)) {
+    case at::MemOverlapStatus::Full: return Overlap::same;
+    case at::MemOverlapStatus::Partial: return Overlap::partial;
+    default: return Overlap::none;
+  }
+}
+
+// Checks that no two elements of the buffers share an address, as far as torch can tell cheaply. A buffer may be the
+// logits whose gradients it takes, but may not overlap other logits, which are read after it is written.
+void check_no_overlap(at::TensorList buffers, at::TensorList logits) {
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    TORCH_CHECK_VALUE(at::has_internal_overlap(buffers[i]) != at::MemOverlap::Yes,
+                      "out: expected no two elements at the same address, got strides ", buffers[i].strides());
+    for (size_t j = 0; j < i; ++j) {
+      TORCH_CHECK_VALUE(overlap(buffers[i], buffers[j]) == Overlap::none,
+                        "out: expected separate memory for each buffer, got buffers ", j, " and ", i, " that overlap");
+    }
+    for (size_t j = 0; j < logits.size(); ++j) {
+      const Overlap found = overlap(buffers[i], logits[j]);
+      TORCH_CHECK_VALUE(found == Overlap::none || (found == Overlap::same && i == j), "out: expected buffer ", i,
+                        " outside the memory of logits ", j, ", or exactly their memory if the numbers are equal");
+    }
+  }
 }
 
 // Counts the rows that are not ignored, and checks their labels.
@@ -122,6 +165,7 @@ std::vector<Teacher> teachers_of(at::TensorList tensors, const Tensor& like, std
   for (const Tensor& given : tensors) {
     TORCH_CHECK_VALUE(given.sizes() == like.sizes() && given.device().is_cpu(), "teacher_logits: expected ",
                       like.sizes(), " on the CPU, got ", given.sizes(), " on ", given.device());
+    check_memory("teacher_logits", given);
     const Tensor& t = kept.emplace_back(given.scalar_type() == at::kDouble ? given.to(at::kFloat) : given);
     out.push_back({{const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1)}, scalar_of("teacher_logits", t)});
   }
@@ -133,6 +177,7 @@ Tensor floats_of(const char* name, const Tensor& tensor, bool expected, const st
   TORCH_CHECK_VALUE(expected && tensor.device().is_cpu(), name, ": expected ", shapes, " on the CPU, got ",
                     tensor.sizes(), " on ", tensor.device());
   TORCH_CHECK_TYPE(tensor.is_floating_point(), name, ": expected a floating dtype, got ", tensor.scalar_type());
+  check_memory(name, tensor);
   return tensor.to(at::kFloat).contiguous();
 }
 
@@ -187,10 +232,7 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
     TORCH_CHECK_VALUE(outputs->grads.size() == logits.size(), "out: expected ", s, " tensors, got ",
                       outputs->grads.size());
     grad_matrices = matrices("out", outputs->grads, first);
-    for (const Tensor& t : outputs->grads) {
-      TORCH_CHECK_VALUE((t.stride(0) != 0 || t.size(0) < 2) && (t.stride(1) != 0 || t.size(1) < 2),
-                        "out: expected no two elements at the same address, got strides ", t.strides());
-    }
+    check_no_overlap(outputs->grads, logits);
   }
 
   Tensor labels;
@@ -199,6 +241,7 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
     TORCH_CHECK_TYPE(target->scalar_type() == at::kLong, "target: expected int64, got ", target->scalar_type());
     TORCH_CHECK_VALUE(target->dim() == 1 && target->size(0) == rows && target->device().is_cpu(),
                       "target: expected [", rows, "] on the CPU, got ", target->sizes(), " on ", target->device());
+    check_memory("target", *target);
     labels = target->contiguous();
     counted = count_rows(labels.const_data_ptr<int64_t>(), rows, classes, settings.ignore_index);
   }
@@ -236,6 +279,11 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
   if (outputs && outputs->weights_grad) {
     TORCH_CHECK_VALUE(inputs.ensemble_weights && outputs->weights_grad->sizes() == weights.sizes(),
                       "weights_grad: expected the shape of ensemble_weights, got ", outputs->weights_grad->sizes());
+    TORCH_CHECK_TYPE(outputs->weights_grad->is_floating_point(), "weights_grad: expected a floating dtype, got ",
+                     outputs->weights_grad->scalar_type());
+    TORCH_CHECK_VALUE(outputs->weights_grad->device().is_cpu(), "weights_grad: expected a tensor on the CPU, got ",
+                      outputs->weights_grad->device());
+    check_memory("weights_grad", *outputs->weights_grad);
     weights_grad = at::zeros(weights.sizes(), weights.options());
     if (problem.with_weights_grad && problem.weights_row) problem.gate_grads = weights_grad.mutable_data_ptr<float>();
   }
