@@ -14,6 +14,6 @@ pytestmark = [
 
 
 def test_killed_runs_resume_to_the_same_end(tmp_path):
-    result = run_campaign(trials=4, seed=7, folder=tmp_path)
+    result = run_campaign(trials=3, seed=7, folder=tmp_path)
     assert result["faults"] == []
     assert sum(result["kills"].values()) >= 2
