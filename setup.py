@@ -56,8 +56,10 @@ def native() -> dict:
     """Return the arguments of `setup` that build the extension.
 
     Raises:
-        SystemExit: torch or a C++ compiler is missing.
+        SystemExit: torch or a C++ compiler is missing, or the system is Windows.
     """
+    if sys.platform == "win32":
+        fail("the extension is built with GCC or Clang, on Linux and macOS")
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
     except ImportError:

@@ -1,4 +1,4 @@
-"""Names from files and folders, in a form that can be printed and stored as JSON."""
+"""Names from files and folders, in a form that can be printed and stored as JSON: the one that all outputs show."""
 
 from oekd_fast.common.text import plain as printable
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oekd_fast.common.files import write_atomically
+from oekd_fast.common.text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 FAMILY, ALONE, ENSEMBLE = "tab:blue", "tab:orange", "black"
 DPI = 110
+_LONGEST_TITLE = 160  # characters; a picture is made as wide as its title
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
@@ -28,7 +30,7 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(shortened(title, _LONGEST_TITLE))
     return figure
 
 

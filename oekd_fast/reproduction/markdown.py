@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oekd_fast.common.spread import Spread
+from oekd_fast.common.text import markdown_text
 
 TITLES = {
     "selected": "Selected epoch: chosen on held-out training images",
@@ -17,7 +18,7 @@ COLUMNS = {"baseline": "alone %", "family": "in the family %", "gain_points": "g
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the Markdown document of `results`, as returned by `results.gather`."""
-    parts = [f"# {results['recipe']}\n", _head(results)]
+    parts = [f"# {markdown_text(results['recipe'])}\n", _head(results)]
     for measure, title in TITLES.items():
         parts.append(f"## {title}\n")
         accuracy = results["accuracy"][measure]
@@ -48,9 +49,12 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _head(results: Mapping[str, Any]) -> str:
     done, asked = len(results["seeds"]), len(results["seeds_asked"])
     seeds = f"{done} of {asked} requested seeds" if done < asked else f"{done} seed{'s' if done > 1 else ''}"
-    changed = ", ".join(f"{name} {c['recipe']} -> {c['here']}" for name, c in results["changed"].items())
+    changed = ", ".join(
+        f"{name} {markdown_text(c['recipe'])} -> {markdown_text(c['here'])}" for name, c in results["changed"].items()
+    )
+    model, dataset = markdown_text(results["model"]), markdown_text(results["dataset"])
     return (
-        f"{results['model']} x {len(results['students'])} on {results['dataset']}, {seeds}: mean ± sample standard "
+        f"{model} x {len(results['students'])} on {dataset}, {seeds}: mean ± sample standard "
         f"deviation over seeds. Gains compare each seed's family with the same seed's students trained alone. "
         f"Accuracies are on {results['test_images']:,} test images.\n\n"
         f"Source: {results['source']}. Changed from the recipe: {changed or 'nothing'}.\n\n"
@@ -101,7 +105,7 @@ def _timing(results: Mapping[str, Any]) -> str:
     return (
         f"## Time\n\n{table(heading, rows)}\nMedian [lowest, highest] of {timing['rounds']} interleaved rounds of "
         f"{timing['steps']} steps, scaled to an epoch of {timing['steps_per_epoch']} steps without evaluation; "
-        f"{timing['device']}. Each student alone: {alone} s.\n"
+        f"{markdown_text(timing['device'])}. Each student alone: {alone} s.\n"
     )
 
 
@@ -125,9 +129,10 @@ def _ablation(name: str, sweep: Mapping[str, Any], results: Mapping[str, Any]) -
 
 
 def _foot(results: Mapping[str, Any]) -> str:
-    where = results["machine"]
+    where = {name: markdown_text(value) for name, value in results["machine"].items()}
+    trained_on = "; ".join(map(markdown_text, results["trained_on"]))
+    commit = where["commit"] if results["machine"]["commit"] else "unknown"
     return (
-        f"Trained on {'; '.join(results['trained_on'])}. Written on {where['processor']}, {where['system']}, Python "
-        f"{where['python']}, torch {where['torch']}, oekd_fast {results['versions']['oekd_fast']}, commit "
-        f"{where['commit'] or 'unknown'}.\n"
+        f"Trained on {trained_on}. Written on {where['processor']}, {where['system']}, Python {where['python']}, torch "
+        f"{where['torch']}, oekd_fast {results['versions']['oekd_fast']}, commit {commit}.\n"
     )

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
 from oekd_fast import reproduce as command
+from oekd_fast.common.text import plain
 from oekd_fast.config.recipes import RecipeError, get_recipe, recipe_config
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import paper_tables
@@ -29,6 +31,7 @@ from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run_folder import RunFolderError
 from oekd_fast.training.engine import Engine
 
+from ..support.hostile_names import HOSTILE_NAMES
 from ..support.summaries import FIVE, summary_of
 
 QUIET = Console(quiet=True)
@@ -353,3 +356,15 @@ def test_the_command_reports_invalid_arguments(arguments, message, tmp_path, mon
         status = left.code
     assert status != 0 and message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
+def test_names_are_text_of_the_markdown(name):
+    """The devices of the runs and the processor are named by others."""
+    results = results_of(FIVE)
+    results |= {"dataset": name, "trained_on": [name], "machine": results["machine"] | {"processor": name}}
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(render(results))
+    kinds = {child.type for token in tokens if token.type == "inline" for child in token.children}
+    text = "\n".join("".join(child.content for child in token.children) for token in tokens if token.type == "inline")
+    assert kinds <= {"text", "text_special", "softbreak"}
+    assert f" on {plain(name)}, 2 of 3 requested seeds" in text and f"Trained on {plain(name)}. Written on" in text
