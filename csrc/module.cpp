@@ -1,5 +1,6 @@
 // Registers the ops and the executor. oekd_fast/losses and oekd_fast/layers document the ops, and
 // oekd_fast/parallel/executor.py the executor.
+#include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -24,12 +25,29 @@ TORCH_LIBRARY_IMPL(oekd_fast, AutogradCPU, m) {
   m.impl("ensemble_kd_value", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_autograd>());
 }
 
+namespace {
+
+py::bytes cpu_generator_state() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard lock(generator.mutex());
+  const c10::intrusive_ptr<c10::TensorImpl> state = generator.unsafeGetGeneratorImpl()->get_state();
+  return {static_cast<const char*>(state->data()), static_cast<size_t>(state->numel())};
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_native, m) {
   m.def("isa_names", oekd::isa_names, "Built instruction sets that this processor supports, widest first.");
 
+  m.def("cpu_generator_state", cpu_generator_state,
+        "State of torch's default CPU generator. Modes and transforms do not see the call.");
+
   py::class_<oekd::StudentExecutor>(m, "StudentExecutor", "Runs students side by side, on host threads or streams.")
-      .def(py::init<size_t, c10::Device, int, int, std::vector<size_t>>(), py::arg("num_students"), py::arg("device"),
-           py::kw_only(), py::arg("workers"), py::arg("threads"), py::arg("order"))
+      .def(py::init([](size_t num_students, c10::Device device, int workers, int threads, std::vector<size_t> order) {
+             return ::new oekd::StudentExecutor(num_students, device, workers, threads, std::move(order));
+           }),
+           py::arg("num_students"), py::arg("device"), py::kw_only(), py::arg("workers"), py::arg("threads"),
+           py::arg("order"))
       .def("forward", &oekd::StudentExecutor::forward, py::arg("branches"), py::arg("inputs"), py::arg("serial"),
            "Returns (results of the students, [(student, exception), ...]).")
       .def("backward", &oekd::StudentExecutor::backward, py::arg("roots"), py::arg("grads"),

@@ -45,12 +45,25 @@ def isa() -> str | None:
     return next(iter(isa_names()), None)
 
 
+def cpu_generator_state() -> bytes:
+    """Return the state of torch's default CPU generator. Modes and transforms of torch do not see the call.
+
+    Raises:
+        RuntimeError: the extension is unavailable; the message is the reason.
+    """
+    return _loaded().cpu_generator_state()
+
+
 def executor_class() -> type:
     """Return the C++ class that runs students side by side.
 
     Raises:
         RuntimeError: the extension is unavailable; the message is the reason.
     """
+    return _loaded().StudentExecutor
+
+
+def _loaded() -> ModuleType:
     if _extension is None:
         raise RuntimeError(_reason)
-    return _extension.StudentExecutor
+    return _extension

@@ -1,11 +1,16 @@
-// Transfers the thread-local state of torch from the caller to the worker threads.
+// Transfers the thread-local state of torch, Python and the processor from the caller to the worker threads.
 #pragma once
 
 #include <ATen/ThreadLocalState.h>
+#include <pybind11/pybind11.h>
+
+#include <cfenv>
 
 namespace oekd {
 
-// A copy of the grad and inference mode, autocast state, dispatch and function modes, and hooks of the current thread.
+// A copy of the grad and inference mode, autocast state, dispatch and function modes, functorch transforms and hooks of
+// the current thread, of its context variables, and of its floating-point environment (rounding, denormal numbers).
+// It serves one guard at a time, because a Python context can be entered only once. Everything here needs the GIL.
 class CallerState {
  public:
   CallerState();
@@ -19,9 +24,10 @@ class CallerState {
     Guard& operator=(const Guard&) = delete;
 
    private:
+    const CallerState& caller_;
     const at::ThreadLocalStateGuard state_;
     const bool cache_enabled_;
-    const int nesting_;
+    std::fenv_t floating_point_;
   };
 
  private:
@@ -30,6 +36,8 @@ class CallerState {
   // student would clear the cache of casts, which all threads share.
   const bool cache_enabled_;
   const int nesting_;
+  const pybind11::object context_;
+  std::fenv_t floating_point_;
 };
 
 }  // namespace oekd

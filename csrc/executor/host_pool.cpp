@@ -39,7 +39,6 @@ void HostPool::stop() {
 }
 
 void HostPool::run(const std::vector<std::function<void()>>& tasks) {
-  const std::lock_guard call(calls_);
   std::unique_lock lock(mutex_);
   tasks_ = &tasks;
   next_ = 0;

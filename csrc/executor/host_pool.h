@@ -13,13 +13,14 @@ namespace oekd {
 
 class HostPool {
  public:
-  // Changes a setting of the process temporarily, so calls must not overlap. The GIL ensures this.
+  // Both numbers are at least 1. Changes a setting of the process temporarily, so calls must not overlap. The GIL
+  // ensures this.
   HostPool(int workers, int threads);
   HostPool(const HostPool&) = delete;
   HostPool& operator=(const HostPool&) = delete;
   ~HostPool();
 
-  // Starts the tasks in order and returns when all have finished. Tasks must not throw. Concurrent calls run in turn.
+  // Starts the tasks in order and returns when all have finished. Tasks must not throw, and calls must not overlap.
   void run(const std::vector<std::function<void()>>& tasks);
 
   // Whether this is a child process. It has no copy of the threads, and a mutex may be locked forever, so the pool must
@@ -31,7 +32,6 @@ class HostPool {
   void work(int threads);
 
   const long process_;
-  std::mutex calls_;
   std::mutex mutex_;  // guards all members below
   std::condition_variable wake_, done_;
   const std::vector<std::function<void()>>* tasks_ = nullptr;

@@ -5,8 +5,10 @@ Students are numbered from 0 in arguments and attributes, and from 1 in messages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 import torch
@@ -33,23 +35,38 @@ class StudentError(RuntimeError):
         super().__init__(message)
         self.student = student
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.student, str(self))
+
 
 class Executor(Protocol):
     """Runs S students, which must not depend on one another.
 
     An executor remains usable after an error. Exceptions that do not derive from `Exception`, such as
     KeyboardInterrupt, are raised unchanged.
+
+    Calls may overlap: several threads may share an executor, a student may call it, and a student may wait for a thread
+    that calls it. On the CPU each of several overlapping calls has worker threads of its own, which are kept for later
+    calls. A call that a student makes runs in that student's thread. After a fork, the child starts new threads. While
+    the interpreter shuts down, students run in the calling thread.
+
+    A copy, also one made by pickle, is a new executor with the same options.
     """
 
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         """Return `branches[j](inputs[j])` for each student j.
 
-        Every student runs with the caller's grad mode, autocast state and other thread-local modes. On a device with
-        streams, the caller's stream waits for the results, and the host does not. On the CPU, branches should be
-        modules rather than functions that call modules, because the executor learns for each train or eval mode which
-        students draw random numbers.
+        Every student runs with the caller's grad mode, autocast state and other thread-local modes of torch, inside
+        its transforms (torch.func, forward-mode AD), with its context variables (contextvars) and floating-point
+        settings (torch.set_flush_denormal). On CPU threads, context variables that a student sets are not changed for
+        the caller, and the values of threading.local are those of the worker thread.
+
+        On a device with streams, the caller's stream waits for the results, and the host does not. On the CPU, branches
+        should be modules rather than functions that call modules, because the executor learns for each train or eval
+        mode which students draw random numbers.
 
         Raises:
+            TypeError: `branches` or `inputs` is not a sequence.
             ValueError: the number of branches or inputs is not S.
             StudentError: a student raised an exception.
         """
@@ -64,6 +81,7 @@ class Executor(Protocol):
         Raises:
             TypeError: a root is not a tensor, or a gradient is neither a tensor nor None.
             ValueError: the number of sequences is not S, or a student has not one gradient for each root.
+            RuntimeError: the call is inside a transform of torch.func; use torch.func.grad or torch.func.vjp instead.
             StudentError: a student's graph raised an exception.
         """
 
@@ -94,10 +112,12 @@ def make_executor(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
-    if not isinstance(num_students, int) or num_students < 1:
+    if not isinstance(num_students, int) or isinstance(num_students, bool) or num_students < 1:
         raise ValueError(f"num_students: expected an integer >= 1, got {num_students!r}")
-    if costs is not None and (len(costs) != num_students or min(costs) < 0):
-        raise ValueError(f"costs: expected {num_students} numbers >= 0, one for each student, got {list(costs)}")
+    if costs is not None:
+        costs = list(costs)
+        if len(costs) != num_students or not all(isinstance(c, Real) and isfinite(c) and c >= 0 for c in costs):
+            raise ValueError(f"costs: expected {num_students} numbers >= 0, one for each student, got {costs}")
     device = torch.device(device)
     if kind == "parallel" or (kind == "auto" and num_students > 1):
         try:
@@ -147,8 +167,11 @@ class StreamExecutor:
     """
 
     def __init__(self, num_students: int, device: torch.device) -> None:
-        self._num_students = num_students
+        self._num_students, self._device = num_students, device
         self._native = executor_class()(num_students, device, workers=1, threads=1, order=range(num_students))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self._num_students, self._device)
 
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         _check_forward(self._num_students, branches, inputs)
@@ -175,6 +198,7 @@ class ThreadExecutor:
 
     def __init__(self, num_students: int, costs: Sequence[float] | None, deterministic: bool) -> None:
         self._native_class = executor_class()
+        self._options = num_students, costs, deterministic
         self._num_students = num_students
         self._costs = None if costs is None else list(costs)
         self._deterministic = deterministic
@@ -184,6 +208,9 @@ class ThreadExecutor:
         self._native: Any = None
         self._workers = 1
         self._orders: dict[Hashable, StartingOrder] = {}
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._options
 
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         _check_forward(self._num_students, branches, inputs)
@@ -266,12 +293,21 @@ def _error_of(faults: Faults) -> BaseException:
     if interrupt is not None:
         return interrupt
     also = "".join(f"; student {j + 1} failed too" for j, _ in others)
-    error = StudentError(student, f"student {student + 1}: {type(cause).__name__}: {cause}{also}")
+    error = StudentError(student, f"student {student + 1}: {type(cause).__name__}: {_message_of(cause)}{also}")
     error.__cause__ = cause
     return error
 
 
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "<no message: str() of the exception failed>"
+
+
 def _check_count(name: str, values: Sequence[Any], expected: int) -> None:
+    if not isinstance(values, Sized):
+        raise TypeError(f"{name}: expected a sequence, got {type(values).__name__}")
     if len(values) != expected:
         raise ValueError(f"{name}: expected {expected}, one for each student, got {len(values)}")
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from oekd_fast.native import cpu_generator_state
+
 Branch = Callable[[Any], Any]
 # (branches, inputs, indices of the students to run sequentially) -> result
 Forward = Callable[[Sequence[Branch], Sequence[Any], Sequence[int]], Any]
@@ -37,9 +39,9 @@ class RandomDrawOrder:
         known = mode in self._drawing
         serial = self._drawing[mode] if known else range(len(branches))
         watched = {j: _Watched(branches[j]) for j in serial}
-        before = _generator_state()
+        before = cpu_generator_state()
         result = forward([watched.get(j, branch) for j, branch in enumerate(branches)], inputs, list(serial))
-        states = [before, *(state for watch in watched.values() for state in watch.states), _generator_state()]
+        states = [before, *(state for watch in watched.values() for state in watch.states), cpu_generator_state()]
         # The generator must not have changed outside the sequential students: compare the state after each one with
         # the state before the next.
         if known and any(a != b for a, b in list(pairwise(states))[::2]):
@@ -69,19 +71,14 @@ class _Watched:
         self.states: list[bytes] = []
 
     def __call__(self, value: Any) -> Any:
-        self.states.append(_generator_state())
+        self.states.append(cpu_generator_state())
         try:
             return self._branch(value)
         finally:
-            self.states.append(_generator_state())
+            self.states.append(cpu_generator_state())
 
 
 def _mode(branches: Sequence[Branch]) -> Hashable:
     modules = (branch.modules() if isinstance(branch, nn.Module) else (branch,) for branch in branches)
     flags = tuple(tuple((type(m), getattr(m, "training", None)) for m in each) for each in modules)
     return flags, torch.is_grad_enabled()
-
-
-def _generator_state() -> bytes:
-    # The comparison is on bytes because a dispatch mode would see a comparison of tensors.
-    return torch.get_rng_state().numpy().tobytes()

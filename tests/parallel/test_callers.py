@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -48,6 +49,40 @@ def test_students_may_call_executors_themselves():
 
 
 @needs_native
+@pytest.mark.parametrize("waiting", [1, 2], ids=["one student", "all students"])
+def test_students_may_wait_for_threads_that_use_the_executor(waiting):
+    executor, inputs = parallel(), [torch.ones(2, requires_grad=True) for _ in range(2)]
+
+    def in_thread():
+        results = executor.forward([torch.exp] * 2, inputs)
+        executor.backward([[r.sum()] for r in results], [[None]] * 2)
+        return results
+
+    def branch(j):
+        return finishes(in_thread)[0] if j < waiting else None
+
+    for _ in range(3):
+        (came,) = finishes(lambda: executor.forward([branch] * 2, [0, 1]))
+        assert all(torch.equal(r, x.exp()) for results in came[:waiting] for r, x in zip(results, inputs, strict=True))
+    assert all(torch.allclose(x.grad, 3 * waiting * x.exp()) for x in inputs)
+
+
+@needs_native
+def test_objects_that_a_worker_thread_deletes_may_call_the_executor():
+    executor, local, came = parallel(4), threading.local(), []
+
+    class Last:
+        def __del__(self):
+            came.append(executor.forward([abs] * 4, [-1, -2, -3, -4]))
+
+    def branch(_):
+        local.last = Last()  # deleted when the task of this thread ends
+
+    finishes(lambda: executor.forward([branch] * 4, [0] * 4))
+    assert came == [[1, 2, 3, 4]] * 4
+
+
+@needs_native
 def test_backward_can_be_called_inside_a_students_backward():
     executor = parallel()
 
@@ -87,6 +122,8 @@ def test_the_pool_is_destroyed_with_its_executor():
 @needs_native
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_an_executor_works_after_a_fork_and_at_exit():
+    # In the child torch builds its autograd engine anew at the first use. If two students do this at the same time, the
+    # child crashes in some runs.
     code = """
     import os, sys, warnings
     import torch
