@@ -23,6 +23,7 @@ def test_variants_compute_the_same_gradients():
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_convolutions_of_a_family_of_five():
     counts = direct_conv.shapes()
     assert counts[direct_conv.Shape(16, 16, 32, 1)] == 6  # the first stage of the largest student

@@ -18,6 +18,7 @@ def test_the_naive_loss_is_the_same_loss():
     torch.testing.assert_close(naive_loss(logits, target), ensemble_kd_loss(logits, target).loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eager", "value_and_grad", "differentiable"])
 def test_a_variant_can_be_called_repeatedly(name):
     call = variants(4, 10)[name]

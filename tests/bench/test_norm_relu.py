@@ -16,6 +16,7 @@ def test_variants_make_the_same_gradients(residual):
         torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys, threads):
     file = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["norm_relu", "--sizes", "2x3x4", "--seconds", "0", "--json", str(file)])

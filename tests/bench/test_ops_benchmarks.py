@@ -29,6 +29,7 @@ def saved(tmp_path_factory):
     return done, json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_the_variants_of_a_size_are_one_group(saved):
     done, content = saved
     assert {benchmark["group"] for benchmark in content["benchmarks"]} == {"ensemble_kd 128x100 float32"}
@@ -37,6 +38,7 @@ def test_the_variants_of_a_size_are_one_group(saved):
     assert "benchmark 'ensemble_kd 128x100 float32': 3 tests" in done.stdout
 
 
+@pytest.mark.slow
 def test_saved_statistics_are_those_of_the_result_files(saved):
     for benchmark in saved[1]["benchmarks"]:
         timing = benchmark["extra_info"]["milliseconds"]

@@ -95,6 +95,7 @@ def test_tiny_batches_are_bound_by_the_launch_and_large_ones_by_memory():
     assert floor(value_and_grad(Problem(5, 8192, 32000, 2)), h200).binds == "memory"
 
 
+@pytest.mark.slow
 def test_the_table_says_that_it_is_a_model():
     command = [sys.executable, "-m", "bench.model.roofline", "--card", "A100"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
@@ -142,6 +143,7 @@ def test_arithmetic_of_a_step_is_three_times_the_forwards(walked):
     assert alone.flops == 2 * stem + 3 * (stages + projections + classifier)
 
 
+@pytest.mark.slow
 def test_counts_of_bytes_by_hand(walked):
     problem, family, _ = walked
     costs = step_costs(problem)
@@ -182,6 +184,7 @@ def test_a_step_takes_as_long_as_its_longest_part():
     assert step_floor(StepCost(1, 1, 9, 9), card, "bf16").seconds == 9.0
 
 
+@pytest.mark.slow
 def test_the_table_of_the_step():
     lines = list(step_lines("resnet20", 8, 2))
     assert "not measurements" in lines[0] and len(lines) == 2 + len(CARDS) * (1 + 2 * len(MODELS))

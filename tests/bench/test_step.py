@@ -39,6 +39,7 @@ def checked():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_all_variants_agree_with_the_published_form_in_fp64(checked):
     assert checked["variants"].keys() == set(FAMILY)
     for name, v in checked["variants"].items():
@@ -49,6 +50,7 @@ def test_all_variants_agree_with_the_published_form_in_fp64(checked):
     json.dumps(checked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value",
     [("WEIGHT_DECAY", 0.0), ("ADAPTER_RATE", 0.51), ("MOMENTUM", 0.901), ("FEATURE_WEIGHT", 0.151), ("KD_WEIGHT", 0.0)],
@@ -211,6 +213,7 @@ def test_a_step_that_is_not_captured_gives_a_reason(monkeypatch):
 # -- processes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys):
     file = tmp_path / "out.json"
@@ -228,6 +231,7 @@ def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys):
     assert "ours_captured" in printed and written["problem"]["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_or_hangs_gives_a_reason(monkeypatch):
     with pytest.raises(RuntimeError, match="ended with 1: .*nobody"):
         step_probe.probe("eager", replace(TINY, model="nobody"), 60)

@@ -7,6 +7,7 @@ pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extr
 from .hostile_data import KINDS, run_campaign  # noqa: E402
 
 
+@pytest.mark.slow
 def test_hostile_files_are_read_right_or_refused(tmp_path):
     result = run_campaign(trials=60, seed=1, folder=tmp_path)
     assert result["faults"] == []

@@ -13,6 +13,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_to_the_same_end(tmp_path):
     result = run_campaign(trials=3, seed=7, folder=tmp_path)
     assert result["faults"] == []

@@ -37,6 +37,7 @@ def images(tmp_path):
     return tmp_path / "data[1]"
 
 
+@pytest.mark.slow
 def test_names_are_accepted_and_shown(images, tmp_path, monkeypatch, one_thread):
     # Pictures of names are drawn in tests/figures.
     monkeypatch.setattr(section, "png", lambda draw: b"a picture")

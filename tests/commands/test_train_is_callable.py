@@ -39,6 +39,7 @@ for imports in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_it_can_be_called_whatever_is_imported_first():
     done = subprocess.run([sys.executable, "-c", SCRIPT, *ORDERS.values()], capture_output=True, text=True)

@@ -110,6 +110,7 @@ def parse(*arguments: str) -> TrainConfig:
     return parse_recipe_options(RecipeOptions, "train", arguments).config
 
 
+@pytest.mark.slow
 def test_a_recipe_sets_the_defaults_of_the_command_line():
     name = "paper/cifar100/efficientnet_b0"
     assert parse("--recipe", name) == recipe_config(name)

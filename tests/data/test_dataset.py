@@ -14,6 +14,7 @@ def dataset(images: torch.Tensor) -> ImageDataset:
     return ImageDataset("toy", split, split, split, ("a", "b"), Augmentation(pad=1, flip=False))
 
 
+@pytest.mark.slow
 def test_import_needs_no_optional_package():
     code = (
         "import sys, oekd_fast.data\n"

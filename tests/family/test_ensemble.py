@@ -123,6 +123,7 @@ def test_a_copied_student_is_independent(ensemble, images):
     assert torch.equal(student(images), before)
 
 
+@pytest.mark.slow
 def test_a_student_can_be_exported_with_a_dynamic_batch_size(ensemble, images):
     student = ensemble.student(4).eval()
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -130,6 +131,7 @@ def test_a_student_can_be_exported_with_a_dynamic_batch_size(ensemble, images):
     torch.testing.assert_close(program.module()(images[:3]), student(images[:3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_compiles_to_one_graph(images, training):
     ensemble = build_ensemble("resnet20", num_students=2).train(training)

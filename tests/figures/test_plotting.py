@@ -74,6 +74,7 @@ def panels_of(classes: list[str]):
     return cam_figure(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), torch.arange(count), classes, [maps])
 
 
+@pytest.mark.slow
 def test_names_are_titles_of_panels_and_labels_of_axes():
     titles = [axes.get_title() for axes in panels_of(list(HOSTILE_NAMES)).axes[: 2 * len(HOSTILE_NAMES) : 2]]
     for name, title in zip(HOSTILE_NAMES, titles, strict=True):

@@ -307,6 +307,7 @@ def test_a_second_derivative_raises_in_the_direct_form():
         torch.autograd.grad(direct_conv(conv, x, direct=True).sum(), x, create_graph=True)
 
 
+@pytest.mark.slow
 @avx2
 def test_gradients_of_a_family_are_accurate():
     """The median error through all layers is at most twice that of PyTorch; single ops have a tighter bound above."""

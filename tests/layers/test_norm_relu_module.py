@@ -216,6 +216,7 @@ def test_copies_and_files_keep_the_fused_attribute():
     assert not block.first.fused and not block.second.fused
 
 
+@pytest.mark.slow
 @needs_native
 def test_gradients_of_a_family_are_no_less_accurate_than_in_pytorch(one_thread):
     torch.manual_seed(0)

@@ -60,6 +60,7 @@ def test_triton_names_objectives_that_it_does_not_support_in_long_rows(name):
     refuse(ensemble_kd_loss, changed, ValueError, message)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 def test_triton_on_the_cpu_names_the_interpreter():
     code = """

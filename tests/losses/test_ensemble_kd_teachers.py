@@ -163,6 +163,7 @@ def test_teachers_get_no_gradient(backend, space):
     assert given.grad is None and all(z.grad.any() for z in leaves)
 
 
+@pytest.mark.slow
 def test_a_compiled_call_with_teachers_is_one_graph(space):
     logits, target = batch(STUDENTS)
     given, mixing = teachers(2), matrix(STUDENTS, STUDENTS + 2)

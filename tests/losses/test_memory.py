@@ -50,14 +50,17 @@ def growth(form: str, backend: str = "native", rows: int = 256) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_into_buffers_nothing_is_allocated():
     assert growth("out") < 32
 
 
+@pytest.mark.slow
 def test_differentiable_form_allocates_its_gradients_alone():
     actual = growth("backward")
     assert LOGITS_MB / 2 < actual < LOGITS_MB + 32  # the lower bound shows that the measurement works
 
 
+@pytest.mark.slow
 def test_the_measurement_sees_memory_of_the_reference():
     assert growth("out", backend="reference", rows=32) > 5 * 32 * 32000 * 4 / 1e6

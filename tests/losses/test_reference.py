@@ -16,6 +16,7 @@ from ..support import oracle
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [2.0, 0.5])
 def test_gradcheck_with_the_ensemble_attached(temperature):
     logits, target = batch(students=3, rows=4, classes=5, dtype=torch.float64, scale=1.0)

@@ -139,6 +139,7 @@ def test_a_converted_student_computes_the_same_outputs(student, conversion):
         torch.testing.assert_close(CONVERSIONS[conversion](student)(images()), expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["resnet20", "densenet"], indirect=True)
 def test_traced_and_exported_students_compute_the_same_outputs(student):
     for use in (use_fused_norms, use_direct_convs):
@@ -156,6 +157,7 @@ def test_traced_and_exported_students_compute_the_same_outputs(student):
     assert folded and all(len(node.users) == 1 for node in folded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["resnet20"], indirect=True)
 def test_a_student_exported_in_training_mode_needs_no_op_of_this_package(student):
     student = student.float().to(memory_format=torch.channels_last).train()

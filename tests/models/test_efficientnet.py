@@ -38,6 +38,7 @@ def test_drop_connect_is_the_identity_in_evaluation_mode(branch):
     assert torch.equal(drop_connects(branch)[-1].eval()(x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sequential", pytest.param("parallel", marks=needs_native)])
 def test_students_draw_random_numbers_in_order_with_every_executor(kind, threads):
     threads(2)

@@ -142,6 +142,7 @@ def test_old_densenet_names_and_files_without_num_batches_tracked():
     assert torch.equal(ours, net.features.denseblock2.denselayer12.conv1.weight)
 
 
+@pytest.mark.slow
 def test_another_width_depth_or_network_is_rejected():
     _, net = published("resnet18", num_classes=7)
     state = net.state_dict()

@@ -47,6 +47,7 @@ def family(name, num_students=5, num_classes=10, in_channels=3):
         return build_ensemble(name, num_students, num_classes, in_channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_of_five_students_equal_those_of_the_published_code(name):
     assert family(name).parameter_counts() == PARAMETERS[name]
@@ -177,8 +178,8 @@ CLOSED_FORMS = {
 @pytest.mark.parametrize("name", architecture_names())
 def test_other_numbers_of_students_classes_and_channels_match_the_closed_forms(name):
     with torch.device("meta"):
-        ours = build_ensemble(name, num_students=3, num_classes=37, in_channels=1, members=(0, 2))
-    assert ours.parameter_counts() == [CLOSED_FORMS[name](Width(j, 3), 1, 37) for j in (0, 2)]
+        ours = build_ensemble(name, num_students=3, num_classes=37, in_channels=1, members=(2,))
+    assert ours.parameter_counts() == [CLOSED_FORMS[name](Width(j, 3), 1, 37) for j in (2,)]
 
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "densenet_bc_12", "efficientnet_b0"])

@@ -40,6 +40,7 @@ TOOLS = {
 UNDECLARED = {
     "docutils": "sphinx requires it",
     "huggingface_hub": "datasets requires it",
+    "markdown_it": "rich requires it",
     "liger_kernel": "bench.gpu compares with it if it is installed",
 }
 MODULES = {

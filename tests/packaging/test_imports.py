@@ -39,6 +39,7 @@ def test_import_alone_loads_nothing_more():
     assert run(code) == "['oekd_fast']"
 
 
+@pytest.mark.slow
 def test_the_loss_loads_neither_models_nor_trainer_nor_their_packages():
     code = f"""
     import sys
@@ -56,6 +57,7 @@ def test_the_loss_loads_neither_models_nor_trainer_nor_their_packages():
     assert {name.split(".")[1] for name in eval(own)} <= {"_native", "native", "losses"}
 
 
+@pytest.mark.slow
 def test_the_loss_works_without_anything_optional():
     code = f"""{BLOCK}
 import torch
@@ -110,6 +112,7 @@ def test_kernels_folder_is_no_package_of_its_own():
     assert run(code) == "False False"
 
 
+@pytest.mark.slow
 def test_an_extension_that_does_not_load_is_not_passed_over_in_silence():
     code = """
     import sys, warnings

@@ -57,8 +57,8 @@ def test_torch_load_is_called_in_one_place_and_with_weights_only():
 
 
 def test_numpy_loads_no_objects():
-    found = [node for module in MODULES for name, node in calls(module) if name in ("np.load", "numpy.load")]
-    assert found and all(keyword(node, "allow_pickle") == "False" for node in found)
+    """Arrays are mapped by their header, which `data/readers/npy.py` reads itself."""
+    assert not [named(module) for module in MODULES for name, _ in calls(module) if name in ("np.load", "numpy.load")]
 
 
 def test_programs_are_started_in_one_place():

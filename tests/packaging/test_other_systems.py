@@ -40,6 +40,7 @@ print("leftovers", [name for name in __import__("os").listdir("run") if name.end
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the imitation asks /proc which files are open")
 def test_it_imports_trains_and_resumes_without_what_linux_alone_has(tmp_path):
     command = [sys.executable, "-X", "warn_default_encoding", "-c", textwrap.dedent(CHILD), str(ROOT)]

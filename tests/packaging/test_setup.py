@@ -47,6 +47,7 @@ def setup(folder, *arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_one_clear_line(sources):
     failed = setup(sources, "build_ext", CXX="no-such-compiler")
     assert failed.returncode == 1
@@ -56,6 +57,7 @@ def test_a_missing_compiler_is_one_clear_line(sources):
     )
 
 
+@pytest.mark.slow
 def test_an_install_with_oekd_fast_native_0_works_without_the_extension(sources, tmp_path):
     built = setup(sources, "bdist_wheel", "--dist-dir", str(tmp_path), OEKD_FAST_NATIVE="0", CXX="no-such-compiler")
     assert built.returncode == 0, built.stderr
@@ -81,6 +83,7 @@ def test_an_install_with_oekd_fast_native_0_works_without_the_extension(sources,
     assert Path(file).is_relative_to(installed) and loss == "2.91122", run.stderr
 
 
+@pytest.mark.slow
 def test_a_rebuild_compiles_only_the_kernels_that_changed(sources, tmp_path):
     compiler, log = tmp_path / "compiler", tmp_path / "log"
     compiler.write_text(COMPILER.format(python=sys.executable, log=str(log)))

@@ -119,6 +119,7 @@ def test_the_pool_is_destroyed_with_its_executor():
     assert count() == before
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_an_executor_works_after_a_fork_and_at_exit():

@@ -133,6 +133,7 @@ def forked_and_joined(*on_stream):
     return lines
 
 
+@pytest.mark.slow
 def test_auto_uses_streams_if_the_device_has_them(came):
     assert came["kind"] == "StreamExecutor" and came["made"] == []
 

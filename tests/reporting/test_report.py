@@ -26,6 +26,7 @@ PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "grad_cam"
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_page_is_complete_and_self_contained(drawn_run):
     text = page_of(drawn_run)
     assert sorted(p.name for p in (drawn_run / "report").iterdir()) == sorted(
@@ -120,6 +121,7 @@ def gated(trained) -> Path:
     return config.run_folder
 
 
+@pytest.mark.slow
 def test_the_ensemble_of_the_report_uses_the_gate(gated, tmp_path, one_thread, monkeypatch):
     monkeypatch.setattr(section, "png", lambda figure: b"a picture")
     finished = read_run(gated)

@@ -249,6 +249,7 @@ def test_a_reproduction_can_be_stopped_continued_and_repeated(config, monkeypatc
         reproduce(DIGITS, replace(config, temperature=3.0), 2, console=QUIET)
 
 
+@pytest.mark.slow
 def test_a_finished_born_again_run_is_not_trained_again(config, monkeypatch):
     """The ensemble of born-again networks exists for their selected epochs only."""
     fields = {"objective": "born_again", "generations": 2, "epochs": 1}

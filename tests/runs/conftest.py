@@ -26,6 +26,18 @@ def arrays(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def without_picture(request, monkeypatch) -> None:
+    """Draw no report.png, which takes a fifth of a small run, except in tests that request `picture`."""
+    if "picture" not in request.fixturenames:
+        monkeypatch.setattr("oekd_fast.runs.run.write_png", lambda path, draw: None)
+
+
+@pytest.fixture
+def picture() -> None:
+    """Have runs draw their report.png."""
+
+
 @pytest.fixture
 def config(arrays, tmp_path) -> TrainConfig:
     return small_config(arrays, tmp_path / "run")

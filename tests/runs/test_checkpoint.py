@@ -256,6 +256,7 @@ def test_saving_before_an_intact_later_step_raises(tmp_path):
     assert load_latest_checkpoint(tmp_path).step == 9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize(
     ("before", "step", "revision", "keep"),

@@ -20,6 +20,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted as on Linux")
 def test_memory_allocated_again_causes_no_page_faults():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs import phase
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.runs.interrupt import Interrupted
@@ -55,13 +54,11 @@ def recorders(monkeypatch):
 
 
 # An epoch has three steps and one evaluation.
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "steps"), [(2, 2), (4, 3), (6, 5)], ids=["a step", "an evaluation", "a later step"])
-def test_a_run_of_replayed_steps_stops_after_the_current_one(at, steps, recorders, tmp_path, one_thread):
+def test_a_run_of_replayed_steps_stops_after_the_current_one(at, steps, recorders, config, tmp_path, one_thread):
     made, interrupt_at = recorders
-    config = TrainConfig(
-        num_students=2, epochs=2, batch_size=40, train_images=140, executor="sequential", warmup_epochs=0.0,
-        progress=False, output_dir=tmp_path / "stopped",
-    )  # fmt: skip
+    config = replace(config, epochs=2, executor="sequential", output_dir=tmp_path / "stopped")
     interrupt_at[:] = [at]
     with pytest.raises(Interrupted, match="--resume continues"):
         train(config, QUIET)

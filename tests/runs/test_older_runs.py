@@ -48,6 +48,7 @@ def test_students_load(folder, j):
     assert logits.shape == (2, 10) and logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_and_reported(tmp_path):
     run = read_run(RUNS / "finished")
     stored = json.loads((RUNS / "finished/config.json").read_text())
@@ -57,6 +58,7 @@ def test_a_finished_run_is_read_and_reported(tmp_path):
     assert (tmp_path / "grad_cam.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_what_the_finished_run_has(tmp_path):
     shutil.copytree(RUNS / "stopped", tmp_path / "run")
     config = replace(read_run(RUNS / "finished").config, output_dir=tmp_path / "run", resume=True)

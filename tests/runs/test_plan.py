@@ -45,6 +45,7 @@ def run(folder, **fields):
     return train(replace(RUN, output_dir=folder, **fields), Console(quiet=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -65,6 +66,7 @@ def test_objectives_of_one_network_save_one_student(tmp_path, fields):
     assert json.loads((tmp_path / "run/summary.json").read_text())["ensemble_accuracy"] == summary["ensemble_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "networks"),
     [
@@ -128,6 +130,7 @@ def test_student_1_of_the_family_starts_with_the_pretrained_weights(tmp_path):
     assert not torch.equal(taught["branch.classifier.weight"], untaught["branch.classifier.weight"])
 
 
+@pytest.mark.slow
 def test_a_frozen_base_keeps_its_pretrained_weights(tmp_path):
     run(tmp_path / "run", pretrain_epochs=1, freeze_base=True)
     saved = {

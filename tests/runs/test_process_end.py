@@ -113,6 +113,7 @@ def test_a_hang_up_that_is_ignored_does_not_stop_the_run(config, tmp_path):
     os.close(reading)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_saves_a_checkpoint_and_says_so_in_one_line(config, tmp_path):
     reading, writing = os.pipe()
     command = Command(replace(config, epochs=80, progress=True), tmp_path, (reading, writing))

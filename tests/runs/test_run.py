@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from oekd_fast import load_student
+from oekd_fast.common.checked_json import load_checked
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, Split, centre, load_dataset
 from oekd_fast.family.saved import GATE_FILE
@@ -30,15 +31,16 @@ from ..support.small_runs import (
 )
 
 
-def test_a_run_writes_students_metrics_summary_and_report(config):
+@pytest.mark.slow
+def test_a_run_writes_students_metrics_summary_and_report(config, picture):
     config = replace(config, baseline=True)
     summary = train(config, QUIET)
     folder = config.output_dir
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "report.png", "checkpoints", "students", "baselines",
     }  # fmt: skip
-    assert json.loads((folder / "config.json").read_text()) == config.as_dict()
-    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert load_checked((folder / "config.json").read_bytes()) == config.as_dict()
+    assert load_checked((folder / "summary.json").read_bytes()) == json.loads(json.dumps(summary))
 
     phases = ["ensemble", "baseline_1", "baseline_2"]
     lines = metrics_without_times(folder)
@@ -78,6 +80,7 @@ def write_photographs(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["auto", "stream"])
 def test_a_folder_of_photographs_trains(config, tmp_path, placement):
     folder, lines = write_photographs(tmp_path / "photographs"), io.StringIO()
@@ -119,12 +122,14 @@ def test_unpublished_normalisation_raises(config):
         train(replace(config, normalisation="published"), QUIET)
 
 
+@pytest.mark.slow
 def test_without_baseline_the_gains_are_null(config):
     summary = train(replace(config, epochs=1), QUIET)
     assert [s["baseline_accuracy"] for s in summary["students"]] == [None, None]
     assert [s["relative_gain"] for s in summary["students"]] == [None, None]
 
 
+@pytest.mark.slow
 def test_student_1_and_the_base_start_from_published_weights(config, tmp_path):
     name, net = published("resnet18", num_classes=7)
     torch.save(net.state_dict(), tmp_path / "published.pth")
@@ -161,6 +166,7 @@ def test_a_baseline_starts_from_the_published_base(config, tmp_path):
     assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["one", "dml", "codistillation", "fitnets", "independent"])
 def test_every_objective_trains_a_family(config, objective):
     chosen = replace(config, objective=objective, epochs=1)
@@ -177,6 +183,7 @@ def test_every_objective_trains_a_family(config, objective):
     assert files == (own | {GATE_FILE} if objective == "one" else own)
 
 
+@pytest.mark.slow
 def test_the_best_test_epoch_is_recorded_and_does_not_affect_the_selection(config, tmp_path):
     plain = train(replace(config, baseline=True), QUIET)
     again = replace(config, baseline=True, track_test=True, output_dir=tmp_path / "again")
@@ -199,6 +206,7 @@ def test_the_best_test_epoch_is_recorded_and_does_not_affect_the_selection(confi
     assert plain["best_test_ensemble_accuracy"] is None
 
 
+@pytest.mark.slow
 def test_the_best_test_accuracy_is_null_unless_every_epoch_was_tested(config):
     train(replace(config, epochs=1), QUIET)
     summary = train(replace(config, epochs=1, resume=True, track_test=True), QUIET)

@@ -36,6 +36,7 @@ def refuse_teacher(config: TrainConfig, error: type[Exception], message: str) ->
     assert not config.output_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_does_not_fit_raises_before_training(config, teacher, monkeypatch):
     chosen = replace(config, objective="kd", teacher=teacher)
     message = f"^teacher: expected 10 classes, as the data set has, got 3 in {teacher}$"
@@ -62,6 +63,7 @@ def test_a_teacher_of_other_classes_or_channels_raises():
         teacher.check_fits(10, 1, "a/b")
 
 
+@pytest.mark.slow
 def test_a_student_of_one_run_teaches_another_run(config, tmp_path):
     first = replace(config, epochs=1)
     train(first, QUIET)

@@ -18,6 +18,7 @@ def run_command(*arguments, folder):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_the_run_folder(arrays, tmp_path):
     done = run_command("--dataset", arrays, "--epochs", 1, "--num-students", 2, "--output-dir", "out", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -26,6 +27,7 @@ def test_the_command_prints_the_table_and_the_run_folder(arrays, tmp_path):
     assert (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_an_error_on_the_command_line_is_one_line(tmp_path):
     failed = run_command("--model", "resnet21", folder=tmp_path)
     assert failed.returncode == 1
@@ -50,6 +52,7 @@ def test_each_kind_of_error_is_one_line(arguments, message, tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_the_command_line_saves_a_checkpoint(arrays, tmp_path):
     command = [sys.executable, "-m", "oekd_fast.train", "--dataset", str(arrays), "--epochs", "1000",
                "--num-students", "2", "--output-dir", "out", "--batch-size", "20"]  # fmt: skip

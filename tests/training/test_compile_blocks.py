@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import pytest
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
@@ -14,6 +15,7 @@ from oekd_fast.training.compile_blocks import compile_blocks
 from ..support.engines import make_batch, make_engine
 
 
+@pytest.mark.slow
 def test_each_shape_of_block_is_compiled_once(one_thread):
     graphs = []
 
@@ -46,6 +48,7 @@ def test_a_deep_copy_runs_its_own_blocks(one_thread):
     assert block.forward.__self__ is block
 
 
+@pytest.mark.slow
 def test_an_engine_with_compiled_blocks_trains_and_averages_like_one_without(monkeypatch, one_thread):
     monkeypatch.setattr(prepare, "compile_blocks", partial(compile_blocks, backend="eager"))
     states = []

@@ -66,6 +66,7 @@ def test_a_baseline_trains_by_plain_cross_entropy():
     assert read.kd == pytest.approx([0.0], abs=1e-6) and read.feature == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_like_fp32(precision):
     images, labels = make_batch(32)
@@ -116,6 +117,7 @@ def test_images_larger_than_the_crop_are_evaluated_at_their_centre(one_thread):
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [Augmentation(pad=1, flip=True), ResizedCrop(7, flip=True)])
 def test_a_step_reads_no_value_on_the_host(monkeypatch, augmentation):
     engine, (images, labels) = make_engine(augmentation=augmentation), make_batch()
@@ -137,6 +139,7 @@ FAKE_TENSOR_CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", FAKE_TENSOR_CONFIGS, ids=str)
 def test_a_step_runs_on_fake_tensors(fields):
     config = TrainConfig(num_students=2, executor="sequential", **fields)
@@ -152,6 +155,7 @@ def test_a_step_runs_on_fake_tensors(fields):
         assert all(p.grad.shape == p.shape for p in ensemble.parameters())
 
 
+@pytest.mark.slow
 def test_a_loaded_state_continues_bit_for_bit():
     def run(engine, steps):
         for _ in range(steps):
@@ -200,6 +204,7 @@ def test_backward_on_streams_equals_backward_in_threads(fields, monkeypatch, one
         assert torch.equal(value, states[1][name]), name
 
 
+@pytest.mark.slow
 @needs_native
 def test_deterministic_training_does_not_depend_on_the_executor(threads):
     threads(2)

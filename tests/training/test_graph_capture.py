@@ -80,6 +80,7 @@ def train(engine, batches, epochs=2):
             engine.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", (CONFIGS | OBJECTIVES).values(), ids=CONFIGS | OBJECTIVES)
 def test_replayed_steps_train_as_eager_ones_bit_for_bit(fields, one_thread):
     eager, recorded, recorder = engines(**fields)
@@ -91,6 +92,7 @@ def test_replayed_steps_train_as_eager_ones_bit_for_bit(fields, one_thread):
     assert eager.metrics.read() == recorded.metrics.read()
 
 
+@pytest.mark.slow
 def test_replayed_steps_draw_new_random_numbers_in_the_students(one_thread):
     eager, recorded, _ = engines(model="efficientnet_b0", learning_rate=0.01)
     batches = DeviceBatches(split(), "cpu")
@@ -118,6 +120,7 @@ def test_capturing_a_step_changes_no_state(one_thread):
     assert_equal(random, [g.get_state() for g in (recorded.augmentation_generator, torch.default_generator)])
 
 
+@pytest.mark.slow
 def test_evaluation_is_captured_once_for_each_split(one_thread):
     eager, recorded, recorder = engines(ema_decay=0.5)
     results = []
@@ -137,6 +140,7 @@ def test_the_host_is_at_most_three_steps_ahead_of_the_device(one_thread):
     assert recorder.marks == 8 and recorder.waits == 8 - STEPS_AHEAD
 
 
+@pytest.mark.slow
 def test_a_step_is_captured_again_for_other_batches(one_thread):
     eager, recorded, recorder = engines()
     for engine in (eager, recorded):
@@ -146,6 +150,7 @@ def test_a_step_is_captured_again_for_other_batches(one_thread):
     assert_equal(everything(eager), everything(recorded))
 
 
+@pytest.mark.slow
 def test_a_step_is_captured_again_after_a_state_was_loaded(one_thread):
     eager, recorded, recorder = engines()
     for engine in (eager, recorded):
@@ -166,6 +171,7 @@ FAULTS = {
 
 
 # The faults arise in the backward pass, in clipping and in the step of the optimizer.
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["convolution_backward", "linalg_vector_norm", "_fused_sgd"])
 @pytest.mark.parametrize(("line", "fault"), FAULTS.items())
 def test_a_step_that_cannot_be_captured_runs_eagerly_with_a_reason(line, fault, at, one_thread):

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-STEPS = 40
-LIMIT = 80_000  # bytes over all steps: 2 kB a step, and the smallest map of a student takes 4 kB
+STEPS = 20
+LIMIT = 40_000  # bytes over all steps: 2 kB a step, and the smallest map of a student takes 4 kB
 SCRIPT = """
 import ctypes, gc, sys
 import torch

@@ -196,6 +196,7 @@ def test_a_frozen_base_keeps_weights_and_statistics(detach):
     assert not torch.equal(engine.ensemble.branches[1].classifier.weight, before["branches.1.classifier.weight"])
 
 
+@pytest.mark.slow
 def test_copies_and_gate_continue_from_a_saved_state():
     pixels, labels = make_batch(16)
     for config in (settings("codistillation", codistillation_delay=2), settings("one")):

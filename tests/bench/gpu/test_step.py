@@ -37,6 +37,7 @@ def no_gpu_steps(no_gpu, monkeypatch):
     monkeypatch.setattr(gpu_step, "build", build)
 
 
+@pytest.mark.slow
 def test_every_variant_of_a_step_is_measured(no_gpu_steps):
     emitted = []
     gpu_step.measure("step resnet20 128", lambda r: emitted.append(json.loads(json.dumps(r))), 1e9, True)

@@ -1,5 +1,7 @@
 """The tests that need a GPU are found, and the output of pytest is read even if it was killed."""
 
+import pytest
+
 from bench.gpu import tests as gpu_tests
 
 
@@ -10,6 +12,7 @@ def test_files_with_gpu_tests():
     assert len(set(files)) == len(files)
 
 
+@pytest.mark.slow
 def test_the_output_of_pytest_is_read(tmp_path, monkeypatch):
     code = "import pytest\n@pytest.mark.gpu\ndef test_{}(): assert {}\n"
     (tmp_path / "test_a.py").write_text(code.format("good", 1) + code.format("bad", 0) + code.format("better", 2))

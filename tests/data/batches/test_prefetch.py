@@ -163,6 +163,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process")
 def test_interrupt_while_waiting_and_interpreter_exit_inside_an_epoch():
     command = [sys.executable, "-c", INTERRUPTED_EPOCH]
