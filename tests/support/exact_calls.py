@@ -1,0 +1,154 @@
+"""The float64 result of a random call by explicit formulas, and the sizes of the terms whose differences they are.
+
+It shares no code with the package and uses no autograd. A divergence is a cross-entropy minus an entropy, and a
+gradient is a difference of probabilities. Where the terms are nearly equal, no float32 computation is exact relative to
+their difference, so that rounding errors are measured relative to the terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .random_calls import RandomCall
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A quantity in float64, and the sum of the absolute values of the terms that it is made of."""
+
+    value: Tensor
+    terms: Tensor
+
+
+class ExactCall:
+    """The results of a call.
+
+    Attributes:
+        results: loss and ensemble_ce, scalars; ce and kd, [S]; grads, [S, B, C]; with weights, weights_grad as these.
+        correct: [S + 1] rows whose first largest logit is the label.
+        unsure: rows in which rounding decides whether the ensemble is correct.
+    """
+
+    def __init__(self, call: RandomCall) -> None:
+        call = call.exact()
+        self.options, self.target, self.z = call.options, call.target, torch.stack(call.logits)
+        self.teachers = call.options.get("teacher_logits", [])
+        self.temperature = float(self.options["temperature"])
+        self.counted = torch.ones(self.z.shape[1], dtype=torch.bool)
+        if self.target is not None:
+            self.counted = self.target != self.options["ignore_index"]
+        share = self.counted.sum().clamp(min=1) if self.options["reduction"] == "mean" else 1
+        self.each = self.counted.double() / share
+        weights = self.options.get("ensemble_weights")
+        given = weights
+        if weights is None:
+            weights = torch.full((len(self.z),), 1 / len(self.z), dtype=torch.float64)
+        self.weights = weights[:, None, None] if weights.dim() == 1 else weights.t()[:, :, None]  # [S, B or 1, 1]
+        self.ensemble = _weighted(self.weights, self.z)
+
+        kd, grads, terms = self._divergences()
+        zero = torch.zeros(len(self.z), dtype=torch.float64)
+        ce, ensemble_ce = Exact(zero, zero), Exact(zero.sum(), zero.sum())
+        weights_grad = torch.zeros(2, *self.z.shape[:2], dtype=torch.float64)
+        self.correct, self.unsure = torch.zeros(len(self.z) + 1, dtype=torch.int64), 0
+        if self.target is not None:
+            label = self._label()
+            ce, ensemble_ce = self._cross_entropies(label)
+            p, of_ensemble = self.z.softmax(dim=2), self.ensemble.softmax(dim=1)
+            ce_weight, ensemble_weight = (float(self.options[n]) for n in ("ce_weight", "ensemble_ce_weight"))
+            grads = grads + ce_weight * (p - label) + ensemble_weight * self.weights * (of_ensemble - label)
+            terms = (
+                terms + abs(ce_weight) * (p + label) + abs(ensemble_weight) * self.weights.abs() * (of_ensemble + label)
+            )
+            finite = self.z.masked_fill(~self.z.isfinite(), 0.0)
+            weights_grad = ensemble_weight * torch.stack(
+                [((of_ensemble - label) * finite).sum(dim=2), ((of_ensemble + label) * finite.abs()).sum(dim=2)]
+            )
+            self._count_correct()
+        scale = float(self.options.get("grad_scale", 1.0))
+        grads, terms = (
+            scale * (x * self.each[:, None]).masked_fill(~self.counted[:, None], 0.0) for x in (grads, terms)
+        )
+        self.results = {"ce": ce, "kd": kd, "ensemble_ce": ensemble_ce, "grads": Exact(grads, terms.abs())}
+        if given is not None:
+            of_rows = scale * (weights_grad * self.each).masked_fill(~self.counted, 0.0).transpose(1, 2)  # [2, B, S]
+            value, terms = of_rows if given.dim() == 2 else of_rows.sum(dim=1)
+            self.results["weights_grad"] = Exact(value, terms.abs())
+        self.results["loss"] = self._loss()
+
+    def _loss(self) -> Exact:
+        value = terms = torch.zeros((), dtype=torch.float64)
+        for name, option in (("kd", "kd_weight"), ("ce", "ce_weight"), ("ensemble_ce", "ensemble_ce_weight")):
+            weight = float(self.options[option])
+            if weight or name == "kd":  # a term of weight 0 is left out, except for the divergence
+                value = value + weight * self.results[name].value.sum()
+                terms = terms + abs(weight) * self.results[name].terms.sum()
+        return Exact(value, terms)
+
+    def _reduced(self, per_row: Tensor) -> Tensor:
+        return per_row.masked_fill(~self.counted, 0.0) @ self.each
+
+    def _label(self) -> Tensor:
+        """Return the labels as distributions, [B, C]."""
+        smoothing, rows = self.options["label_smoothing"], self.counted.nonzero()[:, 0]
+        label = torch.zeros_like(self.z[0])
+        label[rows, self.target[rows]] = 1.0 - smoothing
+        return label + smoothing / label.shape[1]
+
+    def _cross_entropies(self, label: Tensor) -> tuple[Exact, Exact]:
+        """Return the cross-entropies of the students and of the ensemble."""
+
+        def of(z: Tensor, rounding: Tensor | float) -> Exact:
+            value = self._reduced(-(label * z.log_softmax(dim=-1)).masked_fill(label == 0, 0.0).sum(dim=-1))
+            mean = z.masked_fill(~z.isfinite(), 0.0).abs().mean(dim=-1)
+            # Both the sum of the logits and its quotient are rounded.
+            return Exact(value, value + self._reduced(2 * self.options["label_smoothing"] * mean + rounding))
+
+        # The logits of the ensemble are rounded.
+        sizes = self._ensemble_terms().amax(dim=1)
+        return of(self.z, 0.0), of(self.ensemble, sizes)
+
+    def _ensemble_terms(self) -> Tensor:
+        return (self.weights * self.z.masked_fill(~self.z.isfinite(), 0.0)).abs().sum(dim=0)
+
+    def _count_correct(self) -> None:
+        for j, scores in enumerate((*self.z, self.ensemble)):
+            self.correct[j] = ((scores.argmax(dim=1) == self.target) & self.counted).sum()
+        largest = self.ensemble.topk(min(2, self.ensemble.shape[1]), dim=1).values
+        self.unsure = int((largest[:, 0] - largest[:, -1] <= 1e-6 * self._ensemble_terms().amax(dim=1)).sum())
+
+    def _divergences(self) -> tuple[Exact, Tensor, Tensor]:
+        """Return T^2 times the divergences, and the gradients of a row with their terms."""
+        log_q = (self.z / self.temperature).log_softmax(dim=2)
+        q, value, terms = log_q.exp(), 0.0, 0.0
+        grads, grad_terms = torch.zeros_like(self.z), torch.zeros_like(self.z)
+        factor = float(self.options["kd_weight"]) * self.temperature
+        for weight, log_t in self._targets():
+            t = log_t.exp()
+            unused = (t == 0) | (weight == 0)
+            value = value + (weight * t * (log_t - log_q)).masked_fill(unused, 0.0).sum(dim=2)
+            terms = terms + (weight.abs() * t * -log_q).masked_fill(unused, 0.0).sum(dim=2)
+            grads += factor * weight * (q - t)
+            grad_terms += abs(factor) * weight.abs() * (q + t)
+        squared = self.temperature**2
+        return Exact(squared * self._reduced(value), squared * self._reduced(terms)), grads, grad_terms
+
+    def _targets(self) -> list[tuple[Tensor, Tensor]]:
+        """Return pairs of weights and log-probabilities, broadcast to [S, B, C], from which the students learn."""
+        mixing, one = self.options.get("mixing"), torch.ones(1, 1, 1, dtype=torch.float64)
+        if mixing is None:
+            scores = self.teachers[0] if self.teachers else self.ensemble
+            return [(one, (scores / self.temperature).log_softmax(dim=1))]
+        sources = torch.stack([*self.z, *self.teachers])
+        if self.options["mixing_space"] == "logits":
+            return [(one, (_weighted(mixing[:, :, None, None], sources) / self.temperature).log_softmax(dim=2))]
+        log_t = (sources / self.temperature).log_softmax(dim=2)
+        return [(w[:, None, None], log) for w, log in zip(mixing.unbind(1), log_t, strict=True)]
+
+
+def _weighted(weights: Tensor, sources: Tensor) -> Tensor:
+    """Weigh `sources`, [n, B, C], by `weights`, [..., n, B or 1, 1]; a weight of 0 excludes logits of -inf."""
+    return (weights * sources).masked_fill(weights == 0, 0.0).sum(dim=-3)
