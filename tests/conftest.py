@@ -129,12 +129,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that run kernels in Triton's interpreter, and select the tests of the quick tier."""
+    """Mark the tests that run kernels in Triton's interpreter, and select the tests to run.
+
+    In the interpreter, fp16 differs from bf16 in the conversion of numbers alone. Tests of the kernels (tests/kernels)
+    run both; tests of all implementations run bf16.
+    """
+    again = []
     for item in items:
-        parameters = getattr(item, "callspec", None)
-        interpreted = "kernels" in item.path.parts or (parameters is not None and "triton" in parameters.id.split("-"))
-        if INTERPRETED and interpreted:
+        parameters = item.callspec.id.split("-") if hasattr(item, "callspec") else []
+        of_kernels = "kernels" in item.path.parts
+        if INTERPRETED and (of_kernels or "triton" in parameters):
             item.add_marker("interpreter")
+            if not of_kernels and "fp16" in parameters:
+                again.append(item)
+    if again:
+        config.hook.pytest_deselected(items=again)
+        items[:] = [item for item in items if item not in set(again)]
     if not config.getoption("--quick"):
         return
     first = {}

@@ -177,8 +177,8 @@ def test_occupancy(arch, num_warps, registers, shared, expected):
 def test_kernels_meet_their_cases():
     """On sm_90, kernels use no local memory, no narrow accesses, and no superfluous exponentials.
 
-    The kernels of long rows are compiled here; `make kernels` compiles all cases, which takes minutes.
+    The kernel of long rows is compiled here; `make kernels` compiles all cases, which takes minutes.
     """
-    done = run("bench.codegen", "--arch", "90", "--only", "8192x32000 bfloat16 T=2")
+    done = run("bench.codegen", "--arch", "90", "--only", "value_and_grad 8192x32000 bfloat16 T=2.5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no violations" in done.stdout

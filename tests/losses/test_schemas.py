@@ -17,8 +17,9 @@ Z, Y = LOGITS[0], TARGET
 
 @pytest.mark.parametrize("with_weights", [False, True])
 @pytest.mark.parametrize("with_target", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(5, 4, 10), (1, 3, 1500), (2, 0, 7)])
+@pytest.mark.parametrize(
+    "shape, dtype", [((5, 4, 10), torch.float32), ((1, 3, 1500), torch.bfloat16), ((2, 0, 7), torch.float16)]
+)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
 def test_opcheck(op, shape, dtype, with_target, with_weights, one_thread):
     logits, target = batch(*shape, dtype=dtype)
