@@ -11,6 +11,8 @@ from torch import Tensor
 
 from oekd_fast.losses import checks, transforms
 
+_NO_TENSORS = frozenset((float, int, type(None)))
+
 
 @dataclass(frozen=True)
 class KDOptions:
@@ -40,6 +42,11 @@ class KDOptions:
 
     def __post_init__(self) -> None:
         checks.check_options(self)
+
+    @property
+    def numbers(self) -> tuple[float | Tensor, float | Tensor, float | Tensor, float | Tensor]:
+        """The temperature and the three weights, in the order of :data:`oekd_fast.losses.checks.DEVICE_SCALARS`."""
+        return self.temperature, self.ce_weight, self.kd_weight, self.ensemble_ce_weight
 
     @property
     def ensemble_learns(self) -> bool:
@@ -122,18 +129,20 @@ class EnsembleKDCall:
     @property
     def learned_options(self) -> list[str]:
         """Names of the options whose tensors require a gradient, while gradients are enabled."""
-        if not torch.is_grad_enabled():
+        options = self.options
+        values = (*options.numbers, options.mixing)
+        if _NO_TENSORS.issuperset(map(type, values)) or not torch.is_grad_enabled():  # the usual case is fast
             return []
-        names = (*checks.DEVICE_SCALARS, "mixing")
-        values = ((name, getattr(self.options, name)) for name in names)
-        return [name for name, value in values if isinstance(value, Tensor) and value.requires_grad]
+        named = zip((*checks.DEVICE_SCALARS, "mixing"), values, strict=True)
+        return [name for name, value in named if isinstance(value, Tensor) and value.requires_grad]
 
     @property
     def has_tangent(self) -> bool:
         """Whether forward-mode AD differentiates an argument on which the loss depends with gradients."""
+        if not transforms.in_forward_ad():
+            return False
         options = self.options
-        numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
-        return transforms.has_tangent((*self.students, self.ensemble_weights, *numbers, options.mixing))
+        return transforms.has_tangent((*self.students, self.ensemble_weights, *options.numbers, options.mixing))
 
     @property
     def extensions(self) -> list[str]:
@@ -162,10 +171,11 @@ class EnsembleKDCall:
         Numbers that are tensors are copied, so that a later backward pass uses the values which the loss has used.
         """
         options = self.options
-        numbers = (options.temperature, options.ce_weight, options.kd_weight, options.ensemble_ce_weight)
+        numbers = options.numbers
         device_scalars = None
         # A compiled graph with a number as an argument of an op would hold for that number alone.
-        if any(isinstance(number, Tensor) or transforms.is_graph_input(number) for number in numbers):
+        compiling = torch.compiler.is_compiling()
+        if any(isinstance(number, Tensor) or (compiling and transforms.is_graph_input(number)) for number in numbers):
             # An ensemble_ce_weight of 0 leaves this term out.
             device_scalars = _stack_scalars(numbers if options.ensemble_learns else numbers[:3], self.device)
             numbers = (0.0, 0.0, 0.0, 0.0)  # the kernels read device_scalars instead

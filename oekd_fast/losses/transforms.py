@@ -20,9 +20,14 @@ def in_torch_func() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def in_forward_ad() -> bool:
+    """Whether a level of ``torch.autograd.forward_ad`` is active."""
+    return forward_ad._current_level >= 0
+
+
 def has_tangent(tensors: Iterable[Tensor | float | None]) -> bool:
     """Whether one of `tensors` is a dual tensor of ``torch.autograd.forward_ad``."""
-    if forward_ad._current_level < 0:  # the usual case needs no look at each tensor
+    if not in_forward_ad():  # the usual case needs no look at each tensor
         return False
     return any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
@@ -42,9 +47,7 @@ def hides_values(tensor: Tensor) -> bool:
 
 
 def is_graph_input(number: float) -> bool:
-    """Whether a compiled graph takes `number` as an input, so that the graph holds for other numbers too."""
-    if not torch.compiler.is_compiling():
-        return False
+    """Whether the graph that is being compiled takes `number` as an input, so that it holds for other numbers too."""
     from torch.fx.experimental.symbolic_shapes import has_static_value  # takes a second, and tracing has loaded it
 
     return not has_static_value(number)
