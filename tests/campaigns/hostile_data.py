@@ -8,7 +8,6 @@ connection and loads no pickle.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,7 +16,6 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -32,6 +30,7 @@ from PIL import Image
 from oekd_fast.common.machine import machine
 from oekd_fast.data import DataError, ImageDataset, load_dataset
 
+from ..support.campaign_command import run_command
 from .hostile_files import (
     SUFFIXES,
     bomb,
@@ -290,15 +289,7 @@ def run_campaign(trials: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Run the command line; the exit status is 1 if a fault was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=3000, help="data sets to load (default: 3000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data sets (default: 0)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result (default: %(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = run_campaign(options.trials, options.seed, Path(folder))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    result = run_command(__doc__, run_campaign, count=("--trials", 3000, "data sets to load"), result=RESULT)
     counts = Counter()
     for outcomes in result["outcomes"].values():
         counts += outcomes

@@ -8,7 +8,6 @@ loaded in a process of limited memory.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -17,7 +16,6 @@ import pickle
 import random
 import resource
 import sys
-import tempfile
 import time
 import warnings
 import zipfile
@@ -33,6 +31,8 @@ from torch import nn
 from oekd_fast import FunctionalArchitecture, build_ensemble, load_standard_weights, load_student
 from oekd_fast.common.machine import machine
 from oekd_fast.family.saved import Normalisation, StudentMetadata, save_student
+
+from ..support.campaign_command import run_command
 
 RESULT = Path(__file__).parent / "results" / "hostile_students.json"
 MEMORY = 2**30  # bytes that loading one file may take
@@ -293,15 +293,7 @@ def run_campaign(flips: int, seed: int, folder: Path, every: int = 1) -> dict[st
 
 def main() -> int:
     """Run the command line; the exit status is 1 if a fault was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flips", type=int, default=1000, help="random changes of each kind (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the changes (default: 0)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result (default: %(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = run_campaign(options.flips, options.seed, Path(folder))
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    result = run_command(__doc__, run_campaign, count=("--flips", 1000, "random changes of each kind"), result=RESULT)
     print(f"{result['counts']}, {len(result['faults'])} faults, {result['seconds']} s")
     return 1 if result["faults"] else 0
 

@@ -12,14 +12,12 @@ that are valid; the result counts these as "other values".
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import resource
 import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,6 +32,7 @@ import pyarrow.parquet as pq
 from oekd_fast.common.machine import machine
 from oekd_fast.data import DataError, ImageDataset, load_dataset
 
+from ..support.campaign_command import run_command
 from ..support.tables import LABELS, PNGS, class_names, save_to_disk, structs, table
 from .hostile_table_cases import CRAFTED
 
@@ -232,15 +231,7 @@ def run_campaign(trials: int, seed: int, root: Path, cases: tuple[str, ...] = tu
 
 def main() -> int:
     """Run the command line; the exit status is 1 if a fault was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=5000, help="damaged files (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result (default: %(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = run_campaign(options.trials, options.seed, Path(folder).resolve())
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    result = run_command(__doc__, run_campaign, count=("--trials", 5000, "damaged files"), result=RESULT)
     print(f"{result['trials']} trials, {result['results']}, {len(result['faults'])} faults, {result['seconds']} s")
     for fault in result["faults"]:
         print(fault)

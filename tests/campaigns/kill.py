@@ -9,13 +9,10 @@ that was not killed, and that no temporary file or lock is left.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +25,7 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.runs.run import train
 
+from ..support.campaign_command import run_command
 from ..support.file_calls import count_calls, report_saves
 from ..support.forked_runs import fork, smallest_config, smallest_runs, wait
 from ..support.small_runs import QUIET, assert_same_run
@@ -185,14 +183,7 @@ def run_campaign(trials: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Run the command line; the exit status is 1 if a fault was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=200, help="runs to kill (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
-    parser.add_argument("--output", type=Path, default=RESULT, help="file of the result (default: %(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = run_campaign(options.trials, options.seed, Path(folder))
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    result = run_command(__doc__, run_campaign, count=("--trials", 200, "runs to kill"), result=RESULT)
     print(f"{result['trials']} trials, kills {result['kills']}, {len(result['faults'])} faults, {result['seconds']} s")
     return 1 if result["faults"] else 0
 

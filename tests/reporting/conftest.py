@@ -1,4 +1,4 @@
-"""A finished run that reports are written of."""
+"""Fixtures of the tests of reports: a finished run."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The results at the end of a run: nothing is cut on narrow consoles, and every encoding is enough."""
+"""The results at the end of a run: narrow consoles cut nothing, and consoles of any encoding can show them."""
 
 import io
 

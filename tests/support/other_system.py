@@ -28,7 +28,7 @@ FOLDERS = ("/proc", "/sys", "/dev/shm")
 
 
 def imitate() -> None:
-    """Change this process for good."""
+    """Take the calls and modules away from this process, which cannot get them back."""
     warnings.filterwarnings("error", category=EncodingWarning, module=r"oekd_fast\..*")
     sys.modules["oekd_fast._native"] = None  # the extension was not built
     for owner, names in ((os, FUNCTIONS), (signal, SIGNALS)):
