@@ -37,7 +37,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         ValueError: the config does not fit the data, the model, the device or the run folder.
         OSError: a file is missing or cannot be written.
         CheckpointError: a checkpoint cannot be read or written.
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: the loss or a weight is not finite.
         Interrupted: SIGINT, SIGTERM, SIGHUP or a closed output; the run is saved, and ``resume=True`` continues it.
     """
     from oekd_fast.runs.run import train as run  # imports torch, which --help does not need

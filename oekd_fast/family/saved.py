@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.common.files import read_regular, write_atomically
+from oekd_fast.common.tensors import not_finite
 from oekd_fast.common.text import plain
 from oekd_fast.family.ensemble import Student
 from oekd_fast.family.gate import Gate
@@ -77,7 +78,8 @@ def save_student(
         architecture: architecture of `module`; needed if it is not registered.
 
     Raises:
-        ValueError: `module` does not have the tensors that `metadata` describes, or `architecture` has another name.
+        ValueError: `module` does not have the tensors that `metadata` describes, or one of them holds NaN or infinity;
+            or `architecture` has another name.
         ImportError: safetensors is not installed.
         OSError: writing failed. Each file then has its old or its new content. `load_student` detects by a checksum
             that two files do not belong together.
@@ -85,6 +87,7 @@ def save_student(
     weights_path, metadata_path = _paths(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     _check_tensors(tensors, _build(metadata, architecture), "module")
+    _check_finite(tensors, "module")
 
     weights = _encode(tensors, {"format": "pt", _METADATA_FIELD: digest(metadata)})
     document = dump_metadata(metadata, hashlib.sha256(weights).hexdigest())
@@ -97,7 +100,7 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
     """Load a saved student on the CPU, in evaluation mode.
 
     The files may come from a stranger: no code from them is run, and they are compared with the network of that name
-    before memory is taken for them. The values of the weights are not checked.
+    before memory is taken for them.
 
     Args:
         path: `<name>.safetensors`, `<name>.json` or `<name>`; both files are read, and "~" is expanded.
@@ -106,8 +109,8 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
     Raises:
         FileNotFoundError: one of the two files is missing.
         ValueError: a file is damaged, has another format version, does not belong to the other or does not describe the
-            network of that name; or the student's architecture is not registered and is not `architecture`. The message
-            names the file and the field.
+            network of that name; a weight is NaN or infinite; or the student's architecture is not registered and is
+            not `architecture`. The message names the file and the field or the tensor.
         ImportError: safetensors is not installed.
         OSError: a file cannot be read.
     """
@@ -127,6 +130,7 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
     except Exception as error:  # beside SafetensorError, unknown dtypes raise KeyError
         raise _damaged(weights_path, error) from error
     _check_tensors(tensors, student, str(weights_path))
+    _check_finite(tensors, str(weights_path))
     # Version 0.1.0 did not write this digest.
     if _header_metadata(weights).get(_METADATA_FIELD, digest(metadata)) != digest(metadata):
         raise ValueError(
@@ -141,10 +145,12 @@ def save_gate(gate: Gate, path: Path) -> None:
     """Write the weights of `gate` and their checksum to the file `path`, atomically.
 
     Raises:
+        ValueError: a weight is NaN or infinite.
         ImportError: safetensors is not installed.
         OSError: writing failed; the file then has its old content.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in gate.state_dict().items()}
+    _check_finite(tensors, "gate")
     metadata = {"format": "pt", _CHECKSUM_FIELD: _checksum(tensors)}
     write_atomically(path, _encode(tensors, metadata))
 
@@ -159,7 +165,7 @@ def load_gate(path: Path, channels: int, students: int) -> Gate:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged, or holds a gate of other sizes.
+        ValueError: the file is damaged, holds a gate of other sizes, or a weight is NaN or infinite.
         ImportError: safetensors is not installed.
         OSError: the file cannot be read.
     """
@@ -175,6 +181,7 @@ def load_gate(path: Path, channels: int, students: int) -> Gate:
     _check_tensors(tensors, gate, str(path))
     if checksum != _checksum(tensors):
         raise ValueError(f"{path}: damaged (the checksum of the weights differs)")
+    _check_finite(tensors, str(path))
     gate.load_state_dict(tensors, assign=True)
     return gate.eval()
 
@@ -281,6 +288,12 @@ def _check_tensors(tensors: Mapping[str, Tensor], student: nn.Module, source: st
             dtype = floating if wanted.is_floating_point() else wanted.dtype
             if tensors[name].dtype != dtype:
                 raise ValueError(f"expected {name} of {dtype}, got {tensors[name].dtype}")
+
+
+def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    name = not_finite(tensors)
+    if name is not None:
+        raise ValueError(f"{source}: expected finite weights, got NaN or infinity in {name}")
 
 
 def _paths(path: Path | str) -> tuple[Path, Path]:

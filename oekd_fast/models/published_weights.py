@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.common.tensors import not_finite
 from oekd_fast.models.weight_files import read_weight_file
 from oekd_fast.models.wrapped_weights import FoundWeights, find_weights
 
@@ -27,8 +28,9 @@ def load_standard_weights(
 ) -> str:
     """Copy the weights of a standard network into `student`, in place. An error leaves `student` unchanged.
 
-    Only names and shapes are checked. timm's `tf_efficientnet_*` (with TensorFlow's "SAME" padding) and EfficientNets
-    of timm with another eps of BatchNorm load without an error, but compute other outputs here.
+    Names and shapes are checked, and that the weights are finite. timm's `tf_efficientnet_*` (with TensorFlow's "SAME"
+    padding) and EfficientNets of timm with another eps of BatchNorm load without an error, but compute other outputs
+    here.
 
     The weights may be wrapped as training scripts save them: in an entry such as "state_dict", "model" or "model_ema"
     of a checkpoint, and with a prefix of the names such as "module." or "_orig_mod.". An entry with an average of the
@@ -48,9 +50,10 @@ def load_standard_weights(
 
     Raises:
         ValueError: names or shapes differ from those of the student, which is the case for another width, depth,
-            number of classes or number of channels; the message names the first tensors that differ. Also raised if
-            the file is damaged or holds more than tensors and plain values, if there are weights of several networks,
-            or if `classifier` is unknown.
+            number of classes or number of channels; the message names the first tensors that differ. Also raised if a
+            weight is not finite in the student's dtype (the message names the tensor, and the file if there is one),
+            if the file is damaged or holds more than tensors and plain values, if there are weights of several
+            networks, or if `classifier` is unknown.
         TypeError: `state_dict` is not a mapping, or a weight is not a tensor.
         FileNotFoundError: the file does not exist.
         ImportError: the file needs safetensors, which is not installed.
@@ -66,7 +69,11 @@ def load_standard_weights(
         public = {ours: name for ours, name in public.items() if not _CLASSIFIER_NAME.fullmatch(ours)}
         expected = {ours: tensor for ours, tensor in expected.items() if not _CLASSIFIER_NAME.fullmatch(ours)}
     _check(weights, public, expected, found.original)
-    student.load_state_dict({ours: weights[name] for ours, name in public.items()}, strict=False)
+    tensors = {ours: weights[name].to(expected[ours].dtype) for ours, name in public.items()}
+    if bad := not_finite(tensors):
+        source = f"state_dict: {state_dict}" if isinstance(state_dict, Path | str) else "state_dict"
+        raise ValueError(f"{source}: expected finite weights, got NaN or infinity in {found.original[public[bad]]!r}")
+    student.load_state_dict(tensors, strict=False)
     return found.taken
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from oekd_fast.common.tensors import not_finite
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
 from oekd_fast.runs.build import build_family
@@ -30,7 +31,7 @@ from oekd_fast.training.prepare import prepare_family
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the message names the first step where it was not."""
+    """The loss or a weight is no longer finite; the message names the first step where it was noticed."""
 
 
 class Phase:
@@ -49,7 +50,7 @@ class Phase:
         engine: trains and evaluates the family.
 
     Raises:
-        TrainingDiverged: a loss is not finite; the last checkpoint before that stays.
+        TrainingDiverged: a loss or a weight is not finite; the last checkpoint before that stays.
         Interrupted: the run was asked to stop; a checkpoint was written after the current step.
         RunFolderError: the checkpoint to resume from belongs to another config or to other data.
         CheckpointError: the checkpoint to resume from does not hold the state of this phase.
@@ -171,17 +172,21 @@ class Phase:
         return epoch * self._config.snapshots // self._epochs
 
     def _check_finite(self, metrics: EpochMetrics) -> None:
-        if metrics.first_bad_step is None:
+        epoch, what = self._state.epoch, "the loss is"
+        if metrics.first_bad_step is not None:
+            step = epoch * self._batches + metrics.first_bad_step
+        elif (name := not_finite(self.engine.evaluator.ensemble.state_dict())) is not None:
+            # The next step would show it in its loss, but the last one has none, and what is saved must be loadable.
+            what, step = f"the weights {name} are", epoch * self._batches + self._state.batch
+        else:
             return
-        epoch = self._state.epoch
-        step = epoch * self._batches + metrics.first_bad_step
         if metrics.labels_out_of_range:
             advice = f"Labels are out of range: expected classes 0 to {self._data.num_classes - 1}"
         else:
             rate = self._config.peak_rate
             advice = f"A lower learning_rate (now {rate:g}) or a longer warmup_epochs may help"
         raise TrainingDiverged(
-            f"{self.name}: the loss is not finite since step {step} (epoch {epoch + 1}); nothing was saved after it, "
+            f"{self.name}: {what} not finite since step {step} (epoch {epoch + 1}); nothing was saved after it, "
             f"the last good checkpoint stays in {self._folder.checkpoints(self.name)}. {advice}"
         )
 

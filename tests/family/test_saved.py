@@ -8,8 +8,10 @@ import safetensors
 import torch
 
 import oekd_fast
+from oekd_fast.family import saved as saved_students
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import GATE_FILE, load_gate, load_student, save_gate, save_student
+from oekd_fast.family.teacher import Teacher
 
 from .student_files import CLASSES, describe, edit
 
@@ -106,6 +108,26 @@ def test_channels_last_weights_can_be_saved(tmp_path, trained, images):
     student = copy.deepcopy(trained.student(1)).to(memory_format=torch.channels_last)
     loaded = load_student(save_student(student, tmp_path / "s", describe(trained, 1)))
     assert all(map(torch.equal, loaded.parameters(), student.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["base.0.weight", "branch.stages.1.0.norm1.running_mean", "branch.classifier.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_student_that_is_not_finite_is_neither_saved_nor_loaded(tmp_path, trained, monkeypatch, value, name, dtype):
+    student, path = copy.deepcopy(trained.student(3)).to(dtype), tmp_path / "student_4.safetensors"
+    tensors = student.state_dict()
+    assert name in tensors, list(tensors)
+    tensors[name].view(-1)[-1] = value
+    message = f"expected finite weights, got NaN or infinity in {name}"
+    with pytest.raises(ValueError, match=f"^module: {message}$"):
+        save_student(student, path, describe(trained, 3))
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_students, "not_finite", lambda tensors: None)
+        save_student(student, path, describe(trained, 3))
+    for load in (load_student, Teacher.load):
+        with pytest.raises(ValueError, match=f"^{path}: {message}$"):
+            load(path)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
@@ -263,6 +285,19 @@ def test_a_gate_with_a_missing_tensor_or_other_sizes_is_rejected(saved_gate, gat
     save_gate(gate, saved_gate)
     message = r"gate\.safetensors: the tensors are not those of the model; missing: norm.bias, .* and 2 more"
     with pytest.raises(ValueError, match=message):
+        load_gate(saved_gate, 16, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_gate_that_is_not_finite_is_neither_saved_nor_loaded(saved_gate, gate, value, monkeypatch):
+    gate.norm.running_var[1] = value
+    message = "expected finite weights, got NaN or infinity in norm.running_var"
+    with pytest.raises(ValueError, match=f"^gate: {message}$"):
+        save_gate(gate, saved_gate)
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_students, "not_finite", lambda tensors: None)
+        save_gate(gate, saved_gate)
+    with pytest.raises(ValueError, match=f"^{saved_gate}: {message}$"):
         load_gate(saved_gate, 16, 3)
 
 

@@ -128,6 +128,27 @@ def test_damaged_files_are_named(tmp_path, suffix, content):
     rejects(student_of("resnet20"), path, f"state_dict: {path} cannot be read (")
 
 
+@pytest.mark.parametrize("value", [float("nan"), -float("inf"), 1e300])
+def test_weights_that_are_not_finite_in_float32_are_named_with_their_file(tmp_path, value):
+    name, net = published("resnet18", num_classes=7)
+    state = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in net.state_dict().items()}
+    state["layer3.1.bn2.running_var"][5] = value
+    wrapped = {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
+    message = "expected finite weights, got NaN or infinity in 'module.layer3.1.bn2.running_var'"
+    rejects(student_of(name), wrapped, f"state_dict: {message}")
+    torch.save(wrapped, tmp_path / "w.pth")
+    rejects(student_of(name), tmp_path / "w.pth", f"state_dict: {tmp_path / 'w.pth'}: {message}")
+
+
+def test_a_classifier_that_is_skipped_may_hold_anything():
+    name, net = published("resnet18", num_classes=7)
+    net.fc.bias.data.fill_(float("nan"))
+    student = student_of(name)
+    rejects(student, net.state_dict(), "got NaN or infinity in 'fc.bias'")
+    load_standard_weights(student, net.state_dict(), classifier="skip")
+    assert torch.equal(student.base.conv.weight, net.conv1.weight)
+
+
 def test_old_densenet_names_and_files_without_num_batches_tracked():
     name, net = published("densenet121", num_classes=7)
     old = {

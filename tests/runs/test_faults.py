@@ -31,6 +31,24 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(config, mo
     assert all(torch.isfinite(value).all() for value in kept.state["engine"]["model"].values())
 
 
+@pytest.mark.parametrize("name", ["base.0.weight", "branches.1.stages.1.0.norm2.running_var"])
+def test_weights_that_the_last_step_ruins_are_not_saved(config, monkeypatch, name):
+    step = Engine.step
+
+    def ruining(engine):  # no later step shows it in its loss
+        step(engine)
+        done.append(engine)
+        if len(done) == 9:
+            engine.ensemble.state_dict()[name][0] = float("inf")
+
+    done = []
+    monkeypatch.setattr(Engine, "step", ruining)
+    with pytest.raises(TrainingDiverged, match=f"ensemble: the weights {name} are not finite since step 9 .epoch 3."):
+        train(config, QUIET)
+    assert load_latest_checkpoint(config.output_dir / "checkpoints" / "ensemble").step == 6
+    assert not (config.output_dir / "students").exists() and not (config.output_dir / "summary.json").exists()
+
+
 def test_a_label_out_of_range_is_reported_where_the_metrics_are_read(config, monkeypatch):
     # A GPU does not check labels; the cross-entropies of the batch become NaN.
     def poison():
