@@ -1,5 +1,7 @@
 """The compiled CPU kernel: threads and instruction sets."""
 
+import math
+
 import pytest
 import torch
 
@@ -53,6 +55,25 @@ def test_public_forms_give_the_same_value(shape):
     assert same_bits(ensemble_kd_loss(logits, target, backend="native"), expected)
     leaves = [z.requires_grad_() for z in logits]
     assert same_bits(ensemble_kd_loss(leaves, target, backend="native"), expected)
+
+
+@pytest.mark.parametrize("classes", [3, 511, 1024, 2500])
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_shift_of_all_logits_changes_no_bit(name, classes):
+    logits, target = batch(2, 4, classes)
+    logits = [(256 * z).round() / 256 for z in logits]  # so that the shift is exact
+    for smoothing in (0.0, 0.1, 1.0):
+        expected = run(name, logits, target, label_smoothing=smoothing)
+        assert same_bits(run(name, [z + 2048 for z in logits], target, label_smoothing=smoothing), expected)
+
+
+@pytest.mark.parametrize("classes", [3, 511, 1024, 2500])
+@pytest.mark.parametrize("name", COMPILED)
+def test_equal_logits_have_a_uniform_softmax_exactly(name, classes):
+    logits = [torch.full((1, classes), size) for size in (0.7, 873.3, -1e6)]
+    for smoothing in (0.0, 0.3, 1.0):
+        ce = run(name, logits, torch.tensor([1]), label_smoothing=smoothing)[1]
+        assert ce.tolist() == [torch.tensor(math.log(classes)).item()] * 3
 
 
 def test_auto_is_the_widest_instruction_set():

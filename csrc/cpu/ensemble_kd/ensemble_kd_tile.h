@@ -19,6 +19,16 @@ inline vf power(vf e) {
   if constexpr (POWER == 4) return (e * e) * (e * e);
 }
 
+// e^d, where e = e^(d/T).
+template <int POWER>
+inline vf exp_at_1(vf d, vf e) {
+  if constexpr (POWER == 0) return exp_nonpositive(d);
+  if constexpr (POWER != 0) return power<POWER>(e);
+}
+
+// t (target - d), where t = e^(target/T). It is 0 where t is 0, although the difference may be -inf - -inf.
+inline vf cross_term(vf t, vf target, vf d) { return t * (t == vf{} ? vf{} : target - d); }
+
 // Sums of one member (the ensemble, a student or an extra teacher) over a tile, relative to the tile's maximum.
 struct TileSums {
   float max;
@@ -29,6 +39,21 @@ struct TileSums {
   double moment;   // students: sum e^(zE - maxE) (z - max) over the finite z
   double factor;   // makes e^((z - max)/T) relative to the row's maximum
 };
+
+// Calls `step(column, sums)` for the vectors of a tile; each call adds to the N sums. The sums of 16 vectors are added to
+// those of the vectors before them, so that a lane rounds in proportion to 16 and the number of such blocks, not to
+// their product. Without this, the sum of equal numbers drifts in one direction.
+template <int N, class Step>
+inline __attribute__((always_inline)) void sum_vectors(int64_t width, vf (&totals)[N], const Step& step) {
+  constexpr int64_t BLOCK = 16 * LANES;
+  for (vf& total : totals) total = vf{};
+  for (int64_t begin = 0; begin < width; begin += BLOCK) {
+    const int64_t end = begin + BLOCK < width ? begin + BLOCK : width;
+    vf sums[N] = {};
+    for (int64_t c = begin; c < end; c += LANES) step(c, sums);
+    for (int k = 0; k < N; ++k) totals[k] += sums[k];
+  }
+}
 
 inline vf first_lanes(int64_t n, vf v, float other) {
   vi lane;
@@ -83,97 +108,83 @@ bool contains(const float* z, int64_t n, float value) {
   return false;
 }
 
-double sum_of(const float* z, int64_t n) {
-  vf s{};
-  int64_t c = 0;
-  for (; c + LANES <= n; c += LANES) s += load<vf>(z + c);
-  double total = sum_across(s);
-  for (; c < n; ++c) total += z[c];
-  return total;
+// The sum of n logits. Their distances from `shift`, the maximum, are summed in fp32, so that a large value that all
+// logits share costs no accuracy.
+double sum_of(const float* z, int64_t n, float shift) {
+  const int64_t whole = n - n % LANES;
+  vf sums[1];
+  sum_vectors(whole, sums, [&](int64_t c, vf (&s)[1]) { s[0] += load<vf>(z + c) - shift; });
+  double total = sum_across(sums[0]);
+  for (int64_t c = whole; c < n; ++c) total += z[c] - shift;
+  return total + static_cast<double>(n) * shift;
 }
 
 // Writes z - max to `shifted` and e^((z - max)/T) to `exps` for a teacher's tile; either may be z itself.
 template <int POWER>
 void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, float shift, float inv_t,
                   TileSums& sums) {
-  vf at_t{}, at_1{};
-  for (int64_t c = 0; c < width; c += LANES) {
+  vf totals[2];
+  sum_vectors(width, totals, [&](int64_t c, vf (&s)[2]) {
     const vf d = load<vf>(z + c) - shift;
     const vf e = exp_nonpositive(d * inv_t);
     store(shifted + c, d);
     store(exps + c, e);
-    at_t += e;
-    if constexpr (POWER == 0) {
-      at_1 += exp_nonpositive(d);
-    } else {
-      at_1 += power<POWER>(e);
-    }
-  }
-  sums.at_t = sum_across(at_t);
-  sums.at_1 = sum_across(at_1);
+    s[0] += e;
+    s[1] += exp_at_1<POWER>(d, e);
+  });
+  sums.at_t = sum_across(totals[0]);
+  sums.at_1 = sum_across(totals[1]);
 }
 
 // Replaces a student's z by e^((z - max)/T). `target` holds the teacher's t - max, `teacher` e^((t - max)/T).
 template <int POWER>
 void student_exps(float* z, const float* target, const float* teacher, int64_t width, float shift, float inv_t,
                   TileSums& sums) {
-  vf at_t{}, at_1{}, cross{};
-  for (int64_t c = 0; c < width; c += LANES) {
+  vf totals[3];
+  sum_vectors(width, totals, [&](int64_t c, vf (&s)[3]) {
     const vf d = load<vf>(z + c) - shift;
     const vf e = exp_nonpositive(d * inv_t);
     store(z + c, e);
-    at_t += e;
-    if constexpr (POWER == 0) {
-      at_1 += exp_nonpositive(d);
-    } else {
-      at_1 += power<POWER>(e);
-    }
-    const vf t = load<vf>(teacher + c);
-    const vf gap = load<vf>(target + c) - d;
-    cross += t * (t == vf{} ? vf{} : gap);  // 0 * (-inf - -inf) must be 0
-  }
-  sums.at_t = sum_across(at_t);
-  sums.at_1 = sum_across(at_1);
-  sums.cross = sum_across(cross);
+    s[0] += e;
+    s[1] += exp_at_1<POWER>(d, e);
+    s[2] += cross_term(load<vf>(teacher + c), load<vf>(target + c), d);
+  });
+  sums.at_t = sum_across(totals[0]);
+  sums.at_1 = sum_across(totals[1]);
+  sums.cross = sum_across(totals[2]);
 }
 
 // sum e^((t - maxt)/T) ((t - maxt) - (z - max)) of a teacher and a student, both shifted.
 double cross_sum(const float* teacher, const float* target, const float* shifted, int64_t width) {
-  vf cross{};
-  for (int64_t c = 0; c < width; c += LANES) {
-    const vf t = load<vf>(teacher + c);
-    const vf gap = load<vf>(target + c) - load<vf>(shifted + c);
-    cross += t * (t == vf{} ? vf{} : gap);
-  }
-  return sum_across(cross);
+  vf cross[1];
+  sum_vectors(width, cross, [&](int64_t c, vf (&s)[1]) {
+    s[0] += cross_term(load<vf>(teacher + c), load<vf>(target + c), load<vf>(shifted + c));
+  });
+  return sum_across(cross[0]);
 }
 
 // e^(z - max) of the ensemble, from `shifted` = z - max or `exps` = e^((z - max)/T).
 template <int POWER>
 void exps_at_1(float* at_1, const float* shifted, const float* exps, int64_t width) {
   for (int64_t c = 0; c < width; c += LANES) {
-    if constexpr (POWER == 0) {
-      store(at_1 + c, exp_nonpositive(load<vf>(shifted + c)));
-    } else {
-      store(at_1 + c, power<POWER>(load<vf>(exps + c)));
-    }
+    store(at_1 + c, exp_at_1<POWER>(load<vf>(shifted + c), load<vf>(exps + c)));
   }
 }
 
 // Computes `mass` and `moment` of a student's tile, for the mean of its logits under the ensemble's softmax at T = 1.
 // Returns the sum of the finite logits.
 double expectation(const float* z, const float* at_1, int64_t width, float shift, TileSums& sums) {
-  vf mass{}, moment{}, sum{};
-  for (int64_t c = 0; c < width; c += LANES) {
+  vf totals[3];
+  sum_vectors(width, totals, [&](int64_t c, vf (&s)[3]) {
     const vf x = load<vf>(z + c), d = x - shift, e = load<vf>(at_1 + c);
     const auto finite = x > splat(-INFINITY);  // 0 * -inf must be 0
-    mass += finite ? e : vf{};
-    moment += finite ? e * d : vf{};
-    sum += finite ? x : vf{};
-  }
-  sums.mass = sum_across(mass);
-  sums.moment = sum_across(moment);
-  return sum_across(sum);
+    s[0] += finite ? e : vf{};
+    s[1] += finite ? e * d : vf{};
+    s[2] += finite ? x : vf{};
+  });
+  sums.mass = sum_across(totals[0]);
+  sums.moment = sum_across(totals[1]);
+  return sum_across(totals[2]);
 }
 
 // sum += w x
