@@ -92,7 +92,8 @@ class Problem:
 
     def objective_arguments(self, weights_grad: Tensor | None) -> dict[str, Any]:
         """Arguments of the resident kernel beside those that all kernels share."""
-        weights, teachers = self.ensemble_weights, self.teachers
+        # The dispatcher evaluates lazy negations in all arguments but an optional list of tensors.
+        weights, teachers = self.ensemble_weights, tuple(teacher.resolve_neg() for teacher in self.teachers)
         return {
             "weights_stride": 0 if weights is None else weights.stride(-1),
             "weights_row": weights.stride(0) if weights is not None and weights.dim() == 2 else None,

@@ -368,6 +368,14 @@ def test_a_lazily_negated_tensor_is_read_as_its_values(backend):
     assert_close(tuple(grads), tuple(expected))
 
 
+def test_a_lazily_negated_teacher_is_read_as_its_values(value_and_grad):
+    teacher = torch.complex(torch.zeros_like(OTHER), -OTHER).conj().imag
+    for options in ({}, {"mixing": torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.2, 0.7]])}):
+        output, grads = value_and_grad(LOGITS, TARGET, teacher_logits=[teacher], **options)
+        expected, expected_grads = value_and_grad(LOGITS, TARGET, teacher_logits=[OTHER], **options)
+        torch.testing.assert_close((*output, *grads), (*expected, *expected_grads), rtol=0, atol=0)
+
+
 def test_feature_module_in_torch_func():
     teacher, student, weight, bias = MAPS
     adapter = nn.Conv2d(2, 3, 1)

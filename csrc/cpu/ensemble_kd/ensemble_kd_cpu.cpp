@@ -166,7 +166,9 @@ std::vector<Teacher> teachers_of(at::TensorList tensors, const Tensor& like, std
     TORCH_CHECK_VALUE(given.sizes() == like.sizes() && given.device().is_cpu(), "teacher_logits: expected ",
                       like.sizes(), " on the CPU, got ", given.sizes(), " on ", given.device());
     check_memory("teacher_logits", given);
-    const Tensor& t = kept.emplace_back(given.scalar_type() == at::kDouble ? given.to(at::kFloat) : given);
+    // The dispatcher evaluates lazy negations in all arguments but an optional list of tensors.
+    const bool wide = given.scalar_type() == at::kDouble;
+    const Tensor& t = kept.emplace_back(wide ? given.to(at::kFloat) : given.resolve_neg());
     out.push_back({{const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1)}, scalar_of("teacher_logits", t)});
   }
   return out;
