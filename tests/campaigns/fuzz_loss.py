@@ -75,9 +75,11 @@ def errors_of(result: Result, truth: ExactCall) -> dict[str, float]:
 
 
 def _error(actual: Tensor, exact: Exact) -> float:
-    # A divergence is infinite where a student's logit is -inf and its target's is not.
-    finite = exact.value.isfinite()
-    if not torch.allclose(actual.double()[~finite], exact.value[~finite], equal_nan=True):
+    # A divergence is infinite where a student's logit is -inf and its target's is not, and a result is infinite if it
+    # is beyond the largest number of its dtype.
+    expected = exact.value.to(actual.dtype)
+    finite = expected.isfinite()
+    if not torch.allclose(actual[~finite], expected[~finite], equal_nan=True):
         return math.nan
     actual, truth, terms = actual[finite], exact.value[finite], exact.terms[finite]
     distance = (actual.double() - truth).abs()

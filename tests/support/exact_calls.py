@@ -3,6 +3,16 @@
 It shares no code with the package and uses no autograd. A divergence is a cross-entropy minus an entropy, and a
 gradient is a difference of probabilities. Where the terms are nearly equal, no float32 computation is exact relative to
 their difference, so that rounding errors are measured relative to the terms.
+
+The terms follow from a rounding analysis of first order, in units of the rounding error of float32, eps = 2^-24:
+
+- An exponent is a logit, or a sum of weighted logits, over T. Rounding changes it by eps times its size a_c, which is
+  |z_c| / T, or sum_i |w_i z_ic| / T. Then the softmax t changes by up to t_c ((1 - t_c) a_c + sum_{k != c} t_k a_k), a
+  divergence sum_c t_c g_c, where g_c = log t_c - log q_c, by up to sum_c t_c |g_c - KL| a_c, and a mean sum_c t_c z_c
+  by up to sum_c t_c |z_c - mean| a_c. These are terms as well. For a mixture whose softmax is undecided between two
+  large logits, they are larger than all others.
+- An exponential below 2^-126, the smallest normal float32 number, may become 0. That is a rounding error of a term of
+  size 2^-102.
 """
 
 from __future__ import annotations
@@ -13,6 +23,8 @@ import torch
 from torch import Tensor
 
 from .random_calls import RandomCall
+
+FLUSHED = 2.0**-102  # size of a term that rounding may change by the smallest normal float32 number
 
 
 @dataclass(frozen=True)
@@ -60,13 +72,15 @@ class ExactCall:
             p, of_ensemble = self.z.softmax(dim=2), self.ensemble.softmax(dim=1)
             ce_weight, ensemble_weight = (float(self.options[n]) for n in ("ce_weight", "ensemble_ce_weight"))
             grads = grads + ce_weight * (p - label) + ensemble_weight * self.weights * (of_ensemble - label)
-            terms = (
-                terms + abs(ce_weight) * (p + label) + abs(ensemble_weight) * self.weights.abs() * (of_ensemble + label)
-            )
-            finite = self.z.masked_fill(~self.z.isfinite(), 0.0)
-            weights_grad = ensemble_weight * torch.stack(
-                [((of_ensemble - label) * finite).sum(dim=2), ((of_ensemble + label) * finite.abs()).sum(dim=2)]
-            )
+            sizes = self._ensemble_sizes()
+            changes = softmax_changes(of_ensemble, sizes)
+            terms = terms + abs(ce_weight) * (p + label)
+            terms = terms + abs(ensemble_weight) * self.weights.abs() * (of_ensemble + label + changes)
+            finite = _finite(self.z)
+            mean = (of_ensemble * finite).sum(dim=2)
+            distances = (finite - mean[:, :, None]).abs()
+            weights_terms = (of_ensemble + label) * finite.abs() + of_ensemble * distances * sizes
+            weights_grad = ensemble_weight * torch.stack([mean - (label * finite).sum(dim=2), weights_terms.sum(dim=2)])
             self._count_correct()
         scale = float(self.options.get("grad_scale", 1.0))
         grads, terms = (
@@ -101,24 +115,23 @@ class ExactCall:
     def _cross_entropies(self, label: Tensor) -> tuple[Exact, Exact]:
         """Return the cross-entropies of the students and of the ensemble."""
 
-        def of(z: Tensor, rounding: Tensor | float) -> Exact:
+        def of(z: Tensor, rounding: Tensor) -> Exact:
             value = self._reduced(-(label * z.log_softmax(dim=-1)).masked_fill(label == 0, 0.0).sum(dim=-1))
-            mean = z.masked_fill(~z.isfinite(), 0.0).abs().mean(dim=-1)
-            # Both the sum of the logits and its quotient are rounded.
-            return Exact(value, value + self._reduced(2 * self.options["label_smoothing"] * mean + rounding))
+            return Exact(value, value + self._reduced(rounding))
 
         # The logits of the ensemble are rounded.
-        sizes = self._ensemble_terms().amax(dim=1)
-        return of(self.z, 0.0), of(self.ensemble, sizes)
+        sizes = self._ensemble_sizes().amax(dim=1)
+        flushed = torch.full_like(sizes, FLUSHED * label.shape[1])
+        return of(self.z, flushed), of(self.ensemble, flushed + sizes)
 
-    def _ensemble_terms(self) -> Tensor:
-        return (self.weights * self.z.masked_fill(~self.z.isfinite(), 0.0)).abs().sum(dim=0)
+    def _ensemble_sizes(self) -> Tensor:
+        return (self.weights * _finite(self.z)).abs().sum(dim=0)
 
     def _count_correct(self) -> None:
         for j, scores in enumerate((*self.z, self.ensemble)):
             self.correct[j] = ((scores.argmax(dim=1) == self.target) & self.counted).sum()
         largest = self.ensemble.topk(min(2, self.ensemble.shape[1]), dim=1).values
-        self.unsure = int((largest[:, 0] - largest[:, -1] <= 1e-6 * self._ensemble_terms().amax(dim=1)).sum())
+        self.unsure = int((largest[:, 0] - largest[:, -1] <= 1e-6 * self._ensemble_sizes().amax(dim=1)).sum())
 
     def _divergences(self) -> tuple[Exact, Tensor, Tensor]:
         """Return T^2 times the divergences, and the gradients of a row with their terms."""
@@ -126,27 +139,54 @@ class ExactCall:
         q, value, terms = log_q.exp(), 0.0, 0.0
         grads, grad_terms = torch.zeros_like(self.z), torch.zeros_like(self.z)
         factor = float(self.options["kd_weight"]) * self.temperature
-        for weight, log_t in self._targets():
+        for weight, log_t, sizes in self._targets():
             t = log_t.exp()
             unused = (t == 0) | (weight == 0)
-            value = value + (weight * t * (log_t - log_q)).masked_fill(unused, 0.0).sum(dim=2)
-            terms = terms + (weight.abs() * t * -log_q).masked_fill(unused, 0.0).sum(dim=2)
+            gap = (log_t - log_q).masked_fill(unused, 0.0)
+            divergence = (t * gap).sum(dim=2, keepdim=True)
+            value = value + (weight * divergence)[:, :, 0]
+            of_class = (t + FLUSHED) * (1.0 - log_q.masked_fill(unused, 0.0)) - t
+            # An infinite divergence is compared as such.
+            change = t * (gap - divergence.nan_to_num(posinf=0.0)).abs() * sizes
+            terms = terms + (weight.abs() * (of_class + change)).sum(dim=2)
             grads += factor * weight * (q - t)
-            grad_terms += abs(factor) * weight.abs() * (q + t)
+            grad_terms += abs(factor) * weight.abs() * (q + t + softmax_changes(t, sizes))
         squared = self.temperature**2
         return Exact(squared * self._reduced(value), squared * self._reduced(terms)), grads, grad_terms
 
-    def _targets(self) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of weights and log-probabilities, broadcast to [S, B, C], from which the students learn."""
+    def _targets(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return weights, log-probabilities from which the students learn, and sizes of their exponents.
+
+        Each is broadcast to [S, B, C].
+        """
         mixing, one = self.options.get("mixing"), torch.ones(1, 1, 1, dtype=torch.float64)
+
+        def of(scores: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+            return (scores / self.temperature).log_softmax(dim=-1), sizes / self.temperature
+
         if mixing is None:
-            scores = self.teachers[0] if self.teachers else self.ensemble
-            return [(one, (scores / self.temperature).log_softmax(dim=1))]
+            scores, sizes = self.ensemble, self._ensemble_sizes()
+            if self.teachers:
+                scores = self.teachers[0]
+                sizes = _finite(scores).abs()
+            return [(one, *of(scores, sizes))]
         sources = torch.stack([*self.z, *self.teachers])
+        sizes = _finite(sources).abs()
         if self.options["mixing_space"] == "logits":
-            return [(one, (_weighted(mixing[:, :, None, None], sources) / self.temperature).log_softmax(dim=2))]
-        log_t = (sources / self.temperature).log_softmax(dim=2)
-        return [(w[:, None, None], log) for w, log in zip(mixing.unbind(1), log_t, strict=True)]
+            weights = mixing[:, :, None, None]
+            return [(one, *of(_weighted(weights, sources), _weighted(weights.abs(), sizes)))]
+        return [(w[:, None, None], *of(*source)) for w, *source in zip(mixing.unbind(1), sources, sizes, strict=True)]
+
+
+def _finite(z: Tensor) -> Tensor:
+    """Return `z` with 0 in place of infinite logits."""
+    return z.masked_fill(~z.isfinite(), 0.0)
+
+
+def softmax_changes(p: Tensor, sizes: Tensor) -> Tensor:
+    """Return by how much a softmax changes, in units of eps, if its exponents change by eps times their sizes."""
+    others = (p * sizes).sum(dim=-1, keepdim=True) - p * sizes
+    return p * ((1.0 - p) * sizes + others)
 
 
 def _weighted(weights: Tensor, sources: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ TILES = (512, 1024)  # columns of a tile of the baseline kernel, and of the wide
 PIECE = 8192  # elements of all students in one piece of work
 STUDENTS = (1, 2, 3, 4, 5)
 MANY_STUDENTS = (6, 7, 8, 9, 16, 17)  # in a tenth of the calls
-LAYOUTS = ("contiguous", "contiguous", "transposed", "padded", "every second", "offset", "same rows", "same classes")
+OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "every second", "offset", "negated")
+LAYOUTS = (*OWN_MEMORY, "same rows", "same classes")
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class _Maker:
         for tensors in (logits, options.get("teacher_logits", [])):
             layout = self.random.choice((*LAYOUTS, "mixed"))
             for j, z in enumerate(tensors):
-                chosen = self.random.choice(LAYOUTS[:6]) if layout == "mixed" else layout
+                chosen = self.random.choice(OWN_MEMORY) if layout == "mixed" else layout
                 if (masked and chosen.startswith("same")) or (chosen == "negated" and z.dtype != torch.float32):
                     chosen = "contiguous"
                 tensors[j] = laid_out(z, chosen)
