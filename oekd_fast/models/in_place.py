@@ -31,7 +31,7 @@ class InPlaceError(RuntimeError):
 def change_count(x: Tensor) -> int:
     """Return how often `x` was changed in place; 0 where PyTorch does not count changes.
 
-    Changes are not counted in inference mode, by torch.compile and by torch.fx.
+    Changes are not counted in inference mode, by torch.compile (see `call_on_shared`) and by torch.fx.
     """
     if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
         return 0
@@ -41,6 +41,9 @@ def change_count(x: Tensor) -> int:
 def call_on_shared(module: Callable[[Tensor], Any], x: Tensor, where: str) -> Any:
     """Return `module(x)`.
 
+    Under torch.compile, `module` receives a copy of `x`, so that a change in place is right instead of refused. The
+    compiler removes the copy if `module` does not change it.
+
     Args:
         module: what to call.
         x: map that is used elsewhere too.
@@ -49,6 +52,8 @@ def call_on_shared(module: Callable[[Tensor], Any], x: Tensor, where: str) -> An
     Raises:
         InPlaceError: `module` changed `x` in place.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return module(x.clone())
     before = change_count(x)
     try:
         y = module(x)

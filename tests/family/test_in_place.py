@@ -5,12 +5,14 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 from oekd_fast import FunctionalArchitecture, build_ensemble
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.models.in_place import InPlaceError
 from oekd_fast.parallel.executor import StudentError, make_executor
 from oekd_fast.training import backward
+from oekd_fast.training.compile_blocks import compile_blocks
 from oekd_fast.training.distillation import family_options
 
 from ..conftest import needs_native
@@ -81,6 +83,62 @@ def test_a_block_that_works_in_place_on_its_own_maps_is_right(mode):
             for stage, returned in zip(family.branches[j].stages, maps, strict=True):
                 x = stage(x)
                 assert torch.equal(x, returned)
+
+
+def in_turn(family, x):
+    """Return logits and maps of a family whose modules each receive a copy of their input."""
+    shared, logits, features = family.base(x), [], []
+    for branch in family.branches:
+        maps = [shared]
+        for stage in branch.stages:
+            maps.append(stage(maps[-1].clone()))
+        logits.append(branch.classifier(branch.pool(maps[-1].clone())))
+        features.append(maps[1:])
+    return logits, features
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "place"), [*(("add", place) for place in PLACES), ("view", "blocks[0]")])
+def test_a_compiled_family_is_right_whatever_its_blocks_change(first, place):
+    family = family_with(IN_PLACE[first], place)
+    torch.compiler.reset()
+    outputs = torch.compile(family, backend="aot_eager", fullgraph=True)(images()), in_turn(family, images())
+    gradients = []
+    for logits, features in outputs:
+        loss = sum(z.square().sum() for z in logits) + sum(m.square().sum() for maps in features for m in maps)
+        gradients.append(torch.autograd.grad(loss, [*family.base.parameters(), *family.branches.parameters()]))
+    for (logits, maps), (expected_logits, expected_maps) in [outputs]:
+        torch.testing.assert_close(list(logits), expected_logits)
+        torch.testing.assert_close([list(of_student) for of_student in maps], expected_maps)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.slow
+def test_the_copies_of_a_compiled_family_are_removed(monkeypatch):
+    def code_of(copies):
+        torch.compiler.reset()
+        with monkeypatch.context() as patch:
+            if not copies:
+                patch.setattr("oekd_fast.models.functional.call_on_shared", lambda module, x, where: module(x))
+                patch.setattr("oekd_fast.family.ensemble.call_on_shared", lambda module, x, where: module(x))
+
+            def run():
+                output = torch.compile(family_with(nn.Identity, "head"), fullgraph=True)(images())
+                sum(z.sum() for z in output.logits).backward()
+
+            _, code = run_and_get_code(run)
+        return [(text.count("empty_strided_cpu("), text.count("cpp_fused_"), "clone" in text) for text in code]
+
+    forward_and_backward = code_of(copies=True)
+    assert len(forward_and_backward) == 2 and forward_and_backward == code_of(copies=False)
+
+
+def test_compiled_blocks_that_change_their_input_are_refused():
+    family = family_with(IN_PLACE["add"], "blocks[1]")
+    torch.compiler.reset()
+    compile_blocks(family, nn.Sequential, backend="aot_eager")
+    with pytest.raises(InPlaceError, match=r"^student 1: blocks\[1\]: expected modules"):
+        family(images())
 
 
 class OwnBranch(nn.Module):
