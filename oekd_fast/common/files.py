@@ -14,12 +14,20 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 # A temporary file is called "<name of the file>.<16 hexadecimal digits>.tmp".
 _TEMPORARY = re.compile(r"(?P<name>.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 # Flags that some systems lack. Without O_NOFOLLOW, O_EXCL still refuses a link, and `_open` compares the file types.
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | _NO_FOLLOW
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO would wait for its other end
 # What fsync reports on file systems and systems that cannot synchronise a file or a folder.
 _CANNOT_SYNC = frozenset(
@@ -75,36 +83,54 @@ def append_durably(path: Path, data: bytes) -> None:
         OSError: writing failed, or `path` is a link or no regular file; the error names `path`. No part of `data` is
             left.
     """
-    with _named(path), _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as descriptor:
-        size = os.fstat(descriptor).st_size
+    with _named(path):
+        descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            _write_all(descriptor, data)
-            _sync(descriptor)
+            size = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+                _sync(descriptor)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
+    """Open the regular file `path` for reading, without a buffer.
+
+    Links are followed. Other kinds of files, such as FIFOs and devices, are refused without waiting for them. The kind
+    and the size are those of the open file, which cannot be replaced between the check and the use.
+
+    Args:
+        limit: largest size to accept, in bytes; None accepts files of any size.
+
+    Raises:
+        OSError: `path` cannot be opened, is no regular file (EINVAL), or is larger than `limit` (EFBIG); the error
+            names `path`.
+    """
+    with _named(path):
+        descriptor = _open(path, os.O_RDONLY, follow=True)
+        try:
+            size = os.fstat(descriptor).st_size
+            if limit is not None and size > limit:
+                raise OSError(errno.EFBIG, f"expected at most {limit:,} bytes, got {size:,}")
+            return os.fdopen(descriptor, "rb", buffering=0)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, size)
+            os.close(descriptor)
             raise
 
 
 def read_regular(path: Path, limit: int | None = None) -> bytes:
-    """Return the content of the regular file `path`.
-
-    Links are followed. Other kinds of files, such as FIFOs and devices, are refused without waiting for them.
-
-    Args:
-        limit: largest size to read, in bytes; None reads files of any size.
+    """Return the content of the regular file `path`, opened as by `open_regular`.
 
     Raises:
-        OSError: reading failed, `path` is no regular file, or it is larger than `limit`; the error names `path`.
+        OSError: as `open_regular`, or reading failed; the error names `path`.
     """
-    with _named(path), _open(path, os.O_RDONLY, follow=True) as descriptor:
-        size = os.fstat(descriptor).st_size
-        if limit is not None and size > limit:
-            raise OSError(errno.EFBIG, f"expected at most {limit} bytes, got {size}")
-        parts = []
-        while part := os.read(descriptor, max(1, min(size, 1 << 26))):
-            parts.append(part)
-        return b"".join(parts)
+    with _named(path), open_regular(path, limit) as file:
+        return file.readall()
 
 
 def make_folder_below(root: Path, *names: str) -> Path:
@@ -176,18 +202,20 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-@contextlib.contextmanager
-def _open(path: Path, flags: int, *, follow: bool = False) -> Iterator[int]:
-    """Open a regular file, and close it at the end."""
+def _open(path: Path, flags: int, *, follow: bool = False) -> int:
+    """Open a regular file and return its descriptor."""
     descriptor = os.open(path, flags | _NO_WAIT | (_COMMON & ~_NO_FOLLOW if follow else _COMMON), 0o666)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "expected a regular file, got a folder, a FIFO or a device")
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((kind for matches, kind in _KINDS if matches(mode)), "a special file")
+            raise OSError(errno.EINVAL, f"expected a regular file, got {kind}")
         if not follow and stat.S_ISLNK(os.lstat(path).st_mode):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        yield descriptor
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager

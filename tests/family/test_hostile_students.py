@@ -90,7 +90,7 @@ HOSTILE_WEIGHTS = {
         with_header({"../../a\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
         r"unexpected: \.\./\.\./a\\n",
     ),
-    "larger than the network": (bytes(10**6), "expected at most .* bytes, got 1000000"),
+    "larger than the network": (bytes(10**6), "expected at most .* bytes, got 1,000,000"),
 }  # fmt: skip
 
 
@@ -158,5 +158,5 @@ def test_a_path_in_the_home_folder_is_expanded(tmp_path, trained, monkeypatch):
 def test_a_fifo_is_refused_without_waiting(saved, suffix):
     saved.with_suffix(suffix).unlink()
     os.mkfifo(saved.with_suffix(suffix))
-    with pytest.raises(ValueError, match=rf"student_4\{suffix}: expected a regular file, got a folder, a FIFO"):
+    with pytest.raises(ValueError, match=rf"student_4\{suffix}: expected a regular file, got a FIFO$"):
         load_student(saved)

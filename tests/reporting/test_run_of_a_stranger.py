@@ -101,7 +101,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (DEEP, "config.json is damaged ("),
         ("[]", "config.json is damaged (expected a JSON object, got list)"),
         ('{"seed": 1' + "0" * 5000 + "}", "config.json is damaged ("),
-        ('{"dataset": "' + "x" * 2**20 + '"}', "expected at most 1048576 bytes"),
+        ('{"dataset": "' + "x" * 2**20 + '"}', "expected at most 1,048,576 bytes"),
         ("", "config.json is damaged ("),
     ],
     ids=lambda value: str(value)[:30],

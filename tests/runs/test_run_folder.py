@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(stored, monkey
 def test_special_and_oversized_configs_are_refused(stored):
     file = stored.output_dir / "config.json"
     file.write_bytes(b" " * (2 << 20))
-    with pytest.raises(OSError, match=rf"expected at most 1048576 bytes, got 2097152: '{file}'"):
+    with pytest.raises(OSError, match=rf"expected at most 1,048,576 bytes, got 2,097,152: '{file}'"):
         RunFolder(resumed(stored))
     file.unlink()
     os.mkfifo(file)
