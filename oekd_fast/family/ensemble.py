@@ -103,7 +103,8 @@ class StudentEnsemble(Unscriptable, nn.Module):
         self.branches = nn.ModuleList(architecture.build_branch(j, num_students, num_classes) for j in self.members)
         self.hinted = hint_channels is not None
         self.adapters = _build_adapters(architecture, num_students, self.members, hint_channels)
-        self.gate = Gate(_channels_of(self.base, architecture, in_channels), len(self.members)) if gated else None
+        size = getattr(architecture, "image_shape", (3, 64, 64))[1:]
+        self.gate = Gate(channels_of_base(self.base, in_channels, size), len(self.members)) if gated else None
 
     def forward(self, images: Tensor) -> EnsembleOutput:
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -198,11 +199,17 @@ def _build_adapters(
     )
 
 
-def _channels_of(base: nn.Module, architecture: Architecture, in_channels: int) -> int:
-    """Return the channels of the map of `base`, by running it on the meta device."""
-    size = getattr(architecture, "image_shape", (3, 64, 64))[1:]
+def channels_of_base(base: nn.Module, in_channels: int, size: tuple[int, int]) -> int:
+    """Return the channels of the map of `base`, found without memory for images and without changing `base`.
+
+    Args:
+        base: base of a family or a student, on any device.
+        in_channels: channels of its images.
+        size: height and width of an image that it accepts, in pixels.
+    """
     with torch.no_grad():
-        return copy.deepcopy(base).to("meta").eval()(torch.empty(1, in_channels, *size, device="meta")).shape[1]
+        on_meta = copy.deepcopy(base).to("meta").eval()
+        return on_meta(torch.empty(1, in_channels, *size, device="meta")).shape[1]
 
 
 def _checked_members(members: tuple[int, ...] | None, num_students: int) -> tuple[int, ...]:

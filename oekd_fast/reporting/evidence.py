@@ -13,15 +13,13 @@ from torch import Tensor
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError, ImageDataset, centre
 from oekd_fast.data.known import known_name
+from oekd_fast.family.ensemble import channels_of_base
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import GATE_FILE, LoadedStudent, load_gate, load_student
 from oekd_fast.reporting.cam_figures import CamPanels
 from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.grad_cam import grad_cam
 from oekd_fast.reporting.run_files import ReportError, check_inside
-
-# Side length in pixels of the largest image that counts the channels of the shared base.
-LARGEST_PROBE = 64
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,8 @@ def _gate_of(run: Run, students: Sequence[LoadedStudent]) -> Gate | None:
         return None
     check_inside(file, run.path)
     first = students[0]
-    size = min(first.metadata.image_size, LARGEST_PROBE)
-    image = torch.zeros(1, first.metadata.in_channels, size, size)
-    with torch.no_grad():
-        shared = first.base(image.to(first.mean.device))
-    return load_gate(file, shared.shape[1], len(students)).to(shared.device)
+    channels = channels_of_base(first.base, first.metadata.in_channels, (first.metadata.image_size,) * 2)
+    return load_gate(file, channels, len(students)).to(first.mean.device)
 
 
 def data_config(config: TrainConfig, data_dir: Path | None, with_data: bool) -> TrainConfig:

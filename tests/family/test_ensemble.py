@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble, build_ensemble
+from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble, build_ensemble, channels_of_base
 from oekd_fast.models import get_architecture
 
 PARAMETERS = {
@@ -194,3 +194,10 @@ def test_a_student_that_is_not_a_member_is_rejected():
 def test_an_unknown_model_is_rejected():
     with pytest.raises(ValueError, match="did you mean resnet20"):
         build_ensemble("resnet_20")
+
+
+def test_channels_of_a_base_are_counted_without_memory_for_an_image():
+    base = build_ensemble("resnet20", 1).base
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    assert channels_of_base(base, 3, (2**20, 2**20)) == 16
+    assert base.training and all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
