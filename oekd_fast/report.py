@@ -36,7 +36,7 @@ class ReportConfig:
     explain: Literal["predicted", "true"] = "predicted"
     """Class that Grad-CAM explains."""
     device: str = "auto"
-    """Device: cpu, cuda, cuda:1, ...; auto is cuda if it is available, else cpu."""
+    """Device: cpu, cuda, cuda:1, mps, ...; auto is cuda if it is available, else cpu."""
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -14,7 +14,7 @@ class RunConfig(Section):
     """Device, precision, run folder and what is written."""
 
     device: str = "auto"
-    """Device: cpu, cuda, cuda:1, ...; auto is cuda if it is available, else cpu."""
+    """Device: cpu, cuda, cuda:1, mps, ...; auto is cuda if it is available, else cpu."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks under autocast; the loss is computed in fp32, fp16 uses loss scaling."""
     executor: Literal["auto", "parallel", "sequential"] = "auto"

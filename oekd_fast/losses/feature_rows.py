@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oekd_fast.common import devices
+
 _ELEMENTS = 2**18  # of d at a time: 1 MB in float32
 
 
@@ -41,8 +43,8 @@ def value_and_grad(
             factor = factor * grad_scale.reshape(()).to(dtype)
         scaled = matrix * factor
 
-        # MPS has no float64; there, as on all devices but the CPU, the sum has one part.
-        squares = matrix.new_zeros((), dtype=torch.float64 if student.device.type in ("cpu", "cuda") else dtype)
+        # On all devices but the CPU the sum has one part.
+        squares = matrix.new_zeros((), dtype=torch.float64 if devices.has_float64(student.device) else dtype)
         map_grad = torch.empty_like(x)
         weight_grad, bias_grad = torch.zeros_like(matrix), torch.zeros_like(offset)
         rows = max(1, _ELEMENTS // max(1, len(offset)) if student.device.type == "cpu" else len(x))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from oekd_fast.common import devices
 from oekd_fast.common.tensors import not_finite
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
@@ -210,7 +211,9 @@ class Phase:
 
     def _restore(self) -> None:
         """Continue from the latest checkpoint if there is one."""
-        loaded = load_latest_checkpoint(self._folder.checkpoints(self.name), self._device)
+        # The sums of the metrics are float64 and would not load on other devices; the parts move the rest to theirs.
+        where = self._device if devices.has_float64(self._device) else "cpu"
+        loaded = load_latest_checkpoint(self._folder.checkpoints(self.name), where)
         if loaded is None:
             return
         try:

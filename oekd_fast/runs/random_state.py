@@ -20,8 +20,8 @@ def seed_everything(seed: int) -> None:
 def capture_random_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
     """Return the state of every random generator, in types that a checkpoint can hold.
 
-    Covers the global generators of Python's `random`, of numpy, and of torch on the CPU and on all CUDA devices, and
-    the named `generators`.
+    Covers the global generators of Python's `random`, of numpy, and of torch on the CPU, on all CUDA devices and on
+    MPS, and the named `generators`.
     """
     numpy_state = np.random.get_state(legacy=False)
     return {
@@ -34,6 +34,7 @@ def capture_random_state(generators: Mapping[str, torch.Generator]) -> dict[str,
         },
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
         "generators": {name: generator.get_state() for name, generator in generators.items()},
     }
 
@@ -66,3 +67,6 @@ def restore_random_state(state: dict[str, Any], generators: Mapping[str, torch.G
     torch.set_rng_state(state["torch"].cpu())
     for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
         torch.cuda.set_rng_state(cuda_state.cpu(), device)
+    mps_state = state.get("mps")  # version 0.1.0 stored none
+    if mps_state is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(mps_state.cpu())

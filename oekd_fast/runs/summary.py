@@ -86,9 +86,7 @@ def summarise(
             }
             for name, result in results.items()
         },
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": _device_name(device),
         "versions": {
             "oekd_fast": __version__,
             "torch": torch.__version__,
@@ -96,6 +94,12 @@ def summarise(
         },
         "objective": config.objective,
     }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
 
 
 def _ensemble_accuracies(config: TrainConfig, family: PhaseResult, combined: float | None) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oekd_fast.common import devices
 from oekd_fast.losses.reference import EnsembleKDOutput
 
 
@@ -46,60 +47,70 @@ class EpochMetrics:
         return {name: value for name, value in vars(self).items() if name not in ("images", "first_bad_step")}
 
 
+# Batches whose values are kept on a device without float64 until they are added on the CPU.
+BATCHES_KEPT = 256
+
+
 class RunningMetrics:
     """Sums over batches in one float64 vector.
 
     Its elements are: images, steps, first bad step, loss, feature, ensemble CE, S x CE, S x KD, S + 1 x correct. Losses
     are summed over images.
+
+    On a device without float64 the vector is on the CPU. The values of a batch, which float32 holds exactly, stay on
+    the device and are added on the CPU every `BATCHES_KEPT` batches, so that the sums are the same on all devices.
     """
 
     _SCALARS = 6
 
     def __init__(self, num_students: int, device: torch.device) -> None:
         self._students = num_students
-        self.sums = torch.zeros(self._SCALARS + 3 * num_students + 1, dtype=torch.float64, device=device)
+        self._kept: list[Tensor] | None = None if devices.has_float64(device) else []
+        where = device if self._kept is None else torch.device("cpu")
+        self.sums = torch.zeros(self._SCALARS + 3 * num_students + 1, dtype=torch.float64, device=where)
 
     def reset(self) -> None:
         """Set all sums to zero."""
         self.sums.zero_()
+        if self._kept is not None:
+            self._kept.clear()
 
     @torch.no_grad()
     def update(self, output: EnsembleKDOutput, rows: int | Tensor, feature: Tensor | None, loss: Tensor) -> None:
-        """Add a batch without waiting for the device.
+        """Add a batch without waiting for the device, except for every `BATCHES_KEPT`-th batch without float64.
 
         Args:
             output: means over the batch.
-            rows: number of images in the batch; an int or a scalar on the device.
+            rows: number of images in the batch, below 2^24; an int or a scalar on the device.
             feature: scalar intermediate loss, or None.
             loss: scalar, weighted sum of all terms.
         """
-        sums, s = self.sums, self._SCALARS
-        sums[1] += 1
-        sums[2] = torch.where((sums[2] == 0) & ~torch.isfinite(loss), sums[1], sums[2])
         zero = output.loss.new_zeros(())
-        means = torch.cat(
-            (
-                torch.stack((loss, zero if feature is None else feature, output.ensemble_ce)),
-                output.ce,
-                output.kd,
-            )
-        )
-        sums[0] += rows
-        sums[3 : s + 2 * self._students] += rows * means.double()
-        sums[s + 2 * self._students :] += output.correct
+        count = rows.to(output.loss.dtype) if isinstance(rows, Tensor) else output.loss.new_full((), rows)
+        scalars = torch.stack((count, loss, zero if feature is None else feature, output.ensemble_ce))
+        batch = torch.cat((scalars, output.ce, output.kd, output.correct))
+        if self._kept is None:
+            self._add(batch)
+            return
+        self._kept.append(batch)
+        if len(self._kept) == BATCHES_KEPT:
+            self._add_kept()
 
     def tensors(self) -> dict[str, Tensor]:
         return {"sums": self.sums}
 
     def state_dict(self) -> Tensor:
         """Return a copy of the sums."""
+        self._add_kept()
         return self.sums.clone()
 
     def load_state_dict(self, state: Tensor) -> None:
+        self.reset()
         self.sums.copy_(state)
 
     def read(self) -> EpochMetrics:
         """Copy the sums to the host, which waits for the device, and return the means."""
+        self._add_kept()
         images, _, bad, *rest = self.sums.tolist()
         n, per_image = self._students, 1.0 / max(images, 1.0)
         loss, feature, ensemble_ce, *rest = (value * per_image for value in rest)
@@ -115,3 +126,20 @@ class RunningMetrics:
             ensemble_accuracy=correct[n],
             first_bad_step=int(bad) or None,
         )
+
+    def _add_kept(self) -> None:
+        """Add the batches that were kept on a device without float64, which waits for it."""
+        if self._kept:
+            for batch in torch.stack(self._kept).cpu():
+                self._add(batch)
+            self._kept.clear()
+
+    def _add(self, batch: Tensor) -> None:
+        """Add a batch: images, loss, feature, ensemble CE, S x CE, S x KD, S + 1 x correct."""
+        sums, batch, end = self.sums, batch.double(), self._SCALARS + 2 * self._students
+        images, losses, correct = batch[0], batch[1 : end - 2], batch[end - 2 :]
+        sums[1] += 1
+        sums[2] = torch.where((sums[2] == 0) & ~torch.isfinite(losses[0]), sums[1], sums[2])
+        sums[0] += images
+        sums[3:end] += images * losses
+        sums[end:] += correct

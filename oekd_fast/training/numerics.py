@@ -20,7 +20,7 @@ _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Numerics:
     """Numerical settings of the networks on one type of device.
 
-    device_type: "cpu" or "cuda".
+    device_type: "cpu", "cuda" or "mps".
     dtype: autocast to this type; None computes in float32.
     deterministic: use cuDNN's deterministic algorithms, and choose them without measuring.
     """
