@@ -1,9 +1,13 @@
-"""Data sets known by name: their place on the hub, columns, augmentation, statistics and number of epochs."""
+"""Data sets known by name: their place on the hub, columns, augmentation, statistics and number of epochs.
+
+Also compares two values of the config's `dataset`, which is a name or a folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop
 from oekd_fast.data.dataset import Statistics
@@ -94,3 +98,21 @@ def known_name(name: str) -> str | None:
     """Return the key of `KNOWN` for `name`, which may have hyphens or be a name on the hub; None if it is unknown."""
     plain = _BY_HUB_ID.get(name, name.replace("-", "_"))
     return plain if plain in KNOWN else None
+
+
+def same_data_name(one: str, other: str) -> bool:
+    """Return whether two values of `dataset` are names of the same data set, or paths to the same folder."""
+    if one == other:
+        return True
+    if not (_is_path(one) and _is_path(other)):
+        return known_name(one) is not None and known_name(one) == known_name(other)
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def may_hold_the_same(before: str, now: str) -> bool:
+    """Return whether `now` is a folder that may hold the data of the folder or the hub name `before`."""
+    return same_data_name(before, now) or (_is_path(before) and _is_path(now) and Path(now).expanduser().is_dir())
+
+
+def _is_path(dataset: str) -> bool:
+    return dataset != "digits" and known_name(dataset) is None

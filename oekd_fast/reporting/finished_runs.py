@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data.known import same_data_name
 from oekd_fast.reporting.run_files import ReportError, check_inside, read_config, read_histories, read_summary
 
 
@@ -90,23 +89,32 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group runs that differ in the seed only, in the order in which they were given."""
-    members: dict[str, list[Run]] = defaultdict(list)
+    """Group runs that differ in the seed only, in the order in which they were given.
+
+    Several names of one data set, such as spellings of the path of a folder, are no difference.
+    """
+    members: list[list[Run]] = []
     for run in runs:
-        members[json.dumps(_protocol(run), sort_keys=True)].append(run)
+        same = next((group for group in members if not _differences(run, group[0])), None)
+        if same is None:
+            members.append([run])
+        else:
+            same.append(run)
     first: dict[str, Run] = {}
     groups = []
-    for same in members.values():
+    for same in members:
         title = same[0].title
-        reference = _protocol(first.setdefault(title, same[0]))
-        differences = tuple(
-            f"{name} {value} (not {reference[name]})"
-            for name, value in _protocol(same[0]).items()
-            if value != reference[name]
-        )
-        groups.append(Group(title, tuple(same), differences))
+        groups.append(Group(title, tuple(same), _differences(same[0], first.setdefault(title, same[0]))))
     return groups
 
 
-def _protocol(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.config.training_fields().items() if name != "seed"}
+def _differences(run: Run, reference: Run) -> tuple[str, ...]:
+    """Return how the training of `run` differs from that of `reference`, beside the seed."""
+    expected = reference.config.training_fields()
+    return tuple(
+        f"{name} {value} (not {expected[name]})"
+        for name, value in run.config.training_fields().items()
+        if name != "seed"
+        and value != expected[name]
+        and not (name == "dataset" and same_data_name(expected[name], value))
+    )

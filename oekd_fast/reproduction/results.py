@@ -12,6 +12,7 @@ from oekd_fast.common.files import write_atomically
 from oekd_fast.common.machine import machine
 from oekd_fast.config.recipes import Recipe
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data.known import may_hold_the_same, same_data_name
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.figures.reproduction import draw
 from oekd_fast.paper.expected import paper_results
@@ -68,7 +69,8 @@ def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
     """Return ``timing`` and ``ablations`` of the results.json in `folder`.
 
     Returns an empty dict if the file is missing, damaged or of another configuration. A field of the configuration
-    that the file does not have is taken to have had its default.
+    that the file does not have is taken to have had its default. The data may be in another folder if the run of
+    `config.seed` has a checkpoint: resuming this run first compares the data and raises an error if it differs.
     """
     try:
         before = json.loads((folder / "results.json").read_bytes())
@@ -76,7 +78,11 @@ def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
         kept = {"timing": before["timing"], "ablations": dict(before["ablations"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return kept if trained == config.training_fields() else {}
+    now = config.training_fields()
+    names = trained.pop("dataset"), now.pop("dataset")
+    compared = any((folder / f"seed-{config.seed}" / "checkpoints").glob("*/*.pt"))
+    same_data = same_data_name(*names) or (compared and may_hold_the_same(*names))
+    return kept if same_data and trained == now else {}
 
 
 def protocol(config: TrainConfig) -> str:

@@ -15,6 +15,7 @@ from oekd_fast.common import devices
 from oekd_fast.common.tensors import not_finite
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
+from oekd_fast.data.known import same_data_name
 from oekd_fast.runs.build import build_family
 from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, load_latest_checkpoint, save_checkpoint
 from oekd_fast.runs.data_fingerprint import DataFingerprint
@@ -23,7 +24,7 @@ from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase_state import PhaseState
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state, seed_everything
-from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training, same_data_name
+from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training
 from oekd_fast.runs.tasks import PhaseResult, PhaseTask
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine

@@ -16,7 +16,7 @@ from oekd_fast.common.files import (
     write_atomically,
 )
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data.known import known_name
+from oekd_fast.data.known import may_hold_the_same, same_data_name
 from oekd_fast.runs.folder_lock import FolderLock
 
 _LARGEST_CONFIG = 1 << 20  # bytes
@@ -179,28 +179,10 @@ def check_same_training(before: dict[str, Any], config: TrainConfig, where: str)
     differences = [
         f"{name}: expected {expected[name]!r}, got {value!r}"
         for name, value in config.training_fields().items()
-        if expected[name] != value and not (name == "dataset" and _may_hold_the_same(expected[name], value))
+        if expected[name] != value and not (name == "dataset" and may_hold_the_same(expected[name], value))
     ]
     if differences:
         raise RunFolderError(f"the config does not match {where}; " + "; ".join(differences))
-
-
-def same_data_name(one: str, other: str) -> bool:
-    """Return whether two values of `dataset` are the same name, or paths to the same folder."""
-    if one == other:
-        return True
-    if not (_is_path(one) and _is_path(other)):
-        return False
-    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
-
-
-def _may_hold_the_same(before: str, now: str) -> bool:
-    """Return whether `now` is a folder that may hold the data of the folder or the hub name `before`."""
-    return same_data_name(before, now) or (_is_path(before) and _is_path(now) and Path(now).expanduser().is_dir())
-
-
-def _is_path(dataset: str) -> bool:
-    return dataset != "digits" and known_name(dataset) is None
 
 
 def _check_writable(folder: Path) -> None:

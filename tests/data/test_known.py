@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oekd_fast.data import Augmentation, DataError, ImageDataset, ResizedCrop, Split, load_dataset
-from oekd_fast.data.known import KNOWN, known_name
+from oekd_fast.data.known import KNOWN, known_name, may_hold_the_same, same_data_name
 
 Image = pytest.importorskip("PIL.Image", reason="encoded images need Pillow, of the extra 'train'")
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
@@ -141,3 +141,19 @@ def test_missing_or_unsuitable_published_statistics():
     grey = ((0.5,), (0.5,))
     with pytest.raises(DataError, match="expected statistics of 3 channels, got the published ones of toy with 1"):
         toy(published=grey).published_normalisation()
+
+
+def test_two_names_of_one_data_set_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    for name in ("data", "data/", "./data", "~/data", "other/../data", "link", str(tmp_path / "data")):
+        assert same_data_name("data", name) and may_hold_the_same("data", name), name
+    assert not same_data_name("data", "other") and may_hold_the_same("data", "other")
+    assert not may_hold_the_same("data", "missing") and may_hold_the_same("missing", "data")
+    for name in ("cifar-10", "uoft-cs/cifar10", "cifar10"):
+        assert same_data_name("cifar10", name), name
+    for one, other in (("cifar10", "cifar100"), ("digits", "data"), ("digits", "cifar10"), ("cifar10", "data")):
+        assert not same_data_name(one, other) and not may_hold_the_same(one, other)

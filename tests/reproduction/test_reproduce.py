@@ -22,7 +22,7 @@ from oekd_fast.reproduce import reproduce
 from oekd_fast.reproduction import ablations, seeds
 from oekd_fast.reproduction.ablations import SWEEPS, ablate
 from oekd_fast.reproduction.markdown import number, render
-from oekd_fast.reproduction.results import gather, write
+from oekd_fast.reproduction.results import gather, measured_before, write
 from oekd_fast.reproduction.seeds import finished, run, seed_config
 from oekd_fast.reproduction.statistics import accuracies
 from oekd_fast.reproduction.timing import time_epochs
@@ -290,6 +290,28 @@ def test_timing_and_ablations_of_earlier_calls_are_kept(config, measured):
         assert ("All other options are as above. Seeds 0, 1.\n" in text) == (seeds_asked == 3)
     both = reproduce(DIGITS, config, 2, ablations=("temperature",), console=QUIET)
     assert both["ablations"].keys() == {"alpha", "temperature"} and both["timing"] == TIMING
+
+
+def test_timing_and_ablations_are_kept_where_the_data_is_known_to_be_the_same(config, tmp_path):
+    """Resuming the first run compares the data in another folder with that of its checkpoints."""
+    kept = {"timing": TIMING, "ablations": {"alpha": {"seeds": [0]}}}
+
+    def before(dataset, now, seed=0):
+        here = replace(config, dataset=str(dataset), train_images=None)
+        (tmp_path / "results.json").write_text(json.dumps(kept | {"config": here.training_fields()}))
+        return measured_before(tmp_path, replace(here, dataset=str(now), seed=seed))
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    assert before(old, f"{tmp_path}/./old/") == kept
+    assert before("cifar10", "uoft-cs/cifar10") == kept
+    assert before(old, new) == {}
+    checkpoint = tmp_path / "seed-0" / "checkpoints" / "ensemble" / "step-0000000002.pt"
+    checkpoint.parent.mkdir(parents=True)
+    assert before(old, new) == {}
+    checkpoint.touch()
+    assert before(old, new) == kept
+    assert before(old, tmp_path / "missing") == before("cifar10", new) == before(old, new, seed=1) == {}
 
 
 def test_results_of_older_versions_without_a_field_are_kept(config, measured):
