@@ -217,3 +217,12 @@ def batch(
     generator = torch.Generator().manual_seed(seed)
     logits = [scale * torch.randn(rows, classes, generator=generator) for _ in range(students)]
     return [z.to(dtype) for z in logits], torch.randint(classes, (rows,), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def smallest_model():
+    """Prepare this process for forks that train the model of `support.forked_runs`."""
+    from .support.forked_runs import smallest_runs
+
+    with smallest_runs():
+        yield

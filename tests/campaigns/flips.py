@@ -104,12 +104,7 @@ class Flips:
         except Exception as error:
             self.faults.append(f"{what}: {type(error).__name__}: {error}")
             return "fault"
-        try:
-            assert_equal_except_times(expected, found, where=what)
-        except AssertionError:
-            self.faults.append(f"{what}: another result")
-            return "fault"
-        return "same result"
+        return self._compared(what, expected, found)
 
     def _refused(self, what: str, error: Exception, name: str) -> str:
         message = str(error)
@@ -162,7 +157,7 @@ class Flips:
         try:
             assert_equal_except_times(expected, found, where=what)
         except AssertionError:
-            self.faults.append(f"{what}: another state")
+            self.faults.append(f"{what}: another content")
             return "fault"
         return "same result"
 

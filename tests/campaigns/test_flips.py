@@ -1,23 +1,11 @@
 """A small share of the campaign that damages files and lets writes fail."""
 
-import os
-
 import pytest
 
-from ..support.forked_runs import smallest_runs
+from ..support.forks import FORKS
 from .flips import KINDS, run_failing_writes, run_flips
 
-# The warning is about thread pools of the parent, which the forked children do not use.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def smallest_model():
-    with smallest_runs():
-        yield
+pytestmark = [*FORKS, pytest.mark.usefixtures("smallest_model")]
 
 
 @pytest.mark.slow

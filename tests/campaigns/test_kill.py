@@ -1,16 +1,11 @@
 """A small share of the campaign that kills runs."""
 
-import os
-
 import pytest
 
+from ..support.forks import FORKS
 from .kill import run_campaign
 
-# The warning is about thread pools of the parent, which the forked children do not use.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-]
+pytestmark = FORKS
 
 
 @pytest.mark.slow

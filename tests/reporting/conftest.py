@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,22 +10,14 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.reporting import section
 from oekd_fast.runs.run import train
 
-from ..support.reports import QUIET
+from ..support.small_runs import QUIET, write_colours
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A run of two students and their baselines, on a folder with a name that has to be escaped in HTML."""
     folder = tmp_path_factory.mktemp("report")
-    data = folder / "a<b>&c"
-    data.mkdir()
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 60), ("test", 30)):
-        labels = np.arange(count) % 3
-        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
-        images[np.arange(count), :, :, labels] += 90
-        np.save(data / f"{split}.images.npy", images)
-        np.save(data / f"{split}.labels.npy", labels)
+    data = write_colours(folder / "a<b>&c", train=60, test=30)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     config = TrainConfig(dataset=str(data), num_students=2, epochs=2, batch_size=20, output_dir=folder / "run",

@@ -3,27 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.run import train
 
-from ..support.small_runs import QUIET
+from ..support.small_runs import QUIET, write_colours
 
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory) -> Path:
-    """Images of 8x8 pixels in three classes, which differ in their brightest channel."""
-    folder = tmp_path_factory.mktemp("arrays")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 90), ("test", 30)):
-        labels = np.arange(count) % 3
-        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
-        images[np.arange(count), :, :, labels] += 90
-        np.save(folder / f"{split}.images.npy", images)
-        np.save(folder / f"{split}.labels.npy", labels)
-    return folder
+    return write_colours(tmp_path_factory.mktemp("arrays"), train=90, test=30)
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,9 @@ from oekd_fast.common.files import read_regular
 from oekd_fast.runs import folder_lock
 from oekd_fast.runs.folder_lock import LOCK_FILE, FolderInUseError, FolderLock
 
-# The warning is about thread pools of the parent, which the forked children do not use.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-]
+from ..support.forks import FORKS
+
+pytestmark = FORKS
 
 
 @pytest.fixture(params=["flock", "no flock"], autouse=True)

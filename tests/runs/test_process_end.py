@@ -12,20 +12,11 @@ import tyro  # noqa: F401 - imported by the command, which would do so in every 
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.train import main
 
-from ..support.forked_runs import fork, smallest_config, smallest_runs, wait
+from ..support.forked_runs import fork, smallest_config, wait
+from ..support.forks import FORKS
 from ..support.small_runs import command_line
 
-# The warning is about thread pools of the parent, which the forked children do not use.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def smallest_model():
-    with smallest_runs():
-        yield
+pytestmark = [*FORKS, pytest.mark.usefixtures("smallest_model")]
 
 
 class Command:

@@ -12,18 +12,14 @@ from oekd_fast.runs.checkpoint import CheckpointError, load_latest_checkpoint, s
 from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolderError
 
-from ..support.forked_runs import MODEL, smallest_runs
+from ..support.forked_runs import MODEL
 from ..support.small_runs import QUIET
 
-
-@pytest.fixture(scope="module", autouse=True)
-def smallest_model():
-    with smallest_runs():
-        yield
+pytestmark = pytest.mark.usefixtures("smallest_model")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, smallest_model):
     """A folder with images in `data` and a finished run on them in `run`."""
     root = tmp_path_factory.mktemp("moving")
     generator = np.random.default_rng(0)

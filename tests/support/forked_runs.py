@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +19,8 @@ from oekd_fast.common.files import write_atomically
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.models import registry
 from oekd_fast.runs import run as runs
+
+from .small_runs import write_colours
 
 MODEL = "smallest"
 # A picture takes longer than the whole training; its content is not what these campaigns look at.
@@ -35,14 +36,7 @@ SMALLEST = FunctionalArchitecture(MODEL, lambda c_in: _conv(c_in, 2), lambda wid
 
 def smallest_config(folder: Path) -> TrainConfig:
     """Write arrays to `folder` and return a config of three phases, of two epochs with two steps each."""
-    generator = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for split, count in (("train", 24), ("test", 6)):
-        labels = np.arange(count) % 3
-        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
-        images[np.arange(count), :, :, labels] += 90
-        np.save(folder / f"{split}.images.npy", images)
-        np.save(folder / f"{split}.labels.npy", labels)
+    write_colours(folder, train=24, test=6)
     return TrainConfig(
         dataset=str(folder), model=MODEL, num_students=2, epochs=2, batch_size=8, validation_fraction=0.25,
         warmup_epochs=0.5, learning_rate=0.05, progress=False, baseline=True, executor="sequential",

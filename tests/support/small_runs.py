@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -10,8 +11,22 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.training.engine import Engine
 
+from .image_files import write_arrays
+
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
 TIMES = ("seconds", "images_per_second", "checksum")  # differ from run to run
+
+
+def write_colours(folder: Path, train: int, test: int) -> Path:
+    """Write arrays of images of 8x8 pixels in three classes, which differ in their brightest channel."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+        images[np.arange(count), :, :, labels] += 90
+        write_arrays(folder, images, labels, split)
+    return folder
 
 
 def metrics_without_times(folder: Path) -> list[dict]:
