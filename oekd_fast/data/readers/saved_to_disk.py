@@ -36,7 +36,8 @@ def is_saved_to_disk(root: Path) -> bool:
 def read_saved_to_disk(root: Path, options: ReadOptions) -> SourceSplits:
     """Read the Arrow files with pyarrow alone; a folder without splits is the training split.
 
-    The files are mapped into memory, so streamed images stay in them.
+    The files are mapped into memory, so streamed images stay in them. A file that another process truncates meanwhile
+    ends the process with SIGBUS; the files may be replaced or removed.
 
     Raises:
         DataError: a file is missing, damaged or outside the folder, or the tables are malformed.

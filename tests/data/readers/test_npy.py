@@ -6,9 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from oekd_fast.data import DataError, load_dataset
-from oekd_fast.data.readers.npy import map_npy
+from oekd_fast.data.readers import npy
+from oekd_fast.data.readers.npy import NpyFile
 
 from ...support.image_files import assert_load_fails, assert_same_data, write_arrays
 
@@ -23,13 +25,92 @@ def header(descr: str = "'|u1'", order: str = "False", shape: str = "(2, 2)") ->
     return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"
 
 
+@pytest.fixture(params=[True, False], ids=["preadv", "no preadv"])
+def preadv(request, monkeypatch):
+    """Read with `os.preadv` and as on a system that lacks it."""
+    if request.param and not hasattr(os, "preadv"):
+        pytest.skip("this system has no os.preadv")
+    monkeypatch.setattr(npy, "_HAS_PREADV", request.param)
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i4"])
-def test_an_array_is_mapped_as_numpy_loads_it(tmp_path, order, dtype):
-    array = np.asarray(np.arange(24).reshape(2, 3, 4), dtype=dtype, order=order)
+def test_an_array_is_read_as_numpy_loads_it(tmp_path, order, dtype, preadv):
+    array = np.asarray(np.arange(120).reshape(10, 3, 4), dtype=dtype, order=order)
     np.save(tmp_path / "x.npy", array)
-    mapped = map_npy(tmp_path / "x.npy")
-    assert np.array_equal(mapped, array) and mapped.dtype == array.dtype and not mapped.flags.writeable
+    file = NpyFile(tmp_path / "x.npy")
+    assert file.shape == array.shape and file.dtype == array.dtype
+    assert np.array_equal(file.read_all(), array) and file.read_all().dtype == array.dtype
+    for rows in ([], [3], range(10), [9, 8, 7], [4, 5, 6, 6, 7, 0, 1], [2, 2, 2]):
+        index = np.array(rows, dtype=np.int64)
+        assert np.array_equal(file.read(index), array[index]) and file.read(index).dtype == array.dtype
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (1,)])
+def test_arrays_without_elements_or_dimensions_are_read(tmp_path, shape):
+    np.save(tmp_path / "x.npy", np.ones(shape))
+    assert np.array_equal(NpyFile(tmp_path / "x.npy").read_all(), np.ones(shape))
+
+
+def test_the_file_is_closed_with_the_array(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(3))
+    before = len(os.listdir("/proc/self/fd"))
+    file = NpyFile(tmp_path / "x.npy")
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del file
+    with pytest.raises(DataError):
+        NpyFile(tmp_path / "missing.npy")
+    (tmp_path / "x.npy").write_bytes(b"damaged")
+    with pytest.raises(DataError):
+        NpyFile(tmp_path / "x.npy")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_that_another_process_truncates_is_one_line(tmp_path, labelled, order, preadv):
+    """A mapped file would end the process with SIGBUS."""
+    images, labels = labelled
+    write_arrays(tmp_path, np.asarray(images, order=order), labels)
+    path = tmp_path / "train.images.npy"
+    train = load_dataset(str(tmp_path), stream=True).train
+    if order == "C":
+        assert torch.equal(train.gather(torch.tensor([1])), train.gather(torch.tensor([1])))
+    os.truncate(path, path.stat().st_size - images.nbytes // 2)
+    with pytest.raises(DataError, match=rf"^{path}: the file was truncated while in use; [\d,]+ bytes are missing$"):
+        train.gather(torch.arange(len(train)))
+
+
+def test_a_file_that_is_truncated_between_header_and_content_is_one_line(tmp_path, labelled, monkeypatch, preadv):
+    images, labels = labelled
+    write_arrays(tmp_path, images, labels)
+    path = tmp_path / "train.images.npy"
+    read_all = NpyFile.read_all  # of the labels, after both headers were read
+
+    def truncating(file):
+        os.truncate(path, 1000)
+        return read_all(file)
+
+    monkeypatch.setattr(NpyFile, "read_all", truncating)
+    assert_load_fails(tmp_path, "train.images.npy: the file was truncated while in use")
+
+
+def test_a_file_that_is_replaced_is_read_on(tmp_path, labelled):
+    images, labels = labelled
+    write_arrays(tmp_path, images, labels)
+    train = load_dataset(str(tmp_path), stream=True).train
+    before = train.gather(torch.arange(len(train)))
+    os.replace(tmp_path / "train.labels.npy", tmp_path / "train.images.npy")
+    assert torch.equal(train.gather(torch.arange(len(train))), before)
+
+
+def test_an_array_in_the_order_of_columns_that_does_not_fit_in_memory_is_refused(tmp_path, labelled, monkeypatch):
+    images, labels = labelled
+    write_arrays(tmp_path, np.asfortranarray(images), labels)
+    monkeypatch.setattr(npy, "available_memory", lambda: images.nbytes - 1)
+    with pytest.raises(
+        DataError, match="train.images.npy: expected an array in the order of rows, as numpy.asc.*got one"
+    ):
+        load_dataset(str(tmp_path), stream=True).train.gather(torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +137,7 @@ def test_an_array_is_mapped_as_numpy_loads_it(tmp_path, order, dtype):
 def test_damaged_and_crafted_files_are_one_line(tmp_path, contents, parts):
     (tmp_path / "x.npy").write_bytes(contents)
     with pytest.raises(DataError, match=parts) as caught:
-        map_npy(tmp_path / "x.npy")
+        NpyFile(tmp_path / "x.npy")
     assert "\n" not in str(caught.value)
 
 
