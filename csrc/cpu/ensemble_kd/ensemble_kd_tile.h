@@ -40,12 +40,12 @@ struct TileSums {
   double factor;   // makes e^((z - max)/T) relative to the row's maximum
 };
 
-// Calls `step(column, sums)` for the vectors of a tile; each call adds to the N sums. The sums of 16 vectors are added to
-// those of the vectors before them, so that a lane rounds in proportion to 16 and the number of such blocks, not to
-// their product. Without this, the sum of equal numbers drifts in one direction.
+// Calls `step(column, sums)` for the vectors of a tile; each call adds to the N sums. The sums of 8 vectors are added to
+// those of the vectors before them, so that a number in a lane is rounded 8 times and once for each of such blocks, not
+// once for each vector. Without this, the sum of equal numbers drifts in one direction.
 template <int N, class Step>
 inline __attribute__((always_inline)) void sum_vectors(int64_t width, vf (&totals)[N], const Step& step) {
-  constexpr int64_t BLOCK = 16 * LANES;
+  constexpr int64_t BLOCK = 8 * LANES;
   for (vf& total : totals) total = vf{};
   for (int64_t begin = 0; begin < width; begin += BLOCK) {
     const int64_t end = begin + BLOCK < width ? begin + BLOCK : width;
