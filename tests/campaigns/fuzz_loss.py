@@ -7,8 +7,9 @@
 The truth comes from explicit formulas in float64 (tests/support/exact_calls.py). The error of each instruction set's
 kernel, relative to the terms whose difference a result is, may not exceed that of the reference in float32, which is
 plain PyTorch, by more than ``oracle.EPSILON``. If it does, PyTorch sums in other orders too, and the worst of them
-counts, since the rounding of one order may happen to be small. The bits of the value without gradients, and of
-``.backward()``, must be the bits of the values with gradients.
+counts, since the rounding of one order may happen to be small. Errors within the rounding of a sum, as `sum_rounding`
+derives it, are no fault in any case: PyTorch adds the classes in more lanes than narrow vectors have. The bits of the
+value without gradients, and of ``.backward()``, must be the bits of the values with gradients.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ from oekd_fast.common.machine import machine
 
 from ..conftest import IMPLEMENTATIONS, ISAS
 from ..support import oracle
-from ..support.exact_calls import Exact, ExactCall
+from ..support.exact_calls import EPS, Exact, ExactCall
 from ..support.random_calls import RandomCall, laid_out, random_call
 
 RESULT = Path(__file__).with_name("results") / "fuzz_loss.json"
 CHUNK = 1000  # calls
 ORDERS = 64  # most orders in which PyTorch sums, to find its own error
+LANES = {"avx512": 16, "avx2": 8, "baseline": 4}  # floats in a vector
+TILE = {"avx512": 1024, "avx2": 1024, "baseline": 512}  # columns whose sums are added in float32
+BLOCK = 8  # vectors that are added before their sum is added to those of the vectors before
 STATISTICS = ("loss", "ce", "kd", "ensemble_ce")
 
 
@@ -71,7 +75,8 @@ def errors_of(result: Result, truth: ExactCall) -> dict[str, float]:
 
     Half a unit in the last place of a 16-bit gradient does not count, since it is the rounding to that dtype.
     """
-    return {name: _error(result.parts()[name], exact) for name, exact in truth.results.items()}
+    parts = result.parts()
+    return {name: _error(parts[name], exact) for name, exact in truth.results.items()}
 
 
 def _error(actual: Tensor, exact: Exact) -> float:
@@ -79,9 +84,11 @@ def _error(actual: Tensor, exact: Exact) -> float:
     # is beyond the largest number of its dtype.
     expected = exact.value.to(actual.dtype)
     finite = expected.isfinite()
-    if not torch.allclose(actual[~finite], expected[~finite], equal_nan=True):
-        return math.nan
-    actual, truth, terms = actual[finite], exact.value[finite], exact.terms[finite]
+    truth, terms = exact.value, exact.terms
+    if not finite.all():
+        if not torch.allclose(actual[~finite], expected[~finite], equal_nan=True):
+            return math.nan
+        actual, truth, terms = actual[finite], truth[finite], terms[finite]
     distance = (actual.double() - truth).abs()
     if actual.dtype in (torch.bfloat16, torch.float16):
         distance = (distance - torch.from_numpy(oracle.half_ulp(truth.numpy(), actual.dtype))).clamp(min=0.0)
@@ -105,6 +112,17 @@ def plain_errors(call: RandomCall, truth: ExactCall, seed: int) -> Iterator[dict
         yield errors_of(Result(output, grads, weights_grad), truth)
 
 
+def sum_rounding(isa: str, classes: int) -> float:
+    """Return the rounding error of a kernel's sum over classes, relative to the sum of absolute values.
+
+    Each addition rounds what its lane has added so far by at most eps = 2^-24, so that a number is rounded once for
+    each later vector of its block and each later block: fewer than L = min(n, BLOCK) + n / BLOCK times, where n is the
+    number of vectors. Independent roundings add up to sqrt(L) eps. Lanes and tiles are added in float64.
+    """
+    vectors = math.ceil(min(classes, TILE[isa]) / LANES[isa])
+    return EPS * math.sqrt(min(vectors, BLOCK) + math.ceil(vectors / BLOCK))
+
+
 def faults_of(call: RandomCall, *, forms: bool = True) -> list[str]:
     """Return what is wrong with the kernels' results of a call; [] if nothing is.
 
@@ -113,21 +131,22 @@ def faults_of(call: RandomCall, *, forms: bool = True) -> list[str]:
     """
     truth, faults = ExactCall(call), []
     results = {isa: Result.of(call, IMPLEMENTATIONS[f"native-{isa}"]) for isa in ISAS}
-    open_errors = {}
+    open_errors, classes = {}, call.logits[0].shape[1]
     for isa, result in results.items():
         for name, error in errors_of(result, truth).items():
             open_errors[isa, name] = error
         faults += [f"{isa}: {fault}" for fault in _wrong_counts(truth, result.output.correct)]
-    allowed = dict.fromkeys((name for _, name in open_errors), oracle.EPSILON)
+    allowed = {(isa, name): max(oracle.EPSILON, sum_rounding(isa, classes)) for isa, name in open_errors}
     plain = plain_errors(call, truth, seed=1)
     while True:
         # A comparison with NaN is false, so that NaN counts as an error that is too large.
-        open_errors = {key: error for key, error in open_errors.items() if not error <= allowed[key[1]]}
+        open_errors = {key: error for key, error in open_errors.items() if not error <= allowed[key]}
         if not open_errors or (errors := next(plain, None)) is None:
             break
-        allowed = {name: max(allowed[name], error + oracle.EPSILON) for name, error in errors.items()}
+        allowed = {(isa, name): max(most, errors[name] + oracle.EPSILON) for (isa, name), most in allowed.items()}
     faults += [
-        f"{isa}: {name}: error {error:.3g}, allowed {allowed[name]:.3g}" for (isa, name), error in open_errors.items()
+        f"{isa}: {name}: error {error:.3g}, allowed {allowed[isa, name]:.3g}"
+        for (isa, name), error in open_errors.items()
     ]
     return faults + (_other_bits(call, results[ISAS[0]]) if forms else [])
 

@@ -11,6 +11,8 @@ The terms follow from a rounding analysis of first order, in units of the roundi
   divergence sum_c t_c g_c, where g_c = log t_c - log q_c, by up to sum_c t_c |g_c - KL| a_c, and a mean sum_c t_c z_c
   by up to sum_c t_c |z_c - mean| a_c. These are terms as well. For a mixture whose softmax is undecided between two
   large logits, they are larger than all others.
+- A sum s of exponentials, the largest of which is 1, is rounded by eps s, or loses what is added to 1 if that is less.
+  This changes log s, a part of all log-probabilities, by min(eps, s - 1). It is a term of size min(1, (s - 1) / eps).
 - An exponential below 2^-126, the smallest normal float32 number, may become 0. That is a rounding error of a term of
   size 2^-102.
 """
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from .random_calls import RandomCall
 
+EPS = 2.0**-24
 FLUSHED = 2.0**-102  # size of a term that rounding may change by the smallest normal float32 number
 
 
@@ -115,14 +118,13 @@ class ExactCall:
     def _cross_entropies(self, label: Tensor) -> tuple[Exact, Exact]:
         """Return the cross-entropies of the students and of the ensemble."""
 
-        def of(z: Tensor, rounding: Tensor) -> Exact:
-            value = self._reduced(-(label * z.log_softmax(dim=-1)).masked_fill(label == 0, 0.0).sum(dim=-1))
-            return Exact(value, value + self._reduced(rounding))
+        def of(z: Tensor, sizes: Tensor | float) -> Exact:
+            log_p = z.log_softmax(dim=-1)
+            value = self._reduced(-(label * log_p).masked_fill(label == 0, 0.0).sum(dim=-1))
+            return Exact(value, value + self._reduced(log_sum_terms(log_p)[..., 0] + sizes))
 
         # The logits of the ensemble are rounded.
-        sizes = self._ensemble_sizes().amax(dim=1)
-        flushed = torch.full_like(sizes, FLUSHED * label.shape[1])
-        return of(self.z, flushed), of(self.ensemble, flushed + sizes)
+        return of(self.z, 0.0), of(self.ensemble, self._ensemble_sizes().amax(dim=1))
 
     def _ensemble_sizes(self) -> Tensor:
         return (self.weights * _finite(self.z)).abs().sum(dim=0)
@@ -145,10 +147,11 @@ class ExactCall:
             gap = (log_t - log_q).masked_fill(unused, 0.0)
             divergence = (t * gap).sum(dim=2, keepdim=True)
             value = value + (weight * divergence)[:, :, 0]
-            of_class = (t + FLUSHED) * (1.0 - log_q.masked_fill(unused, 0.0)) - t
+            of_class = (t + FLUSHED) * -log_q.masked_fill(unused, 0.0)
             # An infinite divergence is compared as such.
             change = t * (gap - divergence.nan_to_num(posinf=0.0)).abs() * sizes
-            terms = terms + (weight.abs() * (of_class + change)).sum(dim=2)
+            of_sums = log_sum_terms(log_q) + log_sum_terms(log_t)
+            terms = terms + (weight.abs() * ((of_class + change).sum(dim=2, keepdim=True) + of_sums))[:, :, 0]
             grads += factor * weight * (q - t)
             grad_terms += abs(factor) * weight.abs() * (q + t + softmax_changes(t, sizes))
         squared = self.temperature**2
@@ -181,6 +184,12 @@ class ExactCall:
 def _finite(z: Tensor) -> Tensor:
     """Return `z` with 0 in place of infinite logits."""
     return z.masked_fill(~z.isfinite(), 0.0)
+
+
+def log_sum_terms(log_p: Tensor) -> Tensor:
+    """Return the size [..., 1] of the term log(sum of exponentials) of log-probabilities; see the top of this file."""
+    others = torch.expm1(-log_p.amax(dim=-1, keepdim=True))
+    return (others / EPS).clamp(max=1.0) + FLUSHED * log_p.shape[-1]
 
 
 def softmax_changes(p: Tensor, sizes: Tensor) -> Tensor:
