@@ -19,6 +19,8 @@ _EXPORTS = {
     "EnsembleOutput": "family.ensemble",
     "StudentEnsemble": "family.ensemble",
     "build_ensemble": "family.ensemble",
+    "EnsembleWithLoss": "family.with_loss",
+    "EnsembleLossOutput": "family.with_loss",
     "FunctionalArchitecture": "models",
     "load_standard_weights": "models",
     "register_architecture": "models",

@@ -1,6 +1,7 @@
 """The family of students and everything that is kept of it.
 
 - `ensemble`: `build_ensemble` builds the students on their shared base; `student(j)` returns one of them.
+- `with_loss`: a family and its losses as one module, for training loops of others.
 - `gate`: learnt weights of the students for each image.
 - `teacher`: a fixed network that students learn from.
 - `saved`: save and load students and their gate.

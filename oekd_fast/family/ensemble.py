@@ -5,9 +5,9 @@ Students are counted from 0. Student 0 is the full network, called the pseudo te
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from oekd_fast.family.gate import Gate
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models import Architecture, get_architecture
 from oekd_fast.models.in_place import InPlaceError, call_on_shared
+
+_T = TypeVar("_T")
 
 
 class EnsembleOutput(NamedTuple):
@@ -61,6 +63,8 @@ class StudentEnsemble(Unscriptable, nn.Module):
         gated: add a `Gate`, which weights the students for each image.
         hint_channels: channels of the map of an external teacher after each block; by default student 0 is the
             teacher.
+        adapters: False builds no adapters, so that all parameters have gradients from the loss on the logits alone, as
+            ``torch.nn.parallel.DistributedDataParallel`` expects.
 
     The arguments `architecture`, `num_students`, `num_classes`, `in_channels` and `members` are attributes too.
 
@@ -69,13 +73,14 @@ class StudentEnsemble(Unscriptable, nn.Module):
         branches: one module per member.
         adapters: `adapters[b][i - 1]` is the 1x1 convolution from the map of `members[i]` after block b to the map of
             student 0. Empty unless student 0 and at least one other student are members. With `hint_channels`,
-            `adapters[b][i]` leads from the map of `members[i]` to that of the external teacher.
+            `adapters[b][i]` leads from the map of `members[i]` to that of the external teacher. Empty if the argument
+            `adapters` is False.
         hinted: whether there is an external teacher.
         gate: the `Gate`, or None.
 
     Raises:
-        ValueError: a number is below 1; `members` is empty, out of range or not ascending; or `hint_channels` has
-            another number of blocks than the network.
+        ValueError: a number is below 1; `members` is empty, out of range or not ascending; `hint_channels` has another
+            number of blocks than the network, or is given with `adapters=False`.
     """
 
     def __init__(
@@ -88,11 +93,14 @@ class StudentEnsemble(Unscriptable, nn.Module):
         *,
         gated: bool = False,
         hint_channels: tuple[int, ...] | None = None,
+        adapters: bool = True,
     ) -> None:
         super().__init__()
         _check_positive("num_students", num_students)
         _check_positive("num_classes", num_classes)
         _check_positive("in_channels", in_channels)
+        if hint_channels is not None and not adapters:
+            raise ValueError(f"hint_channels: expected None with adapters=False, got {tuple(hint_channels)}")
         self.architecture = architecture
         self.num_students = num_students
         self.num_classes = num_classes
@@ -102,19 +110,28 @@ class StudentEnsemble(Unscriptable, nn.Module):
         self.base = architecture.build_base(in_channels)
         self.branches = nn.ModuleList(architecture.build_branch(j, num_students, num_classes) for j in self.members)
         self.hinted = hint_channels is not None
-        self.adapters = _build_adapters(architecture, num_students, self.members, hint_channels)
+        self.adapters = (
+            _build_adapters(architecture, num_students, self.members, hint_channels) if adapters else nn.ModuleList()
+        )
         size = getattr(architecture, "image_shape", (3, 64, 64))[1:]
         self.gate = Gate(channels_of_base(self.base, in_channels, size), len(self.members)) if gated else None
 
     def forward(self, images: Tensor) -> EnsembleOutput:
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-            # Changes in place are not counted in inference mode. The results are the same without it.
-            with torch.inference_mode(False), torch.no_grad():
-                return self._run_in_turn(images)
-        return self._run_in_turn(images)
+        return _outside_inference_mode(lambda: self._run_in_turn(self.base(images)))
 
-    def _run_in_turn(self, images: Tensor) -> EnsembleOutput:
-        shared = self.base(images)
+    def forward_gated(self, images: Tensor) -> tuple[EnsembleOutput, Tensor | None]:
+        """Return the output, and the gate's weights of the students for each image, fp32 [B, S]; None without a gate.
+
+        The base runs once for both.
+        """
+
+        def run() -> tuple[EnsembleOutput, Tensor | None]:
+            shared = self.base(images)
+            return self._run_in_turn(shared), None if self.gate is None else self.gate(shared)
+
+        return _outside_inference_mode(run)
+
+    def _run_in_turn(self, shared: Tensor) -> EnsembleOutput:
         outputs = (self._run_branch(j, branch, shared) for j, branch in zip(self.members, self.branches, strict=True))
         logits, features = zip(*outputs, strict=True)
         return EnsembleOutput(logits, features)
@@ -162,12 +179,13 @@ def build_ensemble(
     *,
     gated: bool = False,
     hint_channels: tuple[int, ...] | None = None,
+    adapters: bool = True,
 ) -> StudentEnsemble:
     """Build the family of a network.
 
     Args:
         model: an architecture, or the name of one (see `architecture_names`).
-        num_students, num_classes, in_channels, members, gated, hint_channels: see `StudentEnsemble`.
+        num_students, num_classes, in_channels, members, gated, hint_channels, adapters: see `StudentEnsemble`.
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
@@ -177,8 +195,23 @@ def build_ensemble(
     if not isinstance(architecture, Architecture):
         raise TypeError(f"model: expected a name or an Architecture, got {type(model).__name__}")
     return StudentEnsemble(
-        architecture, num_students, num_classes, in_channels, members, gated=gated, hint_channels=hint_channels
+        architecture,
+        num_students,
+        num_classes,
+        in_channels,
+        members,
+        gated=gated,
+        hint_channels=hint_channels,
+        adapters=adapters,
     )
+
+
+def _outside_inference_mode(run: Callable[[], _T]) -> _T:
+    """Return `run()`. Changes in place are not counted in inference mode; the results are the same without it."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return run()
+    return run()
 
 
 def _build_adapters(

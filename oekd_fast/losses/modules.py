@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.losses.ensemble_kd import loss_of
 from oekd_fast.losses.feature_kd import feature_kd_loss
+from oekd_fast.losses.reference import EnsembleKDOutput
 
 
 class EnsembleKDLoss(nn.Module):
@@ -41,10 +42,21 @@ class EnsembleKDLoss(nn.Module):
             ensemble_weights: [S], or a gate [B, S].
             teacher_logits: [B, C], or K teachers as the function takes them.
         """
+        return self.output(logits, target, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits).loss
+
+    def output(
+        self,
+        logits: Sequence[Tensor] | Tensor,
+        target: Tensor | None,
+        *,
+        ensemble_weights: Tensor | None = None,
+        teacher_logits: Sequence[Tensor] | Tensor | None = None,
+    ) -> EnsembleKDOutput:
+        """Return the loss together with its statistics; the arguments are those of `forward`."""
         call = EnsembleKDCall.of(
             logits, target, self.options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits
         )
-        return loss_of(call, backend=self.backend, validate=self.validate).loss
+        return loss_of(call, backend=self.backend, validate=self.validate)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())

@@ -57,6 +57,9 @@ class Engine:
         steps_per_epoch: length of an epoch, for the schedule.
         teacher: external teacher of every student; None without one.
         recorder: captures steps. None captures with CUDA graphs on CUDA, and nothing on other devices.
+
+    Raises:
+        ValueError: `config` asks for the loss on feature maps, and `ensemble` was built with `adapters=False`.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Engine:
         self._backward: Backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
         self._base_learns_from_all = config.base_gradients == "all"
         self._freeze_base = config.freeze_base
-        self._compares_features = len(ensemble.adapters) > 0 and config.loss_weights.feature_weight > 0
+        self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
         self._clip_norm = config.clip_norm
         self._batches: Batches | None = None
 
@@ -218,6 +221,22 @@ class Engine:
         if self.scaler.waits_for_device(self.optimizer):
             return f"{config.optimizer} reads on the host whether fp16 gradients are finite"
         return None
+
+
+def _compares_features(ensemble: StudentEnsemble, feature_weight: float) -> bool:
+    """Return whether the loss has a term for feature maps.
+
+    Raises:
+        ValueError: it should have, but the family was built without adapters.
+    """
+    if feature_weight == 0:
+        return False
+    if 0 in ensemble.members and len(ensemble.members) > 1 and not ensemble.adapters:
+        raise ValueError(
+            f"ensemble: expected adapters, since feature_weight is {feature_weight:g}, got a family built with "
+            "adapters=False"
+        )
+    return len(ensemble.adapters) > 0
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -47,11 +47,14 @@ def inputs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
-def test_python_blocks_run(page, inputs):
+def test_python_blocks_run(page, inputs, monkeypatch):
     text = page.read_text()
     if "resnet18.pth" in text:
         _, net = published("resnet18", num_classes=1000)
         torch.save(net.state_dict(), "resnet18.pth")
+    if "init_process_group" in text:  # as torchrun starts a single process
+        for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+            monkeypatch.setenv(variable, str(value))
     for number, block in enumerate(code_blocks(text, "python")):
         exec(compile(block, f"{name(page)}, block {number}", "exec"), inputs)
 

@@ -159,6 +159,41 @@ def test_adapters_exist_only_with_the_pseudo_teacher_among_the_members(images):
     assert len(build_ensemble("resnet20", members=(1, 2)).adapters) == 0
 
 
+def test_a_family_without_adapters_is_the_same_family_without_their_parameters(images):
+    torch.manual_seed(0)
+    bare = build_ensemble("resnet20", adapters=False)
+    torch.manual_seed(0)
+    full = build_ensemble("resnet20")
+    assert len(bare.adapters) == 0 and list(bare.adapter_parameters()) == []
+    expected = {name: tensor for name, tensor in full.state_dict().items() if not name.startswith("adapters.")}
+    assert bare.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in bare.state_dict().items())
+    assert all(map(torch.equal, bare.eval()(images).logits, full.eval()(images).logits))
+
+
+def test_every_parameter_of_a_family_without_adapters_learns_from_the_logits(images):
+    ensemble = build_ensemble("resnet20", num_students=2, adapters=False)
+    sum(z.square().sum() for z in ensemble(images).logits).backward()
+    assert all(p.grad is not None for p in ensemble.parameters())
+
+
+def test_hints_without_adapters_are_refused():
+    with pytest.raises(ValueError, match=r"hint_channels: expected None with adapters=False, got \(16, 32, 64\)"):
+        build_ensemble("resnet20", hint_channels=(16, 32, 64), adapters=False)
+
+
+def test_the_gate_is_computed_from_the_same_base_as_the_students(images):
+    torch.manual_seed(0)
+    ensemble = build_ensemble("resnet20", num_students=2, gated=True)
+    reference = copy.deepcopy(ensemble)
+    output, gate = ensemble.forward_gated(images)
+    assert all(map(torch.equal, output.logits, reference(images).logits))
+    assert ensemble.base[1].num_batches_tracked == 1
+    assert torch.equal(gate, copy.deepcopy(reference).gate(reference.base(images)))
+    assert gate.shape == (4, 2) and gate.dtype == torch.float32
+    assert build_ensemble("resnet20", num_students=2).forward_gated(images)[1] is None
+
+
 def test_other_numbers_of_students_classes_and_channels():
     ensemble = build_ensemble("resnet20", num_students=2, num_classes=100, in_channels=1)
     output = ensemble(torch.randn(2, 1, 4, 4, requires_grad=True))

@@ -14,7 +14,9 @@ NORMALISATION = ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 CPU = torch.device("cpu")
 
 
-def make_engine(config=None, members=None, augmentation=None, recorder=None, teacher=None, architecture=None):
+def make_engine(
+    config=None, members=None, augmentation=None, recorder=None, teacher=None, architecture=None, adapters=True
+):
     config = config or TrainConfig(num_students=3, warmup_epochs=0)
     torch.manual_seed(0)
     ensemble = build_ensemble(
@@ -25,6 +27,7 @@ def make_engine(config=None, members=None, augmentation=None, recorder=None, tea
         members,
         gated=config.family_objective.gated,
         hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+        adapters=adapters,
     )
     if config.channels_last:
         ensemble = ensemble.to(memory_format=torch.channels_last)

@@ -226,6 +226,20 @@ def test_a_base_without_gradients_keeps_its_weights():
     assert changed == {name for name, p in engine.ensemble.named_parameters() if p.requires_grad}
 
 
+def test_a_family_without_adapters_trains_like_one_whose_adapters_have_no_loss(one_thread):
+    config = TrainConfig(num_students=2, warmup_epochs=0, feature_weight=0.0)
+    full, bare = make_engine(config), make_engine(config, adapters=False)
+    for engine in (full, bare):
+        engine.train_step(*make_batch())
+    trained = full.ensemble.state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in bare.ensemble.state_dict().items())
+
+
+def test_a_feature_loss_of_a_family_without_adapters_is_refused():
+    with pytest.raises(ValueError, match="ensemble: expected adapters, since feature_weight is 0.15, got a family"):
+        make_engine(TrainConfig(num_students=2), adapters=False)
+
+
 def test_clipping_scales_all_gradients_to_the_norm():
     norms = {}
     for clip in (None, 0.01):
