@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         DataError, RunFolderError, FolderInUseError, CheckpointError, TrainingDiverged, Interrupted, ValueError: see
             those classes.
         FileNotFoundError: the file of the teacher or of the initial weights is missing.
+        OSError: a file cannot be written. What was saved before stays whole, and a run with `resume` continues.
     """
     console = console or RunConsole()
     start = time.perf_counter()
@@ -79,10 +81,11 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size, combined)
-        folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
-        _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
-        for name in baseline_names(config) if config.baseline else ():
-            _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
+        with _saying_how_to_go_on():
+            folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
+            _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
+            for name in baseline_names(config) if config.baseline else ():
+                _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
         problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
         if problem is not None:
             print_line(console, problem)
@@ -133,6 +136,16 @@ def _teacher(config: TrainConfig, data: DeviceData) -> Teacher | None:
             f"in {config.teacher}"
         )
     return teacher
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    """Have an error of the system say that only the writing of results failed."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror} (the training is complete; --resume writes the results again)"
+        raise OSError(error.errno, reason, error.filename) from error
 
 
 def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
