@@ -18,11 +18,17 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+try:
+    import msvcrt
+except ImportError:  # all others
+    msvcrt = None
 
 LOCK_FILE = "run.lock"
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_HELD_BY_ANOTHER = frozenset((errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES))
-_NO_FLOCK = frozenset(
+_HELD_BY_ANOTHER = frozenset((errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK))
+# Windows locks bytes, which other processes cannot read then. This one is far behind the record in the file.
+_LOCKED_BYTE = 1 << 30
+_NO_LOCKS = frozenset(
     getattr(errno, name) for name in ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL", "ENOLCK") if hasattr(errno, name)
 )
 _LARGEST_RECORD = 1024  # bytes
@@ -73,9 +79,9 @@ class _Record(NamedTuple):
 class FolderLock:
     """Context that holds the lock of a folder, which exists.
 
-    The lock is `flock` on the file `run.lock`, which the system releases when the process ends, in whatever way. On
-    file systems without `flock`, the file itself is the lock. It names its process, and a file whose process has ended
-    on this host is taken over.
+    The lock is `flock` on the file `run.lock`, or `msvcrt.locking` on Windows. The system releases it when the process
+    ends, in whatever way. On file systems without such locks, the file itself is the lock. It names its process, and a
+    file whose process has ended on this host is taken over; on Windows such a file has to be removed by hand.
 
     Raises:
         FolderInUseError: another process holds the lock.
@@ -101,6 +107,7 @@ class FolderLock:
         if descriptor is not None:
             # The file is removed first: a process that opened it meanwhile finds that it holds a removed file.
             removed = self._remove()
+            _unlock(descriptor)
             os.close(descriptor)
             if not removed:  # Windows does not remove an open file
                 self._remove()
@@ -121,7 +128,7 @@ class FolderLock:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "expected a regular file", str(self._path))
-            locked = _flock(descriptor)
+            locked = _lock(descriptor)
             if self._is_current(descriptor) if locked else created:
                 self._write_record(descriptor)
                 held = True
@@ -147,6 +154,8 @@ class FolderLock:
 
     def _is_current(self, descriptor: int) -> bool:
         """Return whether the file was not removed between opening and locking it."""
+        if msvcrt is not None:  # Windows does not remove an open file
+            return True
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self._path, follow_symlinks=False))
         except FileNotFoundError:
@@ -188,23 +197,42 @@ class FolderLock:
         )
 
 
-def _flock(descriptor: int) -> bool:
-    """Lock a file; return False if its file system or this system has no `flock`.
+def _lock(descriptor: int) -> bool:
+    """Lock a file; return False if its file system or this system has no locks that end with their process.
 
     Raises:
         BlockingIOError: another process holds the lock.
     """
-    if fcntl is None:
-        return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if msvcrt is not None:
+            _change_byte(descriptor, msvcrt.LK_NBLCK)
+        elif fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            return False
     except OSError as error:
         if error.errno in _HELD_BY_ANOTHER:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK)) from error
-        if error.errno in _NO_FLOCK:
+        if error.errno in _NO_LOCKS:
             return False
         raise
     return True
+
+
+def _unlock(descriptor: int) -> None:
+    """Unlock a file that is about to be closed, which is enough elsewhere; Windows may unlock it later."""
+    if msvcrt is not None:
+        with contextlib.suppress(OSError):  # it was not locked, on a file system without locks
+            _change_byte(descriptor, msvcrt.LK_UNLCK)
+
+
+def _change_byte(descriptor: int, mode: int) -> None:
+    """Lock or unlock a byte of a file on Windows."""
+    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, mode, 1)
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 def _state_of(path: Path) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """The lock of a run folder: two processes, processes that were killed, file systems without flock."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -17,16 +18,41 @@ from ..support.forks import FORKS
 pytestmark = FORKS
 
 
-@pytest.fixture(params=["flock", "no flock"], autouse=True)
+@pytest.fixture(params=["flock", "Windows", "no locks"], autouse=True)
 def file_system(request, monkeypatch):
-    """Run each test with flock and on a file system that lacks it."""
-    if request.param == "no flock":
+    """Run each test with flock, with the locks of Windows, and on a file system that lacks both."""
 
-        def missing(*args):
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    def missing(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
+    if request.param == "Windows":
+        windows_locks = pytest.importorskip("tests.support.windows_locks", reason="needs locks of open files")
+        if not hasattr(windows_locks.fcntl, "F_OFD_SETLK"):
+            pytest.skip("needs locks of open files")
+        monkeypatch.setattr(folder_lock, "msvcrt", windows_locks)
+        monkeypatch.setattr(folder_lock, "fcntl", None)
+        keep_open_files(monkeypatch)
+    elif request.param == "no locks":
         monkeypatch.setattr(folder_lock.fcntl, "flock", missing)
     return request.param
+
+
+def busy(path, **options):
+    raise PermissionError(errno.EACCES, "the file is open", str(path))
+
+
+def keep_open_files(monkeypatch):
+    """Have the removal of a file that this process has open fail, as on Windows."""
+    unlink = os.unlink
+
+    def refusing(path, **options):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.realpath(f"/proc/self/fd/{name}") == os.path.realpath(path):
+                    busy(path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refusing)
 
 
 def hold_in_child(folder):
@@ -92,7 +118,7 @@ def test_a_process_number_that_was_given_to_another_process_is_no_holder(tmp_pat
 
 def test_a_process_of_another_host_is_asked_for_where_the_file_is_the_lock(tmp_path, file_system):
     (tmp_path / LOCK_FILE).write_text("1 another.host 7\n")
-    if file_system == "flock":  # the system of this host knows that nobody holds it
+    if file_system != "no locks":  # the system of this host knows that nobody holds it
         with FolderLock(tmp_path) as lock:
             assert lock.held
     else:
@@ -118,8 +144,10 @@ def test_a_link_is_not_followed(tmp_path):
     assert outside.read_text() == "mine"
 
 
-def test_many_processes_hold_the_lock_one_at_a_time(tmp_path):
+def test_many_processes_hold_the_lock_one_at_a_time(tmp_path, monkeypatch, file_system):
     """Each process counts up a number in a file while it holds the lock."""
+    if file_system == "Windows":  # where any of the others may have the file open
+        monkeypatch.setattr(os, "unlink", busy)
     folder, number = tmp_path / "run", tmp_path / "number"
     folder.mkdir()
     number.write_text("0")
@@ -146,6 +174,24 @@ def test_many_processes_hold_the_lock_one_at_a_time(tmp_path):
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
     assert number.read_text() == "60"
+
+
+def test_a_lock_file_that_cannot_be_removed_is_taken_over(tmp_path, monkeypatch, file_system):
+    """A scanner for viruses may have a file open on Windows, which keeps it from being removed."""
+    if file_system == "no locks":
+        pytest.skip("there the file is the lock")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", busy)
+        for _ in range(2):
+            with FolderLock(tmp_path) as lock:
+                assert lock.held
+        assert (tmp_path / LOCK_FILE).exists()
+    pid = hold_in_child(tmp_path)
+    try:
+        with pytest.raises(FolderInUseError, match=f"process {pid} on"), FolderLock(tmp_path):
+            pass
+    finally:
+        kill(pid)
 
 
 def test_the_module_needs_no_fcntl(tmp_path):

@@ -15,6 +15,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from . import windows_locks
+
 MODULES = ("fcntl", "grp", "mmap", "posix", "pty", "pwd", "resource", "syslog", "termios", "triton", "tty")
 FUNCTIONS = (
     "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC", "chown", "fchmod", "fchown", "fork", "forkpty",
@@ -31,6 +33,7 @@ def imitate() -> None:
     """Take the calls and modules away from this process, which cannot get them back."""
     warnings.filterwarnings("error", category=EncodingWarning, module=r"oekd_fast\..*")
     sys.modules["oekd_fast._native"] = None  # the extension was not built
+    sys.modules["msvcrt"] = windows_locks
     for owner, names in ((os, FUNCTIONS), (signal, SIGNALS)):
         for name in names:
             if hasattr(owner, name):
