@@ -101,8 +101,10 @@ def native() -> dict:
         [
             "csrc/module.cpp",
             "csrc/cpu/isa.cpp",
+            "csrc/cpu/memory.cpp",
             *(f"csrc/cpu/{kernel}/{kernel}_cpu.cpp" for kernel in KERNELS),
             "csrc/cpu/ensemble_kd/ensemble_kd_autograd.cpp",
+            "csrc/cpu/ensemble_kd/ensemble_kd_buffers.cpp",
             *sorted(glob("csrc/executor/*.cpp")),
         ],
         depends=["setup.py", *sorted(glob("csrc/**/*.*", recursive=True))],

@@ -1,3 +1,3 @@
 """Helpers without a place of their own: safe reads and writes of files (`files`) and of JSON (`checked_json`), names
-from data in output (`text`), tables on a console (`tables`), a description of the machine (`machine`), and the mean and
-standard deviation of repeated runs (`spread`)."""
+from data in output (`text`), tables on a console (`tables`), a description of the machine (`machine`), the mean and
+standard deviation of repeated runs (`spread`), and checks of fake implementations of ops (`fake_ops`)."""

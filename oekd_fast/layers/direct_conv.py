@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from oekd_fast import native
+from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, y and their gradients are float32 [B, C, H, W]; y and dx are channels_last, dweight is contiguous. The padding is
@@ -27,11 +28,13 @@ _library.define(
 )
 
 
+@on_one_device
 def _fake(x, weight, stride, *, isa="auto"):
     height, width = (-(-size // stride) for size in x.shape[2:])
     return x.new_empty(x.shape[0], weight.shape[0], height, width).to(memory_format=torch.channels_last)
 
 
+@on_one_device
 def _fake_backward(dy, x, weight, stride, input_grad, weight_grad, *, isa="auto"):
     dx = torch.empty_like(x, memory_format=torch.channels_last) if input_grad else x.new_empty(0)
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if weight_grad else x.new_empty(0)

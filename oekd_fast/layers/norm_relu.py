@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast import native
+from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, residual, y and their gradients are float32 [B, C, H, W]; y, dx and dresidual are channels_last. All other tensors
@@ -23,11 +24,13 @@ _library.define(
 )
 
 
+@on_one_device
 def _fake(x, weight, bias, residual, eps, *, isa="auto"):
     mean, variance, rstd = (x.new_empty(x.shape[1]) for _ in range(3))
     return torch.empty_like(x, memory_format=torch.channels_last), mean, variance, rstd
 
 
+@on_one_device
 def _fake_backward(dy, x, y, weight, bias, mean, rstd, residual_grad, *, isa="auto"):
     dx, dweight, dbias, _ = _fake(x, weight, bias, None, 0.0)
     dresidual = torch.empty_like(dx) if residual_grad else x.new_empty(0)

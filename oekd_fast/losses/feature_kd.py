@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.losses import feature_rows, reference, transforms
 from oekd_fast.losses.checks import check_tensor
 from oekd_fast.losses.feature_block import FeatureBlock, FeatureGradients, feature_blocks
@@ -221,10 +222,12 @@ def _run_value_and_grad(maps, teacher, weights, biases, *, grad_scale=None, prev
     return loss, *out
 
 
+@on_one_device
 def _fake_value(maps, teacher, weights, biases, *, previous=None):
     return teacher.new_empty((), dtype=torch.float32)
 
 
+@on_one_device
 def _fake_value_and_grad(maps, teacher, weights, biases, *, grad_scale=None, previous=None):
     return teacher.new_empty((), dtype=torch.float32), *gradient_buffers(maps, weights, biases)
 

@@ -10,6 +10,8 @@ from importlib import import_module
 
 import torch
 
+from oekd_fast.common.fake_ops import on_one_device
+
 # The options have the names of EnsembleKDCall.op_kwargs().
 #   device_scalars: float32 [3] on the device of the logits, which is read in place of temperature, ce_weight and
 #       kd_weight; or [4], and then in place of ensemble_ce_weight too.
@@ -61,7 +63,7 @@ for _op in ("ensemble_kd_value_and_rows", "ensemble_kd_grad_out"):
     _register_triton(_op, "CUDA", "CPU")  # on the CPU by Triton's interpreter, in tests
 
 
-def _fake_statistics(logits, *args, **kwargs):
+def _fake_statistics(logits, target, **kwargs):
     first, students = logits[0], len(logits)
 
     def new(*shape, dtype=torch.float32):
@@ -70,17 +72,17 @@ def _fake_statistics(logits, *args, **kwargs):
     return new(), new(students), new(students), new(), new(students + 1, dtype=torch.int64)
 
 
-def _fake_statistics_and_grads(logits, *args, **kwargs):
-    return *_fake_statistics(logits), [torch.empty_like(z) for z in logits]
+def _fake_statistics_and_grads(logits, target, **kwargs):
+    return *_fake_statistics(logits, target), [torch.empty_like(z) for z in logits]
 
 
-def _fake_statistics_and_rows(logits, *args, **kwargs):
+def _fake_statistics_and_rows(logits, target, **kwargs):
     first, width = logits[0], 1 << len(logits).bit_length()
     rows = first.new_empty((first.shape[0], 2, width, 4), dtype=torch.float32)
-    return *_fake_statistics(logits), rows, first.new_empty((), dtype=torch.float32)
+    return *_fake_statistics(logits, target), rows, first.new_empty((), dtype=torch.float32)
 
 
-def _fake_weights_grad(logits, *args, weights_grad, **kwargs):
+def _fake_weights_grad(logits, target, *, weights_grad, **kwargs):
     return logits[0].new_empty((len(logits) if weights_grad else 0,), dtype=torch.float32)
 
 
@@ -91,4 +93,4 @@ for _op, _fake in {
     "ensemble_kd_value_and_rows": _fake_statistics_and_rows,
     "ensemble_kd_grad_out": _fake_weights_grad,
 }.items():
-    torch.library.register_fake(f"oekd_fast::{_op}", _fake, lib=_library)
+    torch.library.register_fake(f"oekd_fast::{_op}", on_one_device(_fake), lib=_library)

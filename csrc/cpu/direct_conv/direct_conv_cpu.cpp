@@ -11,6 +11,7 @@
 
 #include "cpu/direct_conv/direct_conv.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 
 namespace oekd {
 namespace {
@@ -25,6 +26,7 @@ void check_map(const char* name, const Tensor& map) {
   TORCH_CHECK_TYPE(map.scalar_type() == at::kFloat, name, ": expected float32, got ", map.scalar_type());
   TORCH_CHECK_VALUE(map.dim() == 4, name, ": expected four dimensions, got ", map.sizes());
   TORCH_CHECK_VALUE(map.device().is_cpu(), name, ": expected a tensor on the CPU, got ", map.device());
+  check_memory(name, map);
 }
 
 ConvShape shape_of(const Tensor& x, const Tensor& weight, int64_t stride) {

@@ -2,7 +2,6 @@
 // are in oekd_fast/losses.
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -17,7 +16,9 @@
 #include <vector>
 
 #include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/ensemble_kd/ensemble_kd_buffers.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 
 namespace oekd {
 namespace {
@@ -55,16 +56,8 @@ struct Outputs {
 constexpr int64_t PIECE = 8192;
 // Gradients of more bytes are written past the caches, which could not hold them.
 constexpr int64_t STREAM_BYTES = int64_t{16} << 20;
-
-// Checks that the storage of `t`, which may have been resized, holds all of its elements.
-void check_memory(const char* name, const Tensor& t) {
-  if (t.numel() == 0) return;
-  int64_t last = t.storage_offset();
-  for (int64_t dim = 0; dim < t.dim(); ++dim) last += (t.size(dim) - 1) * t.stride(dim);
-  const auto needed = static_cast<size_t>(last + 1) * t.element_size();
-  TORCH_CHECK_VALUE(t.storage().nbytes() >= needed, name, ": expected a storage of at least ", needed, " bytes, got ",
-                    t.storage().nbytes());
-}
+// Most elements of all logits. Expanded tensors may have more, for which sizes in bytes would overflow.
+constexpr int64_t MOST_ELEMENTS = int64_t{1} << 48;
 
 // Replaces the first three or four numbers of the settings by those in a tensor, which is in host memory.
 void take_device_scalars(const Tensor& scalars, Settings& settings) {
@@ -119,34 +112,6 @@ std::vector<Matrix> matrices(const char* name, at::TensorList tensors, const Ten
   return out;
 }
 
-enum class Overlap { none, partial, same };
-
-Overlap overlap(const Tensor& a, const Tensor& b) {
-  switch (at::get_overlap_status(a, b)) {
-    case at::MemOverlapStatus::Full: return Overlap::same;
-    case at::MemOverlapStatus::Partial: return Overlap::partial;
-    default: return Overlap::none;
-  }
-}
-
-// Checks that no two elements of the buffers share an address, as far as torch can tell cheaply. A buffer may be the
-// logits whose gradients it takes, but may not overlap other logits, which are read after it is written.
-void check_no_overlap(at::TensorList buffers, at::TensorList logits) {
-  for (size_t i = 0; i < buffers.size(); ++i) {
-    TORCH_CHECK_VALUE(at::has_internal_overlap(buffers[i]) != at::MemOverlap::Yes,
-                      "out: expected no two elements at the same address, got strides ", buffers[i].strides());
-    for (size_t j = 0; j < i; ++j) {
-      TORCH_CHECK_VALUE(overlap(buffers[i], buffers[j]) == Overlap::none,
-                        "out: expected separate memory for each buffer, got buffers ", j, " and ", i, " that overlap");
-    }
-    for (size_t j = 0; j < logits.size(); ++j) {
-      const Overlap found = overlap(buffers[i], logits[j]);
-      TORCH_CHECK_VALUE(found == Overlap::none || (found == Overlap::same && i == j), "out: expected buffer ", i,
-                        " outside the memory of logits ", j, ", or exactly their memory if the numbers are equal");
-    }
-  }
-}
-
 // Counts the rows that are not ignored, and checks their labels.
 int64_t count_rows(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index) {
   int64_t counted = 0;
@@ -181,6 +146,17 @@ Tensor floats_of(const char* name, const Tensor& tensor, bool expected, const st
   TORCH_CHECK_TYPE(tensor.is_floating_point(), name, ": expected a floating dtype, got ", tensor.scalar_type());
   check_memory(name, tensor);
   return tensor.to(at::kFloat).contiguous();
+}
+
+double number_of(const OptionalTensor& grad_scale) {
+  if (!grad_scale) return 1.0;
+  TORCH_CHECK_VALUE(grad_scale->numel() == 1 && grad_scale->device().is_cpu(),
+                    "grad_scale: expected one element on the CPU, got ", grad_scale->sizes(), " on ",
+                    grad_scale->device());
+  TORCH_CHECK_TYPE(grad_scale->is_floating_point(), "grad_scale: expected a floating dtype, got ",
+                   grad_scale->scalar_type());
+  check_memory("grad_scale", *grad_scale);
+  return grad_scale->item<double>();
 }
 
 struct Free {
@@ -225,6 +201,9 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
   const Tensor& first = logits[0];
   TORCH_CHECK_VALUE(first.dim() == 2 && first.size(1) > 0, "logits: expected [B, C] with C >= 1, got ", first.sizes());
   const int64_t s = static_cast<int64_t>(logits.size()), rows = first.size(0), classes = first.size(1);
+  const int64_t all = s + (inputs.teacher_logits ? static_cast<int64_t>(inputs.teacher_logits->size()) : 0);
+  TORCH_CHECK_VALUE(first.numel() <= MOST_ELEMENTS / all, "logits: expected at most 2^48 elements of ", all,
+                    " students and teachers, got ", first.sizes(), " each");
   if (device_scalars) take_device_scalars(*device_scalars, settings);
   check_settings(settings, target.has_value());
 
@@ -234,7 +213,6 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
     TORCH_CHECK_VALUE(outputs->grads.size() == logits.size(), "out: expected ", s, " tensors, got ",
                       outputs->grads.size());
     grad_matrices = matrices("out", outputs->grads, first);
-    check_no_overlap(outputs->grads, logits);
   }
 
   Tensor labels;
@@ -303,8 +281,17 @@ Statistics compute(const Inputs& inputs, Settings settings, const OptionalTensor
   problem.kd_weight = settings.kd_weight;
   problem.ensemble_ce_weight = settings.ensemble_ce_weight;
   problem.label_smoothing = settings.label_smoothing;
-  problem.grad_scale = per_row * (outputs && outputs->grad_scale ? outputs->grad_scale->item().toDouble() : 1.0);
-  problem.stream_stores = outputs && s * rows * classes * static_cast<int64_t>(first.element_size()) >= STREAM_BYTES;
+  problem.grad_scale = outputs ? per_row * number_of(outputs->grad_scale) : per_row;
+  problem.stream_stores = outputs && s * first.numel() * static_cast<int64_t>(first.element_size()) >= STREAM_BYTES;
+
+  if (outputs) {
+    std::vector<NamedTensor> others;
+    if (target) others.push_back({"target", labels});
+    if (weights.defined()) others.push_back({"ensemble_weights", weights});
+    if (mixing.defined()) others.push_back({"mixing", mixing});
+    for (const Tensor& teacher : teacher_tensors) others.push_back({"teacher_logits", teacher});
+    check_buffers(outputs->grads, outputs->weights_grad, logits, others);
+  }
 
   std::vector<double> sums(3 * s + 1);
   std::vector<int64_t> counts(s + 1);

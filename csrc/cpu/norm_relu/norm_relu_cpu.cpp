@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/norm_relu/norm_relu.h"
 
 namespace oekd {
@@ -32,6 +33,7 @@ Tensor rows_of(const char* name, const Tensor& map, const Tensor& like) {
   TORCH_CHECK_VALUE(map.dim() == 4 && map.sizes() == like.sizes(), name, ": expected the shape of x, ", like.sizes(),
                     ", got ", map.sizes());
   TORCH_CHECK_VALUE(map.device().is_cpu(), name, ": expected a tensor on the CPU, got ", map.device());
+  check_memory(name, map);
   return map.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
@@ -40,6 +42,7 @@ Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
   TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == channels, name, ": expected [", channels,
                     "], one number for each channel of x, got ", values.sizes());
   TORCH_CHECK_VALUE(values.device().is_cpu(), name, ": expected a tensor on the CPU, got ", values.device());
+  check_memory(name, values);
   return values.contiguous();
 }
 
@@ -136,6 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tens
                                                      const OptionalTensor& residual, double eps,
                                                      std::string_view isa) {
   const int64_t rows = count_rows(x, 2), channels = x.size(1);
+  TORCH_CHECK_VALUE(eps > 0 && std::isfinite(eps), "eps: expected a finite number > 0, got ", eps);
   const Tensor map = rows_of("x", x, x), scales = channels_of("weight", weight, channels);
   const Tensor biases = channels_of("bias", bias, channels);
   const Tensor added = residual ? rows_of("residual", *residual, x) : Tensor();
