@@ -159,12 +159,16 @@ class Checkout:
     def restore(self) -> None:
         """Copy the files of the checkout that differ, so that a build compiles only what changed."""
         listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0")
-        for name in filter(None, names):
+        found = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0")
+        names = {name for name in found if (ROOT / name).is_file()}
+        for name in names:
             source, copy = ROOT / name, self.folder / name
-            if source.is_file() and not (copy.is_file() and copy.read_bytes() == source.read_bytes()):
+            if not (copy.is_file() and copy.read_bytes() == source.read_bytes()):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, copy)
+        for old in self.folder.rglob("*.py"):
+            if old.relative_to(self.folder).as_posix() not in names:
+                old.unlink()
 
     def build(self) -> None:
         path = str(self._compiler)
