@@ -11,6 +11,11 @@ from torch import Tensor
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first of `tensors` that holds NaN or infinity; None if there is none.
 
-    Reads the tensors on the host, which waits for their device.
+    Waits once for the device of the tensors.
     """
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() or tensor.is_complex()]
+    if not names:
+        return None
+    finite = [torch.isfinite(tensors[name]).all() for name in names]
+    flags = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
+    return next((name for name, flag in zip(names, flags, strict=True) if not flag), None)
