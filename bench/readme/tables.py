@@ -3,7 +3,7 @@
     python -m bench.readme.tables          # rewrites the pages in place
 
 A page holds a table between `<!-- table:NAME -->` and `<!-- end -->`. A table has only measured rows; without any, the
-text between its markers is empty.
+text between its markers is empty. The table `scale_out` is computed by a model and says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import accuracy, loss, steps
+from . import accuracy, loss, scale_out, steps
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -49,6 +49,7 @@ TABLES = (
     Table("loss_all", BENCHMARKS, loss.all_processors, ("ensemble_kd*_cpu.json",)),
     Table("gpu_loss", BENCHMARKS, loss.on_a_gpu, (GPU,)),
     Table("step", BENCHMARKS, steps.training_steps, ("step_*_cpu.json", GPU)),
+    Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),
     Table("cifar100", BENCHMARKS, accuracy.single_run, ("cifar100_resnet20_cpu.json",)),
     Table("reproduced_digits", REPRODUCING, accuracy.over_seeds, ("reproduce_digits_resnet20.json",)),
     Table("reproduced_fashion_mnist", REPRODUCING, accuracy.over_seeds, ("reproduce_fashion_mnist_resnet20.json",)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,7 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from oekd_fast.family.ensemble import StudentEnsemble
 
 
-@torch.no_grad()
+class FamilyFlops(NamedTuple):
+    """Floating-point operations of the forward pass for one image.
+
+    Args:
+        base: those of the base.
+        branches: those of each branch, in the order of `members`.
+    """
+
+    base: int
+    branches: tuple[int, ...]
+
+
 def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -> list[int]:
     """Count the floating-point operations of each student, base and branch, for one image.
 
@@ -26,6 +39,13 @@ def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) 
     Raises:
         ValueError: `image_size` is not one or two numbers >= 1.
     """
+    base, branches = family_flops(ensemble, image_size)
+    return [base + branch for branch in branches]
+
+
+@torch.no_grad()
+def family_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -> FamilyFlops:
+    """Count as `student_flops` does, with the base apart from the branches."""
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"image_size: expected one or two numbers >= 1, got {image_size!r}")
@@ -35,7 +55,7 @@ def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) 
             architecture.build_base(ensemble.in_channels), torch.empty(1, ensemble.in_channels, *size)
         )
         branches = [architecture.build_branch(j, n, ensemble.num_classes) for j in ensemble.members]
-    return [base + _count(branch, shared)[1] for branch in branches]
+    return FamilyFlops(base, tuple(_count(branch, shared)[1] for branch in branches))
 
 
 def _count(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:

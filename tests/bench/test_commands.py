@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = ("measure", "gpu_timing", "result_file", "ops", "step", "model", "gpu", "codegen", "readme")
 COMMANDS = (
     *(f"bench.ops.{op}" for op in ("autograd_floor", "direct_conv", "ensemble_kd", "feature_kd", "norm_relu")),
-    *("bench.step", "bench.step.probe", "bench.model.roofline", "bench.gpu", "bench.gpu.compile", "bench.gpu.runner"),
+    *(
+        "bench.step",
+        "bench.step.probe",
+        "bench.model.roofline",
+        "bench.model.scale_out",
+        "bench.gpu",
+        "bench.gpu.compile",
+        "bench.gpu.runner",
+    ),
     *("bench.step.direct_convs", "bench.step.openmp_waiting"),
     *("bench.codegen", "bench.readme.tables", "bench.readme.training"),
 )

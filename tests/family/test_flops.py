@@ -3,6 +3,7 @@ import re
 import pytest
 
 from oekd_fast import build_ensemble, student_flops
+from oekd_fast.family.flops import family_flops
 
 
 def test_a_multiply_add_counts_as_two():
@@ -16,6 +17,13 @@ def test_a_multiply_add_counts_as_two():
     largest, smallest = student_flops(family, 32)
     assert largest == 2 * (stem + stages + projections + linear)
     assert 0 < smallest < 0.06 * largest
+
+
+def test_the_base_is_counted_apart_from_the_branches():
+    family = build_ensemble("resnet20", members=(0, 4))
+    base, branches = family_flops(family, 32)
+    assert base == 2 * 27 * 16 * 1024
+    assert [base + branch for branch in branches] == student_flops(family, 32)
 
 
 @pytest.mark.parametrize(("model", "giga"), [("resnet18", 1.81), ("resnet50", 4.09), ("efficientnet_b0", 0.39)])
