@@ -69,6 +69,11 @@ CALLS = {
     "gradient of equal weights": rounded(
         label_smoothing=0.3, ensemble_ce_weight=1.0, ensemble_weights=torch.tensor([0.4, 0.6])
     ),
+    "gradient of weights whose ensemble is far from the students' largest logits": replace(
+        rounded(ensemble_ce_weight=1.0, ensemble_weights=torch.tensor([-0.1, 0.02])),
+        logits=[torch.tensor([[200.0] + 1000 * [0.0]] * 3), torch.tensor([[0.1] + 1000 * [0.2]] * 3)],
+        target=torch.tensor([0, 1, 2]),
+    ),
     "probabilities below the smallest normal number": replace(
         rounded(ensemble_weights=torch.tensor([0.9])),
         logits=[torch.tensor([[0.0, 1.5, 200.0], [0.5, 0.0, 200.0], [0.0, 0.0, 200.0]])],

@@ -144,7 +144,7 @@ class Rows : Row {
         TileSums& own = sums[1 + j];
         look_up(z, tile, own.max, row_sums[1 + j]);
         if (p.label_smoothing > 0) row_sums[1 + j].logits += sum_of(z, columns(tile), shift(own.max));
-        if (p.with_weights_grad) row_sums[1 + j].finite += expectation(z, at_1, padded, shift(own.max), own);
+        if (p.with_weights_grad) row_sums[1 + j].finite += expectation(z, at_1, padded, own);
         if (pairs) {
           teacher_exps<POWER>(z, student_shifted(j), z, padded, shift(own.max), inv_t, own);
           continue;

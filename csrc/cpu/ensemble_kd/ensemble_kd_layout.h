@@ -25,7 +25,7 @@ struct RowSums {
   double at_t, at_1;     // sums of e^((z - max)/T) and e^(z - max)
   double cross;          // as in TileSums
   double logits;         // sum of z, for label smoothing
-  double mass, moment;   // as in TileSums
+  double moment;         // as in TileSums
   double finite;         // sum of the finite z
 };
 

@@ -128,7 +128,7 @@ class Row {
         if (k <= p.students) row_sums[k].at_1 += at_1_factor(tile, k) * sums[k].at_1;
       }
       for (int64_t j = 0; j < p.students; ++j) {
-        if (p.with_weights_grad) join_expectation(tile, sums[1 + j], row_sums[1 + j], above(tile, 1 + j));
+        if (p.with_weights_grad) row_sums[1 + j].moment += at_1_factor(tile, 0) * sums[1 + j].moment;
         if (!pairs) {
           row_sums[1 + j].cross += joined(tile, target_of(j), j, sums[1 + j].cross);
           continue;
@@ -139,13 +139,6 @@ class Row {
         }
       }
     }
-  }
-
-  void join_expectation(int64_t tile, const TileSums& sums, RowSums& row, double moved) const {
-    if (sums.mass == 0) return;  // the student's tile may be -inf alone, and `moved` then is -inf
-    const double factor = at_1_factor(tile, 0);
-    row.mass += factor * sums.mass;
-    row.moment += factor * (sums.moment + sums.mass * moved);
   }
 
   double cross_entropy(const RowSums& row, bool smoothed) const {
@@ -200,7 +193,7 @@ class Row {
   void add_weights_grad(double* sums) const {
     for (int64_t j = 0; j < p.students; ++j) {
       const RowSums& z = row_sums[1 + j];
-      const double expected = z.mass == 0 ? 0.0 : (z.moment + z.mass * z.max) / row_sums[0].at_1;
+      const double expected = z.moment == 0 ? 0.0 : z.moment / row_sums[0].at_1;
       const double at_target = z.at_target == -INFINITY ? 0.0 : z.at_target;
       const double even = z.finite / static_cast<double>(p.classes);
       const double labels = (1 - p.label_smoothing) * at_target + p.label_smoothing * even;

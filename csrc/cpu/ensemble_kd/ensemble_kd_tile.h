@@ -35,8 +35,7 @@ struct TileSums {
   double at_t;     // sum e^((z - max)/T)
   double at_1;     // sum e^(z - max)
   double cross;    // students: sum e^((t - maxt)/T) ((t - maxt) - (z - max)) with the target's logits t
-  double mass;     // students: sum e^(zE - maxE) over the finite z
-  double moment;   // students: sum e^(zE - maxE) (z - max) over the finite z
+  double moment;   // students: sum e^(zE - maxE) z over the finite z
   double factor;   // makes e^((z - max)/T) relative to the row's maximum
 };
 
@@ -171,20 +170,19 @@ void exps_at_1(float* at_1, const float* shifted, const float* exps, int64_t wid
   }
 }
 
-// Computes `mass` and `moment` of a student's tile, for the mean of its logits under the ensemble's softmax at T = 1.
-// Returns the sum of the finite logits.
-double expectation(const float* z, const float* at_1, int64_t width, float shift, TileSums& sums) {
-  vf totals[3];
-  sum_vectors(width, totals, [&](int64_t c, vf (&s)[3]) {
-    const vf x = load<vf>(z + c), d = x - shift, e = load<vf>(at_1 + c);
+// Computes `moment` of a student's tile, for the mean of its logits under the ensemble's softmax at T = 1. Returns the
+// sum of the finite logits. They are not shifted: where the student's largest logit has a negative weight, the softmax
+// selects logits far from it.
+double expectation(const float* z, const float* at_1, int64_t width, TileSums& sums) {
+  vf totals[2];
+  sum_vectors(width, totals, [&](int64_t c, vf (&s)[2]) {
+    const vf x = load<vf>(z + c);
     const auto finite = x > splat(-INFINITY);  // 0 * -inf must be 0
-    s[0] += finite ? e : vf{};
-    s[1] += finite ? e * d : vf{};
-    s[2] += finite ? x : vf{};
+    s[0] += finite ? load<vf>(at_1 + c) * x : vf{};
+    s[1] += finite ? x : vf{};
   });
-  sums.mass = sum_across(totals[0]);
-  sums.moment = sum_across(totals[1]);
-  return sum_across(totals[2]);
+  sums.moment = sum_across(totals[0]);
+  return sum_across(totals[1]);
 }
 
 // sum += w x
