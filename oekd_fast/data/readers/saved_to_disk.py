@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -36,8 +37,8 @@ def is_saved_to_disk(root: Path) -> bool:
 def read_saved_to_disk(root: Path, options: ReadOptions) -> SourceSplits:
     """Read the Arrow files with pyarrow alone; a folder without splits is the training split.
 
-    The files are mapped into memory, so streamed images stay in them. A file that another process truncates meanwhile
-    ends the process with SIGBUS; the files may be replaced or removed.
+    The files are mapped into memory, so streamed images stay in them. A file that another process has truncated is an
+    error; one that is truncated in the very moment of reading ends the process with SIGBUS.
 
     Raises:
         DataError: a file is missing, damaged or outside the folder, or the tables are malformed.
@@ -56,44 +57,72 @@ def _table(where: str, folder: Path, options: ReadOptions) -> Table:
     paths = [folder / name for name in _names(folder / STATE_FILE, "_data_files")]
     if not paths:
         raise DataError(f"{printable(folder / STATE_FILE)}: expected the names of Arrow files, got none")
-    shards = [(path, _mapped(path)) for path in paths]
-    check_rows(where, rows := sum(shard.num_rows for _, shard in shards))
+    shards = [_Shard(path) for path in paths]
+    check_rows(where, rows := sum(shard.table.num_rows for shard in shards))
     cells = partial(_cells, shards) if options.stream else None
-    return Table(where, shards[0][1].schema, partial(_batches, shards), rows, CellReader(where, folder), cells)
+    return Table(where, shards[0].table.schema, partial(_batches, shards), rows, CellReader(where, folder), cells)
 
 
-def _mapped(path: Path) -> Any:
-    """Return the `pyarrow.Table` of an Arrow file, mapped into memory."""
-    arrow = require("pyarrow")
-    check_regular(path)
-    with arrow_errors(path):
-        return arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
+class _Shard:
+    """An Arrow file.
+
+    Attributes:
+        path: the file.
+        table: its `pyarrow.Table`, mapped into memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        arrow = require("pyarrow")
+        self.path = path
+        check_regular(path)
+        with arrow_errors(path):
+            self._status = path.stat()
+            self.table = arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
+
+    def check_size(self) -> None:
+        """Raise DataError if the file is shorter now, where reading a missing page would end the process.
+
+        A file that was removed or replaced is no error, because the map keeps it.
+        """
+        try:
+            now = self.path.stat()
+        except OSError:
+            return
+        missing = self._status.st_size - now.st_size
+        if missing > 0 and os.path.samestat(now, self._status):
+            raise DataError(
+                f"{printable(self.path)}: the file was truncated while in use; {missing:,} bytes are missing"
+            )
 
 
-def _batches(shards: Sequence[tuple[Path, Any]], column: str) -> Iterator[Any]:
-    for path, shard in shards:
-        yield from _checked(path, shard, shards[0][1].schema, column).to_batches()
+def _batches(shards: Sequence[_Shard], column: str) -> Iterator[Any]:
+    for shard in shards:
+        for batch in _checked(shard, shards[0].table.schema, column).to_batches():
+            shard.check_size()
+            yield batch
 
 
-def _cells(shards: Sequence[tuple[Path, Any]], column: str) -> Callable[[Sequence[int]], list[Any]]:
-    arrays = [_checked(path, shard, shards[0][1].schema, column).column(0) for path, shard in shards]
+def _cells(shards: Sequence[_Shard], column: str) -> Callable[[Sequence[int]], list[Any]]:
+    arrays = [_checked(shard, shards[0].table.schema, column).column(0) for shard in shards]
     starts = [0, *accumulate(len(array) for array in arrays)]
 
     def cells(rows: Sequence[int]) -> list[Any]:
         found = []
         for row in rows:
-            shard = bisect_right(starts, row) - 1
-            found.append(arrays[shard][row - starts[shard]].as_py())
+            number = bisect_right(starts, row) - 1
+            shards[number].check_size()
+            found.append(arrays[number][row - starts[number]].as_py())
         return found
 
     return cells
 
 
-def _checked(path: Path, shard: Any, first: Any, column: str) -> Any:
+def _checked(shard: _Shard, first: Any, column: str) -> Any:
     """Return a column as a table whose offsets were checked: pyarrow follows them without a check of its own."""
-    check_same_kind(path, shard.schema, first, column)
-    selected = shard.select([column])
-    with arrow_errors(path):
+    check_same_kind(shard.path, shard.table.schema, first, column)
+    selected = shard.table.select([column])
+    shard.check_size()
+    with arrow_errors(shard.path):
         selected.validate(full=True)
     return selected
 

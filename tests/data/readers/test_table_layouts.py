@@ -1,11 +1,13 @@
 """Tables in the layouts that the hub, `datasets` and other tools write."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from oekd_fast.data import load_dataset
+from oekd_fast.data import DataError, load_dataset
+from oekd_fast.data.readers import saved_to_disk
 
 from ...support.image_files import assert_load_fails, assert_same_data
 from ...support.tables import LABELS, PNGS, class_names, save_dict_to_disk, save_to_disk, structs, table, write
@@ -169,3 +171,35 @@ def test_a_selection_of_rows_that_older_versions_saved_is_refused(tmp_path):
     state = tmp_path / "saved/state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"_indices_data_files": [{"filename": "i.arrow"}]}))
     assert_load_fails(tmp_path / "saved", "state.json: expected all rows, got a selection; save the data with")
+
+
+def test_a_file_that_another_process_truncates_is_one_line(tmp_path):
+    """Reading a page that the file no longer has would end the process with SIGBUS."""
+    save_to_disk(tmp_path / "saved", ARROW)
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    train = load_dataset(str(tmp_path / "saved"), stream=True).train
+    before = train.gather(torch.arange(len(train)))
+    content = file.read_bytes()
+    os.truncate(file, len(content) - 1)
+    with pytest.raises(DataError, match=f"^{file}: the file was truncated while in use; 1 bytes are missing$"):
+        train.gather(torch.tensor([0]))
+    file.write_bytes(content)
+    assert torch.equal(train.gather(torch.arange(len(train))), before)
+    (tmp_path / "shorter").write_bytes(b"")
+    os.replace(tmp_path / "shorter", file)  # the map keeps the old file
+    assert torch.equal(train.gather(torch.arange(len(train))), before)
+    file.unlink()
+    assert torch.equal(train.gather(torch.arange(len(train))), before)
+
+
+def test_a_file_that_is_truncated_while_it_is_loaded_is_one_line(tmp_path, monkeypatch):
+    save_to_disk(tmp_path / "saved", ARROW)
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+
+    def truncating(shard, *arguments):
+        os.truncate(file, 100)
+        return checked(shard, *arguments)
+
+    checked = saved_to_disk._checked
+    monkeypatch.setattr(saved_to_disk, "_checked", truncating)
+    assert_load_fails(tmp_path / "saved", f"{file}: the file was truncated while in use")
