@@ -6,7 +6,9 @@ are written after each seed, to results.json, results.md and results.png.
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,12 +74,15 @@ def reproduce(
         Interrupted: SIGINT, SIGTERM, SIGHUP or a closed output; the same call continues.
     """
     # These import torch, which --help does not need.
+    from oekd_fast.distributed.agreement import failing_together
+    from oekd_fast.distributed.rendezvous import joined
     from oekd_fast.paper.expected import paper_ablation
     from oekd_fast.reproduction.ablations import ablate
     from oekd_fast.reproduction.results import gather, measured_before, write
     from oekd_fast.reproduction.seeds import run, seed_config
     from oekd_fast.reproduction.timing import time_epochs
     from oekd_fast.runs.folder_lock import FolderLock
+    from oekd_fast.runs.ranks import device_type
 
     protocol = get_recipe(recipe)
     protocol.config(dataset=config.dataset)
@@ -86,27 +91,33 @@ def reproduce(
     numbers = [config.seed + k for k in range(seeds)]
     summaries: dict[int, dict[str, Any]] = {}
     results: dict[str, Any] = {}
-    folder.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
-        problem = write(folder, results)
+        problem = write(folder, results) if world.is_main else None
         if problem is not None:
             print_line(console, problem)
 
-    with FolderLock(folder):
-        before = measured_before(folder, config)
+    with joined(device_type(config.device), config.rank_timeout) as world, ExitStack() as stack:
+        before: dict[str, Any] = {}
+        with failing_together(world):
+            if timing and world.size > 1:
+                raise ValueError(f"timing: expected a single process, got {world.size}")
+            if world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FolderLock(folder))
+                before = measured_before(folder, config)
         for seed in numbers:
-            summaries[seed] = run(seed_config(config, folder, seed), console)
+            summaries[seed] = run(seed_config(config, folder, seed), console, world)
             results = gather(protocol, config, summaries, numbers) | before
             keep()
         if timing:
             results["timing"] = time_epochs(config)
             keep()
         for name in ablations:
-            sweep = ablate(name, config, folder, numbers, console)
-            results["ablations"][name] = sweep | {"paper": paper_ablation(name), "seeds": numbers}
+            sweep = ablate(name, config, folder, numbers, console, world)
+            results.setdefault("ablations", {})[name] = sweep | {"paper": paper_ablation(name), "seeds": numbers}
             keep()
-    return results
+        return json.loads(world.from_main(json.dumps(results).encode())) if world.size > 1 else results
 
 
 def reproduction_folder(recipe: str, config: TrainConfig) -> Path:
@@ -135,12 +146,16 @@ def main() -> int:
 
 
 def _run(options: ReproduceOptions, console: RunConsole, errors: RunConsole) -> int:
+    from oekd_fast.distributed.agreement import OtherRankError
+    from oekd_fast.distributed.rendezvous import is_quiet_rank, rank_prefix
+    from oekd_fast.distributed.world import LostRankError
     from oekd_fast.runs.checkpoint import CheckpointError
     from oekd_fast.runs.host_memory import keep_freed_memory
     from oekd_fast.runs.interrupt import Interrupted
     from oekd_fast.runs.phase import TrainingDiverged
 
     keep_freed_memory()
+    console.quiet = is_quiet_rank()
     try:
         reproduce(
             options.recipe,
@@ -154,9 +169,13 @@ def _run(options: ReproduceOptions, console: RunConsole, errors: RunConsole) -> 
         stopped_line = "Stopped; finished work is saved, and the same command continues."
         print_line(errors if console.failure else console, stopped_line)
         return 128 + getattr(stopped, "signal_number", 2)
-    except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
-        print_line(errors, f"error: {error}")
+    except OtherRankError:  # that rank prints its error
         return 1
+    except (CheckpointError, LostRankError, TrainingDiverged, ValueError, OSError) as error:
+        print_line(errors, f"error: {rank_prefix()}{error}")
+        return 1
+    if console.quiet:
+        return 0
     folder = reproduction_folder(options.recipe, options.config)
     for line in (folder / "results.md").read_text(encoding="utf-8").splitlines():
         print_line(console, line)

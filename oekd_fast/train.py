@@ -64,6 +64,9 @@ def main() -> int:
 
 
 def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
+    from oekd_fast.distributed.agreement import OtherRankError
+    from oekd_fast.distributed.rendezvous import is_quiet_rank, rank_prefix
+    from oekd_fast.distributed.world import LostRankError
     from oekd_fast.runs.checkpoint import CheckpointError
     from oekd_fast.runs.host_memory import keep_freed_memory
     from oekd_fast.runs.interrupt import Interrupted
@@ -71,13 +74,16 @@ def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
     from oekd_fast.runs.summary import print_summary
 
     keep_freed_memory()
+    console.quiet = is_quiet_rank()
     try:
         summary = train(config, console)
     except Interrupted as stopped:
         print_line(errors if console.failure else console, stopped)
         return 128 + stopped.signal_number
-    except (CheckpointError, TrainingDiverged, ValueError, OSError) as error:
-        print_line(errors, f"error: {error}")
+    except OtherRankError:  # that rank prints its error
+        return 1
+    except (CheckpointError, LostRankError, TrainingDiverged, ValueError, OSError) as error:
+        print_line(errors, f"error: {rank_prefix()}{error}")
         return 1
     print_summary(console, summary)
     print_line(console, f"Run folder: {config.run_folder}")

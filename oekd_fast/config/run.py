@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from oekd_fast.config.section import Section, at_least, setting
+from oekd_fast.config.section import Section, at_least, positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,12 @@ class RunConfig(Section):
 
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, mps, ...; auto is cuda if it is available, else cpu."""
+    threads: int | None = setting(None, at_least(1), unset="all cores, divided among the processes of a machine")
+    """Threads of a process on the CPU."""
+    norms: Literal["local", "global"] = "local"
+    """Statistics of BatchNorm with several processes: over the images of each process, or over the whole batch."""
+    rank_timeout: float = setting(600.0, positive())
+    """Seconds that a process waits for the others."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks under autocast; the loss is computed in fp32, fp16 uses loss scaling."""
     executor: Literal["auto", "parallel", "sequential"] = "auto"

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.paper import Ablation
 from oekd_fast.paper.expected import paper_ablation
 from oekd_fast.reproduction.seeds import run, seed_config
@@ -38,7 +39,9 @@ SWEEPS: dict[Ablation, Sweep] = {
 }
 
 
-def ablate(name: Ablation, config: TrainConfig, folder: Path, seeds: list[int], console: Console) -> dict[str, Any]:
+def ablate(
+    name: Ablation, config: TrainConfig, folder: Path, seeds: list[int], console: Console, world: World = ALONE
+) -> dict[str, Any]:
     """Train the family for every value of the paper's table, in ``folder/ablations/<name>-<value>/seed-<k>``.
 
     The value that equals that of `config` is not trained again; its runs are those in `folder`.
@@ -56,6 +59,6 @@ def ablate(name: Ablation, config: TrainConfig, folder: Path, seeds: list[int], 
         own = changed.training_fields() == config.training_fields()
         place = folder if own else folder / "ablations" / f"{name}-{value.replace('/', '-')}"
         changed = replace(changed, baseline=own and config.baseline)
-        summaries = [run(seed_config(changed, place, seed), console) for seed in seeds]
+        summaries = [run(seed_config(changed, place, seed), console, world) for seed in seeds]
         values[value] = {measure: accuracies(summaries, measure) for measure in MEASURES}
     return {"table": SWEEPS[name].table, "values": values}

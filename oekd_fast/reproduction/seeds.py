@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.console import Console
 from oekd_fast.common.checked_json import load_checked
 from oekd_fast.common.files import read_regular
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.distributed.agreement import failing_together
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolder
@@ -59,15 +62,20 @@ def _has_students(folder: RunFolder, summary: dict[str, Any], config: TrainConfi
     return all((kind / name).is_file() for kind in kinds for name in names)
 
 
-def run(config: TrainConfig, console: Console) -> dict[str, Any]:
-    """Return the summary of the run of `config`, after training it unless it is finished.
+def run(config: TrainConfig, console: Console, world: World = ALONE) -> dict[str, Any]:
+    """Return the summary of the run of `config`, after training it unless it is finished. Collective in `world`.
 
     Raises:
         RunFolderError: see `finished`.
         Interrupted: SIGINT or SIGTERM arrived, even if this run was completed.
         Other errors: see `train`.
     """
-    summary = finished(config)
+    summary = None
+    with failing_together(world):
+        if world.is_main:
+            summary = finished(config)
+    if world.size > 1:
+        summary = json.loads(world.from_main(json.dumps(summary).encode()))
     if summary is None:
         stop = StopRequest()
         summary = train(config, console, stop)

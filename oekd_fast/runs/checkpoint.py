@@ -120,6 +120,30 @@ def load_latest_checkpoint(folder: Path, map_location: str | torch.device = "cpu
     return None
 
 
+def checkpoint_bytes(path: Path) -> bytes:
+    """Return the content of a checkpoint file after comparing it with its checksum.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return _read_verified(path)
+    except _DamagedError as damage:
+        raise CheckpointError(f"{path}: {damage}") from damage
+
+
+def state_of_bytes(data: bytes, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the state that `checkpoint_bytes` returned the content of.
+
+    Raises:
+        CheckpointError: it does not hold a state.
+    """
+    try:
+        return _load(data, map_location)
+    except _DamagedError as damage:
+        raise CheckpointError(str(damage)) from damage
+
+
 class _DamagedError(Exception):
     """A checkpoint is damaged; the message says how."""
 

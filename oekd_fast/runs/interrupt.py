@@ -27,6 +27,9 @@ class Interrupted(Exception):
 class StopRequest:
     """Context in which the first SIGINT, SIGTERM or SIGHUP is only recorded; a second one has its usual effect.
 
+    With `patient` set, all are only recorded. A launcher of several processes may pass on a signal that they have
+    received already, and kills them itself if they do not end.
+
     SIGHUP arrives when the terminal is closed. It stays ignored where it is ignored, as under ``nohup``.
     """
 
@@ -36,6 +39,7 @@ class StopRequest:
         self._received: int | None = None
         self._previous: dict[int, object] = {}
         self._console: RunConsole | None = None
+        self.patient = False
 
     @property
     def signal_number(self) -> int | None:
@@ -71,8 +75,10 @@ class StopRequest:
         self._received = signal_number
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.request(number)
-        self._restore()
+        if self._received is None:
+            self.request(number)
+        if not self.patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -16,15 +16,20 @@ from oekd_fast.common.tensors import not_finite
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
 from oekd_fast.data.known import same_data_name
+from oekd_fast.distributed.agreement import failing_together
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.runs.build import build_family
-from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, load_latest_checkpoint, save_checkpoint
+from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, save_checkpoint
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData
-from oekd_fast.runs.interrupt import Interrupted, StopRequest
+from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.phase_state import PhaseState
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state, seed_everything
+from oekd_fast.runs.rank_state import load_latest_on_all, rank_generators, restore_rank_generator, seed_rank
+from oekd_fast.runs.ranks import check_same_weights, raise_on_main
 from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training
+from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.tasks import PhaseResult, PhaseTask
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
@@ -46,6 +51,8 @@ class Phase:
     Args:
         task, config, data, folder, device: what is trained, how, on which images, where it is saved, on which device.
         fingerprint: fingerprint of `data`, which checkpoints store; None stores none.
+        world: ranks that train the phase together. Constructor and methods are then collective: if one rank raises,
+            the others raise OtherRankError or LostRankError.
 
     Attributes:
         name: name of the task.
@@ -56,7 +63,7 @@ class Phase:
         Interrupted: the run was asked to stop; a checkpoint was written after the current step.
         RunFolderError: the checkpoint to resume from belongs to another config or to other data.
         CheckpointError: the checkpoint to resume from does not hold the state of this phase.
-        DataError: the training split holds fewer than two images, or the batch size is below two.
+        DataError: the training split holds fewer than two images for each rank, or the batch size is below that.
     """
 
     def __init__(
@@ -67,19 +74,20 @@ class Phase:
         folder: RunFolder,
         device: torch.device,
         fingerprint: DataFingerprint | None = None,
+        world: World = ALONE,
     ) -> None:
         self.name, self._config, self._data, self._folder, self._device = task.name, config, data, folder, device
-        self._fingerprint = fingerprint
+        self._fingerprint, self._world = fingerprint, world
         self._epochs = config.epochs if task.epochs is None else task.epochs
         self._takes_snapshots = config.objective == "snapshot" and not task.from_labels
         self._batch_size = min(config.batch_size, len(data.train))
-        if self._batch_size < 2:
-            raise DataError(f"batch_size: training needs batches of at least 2 images, got {self._batch_size}")
-        self._batches = data.train.num_batches(self._batch_size, drop_last=True)
         self._noted_eager = False
-
-        seed_everything(config.seed)  # every phase, so that a baseline sees the same batches as the family
-        self.engine = _build_engine(task, config, data, device, self._epochs, self._batches)
+        with failing_together(world):
+            _check_batch_size(self._batch_size, world)
+            self._batches = data.train.num_batches(self._batch_size, drop_last=True)
+            seed_everything(config.seed)  # every phase, so that a baseline sees the same batches as the family
+            self.engine = _build_engine(task, config, data, device, self._epochs, self._batches, world)
+            seed_rank(config.seed, world)
         self._generators = {
             "order": torch.Generator().manual_seed(config.seed),
             "augmentation": self.engine.augmentation_generator,
@@ -87,6 +95,7 @@ class Phase:
         self._state = PhaseState()
         if config.resume:
             self._restore()
+        check_same_weights(world, self.engine.ensemble)
 
     @property
     def steps_done(self) -> int:
@@ -97,7 +106,7 @@ class Phase:
         """One line of metrics.jsonl for each finished epoch."""
         return self._state.history
 
-    def run(self, stop: StopRequest, console: Console) -> PhaseResult:
+    def run(self, stop: StopVote, console: Console) -> PhaseResult:
         """Train the remaining epochs and return the result."""
         with PhaseProgress(
             console, self.name, self._epochs, self._batches, self.steps_done, self._config.progress
@@ -105,11 +114,12 @@ class Phase:
             while self._state.epoch < self._epochs:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
+                stop.ask()
                 if stop.signal_number is not None and self._state.epoch < self._epochs:
                     self._save_and_stop(stop)
         return self._result()
 
-    def _train_epoch(self, stop: StopRequest, progress: PhaseProgress) -> EpochMetrics:
+    def _train_epoch(self, stop: StopVote, progress: PhaseProgress) -> EpochMetrics:
         engine, state = self.engine, self._state
         if state.batch == 0:
             state.order = self._data.train.order(self._generators["order"])
@@ -119,7 +129,9 @@ class Phase:
         engine.begin_epoch(self._data.train, state.order, self._batch_size, first=state.batch)
         while state.batch < self._batches:
             rate = engine.schedule.rate
+            stop.begin()
             engine.step()
+            stop.end()
             state.batch += 1
             progress.step(self._batch_size, rate)
             self._note_eager_steps(progress)
@@ -187,12 +199,13 @@ class Phase:
         else:
             rate = self._config.peak_rate
             advice = f"A lower learning_rate (now {rate:g}) or a longer warmup_epochs may help"
-        raise TrainingDiverged(
+        message = (
             f"{self.name}: {what} not finite since step {step} (epoch {epoch + 1}); nothing was saved after it, "
             f"the last good checkpoint stays in {self._folder.checkpoints(self.name)}. {advice}"
         )
+        raise_on_main(self._world, TrainingDiverged(message))
 
-    def _save_and_stop(self, stop: StopRequest) -> None:
+    def _save_and_stop(self, stop: StopVote) -> None:
         path = self._save()
         raise Interrupted(
             f"{self.name}: {stop.reason}stopped after step {self.steps_done} and saved {path}; --resume continues",
@@ -207,22 +220,34 @@ class Phase:
             "random": capture_random_state(self._generators),
             **self._state.state_dict(),
         }
-        folder = self._folder.make_folder(self._folder.checkpoints(self.name))
-        return save_checkpoint(folder, state, self.steps_done)
+        folder = self._folder.checkpoints(self.name)
+        if self._world.size > 1:
+            state["rank_generators"] = rank_generators(self.engine.network_generator, self._world)
+        if not self._world.is_main:
+            return folder
+        return save_checkpoint(self._folder.make_folder(folder), state, self.steps_done)
 
     def _restore(self) -> None:
         """Continue from the latest checkpoint if there is one."""
         # The sums of the metrics are float64 and would not load on other devices; the parts move the rest to theirs.
         where = self._device if devices.has_float64(self._device) else "cpu"
-        loaded = load_latest_checkpoint(self._folder.checkpoints(self.name), where)
+        loaded = load_latest_on_all(self._folder.checkpoints(self.name), where, self._world)
         if loaded is None:
             return
+        with failing_together(self._world):
+            self._load(loaded)
+
+    def _load(self, loaded: LoadedCheckpoint) -> None:
         try:
             check_same_training(loaded.state["config"], self._config, str(loaded.path))
             self._check_same_data(loaded)
             self.engine.load_state_dict(loaded.state["engine"])
             restore_random_state(loaded.state["random"], self._generators)
             self._state = PhaseState.from_state_dict(loaded.state)
+            ranks = loaded.state.get("rank_generators", [])
+            restore_rank_generator(
+                self.engine.network_generator, ranks, self._world, self._config.seed, self.steps_done
+            )
         except RunFolderError:
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -267,8 +292,21 @@ class Phase:
         )
 
 
+def _check_batch_size(batch_size: int, world: World) -> None:
+    least = 2 * world.size  # BatchNorm needs two images
+    if batch_size < least:
+        ranks = "" if world.size == 1 else f" on {world.size} ranks"
+        raise DataError(f"batch_size: training needs batches of at least {least} images{ranks}, got {batch_size}")
+
+
 def _build_engine(
-    task: PhaseTask, config: TrainConfig, data: DeviceData, device: torch.device, epochs: int, steps_per_epoch: int
+    task: PhaseTask,
+    config: TrainConfig,
+    data: DeviceData,
+    device: torch.device,
+    epochs: int,
+    steps_per_epoch: int,
+    world: World,
 ) -> Engine:
     training = replace(
         config,
@@ -281,11 +319,12 @@ def _build_engine(
     ensemble = build_family(task, config, data.num_classes, data.in_channels).to(device, memory_format=memory_format)
     return Engine(
         training,
-        prepare_family(ensemble, training),
+        prepare_family(ensemble, training, world),
         label_options(config) if task.from_labels else family_options(config),
         device=device,
         normalisation=data.normalisation,
         augmentation=data.augmentation,
         steps_per_epoch=steps_per_epoch,
         teacher=task.teacher,
+        world=world,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from oekd_fast.common.text import print_line
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import ImageDataset
+from oekd_fast.distributed.agreement import failing_together
+from oekd_fast.distributed.rendezvous import joined
+from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.figures.plotting import write_png
@@ -21,11 +25,20 @@ from oekd_fast.models import get_architecture
 from oekd_fast.runs.build import initial_weights_note
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.data_fingerprint import DataFingerprint
-from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
+from oekd_fast.runs.device_data import DeviceData, dataset_of
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names, phase_task
+from oekd_fast.runs.ranks import (
+    check_same_run,
+    device_of_rank,
+    device_type,
+    first_on_each_machine,
+    resumed_after_restart,
+    set_threads,
+)
 from oekd_fast.runs.run_folder import RunFolder
+from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.summary import draw_report, summarise
 from oekd_fast.runs.tasks import PhaseResult
 
@@ -40,6 +53,9 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         stop: records signals that ask to stop. A caller of several runs passes its own, to learn of a signal that
             arrived when a run was about to finish.
 
+    Processes that torchrun or another launcher has started train the run together; each of them calls this function
+    with the same config.
+
     Returns:
         The content of summary.json.
 
@@ -48,48 +64,83 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
             those classes.
         FileNotFoundError: the file of the teacher or of the initial weights is missing.
         OSError: a file cannot be written. What was saved before stays whole, and a run with `resume` continues.
+        OtherRankError: another process has raised an error, which it tells.
+        LostRankError: another process has ended, or does not answer.
     """
-    console = console or RunConsole()
+    with joined(device_type(config.device), config.rank_timeout) as world:
+        if not world.is_main:
+            console = Console(quiet=True)
+        return _train(resumed_after_restart(config, world), console or RunConsole(), stop or StopRequest(), world)
+
+
+def _train(config: TrainConfig, console: Console, stop: StopRequest, world: World) -> dict[str, Any]:
     start = time.perf_counter()
-    get_architecture(config.model)  # raises before the data set is loaded if the model is unknown
-    device = choose_device(config.device)
-    with RunFolder(config) as folder, stop or StopRequest() as stop:
+    with ExitStack() as stack:
+        with failing_together(world):
+            get_architecture(config.model)  # raises before the data set is loaded if the model is unknown
+            set_threads(config.threads, world)
+            device = device_of_rank(config.device, world)
+            folder = stack.enter_context(RunFolder(config, writes=world.is_main))
+            stop.patient = world.size > 1
+            stack.enter_context(stop)
         if isinstance(console, RunConsole):
             stop.watch(console)
-        dataset = dataset_of(config)
-        data = DeviceData.of(dataset, config, device)
+        dataset = first_on_each_machine(world, lambda: dataset_of(config))
+        with failing_together(world):
+            data = DeviceData.of(dataset, config, device)
+            fingerprint = DataFingerprint.of(dataset)
+            teacher = _teacher(config, data)
+            if config.initial_weights is not None:
+                initial = initial_weights_note(config.initial_weights)
+        check_same_run(world, config, fingerprint)
         for note in data.notes:
             print_line(console, note)
+        if config.initial_weights is not None and initial:
+            print_line(console, initial)
 
-        fingerprint = DataFingerprint.of(dataset)
-        if config.initial_weights is not None and (note := initial_weights_note(config.initial_weights)):
-            print_line(console, note)
-        teacher = _teacher(config, data)
+        votes = StopVote(stop, world)
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)
         for name in names:
-            phase = Phase(phase_task(name, config, data, results, teacher), config, data, folder, device, fingerprint)
-            folder.claim(config, name)
-            folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
-            results[name] = phase.run(stop, console)
-            if stop.signal_number is not None and name != names[-1]:
+            task = phase_task(name, config, data, results, teacher)
+            phase = Phase(task, config, data, folder, device, fingerprint, world)
+            with failing_together(world):
+                folder.claim(config, name)
+                folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
+            results[name] = phase.run(votes, console)
+            votes.ask()
+            if votes.signal_number is not None and name != names[-1]:
                 raise Interrupted(
-                    f"{name}: {stop.reason}finished, stopped before the next; --resume continues", stop.signal_number
+                    f"{name}: {votes.reason}finished, stopped before the next; --resume continues", votes.signal_number
                 )
             if name == FAMILY:
                 combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
 
         seconds = time.perf_counter() - start
         summary = summarise(config, results, device, seconds, dataset.image_size, combined)
-        with _saying_how_to_go_on():
-            folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
-            _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
-            for name in baseline_names(config) if config.baseline else ():
-                _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
-        problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
-        if problem is not None:
-            print_line(console, problem)
-    return summary
+        with failing_together(world):
+            if world.is_main:
+                _write_results(folder, config, summary, results, dataset, data, console)
+        return json.loads(world.from_main(json.dumps(summary).encode())) if world.size > 1 else summary
+
+
+def _write_results(
+    folder: RunFolder,
+    config: TrainConfig,
+    summary: dict[str, Any],
+    results: Mapping[str, PhaseResult],
+    dataset: ImageDataset,
+    data: DeviceData,
+    console: Console,
+) -> None:
+    with _saying_how_to_go_on():
+        folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
+        _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
+        for name in baseline_names(config) if config.baseline else ():
+            _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
+    problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
+    if problem is not None:
+        print_line(console, problem)
 
 
 def combined_accuracy(

@@ -31,21 +31,27 @@ class RunFolder:
 
     As a context, it holds the lock of the folder: from the start if the folder exists, else from `claim` on.
 
+    Args:
+        config: names the folder, and whether its run is resumed.
+        writes: False for a rank that neither reads nor writes the folder, since rank 0 does. Its methods then only
+            return paths.
+
     Raises:
         RunFolderError: the folder holds a run and `config.resume` is False, or `config` differs from the run's.
         FolderInUseError: another process writes to the folder.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, writes: bool = True) -> None:
         self.path = config.run_folder
-        self._config = config
+        self._config, self._writes = config, writes
         self._lock = FolderLock(self.path)
         self._entered = False
-        self._check()
+        if writes:
+            self._check()
 
     def __enter__(self) -> RunFolder:
         self._entered = True
-        if self.path.is_dir():
+        if self._writes and self.path.is_dir():
             self._take_lock()
         return self
 
@@ -109,6 +115,8 @@ class RunFolder:
             RunFolderError: a folder for results is a link, which may lead to files of others.
             OSError: a folder cannot be written.
         """
+        if not self._writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         if self._entered and not self._lock.held:
             self._take_lock()
@@ -132,10 +140,14 @@ class RunFolder:
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl by `lines`, which drops lines that a killed run wrote after its last checkpoint, and a
         last line that it wrote in part."""
+        if not self._writes:
+            return
         write_atomically(self.metrics_file, "".join(dump_checked(line) + "\n" for line in lines).encode())
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
+        if not self._writes:
+            return
         append_durably(self.metrics_file, (dump_checked(line) + "\n").encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:

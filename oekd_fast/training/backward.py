@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.distributed.buckets import GradientBuckets
 from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
 from oekd_fast.losses.feature_block import FeatureBlock, check_blocks
 from oekd_fast.losses.feature_kd import blocks_loss, blocks_value_and_grad
@@ -57,7 +58,7 @@ class StepTerms:
 
 
 Backward = Callable[
-    [StudentEnsemble, Tensor, Tensor, StepTerms, Executor, AbstractContextManager],
+    [StudentEnsemble, Tensor, Tensor, StepTerms, Executor, AbstractContextManager, GradientBuckets],
     FamilyLosses,
 ]
 
@@ -69,6 +70,7 @@ def backward_side_by_side(
     terms: StepTerms,
     executor: Executor,
     autocast: AbstractContextManager,
+    buckets: GradientBuckets,
 ) -> FamilyLosses:
     """Add every parameter's gradient to its `.grad` by S separate backward passes of the students, then the base's.
 
@@ -79,6 +81,7 @@ def backward_side_by_side(
         images: float [B, C_in, H, W].
         labels: int64 [B].
         autocast: entered around the networks.
+        buckets: told of each student whose gradients are complete, and of the base last.
     """
     gate = gate_input = None
     with autocast:
@@ -100,12 +103,13 @@ def backward_side_by_side(
     del logits, logits_grads, features  # each student's backward frees its own
 
     backward = _backward_on_streams if images.is_cuda else _backward_in_threads
-    feature = backward(students, targets, terms, executor)
+    feature = backward(students, targets, terms, executor, buckets)
     if gate is not None:
         gate.backward(gate_grad)
         inputs.append(gate_input)
     if shared.requires_grad:
         shared.backward(_sum([x.grad for x in inputs if x.requires_grad]))
+    buckets.base_done()
     total = statistics.loss if feature is None else statistics.loss + terms.feature_weight * feature
     return FamilyLosses(statistics, feature, total)
 
@@ -117,6 +121,7 @@ def backward_as_one(
     terms: StepTerms,
     executor: Executor,
     autocast: AbstractContextManager,
+    buckets: GradientBuckets,
 ) -> FamilyLosses:
     """Do the same as `backward_side_by_side` with one autograd graph, whose backward runs in autograd's order.
 
@@ -140,6 +145,7 @@ def backward_as_one(
             feature = blocks_loss(blocks)
         total = total + terms.feature_weight * feature
     total.backward(terms.grad_scale)
+    buckets.all_done()
     detached = statistics._replace(loss=statistics.loss.detach())
     return FamilyLosses(detached, None if feature is None else feature.detach(), total.detach())
 
@@ -231,18 +237,34 @@ def _feature_gradients(students: Sequence[_StudentBackward], targets: Sequence[T
 
 
 def _backward_on_streams(
-    students: list[_StudentBackward], targets: Sequence[Tensor], terms: StepTerms, executor: Executor
+    students: list[_StudentBackward],
+    targets: Sequence[Tensor],
+    terms: StepTerms,
+    executor: Executor,
+    buckets: GradientBuckets,
 ) -> Tensor | None:
     """Compute the intermediate loss of all students in few launches, then run all backward passes."""
     compared = [student for student in students if student.maps]
     loss = _feature_gradients(compared, targets, terms) if compared else None
     begins = [student.take() for student in students]
-    executor.backward([roots for roots, _ in begins], [grads for _, grads in begins])
+    if not buckets.active:
+        executor.backward([roots for roots, _ in begins], [grads for _, grads in begins])
+        return loss
+
+    def run(j: int) -> None:
+        torch.autograd.backward(*begins[j])
+        buckets.done(j)  # on the student's own stream, so that its sum waits for no other student
+
+    executor.forward([run] * len(students), range(len(students)))
     return loss
 
 
 def _backward_in_threads(
-    students: list[_StudentBackward], targets: Sequence[Tensor], terms: StepTerms, executor: Executor
+    students: list[_StudentBackward],
+    targets: Sequence[Tensor],
+    terms: StepTerms,
+    executor: Executor,
+    buckets: GradientBuckets,
 ) -> Tensor | None:
     """Compute each student's intermediate loss right before its backward, so that few map gradients exist at once."""
 
@@ -250,6 +272,7 @@ def _backward_in_threads(
         student = students[j]
         loss = _feature_gradients([student], targets, terms) if student.maps else None
         torch.autograd.backward(*student.take())
+        buckets.done(j)
         return loss
 
     losses = [loss for loss in executor.forward([run] * len(students), range(len(students))) if loss is not None]

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oekd_fast.common.part import Part
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import AnyAugmentation, Batches
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.teacher import Statistics, Teacher
 from oekd_fast.losses.calls import KDOptions
@@ -21,6 +23,7 @@ from oekd_fast.training.backward import (
     forward_side_by_side,
 )
 from oekd_fast.training.cuda_recorder import CudaRecorder
+from oekd_fast.training.data_parallel import agreement, begin_part, executor_kind, family_buckets
 from oekd_fast.training.distillation import TeacherSignals
 from oekd_fast.training.evaluation import Evaluator
 from oekd_fast.training.graph_capture import CapturedCalls, Recorder
@@ -47,6 +50,8 @@ class Engine:
         metrics: sums over the steps since their last reset.
         evaluator: evaluates the averaged family if there is one, else the trained one.
         augmentation_generator: the generator of crops and flips, on the device.
+        buckets: what the ranks exchange in each step.
+        network_generator: the generator that the networks draw from, for dropout and the like.
 
     Args:
         config: options of the training.
@@ -57,6 +62,8 @@ class Engine:
         steps_per_epoch: length of an epoch, for the schedule.
         teacher: external teacher of every student; None without one.
         recorder: captures steps. None captures with CUDA graphs on CUDA, and nothing on other devices.
+        world: ranks that train the family together. Each of them computes its part of a batch, and all of them then
+            have the same weights and running statistics.
 
     Raises:
         ValueError: `config` asks for the loss on feature maps, and `ensemble` was built with `adapters=False`.
@@ -74,13 +81,14 @@ class Engine:
         steps_per_epoch: int,
         teacher: Teacher | None = None,
         recorder: Recorder | None = None,
+        world: World = ALONE,
     ) -> None:
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.ensemble = ensemble
         self.schedule = Schedule(config, loss, steps_per_epoch, device)
         self.optimizer = build_optimizer(config, ensemble, self.schedule.learning_rate, self.schedule.adapter_rate)
         self.scaler = LossScaler(device, enabled=config.precision == "fp16")
-        self.metrics = RunningMetrics(len(ensemble.members), device)
+        self.metrics = RunningMetrics(len(ensemble.members), device, world)
         self.average = None if config.ema_decay is None else WeightAverage(ensemble)
         self._copies = WeightAverage(ensemble) if loss.mixing is not None and config.codistillation_delay else None
         # Everything that a step changes, except its position in the batches; the names are those in checkpoints.
@@ -96,9 +104,10 @@ class Engine:
         self._teacher = None if teacher is None else teacher.to(device, memory_format=memory_format)
         self.augmentation_generator = torch.Generator(device).manual_seed(config.seed)
         self._preprocessing = Preprocessing(augmentation, normalisation, memory_format, device)
+        self.network_generator = _default_generator(device)
         self._numerics = Numerics.of(config, device)
         self._executor = make_executor(
-            config.executor, len(ensemble.members), device, deterministic=config.deterministic
+            executor_kind(config, world), len(ensemble.members), device, deterministic=config.deterministic
         )
         self._loss_options = vars(loss) | {"mixing": None if loss.mixing is None else loss.mixing.to(device)}
         self._backward: Backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
@@ -106,18 +115,26 @@ class Engine:
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
         self._clip_norm = config.clip_norm
+        self._world = world
+        self.buckets = family_buckets(ensemble, world, device)
         self._batches: Batches | None = None
+        self._part = Part.whole(0)
 
         why = self._why_eager(config, device, recorder)
+        recorder = None if why else recorder or CudaRecorder(device)
+        generators = [self.augmentation_generator, self.network_generator]
         self._calls = CapturedCalls(
-            None if why else recorder or CudaRecorder(device),
-            [self.augmentation_generator, _default_generator(device)],
+            recorder,
+            generators,
             eager_because=why,
             after_failure=self.scaler.abandon_step,
+            agree=None if world.size == 1 else agreement(world),
         )
+        # Evaluation exchanges nothing within its calls, so that ranks need not agree whether those are captured.
+        of_evaluation = CapturedCalls(recorder, generators, eager_because=why)
         self.evaluator = Evaluator(
             ensemble if self.average is None else self.average.ensemble,
-            loss, self._preprocessing, self._numerics, self._executor, self._calls, device,
+            loss, self._preprocessing, self._numerics, self._executor, of_evaluation, device, world,
         )  # fmt: skip
 
     @property
@@ -126,8 +143,11 @@ class Engine:
         return self._calls.eager_because
 
     def begin_epoch(self, batches: Batches, order: Tensor, batch_size: int, first: int = 0) -> None:
-        """Have the next steps train on the batches of `order`, from batch number `first` on; see `Batches.begin`."""
-        batches.begin(order, batch_size, first)
+        """Have the next steps train on the batches of `order`, from batch number `first` on; see `Batches.begin`.
+
+        All ranks pass the same arguments; `batch_size` counts the images of a step over all ranks.
+        """
+        self._part = begin_part(batches, order, batch_size, first, self._world)
         self._batches = batches
 
     def step(self) -> None:
@@ -143,13 +163,14 @@ class Engine:
         self.schedule.count()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """Train eagerly on a given batch.
+        """Train eagerly on a given batch, which is the same on all ranks.
 
         Args:
             images: uint8 [B, C, H, W] on the device.
             labels: int64 [B] on the device.
         """
-        self._train_on(images, labels)
+        part = self._world.part(len(labels))
+        self._train_on(images[part.rows], labels[part.rows], part)
         self.schedule.count()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -157,7 +178,10 @@ class Engine:
         return part_tensors(self._parts) | batch_tensors(self._batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all that steps change, as a checkpoint holds it. Random generators are not included."""
+        """Return the state of all that steps change, as a checkpoint holds it. Random generators are not included.
+
+        Collective: the sums of the metrics are those over all ranks.
+        """
         return part_states(self._parts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,9 +190,9 @@ class Engine:
         self._calls.forget()  # captured steps write to the optimizer's tensors, which have been replaced
 
     def _train_on_next_batch(self) -> None:
-        self._train_on(*self._batches.take())
+        self._train_on(*self._batches.take(), self._part)
 
-    def _train_on(self, images: Tensor, labels: Tensor) -> None:
+    def _train_on(self, images: Tensor, labels: Tensor, part: Part) -> None:
         with self._numerics.algorithms():
             schedule = self.schedule
             self.ensemble.train()
@@ -176,7 +200,7 @@ class Engine:
                 self.ensemble.base.eval()  # BatchNorm's statistics are frozen too
             schedule.load()
             self.optimizer.zero_grad(set_to_none=True)
-            pixels = self._preprocessing.augmented(images, self.augmentation_generator)
+            pixels = self._preprocessing.augmented(images, self.augmentation_generator, part)
             images = self._preprocessing.normalised(pixels)
             scheduled = {
                 "temperature": schedule.temperature,
@@ -186,11 +210,14 @@ class Engine:
             terms = StepTerms(
                 self._loss_options | scheduled,
                 feature_weight=schedule.feature_weight if self._compares_features else None,
-                grad_scale=self.scaler.scale(),
+                grad_scale=self._grad_scale(part),
                 signals=self._teacher_signals(pixels, images),
                 base_learns_from_all=self._base_learns_from_all,
             )
-            losses = self._backward(self.ensemble, images, labels, terms, self._executor, self._numerics.autocast())
+            losses = self._backward(
+                self.ensemble, images, labels, terms, self._executor, self._numerics.autocast(), self.buckets
+            )
+            self.buckets.finish()
             if self._clip_norm is not None:
                 self.scaler.unscale(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self.ensemble.parameters(), self._clip_norm)
@@ -198,6 +225,17 @@ class Engine:
             if self.average is not None:
                 self.average.update(schedule.ema_share)
             self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
+
+    def _grad_scale(self, part: Part) -> Tensor | None:
+        """Return the factor of all gradients: the loss scale times the share of this rank's rows in the batch.
+
+        Losses are means over rows. With these factors, the gradients of all ranks add up to those of the whole batch.
+        """
+        scale = self.scaler.scale()
+        if not self.buckets.active:
+            return scale
+        share = self.buckets.share.fill_(part.share)
+        return share if scale is None else scale * share
 
     @torch.no_grad()
     def _teacher_signals(self, pixels: Tensor, images: Tensor) -> TeacherSignals:
@@ -240,7 +278,7 @@ def _compares_features(ensemble: StudentEnsemble, feature_weight: float) -> bool
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
-    """Return the generator that the networks draw from, for dropout and the like."""
+    """Return the default generator of `device`."""
     if device.type != "cuda":
         return torch.default_generator
     index = torch.cuda.current_device() if device.index is None else device.index

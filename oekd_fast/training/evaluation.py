@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.data import Batches, padded_order
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.losses.calls import KDOptions
 from oekd_fast.losses.ensemble_kd import ensemble_kd_loss
@@ -31,6 +32,7 @@ class Evaluator:
     Args:
         loss: options of the loss on the logits, without `mixing`: the evaluated target is the ensemble.
         calls: replays the evaluation of a batch if it can be captured.
+        world: ranks that share the images of `evaluate` among them.
     """
 
     def __init__(
@@ -42,21 +44,28 @@ class Evaluator:
         executor: Executor,
         calls: CapturedCalls,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
         self.ensemble = ensemble
+        self._world = world
         self._loss_options = vars(replace(loss, mixing=None, mixing_space="logits"))
         self._preprocessing, self._numerics = preprocessing, numerics
         self._executor, self._calls = executor, calls
-        self._metrics = RunningMetrics(len(ensemble.members), device)
+        self._metrics = RunningMetrics(len(ensemble.members), device, world)
 
     @torch.no_grad()
     def evaluate(self, batches: Batches) -> EpochMetrics:
-        """Return losses and accuracies of every student and of the ensemble over all images of `batches`."""
+        """Return losses and accuracies of every student and of the ensemble over all images of `batches`.
+
+        Each rank evaluates its part of the images, and all ranks return the same. Collective.
+        """
         self.ensemble.eval()
-        rounds = -(-len(batches) // BATCH_SIZE)
-        size = -(-len(batches) // max(rounds, 1))  # balances the batch sizes, to minimise the padding of the last one
-        batches.begin(padded_order(len(batches), size), size)
+        first, count, _ = self._world.part(len(batches))
+        rounds = -(-count // BATCH_SIZE)
         self._metrics.reset()
+        if rounds:
+            size = -(-count // rounds)  # balances the batch sizes, to minimise the padding of the last one
+            batches.begin(padded_order(count, size, first), size)
 
         def next_batch() -> None:
             self._count(*batches.take())

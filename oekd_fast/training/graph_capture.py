@@ -18,7 +18,15 @@ State = dict[str, Tensor]
 
 
 class CaptureError(RuntimeError):
-    """A call cannot be captured; the message says why in one line."""
+    """A call cannot be captured; the message says why in one line.
+
+    Attributes:
+        in_warm_up: whether the call failed before the capture, when it ran on the device.
+    """
+
+    def __init__(self, message: str, in_warm_up: bool) -> None:
+        super().__init__(message)
+        self.in_warm_up = in_warm_up
 
 
 class Recorder(Protocol):
@@ -59,6 +67,8 @@ class CapturedCalls:
         recorder: captures the calls; None runs all of them eagerly, for the reason `eager_because`.
         generators: random generators that the calls draw from, on the device.
         after_failure: called after a capture that failed in the middle of a call.
+        agree: returns whether all ranks have captured the call, given whether this one has. A replay on one rank does
+            not match the eager call of another. None: there is no other rank.
     """
 
     def __init__(
@@ -68,8 +78,10 @@ class CapturedCalls:
         *,
         eager_because: str | None = None,
         after_failure: Callable[[], None] = lambda: None,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self.eager_because = eager_because
+        self._agree = agree
         self._recorder, self._generators, self._after_failure = recorder, generators, after_failure
         self._replays: dict[Hashable, tuple[Hashable, Callable[[], None]]] = {}
         self._waits: deque[Callable[[], None]] = deque()
@@ -99,17 +111,30 @@ class CapturedCalls:
     def _replay_of(
         self, key: Hashable, signature: Hashable, call: Callable[[], None], tensors: Callable[[], State]
     ) -> Callable[[], None] | None:
-        """Return the replay of the call, which is captured now if it was not before; None if calls run eagerly."""
+        """Return the replay of the call, which is captured now if it was not before; None if calls run eagerly.
+
+        Raises:
+            CaptureError: the warm-up failed on this one of several ranks, while the others wait for it.
+        """
         if self.eager_because is not None:
             return None
         known, replay = self._replays.get(key, (None, None))
         if replay is None or known != signature:
+            failure = None
             try:
                 replay = capture(call, self._recorder, tensors, self._generators)
             except CaptureError as error:
-                self.eager_because = str(error)
+                if self._agree is not None and error.in_warm_up:
+                    raise
+                failure = error
+            captured = failure is None
+            if self._agree is not None:
+                captured = self._agree(captured)
+            if not captured:
+                self.eager_because = "another rank cannot capture it" if failure is None else str(failure)
                 self.forget()
-                self._after_failure()
+                if failure is not None:
+                    self._after_failure()
                 return None
             self._replays[key] = signature, replay
         return replay
@@ -134,11 +159,11 @@ def capture(
     """
     before = {name: tensor.detach().clone() for name, tensor in tensors().items()}
     random = [generator.get_state() for generator in generators]
-    size = "at least"  # until the warm-up has finished
+    size, in_warm_up = "at least", True
     try:
         try:
             recorder.warm_up(call, WARM_UP)
-            size = "about"
+            size, in_warm_up = "about", False
         finally:
             _restore(tensors(), before)
             for generator, drawn in zip(generators, random, strict=True):
@@ -151,7 +176,7 @@ def capture(
             why = f"out of memory: a captured step keeps {size} {needed:.2f} GB for itself, {free:.2f} GB are free"
         else:
             why = f"{type(cause).__name__}: {_first_line(cause)}"
-        raise CaptureError(why) from error
+        raise CaptureError(why, in_warm_up) from error
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.common import devices
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.losses.reference import EnsembleKDOutput
 
 
@@ -55,7 +56,8 @@ class RunningMetrics:
     """Sums over batches in one float64 vector.
 
     Its elements are: images, steps, first bad step, loss, feature, ensemble CE, S x CE, S x KD, S + 1 x correct. Losses
-    are summed over images.
+    are summed over images. Each rank of `world` has the sums of its own images; `read` and `state_dict` are collective
+    and add them up.
 
     On a device without float64 the vector is on the CPU. The values of a batch, which float32 holds exactly, stay on
     the device and are added on the CPU every `BATCHES_KEPT` batches, so that the sums are the same on all devices.
@@ -63,8 +65,8 @@ class RunningMetrics:
 
     _SCALARS = 6
 
-    def __init__(self, num_students: int, device: torch.device) -> None:
-        self._students = num_students
+    def __init__(self, num_students: int, device: torch.device, world: World = ALONE) -> None:
+        self._students, self._world = num_students, world
         self._kept: list[Tensor] | None = None if devices.has_float64(device) else []
         where = device if self._kept is None else torch.device("cpu")
         self.sums = torch.zeros(self._SCALARS + 3 * num_students + 1, dtype=torch.float64, device=where)
@@ -100,18 +102,20 @@ class RunningMetrics:
         return {"sums": self.sums}
 
     def state_dict(self) -> Tensor:
-        """Return a copy of the sums."""
-        self._add_kept()
-        return self.sums.clone()
+        """Return the sums over all ranks."""
+        return self._of_all_ranks().to(self.sums.device)
 
     def load_state_dict(self, state: Tensor) -> None:
+        """Continue from what `state_dict` returned; rank 0 takes the sums over images."""
         self.reset()
         self.sums.copy_(state)
+        if not self._world.is_main:
+            self.sums[0] = 0
+            self.sums[3:] = 0
 
     def read(self) -> EpochMetrics:
         """Copy the sums to the host, which waits for the device, and return the means."""
-        self._add_kept()
-        images, _, bad, *rest = self.sums.tolist()
+        images, _, bad, *rest = self._of_all_ranks().tolist()
         n, per_image = self._students, 1.0 / max(images, 1.0)
         loss, feature, ensemble_ce, *rest = (value * per_image for value in rest)
         correct = [100.0 * share for share in rest[2 * n :]]
@@ -126,6 +130,16 @@ class RunningMetrics:
             ensemble_accuracy=correct[n],
             first_bad_step=int(bad) or None,
         )
+
+    def _of_all_ranks(self) -> Tensor:
+        """Return the sums over all ranks, on the CPU; the number of steps is the same on each of them."""
+        self._add_kept()
+        of_ranks = torch.stack(self._world.gather(self.sums))
+        total = of_ranks.sum(dim=0)
+        total[1] = of_ranks[0, 1]
+        bad = of_ranks[:, 2]
+        total[2] = bad[bad > 0].min() if bad.any() else 0.0
+        return total
 
     def _add_kept(self) -> None:
         """Add the batches that were kept on a device without float64, which waits for it."""

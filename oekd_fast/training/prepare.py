@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.distributed.norms import use_global_norms
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.layers.fast_module import use_direct_convs, use_fused_norms
 from oekd_fast.training.compile_blocks import compile_blocks
 
 
-def prepare_family(ensemble: StudentEnsemble, config: TrainConfig) -> StudentEnsemble:
+def prepare_family(ensemble: StudentEnsemble, config: TrainConfig, world: World = ALONE) -> StudentEnsemble:
     """Change `ensemble` in place for training with `config`, and return it.
 
     Fused normalisation and direct convolutions are enabled where a layer supports them, the base is frozen with
     `config.freeze_base`, and blocks are compiled with `config.compile_blocks`. Parameters, names and results stay the
-    same up to rounding.
+    same up to rounding. With ``config.norms="global"``, the statistics of BatchNorm are those of all ranks of `world`.
     """
+    if world.size > 1 and config.norms == "global":
+        use_global_norms(ensemble, world)
     use_fused_norms(ensemble)
     use_direct_convs(ensemble)
     if config.freeze_base:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oekd_fast.common.part import Part
 from oekd_fast.data import AnyAugmentation, augment, centre, normalise
 from oekd_fast.family.teacher import Statistics
 
@@ -29,9 +30,9 @@ class Preprocessing:
         self._augmentation = augmentation
         self._mean, self._std = (torch.tensor(values, device=device) for values in normalisation)
 
-    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return randomly augmented pixels; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""
-        return augment(images, self._augmentation, generator)
+    def augmented(self, images: Tensor, generator: torch.Generator, part: Part) -> Tensor:
+        """Return randomly augmented pixels of `part` of a batch; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""
+        return augment(images, self._augmentation, generator, part)
 
     def centred(self, images: Tensor) -> Tensor:
         """Return the centre that evaluation uses; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""

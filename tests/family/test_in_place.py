@@ -9,10 +9,12 @@ from torch._inductor.utils import run_and_get_code
 
 from oekd_fast import FunctionalArchitecture, build_ensemble
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.distributed.world import ALONE
 from oekd_fast.models.in_place import InPlaceError
 from oekd_fast.parallel.executor import StudentError, make_executor
 from oekd_fast.training import backward
 from oekd_fast.training.compile_blocks import compile_blocks
+from oekd_fast.training.data_parallel import family_buckets
 from oekd_fast.training.distillation import family_options
 
 from ..conftest import needs_native
@@ -162,7 +164,8 @@ def test_a_branch_of_another_class_is_named_by_its_student():
 def step(family, kind, function=backward.backward_side_by_side, base_learns=True):
     terms = backward.StepTerms(vars(family_options(TrainConfig())), base_learns_from_all=base_learns)
     executor = make_executor(kind, len(family.branches), "cpu")
-    return function(family, images(), torch.tensor([0, 3]), terms, executor, torch.enable_grad())
+    buckets = family_buckets(family, ALONE, torch.device("cpu"))
+    return function(family, images(), torch.tensor([0, 3]), terms, executor, torch.enable_grad(), buckets)
 
 
 @needs_native

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2] / "oekd_fast"
 LEVELS = (
     {"common", "native", "kernels"},
     {"data"},
-    {"losses", "layers", "parallel", "figures", "paper"},
+    {"losses", "layers", "parallel", "distributed", "figures", "paper"},
     {"config", "models"},
     {"family"},
     {"training", "reporting"},

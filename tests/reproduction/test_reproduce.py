@@ -275,8 +275,8 @@ def measured(config, monkeypatch):
     """A reproduction of two seeds with timing and an ablation, without training and drawing."""
     config.output_dir.mkdir()
     monkeypatch.setattr("oekd_fast.reproduction.results.write_png", lambda path, draw: None)
-    monkeypatch.setattr(seeds, "run", lambda config, console: COMPLETE)
-    monkeypatch.setattr(ablations, "run", lambda config, console: COMPLETE)
+    monkeypatch.setattr(seeds, "run", lambda config, console, world: COMPLETE)
+    monkeypatch.setattr(ablations, "run", lambda config, console, world: COMPLETE)
     monkeypatch.setattr("oekd_fast.reproduction.timing.time_epochs", lambda config: TIMING)
     return reproduce(DIGITS, config, 2, timing=True, ablations=("alpha",), console=QUIET)
 
@@ -335,7 +335,7 @@ def test_damaged_results_and_results_of_another_config_are_ignored(config, measu
 
 def test_ablations_train_only_the_family_and_reuse_the_runs_of_the_config(config, monkeypatch):
     runs = []
-    monkeypatch.setattr(ablations, "run", lambda config, console: runs.append(config) or COMPLETE)
+    monkeypatch.setattr(ablations, "run", lambda config, console, world: runs.append(config) or COMPLETE)
     for name, sweep in SWEEPS.items():
         found = ablate(name, config, config.output_dir, [0, 1], QUIET)
         assert found["values"].keys() == paper_tables()["ablation_cifar100_resnet110"][name].keys()

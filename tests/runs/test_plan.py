@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.distributed.world import ALONE
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.runs import run as command
 from oekd_fast.runs.device_data import DeviceData, dataset_of
@@ -16,6 +17,7 @@ from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import phase_names, phase_task
 from oekd_fast.runs.run import combined_accuracy, train
 from oekd_fast.runs.run_folder import RunFolder
+from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.tasks import PhaseResult
 
 from ..support.small_runs import CPU
@@ -123,7 +125,7 @@ def test_student_1_of_the_family_starts_with_the_pretrained_weights(tmp_path):
 
     untaught = phase("ensemble").engine.ensemble.student(0).state_dict()
     folder.claim(config)
-    results["pretraining"] = phase("pretraining").run(StopRequest(), Console(quiet=True))
+    results["pretraining"] = phase("pretraining").run(StopVote(StopRequest(), ALONE), Console(quiet=True))
     family, taught = phase("ensemble").engine.ensemble, results["pretraining"].ensemble.student(0).state_dict()
     for name, tensor in family.student(0).state_dict().items():
         assert torch.equal(tensor, taught[name]), name

@@ -22,3 +22,19 @@ def _blocks(width) -> list[nn.Module]:
 
 
 SMOOTH = FunctionalArchitecture("smooth", _base, _blocks, nn.Linear)
+
+
+def _plain_conv(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1), nn.Softplus())
+
+
+def _plain_base(in_channels: int) -> nn.Module:
+    return _plain_conv(in_channels, 16)
+
+
+def _plain_blocks(width) -> list[nn.Module]:
+    return [_plain_conv(16, width(16)), _plain_conv(width(16), width(32), 2), _plain_conv(width(32), width(64), 2)]
+
+
+# Without norms, rows do not depend on each other.
+PLAIN = FunctionalArchitecture("plain", _plain_base, _plain_blocks, nn.Linear)

@@ -8,7 +8,7 @@ import torch
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
 from oekd_fast.parallel.executor import StudentError
-from oekd_fast.training.graph_capture import STEPS_AHEAD, CaptureError, capture
+from oekd_fast.training.graph_capture import STEPS_AHEAD, CapturedCalls, CaptureError, capture
 
 from ..support.engines import make_engine, make_teacher
 from ..support.op_tape import Tape, TapeRecorder
@@ -213,3 +213,49 @@ def test_out_of_memory_in_a_student_is_reported_as_out_of_memory():
 def test_engines_that_do_not_capture_give_a_reason():
     assert make_engine(TrainConfig(num_students=1)).eager_because == "cpu has no CUDA graphs"
     assert make_engine(TrainConfig(num_students=1, capture=False)).eager_because == "capture is off"
+
+
+class CountingRecorder:
+    """Recorder whose replays run the call, and which fails in the warm-up or in the capture."""
+
+    def __init__(self, failing=""):
+        self.failing = failing
+
+    def warm_up(self, call, times):
+        if self.failing == "warm-up":
+            raise RuntimeError("no warm-up")
+        for _ in range(times):
+            call()
+
+    def record(self, call, generators):
+        if self.failing == "capture":
+            raise RuntimeError("no capture")
+        return call
+
+    def mark(self):
+        return lambda: None
+
+
+def counted(recorder, agree):
+    count, votes = torch.zeros(()), []
+
+    def vote(captured):
+        votes.append(captured)
+        return agree and captured
+
+    calls = CapturedCalls(recorder, [], agree=vote)
+    for _ in range(3):
+        calls.run("train", 0, lambda: count.add_(1), lambda: {"count": count})
+    return int(count), votes, calls.eager_because
+
+
+def test_ranks_vote_once_whether_a_call_is_captured():
+    assert counted(CountingRecorder(), agree=True) == (3, [True], None)
+    assert counted(CountingRecorder(), agree=False) == (3, [True], "another rank cannot capture it")
+    assert counted(CountingRecorder("capture"), agree=True) == (3, [False], "RuntimeError: no capture")
+
+
+def test_a_warm_up_that_fails_on_one_rank_ends_it_because_the_others_wait():
+    with pytest.raises(CaptureError, match="no warm-up") as error:
+        counted(CountingRecorder("warm-up"), agree=True)
+    assert error.value.in_warm_up

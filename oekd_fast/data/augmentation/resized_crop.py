@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oekd_fast.common.part import Part
 from oekd_fast.data.augmentation.settings import ResizedCrop
 
 # Boxes drawn per image, all at once; the first that lies inside the image is used. torchvision tries as many.
@@ -24,19 +25,24 @@ class Boxes(NamedTuple):
     width: Tensor
 
 
-def resized_crop(images: Tensor, augmentation: ResizedCrop, generator: torch.Generator) -> Tensor:
+def resized_crop(
+    images: Tensor, augmentation: ResizedCrop, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
     """Crop a random box from each image and resize it.
 
     Args:
         images: uint8 [B, C, H, W].
         augmentation: options of the crop.
         generator: random generator on the device of `images`; every call makes one draw.
+        part: rows of the whole batch that `images` are; the draw is that of the whole batch. None: all of them.
 
     Returns:
         uint8 [B, C, size, size].
     """
-    boxes, mirror = draw_boxes(len(images), *images.shape[2:], augmentation, generator)
-    return resample(images, boxes, mirror, augmentation.size)
+    part = part or Part.whole(len(images))
+    boxes, mirror = draw_boxes(part.of, *images.shape[2:], augmentation, generator)
+    boxes = Boxes(*(field[part.rows] for field in boxes))
+    return resample(images, boxes, mirror[part.rows], augmentation.size)
 
 
 def draw_boxes(

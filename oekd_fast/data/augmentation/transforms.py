@@ -4,17 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oekd_fast.common.part import Part
 from oekd_fast.data.augmentation.resized_crop import resized_crop
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop
 
 
-def augment(images: Tensor, augmentation: AnyAugmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, augmentation: AnyAugmentation, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
     """Augment training images.
 
     Args:
         images: uint8 [B, C, H, W].
         augmentation: `Augmentation` (see `pad_crop_flip`) or `ResizedCrop` (see `resized_crop`).
         generator: random generator on the device of `images`.
+        part: the rows of a larger batch that `images` are. The draws are those of the whole batch, so that each image
+            is augmented as it would be there. None: `images` are the whole batch.
 
     Returns:
         uint8 [B, C, S, S] with S = `augmentation.output_size(H)` for square images; `Augmentation` keeps the shape of
@@ -25,7 +30,7 @@ def augment(images: Tensor, augmentation: AnyAugmentation, generator: torch.Gene
     """
     _check_images(images)
     apply = resized_crop if isinstance(augmentation, ResizedCrop) else pad_crop_flip
-    return apply(images, augmentation, generator)
+    return apply(images, augmentation, generator, part)
 
 
 def centre(images: Tensor, augmentation: AnyAugmentation) -> Tensor:
@@ -49,13 +54,17 @@ def centre(images: Tensor, augmentation: AnyAugmentation) -> Tensor:
     return images[..., first : first + size, first : first + size]
 
 
-def pad_crop_flip(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def pad_crop_flip(
+    images: Tensor, augmentation: Augmentation, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
     """Zero-pad, crop to the original size at a random offset per image, and flip half of the images.
 
     Args:
         images: uint8 [B, C, H, W].
         augmentation: `pad=0, flip=False` returns the images themselves and draws nothing.
-        generator: random generator on the device of `images`; any other call draws B integers, whatever the options.
+        generator: random generator on the device of `images`; any other call draws an integer for each image of
+            the whole batch, whatever the options.
+        part: see `augment`.
 
     Returns:
         uint8 [B, C, H, W].
@@ -66,7 +75,8 @@ def pad_crop_flip(images: Tensor, augmentation: Augmentation, generator: torch.G
     _check_images(images)
     if augmentation.pad == 0 and not augmentation.flip:
         return images
-    top, left, mirror = draw_crops(len(images), augmentation, generator)
+    part = part or Part.whole(len(images))
+    top, left, mirror = (draw[part.rows] for draw in draw_crops(part.of, augmentation, generator))
     return crop(images, augmentation.pad, top, left, mirror)
 
 

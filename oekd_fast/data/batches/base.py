@@ -135,11 +135,11 @@ class DeviceBatches(Batches):
         return (*self._plan.shape, *(tensor.data_ptr() for tensor in (self.images, self._plan, self._cursor)))
 
 
-def padded_order(count: int, batch_size: int) -> Tensor:
-    """Return the rows 0..count - 1 followed by -1 (no image) until the last batch is full, as int64 for `begin`."""
+def padded_order(count: int, batch_size: int, first: int = 0) -> Tensor:
+    """Return `count` rows from `first` on, and -1 (no image) until the last batch is full, as int64 for `begin`."""
     _check_batch_size(batch_size)
     order = torch.full((-(-count // batch_size) * batch_size,), NO_IMAGE)
-    order[:count] = torch.arange(count)
+    order[:count] = torch.arange(first, first + count)
     return order
 
 

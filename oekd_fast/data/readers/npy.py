@@ -22,8 +22,8 @@ from oekd_fast.data.readers.files import open_regular
 
 # Version 3.0 differs in the names of fields only, which arrays of numbers do not have.
 _HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
 _HAS_PREADV = hasattr(os, "preadv")  # reads at a position in one call; Windows lacks it
-_MOST_BYTES = 1 << 30  # of one call; macOS refuses 2 GiB
 
 
 class NpyFile:
@@ -96,9 +96,9 @@ class NpyFile:
     def _fill(self, view: memoryview, position: int) -> None:
         """Read all bytes of `view` from a position in the file on."""
         try:
-            count = self._read_at(view[:_MOST_BYTES], position)
+            count = self._read_at(view, position)
             while count < len(view):
-                more = self._read_at(view[count : count + _MOST_BYTES], position + count)
+                more = self._read_at(view[count:], position + count)
                 if more == 0:
                     missing = len(view) - count
                     raise DataError(

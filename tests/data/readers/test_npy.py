@@ -35,9 +35,7 @@ def preadv(request, monkeypatch):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i4"])
-@pytest.mark.parametrize("most", [7, npy._MOST_BYTES])
-def test_an_array_is_read_as_numpy_loads_it(tmp_path, monkeypatch, order, dtype, most, preadv):
-    monkeypatch.setattr(npy, "_MOST_BYTES", most)  # bytes of one call of the system
+def test_an_array_is_read_as_numpy_loads_it(tmp_path, order, dtype, preadv):
     array = np.asarray(np.arange(120).reshape(10, 3, 4), dtype=dtype, order=order)
     np.save(tmp_path / "x.npy", array)
     file = NpyFile(tmp_path / "x.npy")

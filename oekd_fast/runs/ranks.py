@@ -1,0 +1,117 @@
+"""Set-up of a run on several ranks: device, threads, who loads the data first, and what must be the same on all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from oekd_fast import __version__
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.distributed.agreement import OtherRankError, check_same_on_all, failing_together
+from oekd_fast.distributed.world import World
+from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.runs.data_fingerprint import DataFingerprint
+from oekd_fast.runs.device_data import choose_device
+
+T = TypeVar("T")
+# Paths may differ between machines. What the data and the teacher hold is compared instead.
+_PATHS = ("dataset", "teacher", "initial_weights")
+
+
+def device_type(name: str) -> str:
+    """Return the type of the device that `choose_device` returns for `name`, without touching the device."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name.partition(":")[0]
+
+
+def device_of_rank(name: str, world: World) -> torch.device:
+    """Return the device of this rank: on CUDA, each rank of a machine has a GPU of its own.
+
+    Raises:
+        ValueError: the device is unknown or unavailable, one GPU is named for several ranks, or there are fewer GPUs
+            than ranks.
+    """
+    if world.size == 1 or device_type(name) != "cuda":
+        return choose_device(name)
+    if ":" in name:
+        raise ValueError(f"device: expected auto, cuda or cpu with several processes, got {name!r}")
+    gpus = torch.cuda.device_count()
+    if world.local_size > gpus:
+        raise ValueError(
+            f"device: expected a GPU for each of the {world.local_size} processes on this machine, got {gpus} GPUs"
+        )
+    device = choose_device(f"cuda:{world.local_rank}")
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(threads: int | None, world: World) -> None:
+    """Set torch's number of intra-op threads; None divides the cores of the machine among its ranks.
+
+    A process alone keeps torch's own number with None.
+    """
+    if threads is None and world.size > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // world.local_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def first_on_each_machine(world: World, load: Callable[[], T]) -> T:
+    """Return `load()`, which one rank of each machine calls before the others do, so that it downloads once."""
+    loaded: T
+    for turn in (True, False):
+        with failing_together(world):
+            if (world.local_rank == 0) is turn:
+                loaded = load()
+    return loaded
+
+
+def check_same_run(world: World, config: TrainConfig, fingerprint: DataFingerprint) -> None:
+    """Check that all ranks train the same: package versions, config and data. Collective.
+
+    Raises:
+        ValueError: on the lowest rank that differs from rank 0.
+        OtherRankError: on all other ranks.
+    """
+    versions = {"version of oekd_fast": __version__, "version of torch": str(torch.__version__)}
+    fields = {name: value for name, value in config.training_fields().items() if name not in _PATHS}
+    check_same_on_all(world, versions | fields)
+    if world.size == 1:
+        return
+    of_main = json.loads(world.from_main(json.dumps(fingerprint.as_dict()).encode() if world.is_main else None))
+    with failing_together(world):
+        difference = DataFingerprint.from_dict(of_main).differences(fingerprint)
+        if difference is not None:
+            raise ValueError(f"dataset: expected the data of rank 0; {difference}")
+
+
+def check_same_weights(world: World, ensemble: StudentEnsemble) -> None:
+    """Check that all ranks start from the same weights. Collective; raises as `check_same_run`."""
+    if world.size > 1:
+        check_same_on_all(world, {"initial weights": _digest(ensemble)})
+
+
+def _digest(ensemble: StudentEnsemble) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in ensemble.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def resumed_after_restart(config: TrainConfig, world: World) -> TrainConfig:
+    """Return `config`, with `resume` set if the launcher has restarted the processes of the run."""
+    return replace(config, resume=True) if world.restarts else config
+
+
+def raise_on_main(world: World, error: Exception) -> None:
+    """Raise an error that all ranks have found: itself on rank 0, OtherRankError elsewhere, so that it is told once."""
+    raise error if world.is_main else OtherRankError(0, str(error))
