@@ -11,6 +11,6 @@ Packages, each of which imports only those above it:
     readme     the tables of README.md and docs/
 
 Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.step`, `bench.step.direct_convs`,
-`bench.step.openmp_waiting`, `bench.model.roofline`, `bench.gpu`, `bench.codegen`, `bench.readme.tables`,
-`bench.readme.training`.
+`bench.step.openmp_waiting`, `bench.step.ranks`, `bench.model.roofline`, `bench.gpu`, `bench.codegen`,
+`bench.readme.tables`, `bench.readme.training`.
 """

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..measure import interleave
+from .worker import Worker, Workers, serve
 
 SETTINGS = {
     "default": {},
@@ -26,8 +27,8 @@ SETTINGS = {
 SAMPLE = 0.4  # seconds
 
 
-def serve(batch_size: int, image_size: int) -> None:
-    """Print the machine, then run one step for each line of standard input and print a line when it is done."""
+def serve_step(batch_size: int, image_size: int) -> None:
+    """Serve steps of the engine, one for each line of standard input."""
     from oekd_fast.common.machine import machine
     from oekd_fast.runs.host_memory import keep_freed_memory
 
@@ -35,41 +36,15 @@ def serve(batch_size: int, image_size: int) -> None:
     from .problem import StepProblem
 
     keep_freed_memory()
-    ours = OurStep(StepProblem(batch_size=batch_size, image_size=image_size, batches=16))
-    print(json.dumps(machine()), flush=True)
-    for _ in sys.stdin:
-        ours.step()
-        print(flush=True)
+    serve(OurStep(StepProblem(batch_size=batch_size, image_size=image_size, batches=16)).step, machine())
 
 
-class Worker:
-    """A process that trains with one setting, a step at a time.
-
-    Attributes:
-        machine: what it runs on.
-    """
-
-    def __init__(self, setting: str, batch_size: int, image_size: int) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-        sizes = ["--batch-size", str(batch_size), "--image-size", str(image_size)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.step.openmp_waiting", "--serve", *sizes],
-            env=inherited | SETTINGS[setting],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.machine = json.loads(self._process.stdout.readline())
-
-    def step(self) -> None:
-        """Run a step and wait for it."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self._process.stdout.readline()
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def start(setting: str, batch_size: int, image_size: int) -> Workers:
+    """Start a process that trains with one setting."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    sizes = ["--batch-size", str(batch_size), "--image-size", str(image_size)]
+    command = ["bench.step.openmp_waiting", "--serve", *sizes]
+    return Workers([Worker(command, inherited | SETTINGS[setting])])
 
 
 @contextmanager
@@ -89,7 +64,7 @@ def measure(settings: list[str], batch_size: int, image_size: int, seconds: floa
     with ExitStack() as stack:
         workers = {}
         for name in settings:
-            workers[name] = Worker(name, batch_size, image_size)
+            workers[name] = start(name, batch_size, image_size)
             stack.callback(workers[name].stop)
         steps = {name: worker.step for name, worker in workers.items()}
         alone = interleave(steps, seconds, SAMPLE, calls_before=5)
@@ -98,7 +73,7 @@ def measure(settings: list[str], batch_size: int, image_size: int, seconds: floa
     return {
         "batch_size": batch_size,
         "image_size": image_size,
-        "machine": workers[settings[0]].machine,
+        "machine": workers[settings[0]].about[0],
         "milliseconds": {
             load: {name: timing.as_dict() for name, timing in timings.items()}
             for load, timings in (("alone", alone), ("beside one busy process per core", beside))
@@ -116,7 +91,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.batch_size, arguments.image_size)
+        serve_step(arguments.batch_size, arguments.image_size)
         return
     result = measure(arguments.settings, arguments.batch_size, arguments.image_size, arguments.seconds)
     text = json.dumps(

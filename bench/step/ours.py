@@ -6,6 +6,7 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DeviceBatches
+from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.prepare import prepare_family
@@ -24,8 +25,10 @@ from .problem import (
 )
 
 
-def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, capture: bool, executor: str) -> Engine:
-    """Build the engine, with a constant learning rate."""
+def make_engine(
+    problem: StepProblem, members: tuple[int, ...] | None, *, capture: bool, executor: str, world: World = ALONE
+) -> Engine:
+    """Build the engine of this rank of `world`, with a constant learning rate."""
     config = TrainConfig(
         model=problem.model,
         num_students=problem.num_students,
@@ -47,12 +50,13 @@ def make_engine(problem: StepProblem, members: tuple[int, ...] | None, *, captur
     family = problem.family(members).to(problem.device, memory_format=torch.channels_last)
     return Engine(
         config,
-        prepare_family(family, config),
+        prepare_family(family, config, world),
         family_options(config) if len(family.members) > 1 else label_options(config),
         device=torch.device(problem.device),
         normalisation=(MEAN, STD),
         augmentation=problem.augmentation,
         steps_per_epoch=problem.batches,
+        world=world,
     )
 
 
@@ -63,6 +67,7 @@ class OurStep:
         members: Students to train; None is the whole family.
         capture: Capture the step as one CUDA graph.
         executor: As in TrainConfig; "sequential" on CUDA is one stream.
+        world: Ranks that share the batch; the default process group exists if there are several.
     """
 
     def __init__(
@@ -72,8 +77,9 @@ class OurStep:
         *,
         capture: bool = False,
         executor: str = "auto",
+        world: World = ALONE,
     ) -> None:
-        self.engine = make_engine(problem, members, capture=capture, executor=executor)
+        self.engine = make_engine(problem, members, capture=capture, executor=executor, world=world)
         self.family, self.optimizer = self.engine.ensemble, self.engine.optimizer
         self._batches = DeviceBatches(problem.split(), torch.device(problem.device))
         self._order, self._size = problem.order(), problem.batch_size
