@@ -36,8 +36,9 @@ class RandomDrawOrder:
     def run(self, forward: Forward, branches: Sequence[Branch], inputs: Sequence[Any]) -> Any:
         """Call `forward` with the students to run sequentially, and return its result."""
         mode = _mode(branches)
-        known = mode in self._drawing
-        serial = self._drawing[mode] if known else range(len(branches))
+        drawing = self._drawing.get(mode)  # read once, because calls may overlap
+        known = drawing is not None
+        serial = drawing if known else range(len(branches))
         watched = {j: _Watched(branches[j]) for j in serial}
         before = cpu_generator_state()
         result = forward([watched.get(j, branch) for j, branch in enumerate(branches)], inputs, list(serial))
@@ -45,7 +46,7 @@ class RandomDrawOrder:
         # The generator must not have changed outside the sequential students: compare the state after each one with
         # the state before the next.
         if known and any(a != b for a, b in list(pairwise(states))[::2]):
-            del self._drawing[mode]
+            self._drawing.pop(mode, None)
             self._warn()
         elif not known:
             self._drawing[mode] = tuple(j for j, watch in watched.items() if watch.states[0] != watch.states[1])
@@ -59,7 +60,7 @@ class RandomDrawOrder:
             "torch's default CPU generator was used during a parallel forward pass by code other than the students "
             "known to draw random numbers, so the numbers may differ from those of a sequential run; the next call "
             "runs sequentially to learn which students draw",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

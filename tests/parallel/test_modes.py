@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from oekd_fast.parallel.executor import make_executor
 
 from ..conftest import needs_native
-from .calls import TIMEOUT, parallel
+from .calls import TIMEOUT, finishes, parallel
 
 
 def modes(_=None):
@@ -140,3 +140,19 @@ def test_a_student_that_starts_to_draw_is_detected_with_a_warning():
             executor.forward([lambda x: x] * 2, [2, 3])
             executor.forward(draws, [2, 3])
     assert len(caught) == 1
+
+
+@needs_native
+def test_overlapping_calls_may_both_detect_a_student_that_starts_to_draw():
+    executor = parallel()
+    barrier = threading.Barrier(2, timeout=TIMEOUT)  # both calls run before either ends
+
+    def branch(x):
+        barrier.wait()
+        return torch.rand(x)
+
+    def call():
+        return executor.forward([branch, lambda x: x], [2, 3])[1]
+
+    with pytest.warns(UserWarning, match="known to draw"):
+        assert finishes(call, call) == [3, 3]
