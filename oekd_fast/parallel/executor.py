@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.native import executor_class
+from oekd_fast.parallel.interpreter_exit import finished_before_exit
 from oekd_fast.parallel.rng import RandomDrawOrder
 from oekd_fast.parallel.threads import Division, StartingOrder, divide_threads, largest_first, one_thread
 
@@ -47,8 +48,10 @@ class Executor(Protocol):
 
     Calls may overlap: several threads may share an executor, a student may call it, and a student may wait for a thread
     that calls it. On the CPU each of several overlapping calls has worker threads of its own, which are kept for later
-    calls. A call that a student makes runs in that student's thread. After a fork, the child starts new threads. While
-    the interpreter shuts down, students run in the calling thread.
+    calls. A call that a student makes runs in that student's thread. After a fork, the child starts new threads; a
+    child that a student itself forks has to end by `os._exit`. An exit of the interpreter waits for calls in progress
+    in daemon threads, and later calls raise `RuntimeError` there. While the interpreter finalizes, students run in the
+    calling thread.
 
     A copy, also one made by pickle, is a new executor with the same options.
     """
@@ -138,10 +141,12 @@ class SequentialExecutor:
         self._num_students = num_students
         self._threads: Callable[[], AbstractContextManager] = one_thread if deterministic else nullcontext
 
+    @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         _check_forward(self._num_students, branches, inputs)
         return self._each(lambda j: branches[j](inputs[j]))
 
+    @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
         _check_backward(self._num_students, roots, grads)
         self._each(lambda j: torch.autograd.backward(list(roots[j]), list(grads[j])) if roots[j] else None)
@@ -173,6 +178,7 @@ class StreamExecutor:
     def __reduce__(self) -> tuple:
         return type(self), (self._num_students, self._device)
 
+    @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         _check_forward(self._num_students, branches, inputs)
         results, faults = self._native.forward(list(branches), list(inputs), [])
@@ -180,6 +186,7 @@ class StreamExecutor:
             raise _error_of(faults)
         return results
 
+    @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
         _check_backward(self._num_students, roots, grads)
         if faults := self._native.backward(roots, grads):
@@ -204,14 +211,15 @@ class ThreadExecutor:
         self._deterministic = deterministic
         self._sequential = SequentialExecutor(num_students)
         self._random_order = RandomDrawOrder()
-        self._divided = 0
-        self._native: Any = None
+        # The caller's number of threads, and the native executor for it. Set at once, because calls may overlap.
+        self._divided: tuple[int, Any] = 0, None
         self._workers = 1
         self._orders: dict[Hashable, StartingOrder] = {}
 
     def __reduce__(self) -> tuple:
         return type(self), self._options
 
+    @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         _check_forward(self._num_students, branches, inputs)
         if self._costs is None:
@@ -233,6 +241,7 @@ class ThreadExecutor:
             raise _error_of(faults)
         return results
 
+    @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
         _check_backward(self._num_students, roots, grads)
         native = self._native_for_caller()
@@ -244,38 +253,39 @@ class ThreadExecutor:
     def _starting(self, branches: Sequence[Branch], native: Any) -> StartingOrder:
         """Return the starting order for calls of this kind, and set it in the native executor."""
         kind = type(branches[0]), torch.is_grad_enabled()
-        if kind not in self._orders:
-            self._orders[kind] = StartingOrder(self._costs, self._workers)
-        native.order = self._orders[kind].order
-        return self._orders[kind]
+        starting = self._orders.get(kind)
+        if starting is None:
+            starting = self._orders[kind] = StartingOrder(self._costs, self._workers)
+        native.order = starting.order
+        return starting
 
     def _native_for_caller(self) -> Any:
         """Return the native executor for the caller's number of intra-op threads.
 
         Returns None if the best division is one worker with all threads, which needs no pool.
         """
-        if self._native is not None and self._native.inside:
-            return self._native
+        divided, native = self._divided
+        if native is not None and native.inside:
+            return native
         available = torch.get_num_threads()
-        if available != self._divided:
+        if available != divided:
             costs = self._costs or [1.0] * self._num_students
             if self._deterministic:
                 division = Division(min(self._num_students, available), 1)
             else:
                 division = divide_threads(available, costs)
-            self._native = None
-            self._orders.clear()
-            self._workers = division.workers
+            native = None
             if division != (1, available):
-                self._native = self._native_class(
+                native = self._native_class(
                     self._num_students,
                     torch.device("cpu"),
                     workers=division.workers,
                     threads=division.threads,
                     order=largest_first(costs),
                 )
-            self._divided = available
-        return self._native
+            self._divided, self._workers = (available, native), division.workers
+            self._orders.clear()
+        return native
 
 
 def _parameters(branch: Branch) -> float:

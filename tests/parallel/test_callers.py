@@ -128,6 +128,7 @@ def test_an_executor_works_after_a_fork_and_at_exit():
     code = """
     import os, sys, warnings
     import torch
+    from torch.utils.checkpoint import checkpoint
     from oekd_fast.parallel.executor import make_executor
 
     warnings.simplefilter("ignore")  # newer Python versions warn about fork in a process with threads
@@ -140,6 +141,16 @@ def test_an_executor_works_after_a_fork_and_at_exit():
             results = executor.forward([torch.square] * 2, x)
         executor.backward([[r.sum()] for r in results], [[None]] * 2)
         assert all(t.grad.tolist() == [4, 4] for t in x)
+        for reentrant in (False, True):
+            branch = lambda x: checkpoint(torch.square, x, use_reentrant=reentrant)
+            executor.backward([[r.sum()] for r in executor.forward([branch] * 2, x)], [[None]] * 2)
+        assert all(t.grad.tolist() == [12, 12] for t in x)
+        with torch.no_grad():
+            assert all(not r.requires_grad for r in executor.forward([torch.square] * 2, x))
+        executor.forward([lambda x: torch.square(x).sum().backward()] * 2, x)
+        assert all(t.grad.tolist() == [16, 16] for t in x)
+        inside = lambda x: torch.func.grad(lambda x: torch.square(x).sum())(x)
+        assert all(r.tolist() == [4, 4] for r in executor.forward([inside] * 2, x))
 
     check(used), check(dropped)
     child = os.fork()
