@@ -17,8 +17,10 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     """Compute the statistics of a call by a compiled backend; the first, the loss, is differentiable once."""
     ops, kwargs = backend.ops(call), call.op_kwargs()
     weights = call.ensemble_weights if call.weights_need_grad else None
-    if backend is NATIVE and weights is None and call.stacked is None and not torch.compiler.is_compiling():
-        # The op has an autograd kernel of its own, which costs less than a Function in Python.
+    # On the CPU the op has an autograd kernel of its own, which costs less than a Function in Python. Only the op keeps
+    # its gradient in torch.export, which records the forward pass of a Function.
+    eager = call.stacked is None and not torch.compiler.is_compiling()
+    if backend is NATIVE and weights is None and (eager or torch.compiler.is_exporting()):
         return ops.ensemble_kd_value(call.students, **kwargs)
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)

@@ -55,8 +55,18 @@ def _needs_reference(call: EnsembleKDCall) -> str | None:
         return "expected a call outside the transforms of torch.func, got one inside"
     if call.has_tangent:
         return "expected tensors without tangents, got a dual tensor of forward-mode AD"
+    if transforms.is_distributed(call.students[0]):
+        return "expected tensors of one process, got a DTensor"
     if names := call.learned_options:
         return f"{names[0]}: requires_grad is only supported by backend='reference'"
+    return None
+
+
+def _lost_in_export(call: EnsembleKDCall) -> str | None:
+    """Return that torch.export would lose a gradient, which a Function in Python computes; None if none is needed."""
+    needed = call.weights_need_grad or any(z.requires_grad for z in call.students)
+    if needed and torch.is_grad_enabled() and torch.compiler.is_exporting():
+        return "expected tensors that require no gradient in torch.export, got requires_grad=True"
     return None
 
 
@@ -76,7 +86,7 @@ class NativeBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if call.ensemble_attached:
             return "expected detach_ensemble=True, got False"
-        return _needs_reference(call)
+        return _needs_reference(call) or (_lost_in_export(call) if call.weights_need_grad else None)
 
     def ops(self, call: EnsembleKDCall):
         return torch.ops.oekd_fast
@@ -96,7 +106,9 @@ class TritonBackend(Backend):
 
     def unsupported(self, call: EnsembleKDCall) -> str | None:
         device, students = call.device, len(call.students)
-        if device.type != "cuda" and not (device.type == "cpu" and triton_kernels().INTERPRETED):
+        # torch.compile can neither trace the interpreter nor import it.
+        interpreted = device.type == "cpu" and not torch.compiler.is_compiling() and triton_kernels().INTERPRETED
+        if device.type != "cuda" and not interpreted:
             return (
                 "expected logits on CUDA (or on the CPU with TRITON_INTERPRET=1 set before the first use, for tests: "
                 f"slow), got {device}"
@@ -105,9 +117,11 @@ class TritonBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if students > MAX_TRITON_STUDENTS:
             return f"expected at most {MAX_TRITON_STUDENTS} students, got {students}"
-        if len(call.students[0]) >= 1 << 24:
-            return f"expected fewer than 2^24 rows, since they are counted in float32, got {len(call.students[0])}"
-        return _needs_reference(call) or (self._unsupported_objective(call) if call.extensions else None)
+        if (rows := call.students[0].shape[0]) >= 1 << 24:
+            return f"expected fewer than 2^24 rows, since they are counted in float32, got {rows}"
+        if reason := _needs_reference(call) or _lost_in_export(call):
+            return reason
+        return self._unsupported_objective(call) if call.extensions else None
 
     def _unsupported_objective(self, call: EnsembleKDCall) -> str | None:
         """Check the size of a call that only the resident kernel supports: it holds whole rows in registers."""

@@ -92,7 +92,7 @@ class EnsembleKDCall:
         students = checks.check_logits(logits)
         first = students[0]
         checks.check_scalar_devices(options, first.device)
-        checks.check_target(target, len(first), first.device, options)
+        checks.check_target(target, first.shape[0], first.device, options)  # len(first) would fix a dynamic size
         if ensemble_weights is not None:
             checks.check_ensemble_weights(ensemble_weights, students, options)
         teachers = () if teacher_logits is None else checks.check_teacher_logits(teacher_logits, first)

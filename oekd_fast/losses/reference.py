@@ -53,8 +53,9 @@ def ensemble_kd(
     rows, classes = z[0].shape
 
     counted = valid = None
-    number = torch.full((), float(rows), dtype=dtype, device=z[0].device)
-    if target is not None:
+    if target is None:
+        number = z[0].new_ones(rows).sum()  # float(rows) would fix a dynamic size
+    else:
         counted = target != options.ignore_index
         valid = (target >= 0) & (target < classes)
         number = counted.sum().to(dtype)

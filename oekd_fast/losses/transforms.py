@@ -1,4 +1,4 @@
-"""Recognition of calls that PyTorch transforms or traces: torch.func, forward-mode AD, fake tensors.
+"""Recognition of calls that PyTorch transforms or traces: torch.func, forward-mode AD, fake tensors, DTensor.
 
 The compiled kernels read memory, so that they can neither carry tangents nor see batched values. The reference is
 plain PyTorch, which every transform supports. This module is the only one that asks PyTorch's internals.
@@ -6,6 +6,7 @@ plain PyTorch, which every transform supports. This module is the only one that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -16,8 +17,7 @@ from torch.autograd import forward_ad
 
 def in_torch_func() -> bool:
     """Whether a transform of ``torch.func`` is active: grad, vjp, jvp, vmap, functionalize and their compositions."""
-    # A compiled graph contains the transforms that are traced into it.
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()  # torch.compile evaluates it while it traces
 
 
 def in_forward_ad() -> bool:
@@ -37,6 +37,14 @@ def is_batched(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return in_torch_func() or torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor, whose processes hold parts of it. Operators need a rule for each layout."""
+    if type(tensor) is Tensor:  # the usual case is fast
+        return False
+    loaded = sys.modules.get("torch.distributed.tensor")  # by whoever made a DTensor
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def hides_values(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 #include <ATen/core/List.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/mul.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <utility>
@@ -72,9 +73,12 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
   }
 
  private:
-  // False also if a tracer hides the value.
+  // False also if a tracer hides the value: a tensor of its own type, or the mode of make_fx.
   static bool is_one(const at::Tensor& upstream) {
-    return !upstream.key_set().has(c10::DispatchKey::Python) && upstream.item<double>() == 1.0;
+    using Modes = c10::impl::TorchDispatchModeTLS;
+    const bool hidden = upstream.key_set().has(c10::DispatchKey::Python) ||
+                        Modes::get_mode(c10::impl::TorchDispatchModeKey::PROXY).has_value();
+    return !hidden && upstream.item<double>() == 1.0;
   }
 
   // Whether `upstream` stands for several gradients, as with is_grads_batched=True. The op cannot read their values.
