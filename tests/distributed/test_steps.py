@@ -5,9 +5,12 @@ from functools import cache
 import pytest
 import torch
 
+from bench.model.scale_out import Cluster, Family, plan_step
 from oekd_fast.distributed.world import ALONE
+from oekd_fast.models import get_architecture
 
 from ..support import rank_steps
+from ..support.engines import make_batch
 
 STEPS = 4
 # Float64 leaves rounding alone: sums over the batch are made in another order.
@@ -84,6 +87,17 @@ def test_ranks_equal_one_ddp_a_student(ranks):
     for (state, _), theirs in zip(results, ranks.run(2, rank_steps.train_with_ddp, {}, STEPS, 16), strict=True):
         for name, tensor in theirs.items():
             assert (state[name] - tensor).norm() <= EXACT * tensor.norm().clamp(min=1e-3), name
+
+
+def sent_elements(world):
+    engine = rank_steps.engine_of(world, {}, network=get_architecture("resnet20"), wide=False)
+    engine.train_step(*make_batch(4))
+    return engine.buckets.elements
+
+
+def test_a_rank_sends_what_the_cost_model_says(ranks):
+    on_two = plan_step(Family.of("resnet20", 3, 10, 8), Cluster(2, link=1.0, latency=0.0, speed=1.0), batch=4)
+    assert [4 * elements for elements in ranks.run(2, sent_elements)] == [on_two.bytes] * 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
