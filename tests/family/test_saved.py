@@ -110,9 +110,15 @@ def test_channels_last_weights_can_be_saved(tmp_path, trained, images):
     assert all(map(torch.equal, loaded.parameters(), student.parameters()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", ["base.0.weight", "branch.stages.1.0.norm1.running_mean", "branch.classifier.bias"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("base.0.weight", float("nan")),
+        ("branch.stages.1.0.norm1.running_mean", float("inf")),
+        ("branch.classifier.bias", -float("inf")),
+    ],
+)
 def test_a_student_that_is_not_finite_is_neither_saved_nor_loaded(tmp_path, trained, monkeypatch, value, name, dtype):
     student, path = copy.deepcopy(trained.student(3)).to(dtype), tmp_path / "student_4.safetensors"
     tensors = student.state_dict()
