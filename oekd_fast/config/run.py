@@ -19,6 +19,8 @@ class RunConfig(Section):
     """Threads of a process on the CPU."""
     norms: Literal["local", "global"] = "local"
     """Statistics of BatchNorm with several processes: over the images of each process, or over the whole batch."""
+    student_ranks: int = setting(1, at_least(1))
+    """Processes that share the students of a family; 1 has each process compute all students."""
     rank_timeout: float = setting(600.0, positive())
     """Seconds that a process waits for the others."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

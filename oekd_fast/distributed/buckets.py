@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from oekd_fast.distributed.world import World, naming_lost_ranks
+from oekd_fast.distributed.world import naming_lost_ranks
+
+_BASE = -1  # key of the base's bucket, beside the positions of the students
 
 
 class Bucket:
@@ -17,10 +19,24 @@ class Bucket:
 
     The gradients of all ranks are added up, since each rank has scaled its own by its share of the batch. Running
     statistics of norms in training mode are averaged with those shares as weights.
+
+    Args:
+        name: for messages.
+        ranks: number of ranks in `group`; nothing is sent if it is 1.
+        group: ranks that add up their gradients; None: all ranks.
+        copies: number of ranks in `group` that have the same images, and therefore the same running statistics.
     """
 
-    def __init__(self, name: str, modules: Iterable[nn.Module]) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        modules: Iterable[nn.Module],
+        ranks: int,
+        group: dist.ProcessGroup | None = None,
+        copies: int = 1,
+    ) -> None:
+        self.name, self.ranks = name, ranks
+        self._group, self._copies = group, copies
         self._modules = list(modules)
         self._parameters = [p for module in self._modules for p in module.parameters()]
         self._with_gradient: list[nn.Parameter] | None = None
@@ -53,12 +69,12 @@ class Bucket:
             torch._foreach_copy_(self._views, self._contents())
             averaged = self._views[len(self._with_gradient) :]
             if averaged:
-                torch._foreach_mul_(averaged, share.to(averaged[0].dtype))
+                torch._foreach_mul_(averaged, (share / self._copies).to(averaged[0].dtype))
 
     def send(self) -> None:
         """Start the sum over all ranks."""
         if self._views:
-            self._work = dist.all_reduce(self._flat, async_op=True)
+            self._work = dist.all_reduce(self._flat, group=self._group, async_op=True)
 
     def receive(self) -> None:
         """Wait for the sum, and copy it back to gradients and running statistics."""
@@ -92,50 +108,44 @@ class Bucket:
 class GradientBuckets:
     """The buckets of a family: one a student, in a static order, then that of the base.
 
-    In a world of one nothing is sent, and every method does nothing.
-
     All ranks must start their sums in the same order, whatever student is done first. A sum is therefore started when
-    all buckets before it in `order` are done too.
+    all buckets before it in `order` are done too. Where there is no other rank, nothing is sent.
 
     Args:
-        students: modules of each student that its backward pass reaches: its branch, and its adapters.
-        base: modules that all students share.
+        students: bucket of each student that this rank computes, by its position in the family.
+        base: bucket of the modules that all students share.
         order: order of the students' sums, first the student that is done first.
+        share: share of this rank's rows in the batch, a scalar on the device of the gradients.
 
     Attributes:
-        active: whether there is another rank.
-        share: share of this rank's rows in the batch, a scalar on the device of the gradients.
+        active: whether there is another rank to send to.
     """
 
-    def __init__(
-        self, world: World, students: Sequence[Sequence[nn.Module]], base: Sequence[nn.Module], order: Sequence[int]
-    ) -> None:
-        self.active = world.size > 1
-        self._buckets = [Bucket(f"student {j + 1}", modules) for j, modules in enumerate(students)]
-        self._buckets.append(Bucket("base", base))
-        self._order = [*order, len(students)]
+    def __init__(self, students: Mapping[int, Bucket], base: Bucket, order: Sequence[int], share: Tensor) -> None:
+        self._buckets = {key: b for key, b in (*students.items(), (_BASE, base)) if b.ranks > 1}
+        self._order = [key for key in (*order, _BASE) if key in self._buckets]
+        self.active = bool(self._buckets)
+        self.share = share
         self._lock = threading.Lock()
         self._packed: dict[int, torch.cuda.Event | None] = {}
         self._sent = 0
         self._fault: BaseException | None = None
-        self.share: Tensor | None = None
 
     @property
     def elements(self) -> int:
         """Number of elements that a step sends, known after the first one."""
-        return sum(bucket.elements for bucket in self._buckets)
+        return sum(bucket.elements for bucket in self._buckets.values())
 
     def done(self, student: int) -> None:
         """Report that the gradients of `student` are complete on the current stream; may be called in any thread.
 
         An error is raised by `finish` instead, so that no other student of this rank is stopped by it.
         """
-        if not self.active:
+        if student not in self._buckets:
             return
         try:
-            bucket = self._buckets[student]
             with torch.no_grad():
-                bucket.pack(self.share)
+                self._buckets[student].pack(self.share)
             event = None
             if self.share.is_cuda:
                 event = torch.cuda.Event()
@@ -148,21 +158,19 @@ class GradientBuckets:
 
     def base_done(self) -> None:
         """Report that all gradients of the base are complete."""
-        self.done(len(self._buckets) - 1)
+        self.done(_BASE)
 
     def all_done(self) -> None:
         """Report that all gradients of the family are complete."""
-        for position in range(len(self._buckets)):
-            self.done(position)
+        for key in self._order:
+            self.done(key)
 
     def finish(self) -> None:
-        """Wait for all sums; afterwards gradients and running statistics are the same on all ranks.
+        """Wait for all sums; afterwards gradients and running statistics are the same on all ranks of each bucket.
 
         Raises:
             LostRankError: another rank has ended, or does not answer.
         """
-        if not self.active:
-            return
         fault, self._fault = self._fault, None
         self._packed.clear()
         sent, self._sent = self._sent, 0
@@ -171,16 +179,17 @@ class GradientBuckets:
         if sent != len(self._buckets):
             raise RuntimeError(f"finish: expected {len(self._buckets)} complete buckets, got {sent}")
         with torch.no_grad(), naming_lost_ranks():
-            for position in self._order:
-                self._buckets[position].receive()
+            for key in self._order:
+                self._buckets[key].receive()
 
     def _send_ready(self) -> None:
         while self._sent < len(self._order) and self._order[self._sent] in self._packed:
-            event = self._packed[self._order[self._sent]]
+            key = self._order[self._sent]
+            event = self._packed[key]
             if event is not None:
                 event.wait()  # another stream than the current one may have packed it
             with naming_lost_ranks():
-                self._buckets[self._order[self._sent]].send()
+                self._buckets[key].send()
             self._sent += 1
 
 

@@ -17,7 +17,9 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
 from oekd_fast.data.known import same_data_name
 from oekd_fast.distributed.agreement import failing_together
+from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE, World
+from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.runs.build import build_family
 from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, save_checkpoint
 from oekd_fast.runs.data_fingerprint import DataFingerprint
@@ -27,7 +29,7 @@ from oekd_fast.runs.phase_state import PhaseState
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state, seed_everything
 from oekd_fast.runs.rank_state import load_latest_on_all, rank_generators, restore_rank_generator, seed_rank
-from oekd_fast.runs.ranks import check_same_weights, raise_on_main
+from oekd_fast.runs.ranks import check_same_weights, raise_on_main, student_grid
 from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training
 from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.tasks import PhaseResult, PhaseTask
@@ -83,11 +85,14 @@ class Phase:
         self._batch_size = min(config.batch_size, len(data.train))
         self._noted_eager = False
         with failing_together(world):
-            _check_batch_size(self._batch_size, world)
             self._batches = data.train.num_batches(self._batch_size, drop_last=True)
             seed_everything(config.seed)  # every phase, so that a baseline sees the same batches as the family
-            self.engine = _build_engine(task, config, data, device, self._epochs, self._batches, world)
-            seed_rank(config.seed, world)
+            ensemble = _build_ensemble(task, config, data, device)
+        grid = student_grid(ensemble, config, data.train.image_shape, device, world)
+        with failing_together(world):
+            _check_batch_size(self._batch_size, world if grid is None else grid.data)
+            self.engine = _build_engine(task, ensemble, config, data, device, self._epochs, self._batches, world, grid)
+            seed_rank(config.seed, world if grid is None else grid.data)
         self._generators = {
             "order": torch.Generator().manual_seed(config.seed),
             "augmentation": self.engine.augmentation_generator,
@@ -186,6 +191,7 @@ class Phase:
         return epoch * self._config.snapshots // self._epochs
 
     def _check_finite(self, metrics: EpochMetrics) -> None:
+        self.engine.collect()  # all ranks have to find the same
         epoch, what = self._state.epoch, "the loss is"
         if metrics.first_bad_step is not None:
             step = epoch * self._batches + metrics.first_bad_step
@@ -299,14 +305,21 @@ def _check_batch_size(batch_size: int, world: World) -> None:
         raise DataError(f"batch_size: training needs batches of at least {least} images{ranks}, got {batch_size}")
 
 
+def _build_ensemble(task: PhaseTask, config: TrainConfig, data: DeviceData, device: torch.device) -> StudentEnsemble:
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    return build_family(task, config, data.num_classes, data.in_channels).to(device, memory_format=memory_format)
+
+
 def _build_engine(
     task: PhaseTask,
+    ensemble: StudentEnsemble,
     config: TrainConfig,
     data: DeviceData,
     device: torch.device,
     epochs: int,
     steps_per_epoch: int,
     world: World,
+    grid: StudentGrid | None,
 ) -> Engine:
     training = replace(
         config,
@@ -315,8 +328,6 @@ def _build_engine(
         # A loss of labels alone has no other term to balance them with.
         ce_schedule="constant" if task.from_labels else config.ce_schedule,
     )
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    ensemble = build_family(task, config, data.num_classes, data.in_channels).to(device, memory_format=memory_format)
     return Engine(
         training,
         prepare_family(ensemble, training, world),
@@ -327,4 +338,5 @@ def _build_engine(
         steps_per_epoch=steps_per_epoch,
         teacher=task.teacher,
         world=world,
+        grid=grid,
     )

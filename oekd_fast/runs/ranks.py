@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -14,8 +15,10 @@ import torch
 from oekd_fast import __version__
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.distributed.agreement import OtherRankError, check_same_on_all, failing_together
+from oekd_fast.distributed.grid import StudentGrid, check_student_ranks
 from oekd_fast.distributed.world import World
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.family.flops import family_flops
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import choose_device
 
@@ -52,16 +55,24 @@ def device_of_rank(name: str, world: World) -> torch.device:
     return device
 
 
-def set_threads(threads: int | None, world: World) -> None:
-    """Set torch's number of intra-op threads; None divides the cores of the machine among its ranks.
+@contextmanager
+def threads_of_rank(threads: int | None, world: World) -> Iterator[None]:
+    """Set torch's number of intra-op threads within the context.
 
-    A process alone keeps torch's own number with None.
+    Args:
+        threads: the number; None divides the cores of the machine among its ranks, and keeps torch's own number for a
+            process alone.
     """
+    before = torch.get_num_threads()
     if threads is None and world.size > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = max(1, cores // world.local_size)
     if threads is not None:
         torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def first_on_each_machine(world: World, load: Callable[[], T]) -> T:
@@ -91,6 +102,28 @@ def check_same_run(world: World, config: TrainConfig, fingerprint: DataFingerpri
         difference = DataFingerprint.from_dict(of_main).differences(fingerprint)
         if difference is not None:
             raise ValueError(f"dataset: expected the data of rank 0; {difference}")
+
+
+def student_grid(
+    ensemble: StudentEnsemble,
+    config: TrainConfig,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    world: World,
+) -> StudentGrid | None:
+    """Return how the ranks share the students of `ensemble`; None if each of them computes all. Collective.
+
+    A student that trains alone is computed by all ranks. Costs are the floating-point operations of the branches.
+
+    Raises:
+        ValueError, OtherRankError: `config.student_ranks` fits neither the number of ranks nor that of students.
+    """
+    if config.student_ranks == 1 or len(ensemble.members) == 1:
+        return None
+    with failing_together(world):
+        check_student_ranks(world.size, len(ensemble.members), config.student_ranks)
+    costs = family_flops(ensemble, image_shape[1:]).branches
+    return StudentGrid.of(world, costs, config.student_ranks, device.type)
 
 
 def check_same_weights(world: World, ensemble: StudentEnsemble) -> None:

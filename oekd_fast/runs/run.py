@@ -35,7 +35,7 @@ from oekd_fast.runs.ranks import (
     device_type,
     first_on_each_machine,
     resumed_after_restart,
-    set_threads,
+    threads_of_rank,
 )
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.stop_vote import StopVote
@@ -78,7 +78,7 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
     with ExitStack() as stack:
         with failing_together(world):
             get_architecture(config.model)  # raises before the data set is loaded if the model is unknown
-            set_threads(config.threads, world)
+            stack.enter_context(threads_of_rank(config.threads, world))
             device = device_of_rank(config.device, world)
             folder = stack.enter_context(RunFolder(config, writes=world.is_main))
             stop.patient = world.size > 1

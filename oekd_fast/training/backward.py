@@ -86,7 +86,7 @@ def backward_side_by_side(
     gate = gate_input = None
     with autocast:
         shared = ensemble.base(images)
-        inputs = _branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
+        inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
         logits, features = _run_branches(ensemble, inputs, executor)
         if ensemble.gate is not None:
             gate_input = shared.detach().requires_grad_(shared.requires_grad)
@@ -94,7 +94,7 @@ def backward_side_by_side(
     statistics, logits_grads, gate_grad = family_value_and_grad(
         logits, labels, terms.loss_options, terms.signals, gate, terms.grad_scale
     )
-    students = [_StudentBackward(z, grad) for z, grad in zip(logits, logits_grads, strict=True)]
+    students = [StudentBackward(z, grad) for z, grad in zip(logits, logits_grads, strict=True)]
     targets: Sequence[Tensor] = ()
     if terms.feature_weight is not None:
         targets, first = _feature_targets(features, terms.signals)
@@ -102,13 +102,13 @@ def backward_side_by_side(
             student.compare(features[first + i], [of_block[i] for of_block in ensemble.adapters])
     del logits, logits_grads, features  # each student's backward frees its own
 
-    backward = _backward_on_streams if images.is_cuda else _backward_in_threads
+    backward = _backward_on_streams if images.is_cuda else backward_in_threads
     feature = backward(students, targets, terms, executor, buckets)
     if gate is not None:
         gate.backward(gate_grad)
         inputs.append(gate_input)
     if shared.requires_grad:
-        shared.backward(_sum([x.grad for x in inputs if x.requires_grad]))
+        shared.backward(sum_in_order([x.grad for x in inputs if x.requires_grad]))
     buckets.base_done()
     total = statistics.loss if feature is None else statistics.loss + terms.feature_weight * feature
     return FamilyLosses(statistics, feature, total)
@@ -177,7 +177,7 @@ def _run_branches(
     return logits, features
 
 
-def _branch_inputs(shared: Tensor, count: int, learns_from_all: bool) -> list[Tensor]:
+def branch_inputs(shared: Tensor, count: int, learns_from_all: bool) -> list[Tensor]:
     """Return the base's map as one leaf a student, which requires a gradient if the base learns from that student."""
     wanted = [shared.requires_grad] + [shared.requires_grad and learns_from_all] * (count - 1)
     return [shared.detach().requires_grad_(each) for each in wanted]
@@ -192,7 +192,7 @@ def _feature_block(maps: Sequence[Tensor], target: Tensor, adapters: Sequence[nn
     return FeatureBlock(maps, target, [a.weight for a in adapters], [a.bias for a in adapters])
 
 
-class _StudentBackward:
+class StudentBackward:
     """The tensors where one student's backward pass begins, and their gradients.
 
     maps: the student's map after each block if the intermediate loss compares them, else empty.
@@ -221,7 +221,7 @@ class _StudentBackward:
         return roots, grads
 
 
-def _feature_gradients(students: Sequence[_StudentBackward], targets: Sequence[Tensor], terms: StepTerms) -> Tensor:
+def _feature_gradients(students: Sequence[StudentBackward], targets: Sequence[Tensor], terms: StepTerms) -> Tensor:
     """Return the intermediate loss of `students` and hand each of them its gradients; one call computes all blocks."""
     blocks = [
         _feature_block([student.maps[b] for student in students], target, [student.adapters[b] for student in students])
@@ -237,7 +237,7 @@ def _feature_gradients(students: Sequence[_StudentBackward], targets: Sequence[T
 
 
 def _backward_on_streams(
-    students: list[_StudentBackward],
+    students: list[StudentBackward],
     targets: Sequence[Tensor],
     terms: StepTerms,
     executor: Executor,
@@ -259,27 +259,33 @@ def _backward_on_streams(
     return loss
 
 
-def _backward_in_threads(
-    students: list[_StudentBackward],
+def backward_in_threads(
+    students: list[StudentBackward],
     targets: Sequence[Tensor],
     terms: StepTerms,
     executor: Executor,
     buckets: GradientBuckets,
+    positions: Sequence[int] | None = None,
 ) -> Tensor | None:
-    """Compute each student's intermediate loss right before its backward, so that few map gradients exist at once."""
+    """Compute each student's intermediate loss right before its backward, so that few map gradients exist at once.
+
+    Args:
+        positions: positions of `students` in the family, for `buckets`; None: they are the whole family.
+    """
 
     def run(j: int) -> Tensor | None:
         student = students[j]
         loss = _feature_gradients([student], targets, terms) if student.maps else None
         torch.autograd.backward(*student.take())
-        buckets.done(j)
+        buckets.done(j if positions is None else positions[j])
         return loss
 
     losses = [loss for loss in executor.forward([run] * len(students), range(len(students))) if loss is not None]
     return torch.stack(losses).sum() if losses else None
 
 
-def _sum(grads: Sequence[Tensor]) -> Tensor:
+def sum_in_order(grads: Sequence[Tensor]) -> Tensor:
+    """Add the others to the first tensor, in place, and return it."""
     first, *others = grads
     for grad in others:
         first = first.add_(grad)

@@ -5,33 +5,60 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oekd_fast.common.part import Part
 from oekd_fast.config.run import RunConfig
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Batches
-from oekd_fast.distributed.buckets import GradientBuckets
+from oekd_fast.distributed.buckets import Bucket, GradientBuckets
+from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.vote import Vote
 from oekd_fast.distributed.world import World
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.losses.calls import KDOptions
 from oekd_fast.parallel.executor import Kind
 
 
-def family_buckets(ensemble: StudentEnsemble, world: World, device: torch.device) -> GradientBuckets:
-    """Return the buckets of `ensemble`: a branch and its adapters in one each, base and gate in the last."""
-    students = [[branch] for branch in ensemble.branches]
+def student_modules(ensemble: StudentEnsemble) -> list[list[nn.Module]]:
+    """Return the modules of each student that no other one has: its branch, and its adapters."""
+    students: list[list[nn.Module]] = [[branch] for branch in ensemble.branches]
     compared = students if ensemble.hinted else students[1:]  # adapters lead to the maps of a teacher or of student 0
     for of_block in ensemble.adapters:
         for modules, adapter in zip(compared, of_block, strict=True):
             modules.append(adapter)
-    base = [ensemble.base] if ensemble.gate is None else [ensemble.base, ensemble.gate]
+    return students
+
+
+def shared_modules(ensemble: StudentEnsemble) -> list[nn.Module]:
+    """Return the modules of all students: the base, and the gate if there is one."""
+    return [ensemble.base] if ensemble.gate is None else [ensemble.base, ensemble.gate]
+
+
+def family_buckets(
+    ensemble: StudentEnsemble, world: World, device: torch.device, grid: StudentGrid | None, exact: bool
+) -> GradientBuckets:
+    """Return the buckets of the students that this rank computes, and that of base and gate.
+
+    Args:
+        grid: how the ranks share the students; None: each of them computes all.
+        exact: whether each rank computes the whole gradient of the base for its images; see `OwnStudents`.
+    """
+    modules = student_modules(ensemble)
+    ranks, group, own = world.size, None, range(len(modules))
+    if grid is not None:
+        ranks, group, own = grid.data.size, grid.data_group, grid.own
+    students = {j: Bucket(f"student {j + 1}", modules[j], ranks, group) for j in own}
+    if grid is None or exact:
+        base = Bucket("base", shared_modules(ensemble), ranks, group)
+    else:
+        base = Bucket("base", shared_modules(ensemble), world.size, None, copies=world.size // grid.data.size)
     # The CPU's executor starts the largest student first. NCCL runs sums one after the other, so that on CUDA, where
     # all students run at once, the sum of the student that ends first comes first.
-    order = range(len(students))
-    buckets = GradientBuckets(world, students, base, order if device.type == "cpu" else order[::-1])
-    if buckets.active:
-        buckets.share = torch.ones((), dtype=torch.float64, device=device)
-    return buckets
+    order = own if device.type == "cpu" else own[::-1]
+    # Float32 would round shares such as 31/63; MPS has no float64, and no other rank.
+    share = torch.ones((), dtype=torch.float64 if world.size > 1 else torch.float32, device=device)
+    return GradientBuckets(students, base, order, share)
 
 
 def begin_part(batches: Batches, order: Tensor, batch_size: int, first: int, world: World) -> Part:
@@ -67,3 +94,16 @@ def agreement(world: World) -> Callable[[bool], bool]:
     """Return a collective function that returns whether its argument is true on all ranks."""
     vote = Vote(world)
     return lambda holds: vote.of_all(int(not holds)) == 0
+
+
+def check_grid(config: TrainConfig, loss: KDOptions, copies: object) -> None:
+    """Raise ValueError if the students of a training cannot be on several ranks."""
+    if not loss.detach_ensemble:
+        reason = "detach_ensemble=False, whose gradients go through all students"
+    elif copies is not None:
+        reason = "codistillation_delay, whose delayed copies of all students are on each rank"
+    elif config.norms == "global":
+        reason = "norms='global'"
+    else:
+        return
+    raise ValueError(f"student_ranks: expected 1 with {reason}, got {config.student_ranks}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oekd_fast.common.part import Part
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import AnyAugmentation, Batches
+from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.teacher import Statistics, Teacher
@@ -23,7 +24,15 @@ from oekd_fast.training.backward import (
     forward_side_by_side,
 )
 from oekd_fast.training.cuda_recorder import CudaRecorder
-from oekd_fast.training.data_parallel import agreement, begin_part, executor_kind, family_buckets
+from oekd_fast.training.data_parallel import (
+    agreement,
+    begin_part,
+    check_grid,
+    executor_kind,
+    family_buckets,
+    shared_modules,
+    student_modules,
+)
 from oekd_fast.training.distillation import TeacherSignals
 from oekd_fast.training.evaluation import Evaluator
 from oekd_fast.training.graph_capture import CapturedCalls, Recorder
@@ -33,6 +42,7 @@ from oekd_fast.training.optimizer import OptimizerState, build_optimizer
 from oekd_fast.training.preprocessing import Preprocessing
 from oekd_fast.training.schedule import Schedule
 from oekd_fast.training.stateful import ModuleState, Parts, batch_tensors, load_part_states, part_states, part_tensors
+from oekd_fast.training.student_parallel import OwnStudents, clip_gradients, collect, share_overflow
 from oekd_fast.training.weight_average import WeightAverage
 
 
@@ -64,9 +74,12 @@ class Engine:
         recorder: captures steps. None captures with CUDA graphs on CUDA, and nothing on other devices.
         world: ranks that train the family together. Each of them computes its part of a batch, and all of them then
             have the same weights and running statistics.
+        grid: how the ranks of `world` share the students; None: each of them computes all. Between two calls of
+            `collect`, a rank then has the current weights of its own students and of the base alone.
 
     Raises:
-        ValueError: `config` asks for the loss on feature maps, and `ensemble` was built with `adapters=False`.
+        ValueError: `config` asks for the loss on feature maps, and `ensemble` was built with `adapters=False`; or
+            `grid` is given for a training whose students cannot be on several ranks.
     """
 
     def __init__(
@@ -82,13 +95,16 @@ class Engine:
         teacher: Teacher | None = None,
         recorder: Recorder | None = None,
         world: World = ALONE,
+        grid: StudentGrid | None = None,
     ) -> None:
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.ensemble = ensemble
         self.schedule = Schedule(config, loss, steps_per_epoch, device)
         self.optimizer = build_optimizer(config, ensemble, self.schedule.learning_rate, self.schedule.adapter_rate)
         self.scaler = LossScaler(device, enabled=config.precision == "fp16")
-        self.metrics = RunningMetrics(len(ensemble.members), device, world)
+        self.metrics = RunningMetrics(
+            len(ensemble.members), device, world, counts_images=grid is None or grid.column == 0
+        )
         self.average = None if config.ema_decay is None else WeightAverage(ensemble)
         self._copies = WeightAverage(ensemble) if loss.mixing is not None and config.codistillation_delay else None
         # Everything that a step changes, except its position in the batches; the names are those in checkpoints.
@@ -106,17 +122,21 @@ class Engine:
         self._preprocessing = Preprocessing(augmentation, normalisation, memory_format, device)
         self.network_generator = _default_generator(device)
         self._numerics = Numerics.of(config, device)
-        self._executor = make_executor(
-            executor_kind(config, world), len(ensemble.members), device, deterministic=config.deterministic
-        )
+        kind, students = executor_kind(config, world), len(ensemble.members)
+        self._executor = make_executor(kind, students, device, deterministic=config.deterministic)
         self._loss_options = vars(loss) | {"mixing": None if loss.mixing is None else loss.mixing.to(device)}
         self._backward: Backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
+        self._of_step = self._executor
+        if grid is not None:
+            check_grid(config, loss, self._copies)
+            self._backward = OwnStudents(grid, exact=config.deterministic)
+            self._of_step = make_executor(kind, len(grid.own), device, deterministic=config.deterministic)
         self._base_learns_from_all = config.base_gradients == "all"
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
         self._clip_norm = config.clip_norm
-        self._world = world
-        self.buckets = family_buckets(ensemble, world, device)
+        self._grid, self._data_world = grid, world if grid is None else grid.data
+        self.buckets = family_buckets(ensemble, world, device, grid, exact=config.deterministic)
         self._batches: Batches | None = None
         self._part = Part.whole(0)
 
@@ -147,7 +167,7 @@ class Engine:
 
         All ranks pass the same arguments; `batch_size` counts the images of a step over all ranks.
         """
-        self._part = begin_part(batches, order, batch_size, first, self._world)
+        self._part = begin_part(batches, order, batch_size, first, self._data_world)
         self._batches = batches
 
     def step(self) -> None:
@@ -169,7 +189,7 @@ class Engine:
             images: uint8 [B, C, H, W] on the device.
             labels: int64 [B] on the device.
         """
-        part = self._world.part(len(labels))
+        part = self._data_world.part(len(labels))
         self._train_on(images[part.rows], labels[part.rows], part)
         self.schedule.count()
 
@@ -180,8 +200,9 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all that steps change, as a checkpoint holds it. Random generators are not included.
 
-        Collective: the sums of the metrics are those over all ranks.
+        Collective: the sums of the metrics are those over all ranks, and all students are collected.
         """
+        self.collect()
         return part_states(self._parts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,16 +236,36 @@ class Engine:
                 base_learns_from_all=self._base_learns_from_all,
             )
             losses = self._backward(
-                self.ensemble, images, labels, terms, self._executor, self._numerics.autocast(), self.buckets
+                self.ensemble, images, labels, terms, self._of_step, self._numerics.autocast(), self.buckets
             )
             self.buckets.finish()
+            if self._grid is not None and self.scaler.enabled:
+                share_overflow(self._grid, self._own_parameters())
             if self._clip_norm is not None:
                 self.scaler.unscale(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self.ensemble.parameters(), self._clip_norm)
+                self._clip()
             self.scaler.step(self.optimizer)
             if self.average is not None:
                 self.average.update(schedule.ema_share)
             self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
+
+    def collect(self) -> None:
+        """Bring the weights and the optimizer's state of all students to all ranks, after steps. Collective."""
+        if self._grid is not None:
+            families = [self.ensemble] if self.average is None else [self.ensemble, self.average.ensemble]
+            collect(self._grid, [student_modules(family) for family in families], self.optimizer)
+
+    def _own_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the students that this rank computes."""
+        modules = student_modules(self.ensemble)
+        return [p for j in self._grid.own for module in modules[j] for p in module.parameters()]
+
+    def _clip(self) -> None:
+        if self._grid is None:
+            torch.nn.utils.clip_grad_norm_(self.ensemble.parameters(), self._clip_norm)
+            return
+        shared = [p for module in shared_modules(self.ensemble) for p in module.parameters()]
+        clip_gradients(self._grid, self._own_parameters(), shared, self._clip_norm)
 
     def _grad_scale(self, part: Part) -> Tensor | None:
         """Return the factor of all gradients: the loss scale times the share of this rank's rows in the batch.

@@ -57,7 +57,8 @@ class RunningMetrics:
 
     Its elements are: images, steps, first bad step, loss, feature, ensemble CE, S x CE, S x KD, S + 1 x correct. Losses
     are summed over images. Each rank of `world` has the sums of its own images; `read` and `state_dict` are collective
-    and add them up.
+    and add them up. With `counts_images` False, the images of this rank are those of another rank too, which counts
+    them, and `update` gets the terms that this rank adds.
 
     On a device without float64 the vector is on the CPU. The values of a batch, which float32 holds exactly, stay on
     the device and are added on the CPU every `BATCHES_KEPT` batches, so that the sums are the same on all devices.
@@ -65,8 +66,10 @@ class RunningMetrics:
 
     _SCALARS = 6
 
-    def __init__(self, num_students: int, device: torch.device, world: World = ALONE) -> None:
-        self._students, self._world = num_students, world
+    def __init__(
+        self, num_students: int, device: torch.device, world: World = ALONE, *, counts_images: bool = True
+    ) -> None:
+        self._students, self._world, self._counts_images = num_students, world, counts_images
         self._kept: list[Tensor] | None = None if devices.has_float64(device) else []
         where = device if self._kept is None else torch.device("cpu")
         self.sums = torch.zeros(self._SCALARS + 3 * num_students + 1, dtype=torch.float64, device=where)
@@ -154,6 +157,7 @@ class RunningMetrics:
         images, losses, correct = batch[0], batch[1 : end - 2], batch[end - 2 :]
         sums[1] += 1
         sums[2] = torch.where((sums[2] == 0) & ~torch.isfinite(losses[0]), sums[1], sums[2])
-        sums[0] += images
+        if self._counts_images:
+            sums[0] += images
         sums[3:end] += images * losses
         sums[end:] += correct

@@ -13,6 +13,6 @@ from ..support.ranks import Ranks
 def ranks() -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this PyTorch was built without gloo")
-    pool = Ranks(3)
+    pool = Ranks(4)
     yield pool
     pool.close()

@@ -21,14 +21,14 @@ from ..support.small_runs import QUIET, assert_same_run, metrics_without_times
 
 @pytest.fixture
 def config(arrays, tmp_path):
-    return replace(small_config(arrays, tmp_path / "run"), deterministic=True)
+    return replace(small_config(arrays, tmp_path / "run"), deterministic=True, threads=1)
 
 
 @pytest.fixture(scope="module")
 def on_two_ranks(ranks, arrays, tmp_path_factory):
     """Return a config and the summaries of its run on two ranks, whose folder a test must not change."""
     config = small_config(arrays, tmp_path_factory.mktemp("two_ranks") / "run")
-    config = replace(config, deterministic=True, baseline=True, track_test=True, ema_decay=0.5)
+    config = replace(config, deterministic=True, baseline=True, track_test=True, ema_decay=0.5, threads=1)
     return config, ranks.run(2, rank_runs.train, config)
 
 

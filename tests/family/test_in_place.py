@@ -164,7 +164,7 @@ def test_a_branch_of_another_class_is_named_by_its_student():
 def step(family, kind, function=backward.backward_side_by_side, base_learns=True):
     terms = backward.StepTerms(vars(family_options(TrainConfig())), base_learns_from_all=base_learns)
     executor = make_executor(kind, len(family.branches), "cpu")
-    buckets = family_buckets(family, ALONE, torch.device("cpu"))
+    buckets = family_buckets(family, ALONE, torch.device("cpu"), None, exact=True)
     return function(family, images(), torch.tensor([0, 3]), terms, executor, torch.enable_grad(), buckets)
 
 

@@ -8,8 +8,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation
+from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import World
 from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.family.flops import family_flops
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.losses.ensemble_kd import ensemble_kd_loss
 from oekd_fast.training.distillation import family_options
@@ -35,7 +37,7 @@ class WideTeacher(Teacher):
         return self.network.branch(self.network.base(network_input(images.double())))
 
 
-def engine_of(world, fields, *, network=SMOOTH, wide=True):
+def engine_of(world, fields, *, network=SMOOTH, wide=True, student_ranks=1):
     """Build an engine for `network`; `wide` computes in float64."""
     config = TrainConfig(**{"num_students": 3, "warmup_epochs": 0, "executor": "sequential"} | fields)
     teacher = make_teacher() if config.family_objective.teacher == "required" else None
@@ -48,10 +50,13 @@ def engine_of(world, fields, *, network=SMOOTH, wide=True):
         if teacher is not None:
             teacher = teacher.double()
             teacher.__class__ = WideTeacher
+    grid = None
+    if student_ranks > 1:
+        grid = StudentGrid.of(world, family_flops(family, 8).branches, student_ranks, "cpu")
     engine = Engine(
         config, prepare_family(family, config, world), family_options(config), device=CPU,
         normalisation=NORMALISATION, augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=10,
-        teacher=teacher, world=world,
+        teacher=teacher, world=world, grid=grid,
     )  # fmt: skip
     if wide:
         engine._preprocessing.__class__ = WidePreprocessing
@@ -66,12 +71,15 @@ def state_of(engine):
     return state, engine.metrics.read().as_dict()
 
 
-def train(world, fields, steps, rows, network="smooth", wide=True):
+def train(world, fields, steps, rows, network="smooth", wide=True, student_ranks=1):
     """Return the state after `steps` steps on a batch of `rows` images."""
-    engine = engine_of(world, fields, network=PLAIN if network == "plain" else SMOOTH, wide=wide)
+    engine = engine_of(
+        world, fields, network=PLAIN if network == "plain" else SMOOTH, wide=wide, student_ranks=student_ranks
+    )
     images, labels = make_batch(rows)
     for _ in range(steps):
         engine.train_step(images, labels)
+    engine.collect()
     return state_of(engine)
 
 

@@ -188,13 +188,13 @@ def test_both_forms_of_backward_agree_with_autograd(executor, detach_ensemble):
 
 
 @pytest.mark.parametrize("fields", [{}, {"objective": "fitnets", "teacher": "given"}, {"objective": "one"}], ids=str)
-def test_backward_on_streams_equals_backward_in_threads(fields, monkeypatch, one_thread):
+def test_backward_on_streams_equalsbackward_in_threads(fields, monkeypatch, one_thread):
     """Both run on the CPU here; on streams, the intermediate loss is computed before all backward passes."""
     config = TrainConfig(num_students=3, warmup_epochs=0, **fields)
     images, labels = make_batch()
     states, losses = [], []
-    for backward in (gradients._backward_in_threads, gradients._backward_on_streams):
-        monkeypatch.setattr(gradients, "_backward_in_threads", backward)
+    for backward in (gradients.backward_in_threads, gradients._backward_on_streams):
+        monkeypatch.setattr(gradients, "backward_in_threads", backward)
         engine = make_engine(config, teacher=None if config.teacher is None else make_teacher())
         engine.train_step(images, labels)
         states.append(engine.ensemble.state_dict())
