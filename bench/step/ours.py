@@ -6,7 +6,9 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DeviceBatches
+from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE, World
+from oekd_fast.family.flops import family_flops
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.prepare import prepare_family
@@ -26,7 +28,13 @@ from .problem import (
 
 
 def make_engine(
-    problem: StepProblem, members: tuple[int, ...] | None, *, capture: bool, executor: str, world: World = ALONE
+    problem: StepProblem,
+    members: tuple[int, ...] | None,
+    *,
+    capture: bool,
+    executor: str,
+    world: World = ALONE,
+    student_ranks: int = 1,
 ) -> Engine:
     """Build the engine of this rank of `world`, with a constant learning rate."""
     config = TrainConfig(
@@ -48,6 +56,10 @@ def make_engine(
         executor=executor,
     )
     family = problem.family(members).to(problem.device, memory_format=torch.channels_last)
+    grid = None
+    if student_ranks > 1:
+        costs = family_flops(family, problem.image_size).branches
+        grid = StudentGrid.of(world, costs, student_ranks, problem.device)
     return Engine(
         config,
         prepare_family(family, config, world),
@@ -57,6 +69,7 @@ def make_engine(
         augmentation=problem.augmentation,
         steps_per_epoch=problem.batches,
         world=world,
+        grid=grid,
     )
 
 
@@ -68,6 +81,7 @@ class OurStep:
         capture: Capture the step as one CUDA graph.
         executor: As in TrainConfig; "sequential" on CUDA is one stream.
         world: Ranks that share the batch; the default process group exists if there are several.
+        student_ranks: Ranks that share the students.
     """
 
     def __init__(
@@ -78,8 +92,11 @@ class OurStep:
         capture: bool = False,
         executor: str = "auto",
         world: World = ALONE,
+        student_ranks: int = 1,
     ) -> None:
-        self.engine = make_engine(problem, members, capture=capture, executor=executor, world=world)
+        self.engine = make_engine(
+            problem, members, capture=capture, executor=executor, world=world, student_ranks=student_ranks
+        )
         self.family, self.optimizer = self.engine.ensemble, self.engine.optimizer
         self._batches = DeviceBatches(problem.split(), torch.device(problem.device))
         self._order, self._size = problem.order(), problem.batch_size

@@ -33,13 +33,13 @@ SAMPLE = 0.4  # seconds
 VOTES = 2000
 
 
-def serve_rank(world: World, store: str, threads: int, problem: StepProblem) -> None:
+def serve_rank(world: World, store: str, threads: int, student_ranks: int, problem: StepProblem) -> None:
     """Serve steps of one rank, each with the vote of a run, after timing votes alone."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     if world.size > 1:
         dist.init_process_group("gloo", store=dist.FileStore(store, world.size), rank=world.rank, world_size=world.size)
-    ours, vote = OurStep(problem, world=world), Vote(world)
+    ours, vote = OurStep(problem, world=world, student_ranks=student_ranks), Vote(world)
 
     def step() -> None:
         vote.begin(0)
@@ -60,10 +60,10 @@ def votes_alone(vote: Vote) -> Timing:
     return Timing.of(samples)
 
 
-def start(ranks: int, threads: int, problem: StepProblem, folder: str) -> Workers:
+def start(ranks: int, threads: int, student_ranks: int, problem: StepProblem, folder: str) -> Workers:
     """Start the processes of one variant."""
-    store = str(Path(folder) / f"store-{ranks}-{threads}")
-    common = ["--serve", store, "--ranks", str(ranks), "--threads", str(threads)]
+    store = str(Path(folder) / f"store-{ranks}-{threads}-{student_ranks}")
+    common = ["--serve", store, "--ranks", str(ranks), "--threads", str(threads), "--student-ranks", str(student_ranks)]
     common += ["--model", problem.model, "--batch-size", str(problem.batch_size)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     return Workers([Worker(["bench.step.ranks", *common, "--rank", str(r)], environment) for r in range(ranks)])
@@ -71,17 +71,22 @@ def start(ranks: int, threads: int, problem: StepProblem, folder: str) -> Worker
 
 def measure(ranks: int, problem: StepProblem, seconds: float) -> dict:
     """Time one process with `ranks` threads, one with one thread, and `ranks` ranks with one thread each."""
-    names = {f"1 process x {ranks} threads": (1, ranks), "1 process x 1 thread": (1, 1)}
-    names[f"{ranks} ranks x 1 thread"] = (ranks, 1)
+    data_parallel, student_parallel = f"{ranks} ranks x 1 thread", f"{ranks} student ranks x 1 thread"
+    names = {
+        f"1 process x {ranks} threads": (1, ranks, 1),
+        "1 process x 1 thread": (1, 1, 1),
+        data_parallel: (ranks, 1, 1),
+        student_parallel: (ranks, 1, ranks),
+    }
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         workers = {}
-        for name, (processes, threads) in names.items():
-            workers[name] = start(processes, threads, problem, folder)
+        for name, variant in names.items():
+            workers[name] = start(*variant, problem, folder)
             stack.callback(workers[name].stop)
         timings = interleave({name: w.step for name, w in workers.items()}, seconds, SAMPLE, calls_before=3)
-        of_ranks = workers[f"{ranks} ranks x 1 thread"].about
-    one, single, several = (timings[name].median for name in names)
+        of_ranks = workers[data_parallel].about
+    one, single, several, _ = (timings[name].median for name in names)
     return {
         "model": problem.model,
         "students": problem.num_students,
@@ -107,14 +112,16 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--student-ranks", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     problem = StepProblem(model=arguments.model, batch_size=arguments.batch_size, batches=16)
     if arguments.serve:
-        serve_rank(World(arguments.rank, arguments.ranks), arguments.serve, arguments.threads, problem)
+        world = World(arguments.rank, arguments.ranks)
+        serve_rank(world, arguments.serve, arguments.threads, arguments.student_ranks, problem)
         return
     result = measure(arguments.ranks, problem, arguments.seconds)
     for name, timing in result["milliseconds"].items():
-        print(f"{name:>24}: {timing['median']:8.1f} ms [{timing['lower']:.1f}, {timing['upper']:.1f}]")
+        print(f"{name:>28}: {timing['median']:8.1f} ms [{timing['lower']:.1f}, {timing['upper']:.1f}]")
     print(result["speed_of_ranks"], "vote", result["vote_milliseconds"]["median"], "ms,", result["sent_bytes"], "bytes")
     if arguments.json:
         content = result_file.report("one training step on one process and on several ranks, fp32", machine(), [result])
