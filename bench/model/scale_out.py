@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from oekd_fast.distributed import grid
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.family.flops import family_flops
 
@@ -150,13 +151,9 @@ class Step:
 
 
 def place(costs: Sequence[float], ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Return the students of each rank: the most costly first, each on the rank with the least cost so far."""
-    loads, placed = [0.0] * ranks, [[] for _ in range(ranks)]
-    for j in sorted(range(len(costs)), key=lambda j: -costs[j]):
-        rank = loads.index(min(loads))
-        loads[rank] += costs[j]
-        placed[rank].append(j)
-    return tuple(tuple(sorted(students)) for students in placed)
+    """Return the students of each rank, placed as the trainer does."""
+    placed = grid.place_students(costs, ranks)
+    return tuple(tuple(j for j, of in enumerate(placed) if of == rank) for rank in range(ranks))
 
 
 def place_students(family: Family, student_ranks: int) -> tuple[tuple[int, ...], ...]:

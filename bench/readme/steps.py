@@ -102,3 +102,24 @@ def _disagree(results: list[dict]) -> set[str]:
     """Variants which failed the agreement check of bench.step, or of the curves section of bench.gpu."""
     checks = [r if "allowed" in r else r.get("agreement", {"variants": {}}) for r in results]
     return {name for check in checks for name, v in check["variants"].items() if not v["agrees"]}
+
+
+def on_ranks(results: Path, pattern: str) -> str:
+    """Return the step of one process and of several ranks of a machine, against the fastest of them."""
+    blocks = []
+    for report in load_all(results, pattern):
+        (result,) = report["results"]
+        times = result["milliseconds"]
+        fastest = min(timing["median"] for timing in times.values())
+        rows = [
+            (name, milliseconds(t["median"]), f"{t['lower']:.0f} to {t['upper']:.0f}", f"{t['median'] / fastest:.2f}")
+            for name, t in times.items()
+        ]
+        caption = (
+            f"{result['model']} x {result['students']}, {result['batch_size']} images of 32x32 a step, fp32, medians and "
+            f"quartiles, interleaved. A rank adds up {result['sent_bytes'] / 1e6:.3f} MB of gradients and statistics a "
+            f"step; the model says {result['model_bytes'] / 1e6:.3f} MB. A vote takes "
+            f"{result['vote_milliseconds']['median']:.2f} ms. {machines([report])}."
+        )
+        blocks.append(table(("processes", "ms", "quartiles", "against the fastest"), rows, caption))
+    return "\n".join(blocks)

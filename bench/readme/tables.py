@@ -19,6 +19,7 @@ from . import accuracy, loss, scale_out, steps
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 README, BENCHMARKS, REPRODUCING = "README.md", "docs/benchmarks.md", "docs/reproducing.md"
+DISTRIBUTED = "docs/distributed.md"
 MARKERS = re.compile(r"(<!-- table:(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -49,6 +50,7 @@ TABLES = (
     Table("loss_all", BENCHMARKS, loss.all_processors, ("ensemble_kd*_cpu.json",)),
     Table("gpu_loss", BENCHMARKS, loss.on_a_gpu, (GPU,)),
     Table("step", BENCHMARKS, steps.training_steps, ("step_*_cpu.json", GPU)),
+    Table("ranks", DISTRIBUTED, steps.on_ranks, ("ranks_*_cpu.json",)),
     Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),
     Table("cifar100", BENCHMARKS, accuracy.single_run, ("cifar100_resnet20_cpu.json",)),
     Table("reproduced_digits", REPRODUCING, accuracy.over_seeds, ("reproduce_digits_resnet20.json",)),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 
+from oekd_fast.distributed.world import LostRankError
+
+POLL = 0.0005  # seconds
+
 
 class CudaRecorder:
-    """The `Recorder` of one CUDA device. Warm-ups and captures share a stream, all captures a memory pool."""
+    """The `Recorder` of one CUDA device. Warm-ups and captures share a stream, all captures a memory pool.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Args:
+        deadline: seconds after which waiting for a mark raises LostRankError; None waits without end. NCCL's own
+            timeouts do not cover a captured exchange, which never ends if another rank has died.
+    """
+
+    def __init__(self, device: torch.device, deadline: float | None = None) -> None:
+        self._device, self._deadline = device, deadline
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._needed = 0
@@ -81,7 +92,15 @@ class CudaRecorder:
     def mark(self) -> Callable[[], None]:
         event = torch.cuda.Event(blocking=True)
         event.record(torch.cuda.current_stream(self._device))
-        return event.synchronize
+        return event.synchronize if self._deadline is None else partial(_wait_until, event, self._deadline)
+
+
+def _wait_until(event: torch.cuda.Event, deadline: float) -> None:
+    end = time.monotonic() + deadline
+    while not event.query():
+        if time.monotonic() > end:
+            raise LostRankError(f"a step did not end within {deadline:g} s; another rank may have ended")
+        time.sleep(POLL)
 
 
 @contextmanager

@@ -141,7 +141,7 @@ class Engine:
         self._part = Part.whole(0)
 
         why = self._why_eager(config, device, recorder)
-        recorder = None if why else recorder or CudaRecorder(device)
+        recorder = None if why else recorder or CudaRecorder(device, config.rank_timeout if world.size > 1 else None)
         generators = [self.augmentation_generator, self.network_generator]
         self._calls = CapturedCalls(
             recorder,

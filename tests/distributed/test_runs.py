@@ -162,3 +162,20 @@ def test_norms_over_all_ranks_refuse_a_parallel_executor(ranks, config):
     )
     summaries = ranks.run(2, rank_runs.train, replace(config, norms="global", epochs=1))
     assert summaries[0] == summaries[1]
+
+
+def test_images_that_stay_on_the_host_give_the_same_bits(ranks, config, tmp_path):
+    """Each rank then reads its own part of each batch alone."""
+    streamed = replace(config, output_dir=tmp_path / "streamed", data_placement="stream", epochs=1)
+    plain = replace(config, epochs=1)
+    ranks.run(2, rank_runs.train, plain)
+    ranks.run(2, rank_runs.train, streamed)
+    for file in sorted((plain.run_folder / "students").glob("*.safetensors")):
+        assert file.read_bytes() == (streamed.run_folder / "students" / file.name).read_bytes(), file.name
+
+
+def test_a_run_folder_that_cannot_be_written(ranks, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcomes = ranks.outcomes(2, rank_runs.train, replace(config, output_dir=tmp_path / "file" / "run"))
+    assert outcomes[0].kind == "NotADirectoryError"
+    assert outcomes[1].kind == "OtherRankError"

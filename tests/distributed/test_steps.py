@@ -47,6 +47,7 @@ OBJECTIVES = {
     "kd": {"objective": "kd", "teacher": "student_1"},
     "codistillation": {"objective": "codistillation", "codistillation_delay": 2},
     "dml": {"objective": "dml"},
+    "fitnets": {"objective": "fitnets", "teacher": "student_1"},
     "one": {"objective": "one"},
     "independent": {"objective": "independent"},
     "attached": {"detach_ensemble": False},

@@ -52,6 +52,7 @@ DETERMINISTIC = {
     "gate": {"objective": "one"},
     "others": {"objective": "dml"},
     "teacher": {"objective": "kd", "teacher": "given"},
+    "hints": {"objective": "fitnets", "teacher": "given"},
     "pseudo teacher's gradients": {"base_gradients": "pseudo_teacher"},
     "frozen base": {"freeze_base": True},
     "bf16": {"precision": "bf16"},

@@ -40,9 +40,12 @@ class WideTeacher(Teacher):
 def engine_of(world, fields, *, network=SMOOTH, wide=True, student_ranks=1):
     """Build an engine for `network`; `wide` computes in float64."""
     config = TrainConfig(**{"num_students": 3, "warmup_epochs": 0, "executor": "sequential"} | fields)
-    teacher = make_teacher() if config.family_objective.teacher == "required" else None
+    teacher = None if config.teacher is None else make_teacher()
     torch.manual_seed(0)
-    family = build_ensemble(network, config.num_students, 10, 3, gated=config.family_objective.gated)
+    hints = (16, 32, 64) if config.objective == "fitnets" and teacher is not None else None
+    family = build_ensemble(
+        network, config.num_students, 10, 3, gated=config.family_objective.gated, hint_channels=hints
+    )
     if config.channels_last:
         family = family.to(memory_format=torch.channels_last)
     if wide:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from oekd_fast.distributed.world import LostRankError
 from oekd_fast.training.cuda_recorder import CudaRecorder
 
 
@@ -128,3 +129,38 @@ def test_the_last_warm_up_raises_if_it_waits_for_the_device(monkeypatch):
     with pytest.raises(RuntimeError, match="synchronizing"):
         recorder.warm_up(wait, 3)
     assert device.sync_mode == 0
+
+
+class Event:
+    """An event that the device reaches after some queries."""
+
+    def __init__(self, queries):
+        self.left = queries
+
+    def record(self, stream):
+        pass
+
+    def synchronize(self):
+        self.left = 0
+
+    def query(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def test_waiting_for_a_step_ends_at_the_deadline(monkeypatch):
+    StandIn(monkeypatch)
+    recorder = CudaRecorder(torch.device("cpu"), deadline=0.05)
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: Event(3))
+    recorder.mark()()
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: Event(10**9))
+    with pytest.raises(LostRankError, match=r"^a step did not end within 0.05 s; another rank may have ended$"):
+        recorder.mark()()
+
+
+def test_a_process_alone_waits_without_a_deadline(monkeypatch):
+    StandIn(monkeypatch)
+    event = Event(10**9)
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+    CudaRecorder(torch.device("cpu")).mark()()
+    assert event.left == 0
