@@ -116,9 +116,9 @@ def on_ranks(results: Path, pattern: str) -> str:
             for name, t in times.items()
         ]
         caption = (
-            f"{result['model']} x {result['students']}, {result['batch_size']} images of 32x32 a step, fp32, medians and "
-            f"quartiles, interleaved. A rank adds up {result['sent_bytes'] / 1e6:.3f} MB of gradients and statistics a "
-            f"step; the model says {result['model_bytes'] / 1e6:.3f} MB. A vote takes "
+            f"{result['model']} x {result['students']}, {result['batch_size']} images of 32x32 a step, fp32, medians "
+            f"and quartiles, interleaved. A rank adds up {result['sent_bytes'] / 1e6:.3f} MB of gradients and "
+            f"statistics a step; the model says {result['model_bytes'] / 1e6:.3f} MB. A vote takes "
             f"{result['vote_milliseconds']['median']:.2f} ms. {machines([report])}."
         )
         blocks.append(table(("processes", "ms", "quartiles", "against the fastest"), rows, caption))
