@@ -5,7 +5,7 @@
 1. The executor's thread pool runs random calls under ThreadSanitizer (host_pool_stress.cpp). The rest of the executor
    cannot: it runs inside Python and PyTorch, whose locks ThreadSanitizer does not see unless they are compiled with it.
 2. The extension is built with the other two in a copy of the checkout. The tests of losses, layers and executors run
-   with it where they call it, and random calls of tests/campaigns/fuzz_loss.py.
+   with it where they call it, and in a second process random calls of tests/campaigns/fuzz_loss.py.
 3. An out-of-bounds read, an overflow and a data race are planted and must be reported.
 
 Wrong results of random calls are counted but are no fault here. Needs GCC with its sanitizers. The build takes
@@ -20,9 +20,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +105,12 @@ class Runs:
 
     def run(self, command: Sequence[str], *, where: Path, **environment: str) -> subprocess.CompletedProcess:
         """Run a command, and take the reports of all its processes."""
-        logs = self.folder / "logs"
-        shutil.rmtree(logs, ignore_errors=True)
-        logs.mkdir()
+        logs = Path(tempfile.mkdtemp(prefix="reports-", dir=self.folder))
         options = {name: ":".join(filter(None, (text, f"log_path={logs}/report"))) for name, text in OPTIONS.items()}
         done = subprocess.run(command, cwd=where, env={**os.environ, **options, **environment}, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         self.reports += [path.read_text(errors="replace") for path in sorted(logs.iterdir())]
+        shutil.rmtree(logs)
         return done
 
     def take(self) -> list[str]:
@@ -235,20 +236,21 @@ def run_campaign(calls: int, seed: int, folder: Path) -> dict[str, Any]:
     start, runs = time.perf_counter(), Runs(folder)
     version = subprocess.run([compiler(), "--version"], check=True, capture_output=True, text=True).stdout
     thread_pool = ThreadPool(runs)
-    pool = thread_pool.run(ROUNDS, seed)
+    stress = thread_pool.run(ROUNDS, seed)
     race = thread_pool.run(1, seed, race=True)["reports"]
     planted = {"data race": any("ThreadSanitizer: data race" in report for report in race)}
     checkout = Checkout(runs)
     checkout.build()
-    tests = checkout.run_tests(*TESTS)
-    called = checkout.run_calls(calls, seed)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(checkout.run_calls, calls, seed)
+        tests, called = checkout.run_tests(*TESTS), running.result()
     reports = runs.take()
     planted |= checkout.plant(PLANTED)
     return {
         "campaign": "sanitizers",
         "compiler": version.splitlines()[0],
         "flags": list(FLAGS),
-        "thread_pool": pool,
+        "thread_pool": stress,
         "tests": tests,
         "random_calls": called,
         "reports": reports,
