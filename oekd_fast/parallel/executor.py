@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from math import isfinite
 from numbers import Real
 from typing import Any, Literal, Protocol
@@ -143,13 +144,13 @@ class SequentialExecutor:
 
     @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
-        _check_forward(self._num_students, branches, inputs)
+        branches, inputs = _read_forward(self._num_students, branches, inputs)
         return self._each(lambda j: branches[j](inputs[j]))
 
     @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
-        _check_backward(self._num_students, roots, grads)
-        self._each(lambda j: torch.autograd.backward(list(roots[j]), list(grads[j])) if roots[j] else None)
+        roots, grads = _read_backward(self._num_students, roots, grads)
+        self._each(lambda j: torch.autograd.backward(roots[j], grads[j]) if roots[j] else None)
 
     def _each(self, run: Callable[[int], Any]) -> list[Any]:
         results: list[Any] = []
@@ -180,15 +181,15 @@ class StreamExecutor:
 
     @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
-        _check_forward(self._num_students, branches, inputs)
-        results, faults = self._native.forward(list(branches), list(inputs), [])
+        branches, inputs = _read_forward(self._num_students, branches, inputs)
+        results, faults = self._native.forward(branches, inputs, [])
         if faults:
             raise _error_of(faults)
         return results
 
     @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
-        _check_backward(self._num_students, roots, grads)
+        roots, grads = _read_backward(self._num_students, roots, grads)
         if faults := self._native.backward(roots, grads):
             raise _error_of(faults)
 
@@ -221,21 +222,21 @@ class ThreadExecutor:
 
     @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
-        _check_forward(self._num_students, branches, inputs)
+        branches, inputs = _read_forward(self._num_students, branches, inputs)
         if self._costs is None:
             self._costs = [_parameters(branch) for branch in branches]
         native = self._native_for_caller()
         if native is None:
             return self._sequential.forward(branches, inputs)
         if native.inside:
-            results, faults = native.forward(list(branches), list(inputs), [])
+            results, faults = native.forward(branches, inputs, [])
         else:
             starting = self._starting(branches, native)
 
             def forward(branches: Sequence[Branch], inputs: Sequence[Any], serial: Sequence[int]) -> tuple:
                 return native.forward(starting.timed(branches), inputs, serial)
 
-            results, faults = self._random_order.run(forward, list(branches), list(inputs))
+            results, faults = self._random_order.run(forward, branches, inputs)
             starting.learn()
         if faults:
             raise _error_of(faults)
@@ -243,7 +244,7 @@ class ThreadExecutor:
 
     @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
-        _check_backward(self._num_students, roots, grads)
+        roots, grads = _read_backward(self._num_students, roots, grads)
         native = self._native_for_caller()
         if native is None:
             self._sequential.backward(roots, grads)
@@ -315,21 +316,29 @@ def _message_of(error: BaseException) -> str:
         return "<no message: str() of the exception failed>"
 
 
-def _check_count(name: str, values: Sequence[Any], expected: int) -> None:
+def _read(name: str, values: Sequence[Any], expected: int) -> list[Any]:
+    """Read a sequence once, because it may change while it is read."""
     if not isinstance(values, Sized):
         raise TypeError(f"{name}: expected a sequence, got {type(values).__name__}")
     if len(values) != expected:
         raise ValueError(f"{name}: expected {expected}, one for each student, got {len(values)}")
+    taken = list(islice(values, expected + 1))
+    if len(taken) != expected:
+        raise ValueError(f"{name}: expected {expected}, one for each student, got a sequence that changes its length")
+    return taken
 
 
-def _check_forward(num_students: int, branches: Sequence[Branch], inputs: Sequence[Any]) -> None:
-    _check_count("branches", branches, num_students)
-    _check_count("inputs", inputs, num_students)
+def _read_forward(
+    num_students: int, branches: Sequence[Branch], inputs: Sequence[Any]
+) -> tuple[list[Branch], list[Any]]:
+    return _read("branches", branches, num_students), _read("inputs", inputs, num_students)
 
 
-def _check_backward(num_students: int, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Any]]) -> None:
-    _check_count("roots", roots, num_students)
-    _check_count("grads", grads, num_students)
+def _read_backward(
+    num_students: int, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Any]]
+) -> tuple[list[list[Tensor]], list[list[Any]]]:
+    roots = [list(student) for student in _read("roots", roots, num_students)]
+    grads = [list(student) for student in _read("grads", grads, num_students)]
     for j, (student, given) in enumerate(zip(roots, grads, strict=True)):
         if len(student) != len(given):
             raise ValueError(f"grads[{j}]: expected {len(student)}, one for each root, got {len(given)}")
@@ -338,3 +347,4 @@ def _check_backward(num_students: int, roots: Sequence[Sequence[Tensor]], grads:
                 raise TypeError(f"roots[{j}][{k}]: expected a tensor, got {type(root).__name__}")
             if not isinstance(grad, Tensor | None):
                 raise TypeError(f"grads[{j}][{k}]: expected a tensor or None, got {type(grad).__name__}")
+    return roots, grads

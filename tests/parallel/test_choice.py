@@ -49,6 +49,20 @@ def test_invalid_options_raise(arguments, options, text):
         make_executor(*arguments, "cpu", **options)
 
 
+@needs_native
+def test_a_sequence_that_changes_its_length_raises_and_the_executor_remains_usable():
+    class Longer(list):
+        def __len__(self):
+            return 2
+
+    for kind in ("sequential", "parallel"):
+        executor = make_executor(kind, 2, "cpu", deterministic=True)
+        for branches, inputs in ((Longer([fine] * 9), [1, 2]), ([fine] * 2, Longer([1]))):
+            with pytest.raises(ValueError, match="expected 2, one for each student, got a sequence that changes its"):
+                executor.forward(branches, inputs)
+        assert executor.forward([fine] * 2, [1, 2]) == [1, 2]
+
+
 def test_invalid_arguments_of_forward_and_backward_raise(kind):
     executor, x = make_executor(kind, 2, "cpu", deterministic=True), torch.ones(())
     forward, backward = executor.forward, executor.backward
