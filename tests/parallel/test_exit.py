@@ -1,7 +1,6 @@
 """The interpreter exits while executors run, and a process is forked and ended inside them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,9 +9,10 @@ import textwrap
 import pytest
 
 from ..conftest import needs_native
+from ..support.forks import FORKS
 from .calls import TIMEOUT
 
-pytestmark = [needs_native, pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")]
+pytestmark = [needs_native, *FORKS]
 
 # Runs each scenario in forked children, because importing torch takes longer than a scenario. A child goes on to the
 # end of the program, so that the interpreter exits there. The parent prints the exit statuses.
