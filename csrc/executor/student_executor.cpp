@@ -236,10 +236,12 @@ std::unique_ptr<HostPool> StudentExecutor::take_pool() {
     if (!pool->lost_by_fork()) return pool;
     pool.release();
   }
+  // More workers than students would have nothing to do.
+  const int workers = static_cast<int>(std::min<size_t>(workers_, num_students_));
   try {
-    return std::make_unique<HostPool>(workers_, threads_);
+    return std::make_unique<HostPool>(workers, threads_);
   } catch (const std::system_error& error) {
-    TORCH_CHECK(false, "workers: could not start ", workers_, " threads (", error.code().message(), ")");
+    TORCH_CHECK(false, "workers: could not start ", workers, " threads (", error.code().message(), ")");
   }
 }
 

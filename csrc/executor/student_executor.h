@@ -20,7 +20,8 @@ using Faults = std::vector<std::pair<size_t, py::object>>;
 class __attribute__((visibility("hidden"))) StudentExecutor {
  public:
   // On the CPU: number of worker threads, intra-op threads of each, and the order in which students start. `order` has
-  // every student once and may change between calls. Threads start with the first call that needs them.
+  // every student once and may change between calls. Threads start with the first call that needs them, at most one a
+  // student.
   StudentExecutor(size_t num_students, c10::Device device, int workers, int threads, std::vector<size_t> order);
   ~StudentExecutor();
 

@@ -41,9 +41,10 @@ def test_students_start_in_the_given_order_after_the_serial_ones(threads):
 
 @needs_native
 def test_there_may_be_more_workers_than_students():
-    executor = executor_class()(2, torch.device("cpu"), workers=6, threads=1, order=[0, 1])
-    for _ in range(20):
-        assert executor.forward([abs] * 2, [-1, -2], []) == ([1, 2], [])
+    for workers in (6, 2**31 - 1):  # no more threads than students are started
+        executor = executor_class()(2, torch.device("cpu"), workers=workers, threads=1, order=[0, 1])
+        for _ in range(20):
+            assert executor.forward([abs] * 2, [-1, -2], []) == ([1, 2], [])
 
 
 @needs_native
