@@ -343,8 +343,8 @@ def _read_backward(
         if len(student) != len(given):
             raise ValueError(f"grads[{j}]: expected {len(student)}, one for each root, got {len(given)}")
         for k, (root, grad) in enumerate(zip(student, given, strict=True)):
-            if not isinstance(root, Tensor):
+            if not issubclass(type(root), Tensor):  # isinstance also accepts objects that only imitate one
                 raise TypeError(f"roots[{j}][{k}]: expected a tensor, got {type(root).__name__}")
-            if not isinstance(grad, Tensor | None):
+            if grad is not None and not issubclass(type(grad), Tensor):
                 raise TypeError(f"grads[{j}][{k}]: expected a tensor or None, got {type(grad).__name__}")
     return roots, grads

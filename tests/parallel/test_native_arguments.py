@@ -159,3 +159,12 @@ def test_unlimited_recursion_through_an_executor_raises():
 
     with pytest.raises(StudentError, match="RecursionError: maximum recursion depth exceeded"):
         executor.forward([branch, fine], [1, 2])
+
+
+def test_an_imitation_of_a_tensor_raises_in_every_executor(kind):
+    executor, x = make_executor(kind, 2, "cpu"), torch.ones((), requires_grad=True)
+    imitation = mock.MagicMock(spec=torch.Tensor)
+    with pytest.raises(TypeError, match=r"^roots\[0\]\[0\]: expected a tensor, got MagicMock$"):
+        executor.backward([[imitation], []], [[None], []])
+    with pytest.raises(TypeError, match=r"^grads\[0\]\[0\]: expected a tensor or None, got MagicMock$"):
+        executor.backward([[x], []], [[imitation], []])
