@@ -7,11 +7,12 @@ Nothing is run. The batch is that of a step over all devices. Two arrangements o
 
 - Data parallel: each device trains the whole family on B / W images, and the gradients and running statistics of all
   students and of the base are summed over all devices.
-- Student parallel: the devices form P student ranks times D = W / P data ranks. Students are placed on the student
-  ranks, those with most operations first, each on the rank with the least work so far. Every device computes the base
-  and its own students on B / D images. The logits [S, B / D, C] are summed over the P student ranks, the maps of
-  student 1 are sent from its rank to the others, the gradients and running statistics of a student are summed over its
-  D data ranks, and those of the base over all devices.
+- Student parallel, as with `--student-ranks P`: the devices form P student ranks times D = W / P data ranks. Students
+  are placed on the student ranks, those with most operations first, each on the rank with the least work so far. Every
+  device computes the base and its own students on B / D images. The logits [S, B / D, C] are summed over the P student
+  ranks, the maps of student 1 are sent from its rank to the others, the gradients and running statistics of a student
+  are summed over its D data ranks, and those of the base over all devices. Deterministic mode, which exchanges other
+  gradients of the base, is left out.
 
 Assumptions:
 
@@ -30,16 +31,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from oekd_fast.distributed import grid
+from oekd_fast.distributed.grid import place_students
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.family.flops import family_flops
+from oekd_fast.training.data_parallel import shared_modules, student_modules
 
 from .. import result_file
 
@@ -79,12 +81,13 @@ class Family:
             ensemble = build_ensemble(model, num_students, classes).eval()
             maps = ensemble.branches[0](ensemble.base(torch.empty(1, 3, image_size, image_size)))[1]
         flops = family_flops(ensemble, image_size)
-        students = []
-        for j, (branch, forward) in enumerate(zip(ensemble.branches, flops.branches, strict=True)):
-            adapters = [of_block[j - 1] for of_block in ensemble.adapters] if j else []
-            students.append(Part(sum(map(_summed_bytes, (branch, *adapters))), forward))
-        base = Part(_summed_bytes(ensemble.base), flops.base)
-        return cls(base, tuple(students), sum(m.numel() for m in maps), classes)
+        students = zip(student_modules(ensemble), flops.branches, strict=True)
+        return cls(
+            Part(_summed_bytes(shared_modules(ensemble)), flops.base),
+            tuple(Part(_summed_bytes(modules), forward) for modules, forward in students),
+            sum(m.numel() for m in maps),
+            classes,
+        )
 
     @property
     def flops(self) -> int:
@@ -150,20 +153,15 @@ class Step:
         return max(rank.seconds(overlapped=overlapped) for rank in self.ranks)
 
 
-def place(costs: Sequence[float], ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Return the students of each rank, placed as the trainer does."""
-    placed = grid.place_students(costs, ranks)
-    return tuple(tuple(j for j, of in enumerate(placed) if of == rank) for rank in range(ranks))
+def placement(family: Family, student_ranks: int) -> tuple[tuple[int, ...], ...]:
+    """Return the students of each student rank, as the trainer places them."""
+    placed = place_students([student.flops for student in family.students], student_ranks)
+    return tuple(tuple(j for j, rank in enumerate(placed) if rank == own) for own in range(student_ranks))
 
 
-def place_students(family: Family, student_ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Return the students of each student rank, placed by their operations."""
-    return place([student.flops for student in family.students], student_ranks)
-
-
-def balance(family: Family, placement: Sequence[Sequence[int]]) -> float:
+def balance(family: Family, of_ranks: Sequence[Sequence[int]]) -> float:
     """Return how many times as fast as one device the student ranks compute a batch; at most their number."""
-    return family.flops / max(_rank_flops(family, students) for students in placement)
+    return family.flops / max(_rank_flops(family, students) for students in of_ranks)
 
 
 def plan_step(family: Family, cluster: Cluster, batch: int, student_ranks: int = 1, precision: str = "fp32") -> Step:
@@ -184,7 +182,7 @@ def plan_step(family: Family, cluster: Cluster, batch: int, student_ranks: int =
     exchanged = _exchanges(family, cluster, images * MAP_BYTES[precision], student_ranks)
     base = _sum("base", family.base.bytes, cluster, cluster.devices, hidden=False)
     ranks = []
-    for students in place_students(family, student_ranks):
+    for students in placement(family, student_ranks):
         sums = (_sum(f"student {j + 1}", family.students[j].bytes, cluster, data_ranks, hidden=True) for j in students)
         compute = PASSES * images * _rank_flops(family, students) / cluster.speed
         ranks.append(RankStep(compute, (*exchanged, *sums, base)))
@@ -214,9 +212,10 @@ def _rank_flops(family: Family, students: Sequence[int]) -> int:
     return family.base.flops + sum(family.students[j].flops for j in students)
 
 
-def _summed_bytes(module: nn.Module) -> int:
-    """Return the bytes of the gradients and running statistics of a module; counts of batches are equal everywhere."""
-    return FP32 * sum(tensor.numel() for tensor in module.state_dict().values() if tensor.is_floating_point())
+def _summed_bytes(modules: Iterable[nn.Module]) -> int:
+    """Return the bytes of gradients and running statistics; the counts of batches are equal on all devices."""
+    tensors = (tensor for module in modules for tensor in module.state_dict().values())
+    return FP32 * sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
 
 
 # -- the command
@@ -252,7 +251,7 @@ def compute(problem: Problem, devices: Sequence[int]) -> dict:
     return {
         "what": "a family's training step on many devices, computed by bench.model.scale_out; nothing was measured",
         "problem": asdict(problem),
-        "balance": balance(family, place_students(family, problem.student_ranks)),
+        "balance": balance(family, placement(family, problem.student_ranks)),
         "results": results,
     }
 

@@ -118,7 +118,7 @@ def on_ranks(results: Path, pattern: str) -> str:
         caption = (
             f"{result['model']} x {result['students']}, {result['batch_size']} images of 32x32 a step, fp32, medians "
             f"and quartiles, interleaved. A rank adds up {result['sent_bytes'] / 1e6:.3f} MB of gradients and "
-            f"statistics a step; the model says {result['model_bytes'] / 1e6:.3f} MB. A vote takes "
+            f"statistics a step, as `bench.model.scale_out` computes. A vote takes "
             f"{result['vote_milliseconds']['median']:.2f} ms. {machines([report])}."
         )
         blocks.append(table(("processes", "ms", "quartiles", "against the fastest"), rows, caption))

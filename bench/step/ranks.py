@@ -25,7 +25,6 @@ from oekd_fast.runs.host_memory import keep_freed_memory
 
 from .. import result_file
 from ..measure import Timing, interleave
-from ..model.scale_out import Cluster, Family, plan_step
 from .ours import OurStep
 from .problem import StepProblem
 from .worker import Worker, Workers, serve
@@ -99,18 +98,8 @@ def measure(ranks: int, problem: StepProblem, seconds: float) -> dict:
             "against 1 process x 1 thread": round(single / several, 3),
         },
         "vote_milliseconds": of_ranks[0]["vote"],
-        "model_bytes": model_bytes(problem),
         "sent_bytes": int(statistics.mean(rank["sent_bytes"] for rank in of_ranks)),
     }
-
-
-def model_bytes(problem: StepProblem) -> int:
-    """Return the bytes of all gradients and running statistics, by `bench.model.scale_out`.
-
-    That is what a rank of two sends, since a ring sends the share 2 (W - 1) / W of them.
-    """
-    family = Family.of(problem.model, problem.num_students, problem.classes, problem.image_size)
-    return round(plan_step(family, Cluster(2, 1.0, 0.0, 1.0), problem.batch_size).bytes)
 
 
 def main() -> None:

@@ -4,12 +4,11 @@ import json
 import sys
 from dataclasses import replace
 from functools import lru_cache
-from itertools import product
 
 import pytest
 
 from bench.model import scale_out
-from bench.model.scale_out import Cluster, Family, Part, Problem, balance, place, place_students, plan_step
+from bench.model.scale_out import Cluster, Family, Part, Problem, balance, placement, plan_step
 from bench.readme import tables
 from oekd_fast import build_ensemble, student_flops
 
@@ -75,25 +74,6 @@ def test_times_by_hand():
     assert both(step) == pytest.approx(both(slowest))
 
 
-def test_students_are_placed_longest_first():
-    assert place([5, 4, 3, 3, 3], 2) == ((0, 3), (1, 2, 4))
-    assert place([1, 9, 2], 2) == ((1,), (0, 2))
-    assert place([3, 3], 2) == ((0,), (1,)) and place([3, 2], 1) == ((0, 1),)
-
-
-@pytest.mark.parametrize("costs", [(5, 4, 3, 3, 3), (60, 40, 30), (9, 7, 5, 3, 1, 1)])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_every_student_is_placed_once_and_near_the_best_placement(costs, ranks):
-    def longest(owners):
-        return max(sum(c for c, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(ranks))
-
-    placed = place(costs, ranks)
-    assert sorted(j for students in placed for j in students) == list(range(len(costs)))
-    best = min(map(longest, product(range(ranks), repeat=len(costs))))
-    longest_placed = max(sum(costs[j] for j in students) for students in placed)
-    assert best <= longest_placed <= best * (4 / 3 - 1 / (3 * ranks))  # Graham 1969
-
-
 # -- the package's families
 
 
@@ -114,7 +94,7 @@ def test_bytes_and_operations_are_those_of_the_package(families):
 @pytest.mark.parametrize(("model", "times"), [("resnet110", 1.95), ("resnet50", 1.76)])
 def test_balance_on_two_ranks(families, model, times):
     family = families[model]
-    assert balance(family, place_students(family, 2)) == pytest.approx(times, abs=0.005)
+    assert balance(family, placement(family, 2)) == pytest.approx(times, abs=0.005)
 
 
 @pytest.mark.slow
@@ -147,7 +127,7 @@ def test_megabytes_of_another_placement(families):
         sums = 2 * (data_ranks - 1) / data_ranks * gradients
         assert round((transfers["maps"] + transfers["logits"] + sums) / 1e6) == megabytes
     family = families["resnet50"]
-    assert place_students(family, 2) == ((0, 3), (1, 2, 4))
+    assert placement(family, 2) == ((0, 3), (1, 2, 4))
     assert balance(family, ((0,), (1, 2, 3, 4))) == pytest.approx(1.68, abs=0.005)
 
 
@@ -193,14 +173,14 @@ def test_overlapping_saves_at_most_what_it_hides(student_ranks):
 def test_without_communication_the_balance_is_the_speed_up(student_ranks):
     free = Cluster(6, INFINITE, 0.0, 100.0)
     data, students = (both(plan_step(SMALL, free, 24, ranks)) for ranks in (1, student_ranks))
-    of_ranks = balance(SMALL, place_students(SMALL, student_ranks))
+    of_ranks = balance(SMALL, placement(SMALL, student_ranks))
     assert 1 < of_ranks < student_ranks
     assert students == pytest.approx([seconds * student_ranks / of_ranks for seconds in data])
 
 
 def test_equal_students_without_a_base_are_balanced():
     equal = Family(Part(0, 0), (Part(10, 10),) * 4, map_elements=0, classes=1)
-    assert balance(equal, place_students(equal, 4)) == 4 and balance(equal, place_students(equal, 1)) == 1
+    assert balance(equal, placement(equal, 4)) == 4 and balance(equal, placement(equal, 1)) == 1
 
 
 # -- what is not possible

@@ -1,11 +1,13 @@
 """Training steps of several ranks against those of one process."""
 
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from bench.model.scale_out import Cluster, Family, plan_step
+from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE
 from oekd_fast.models import get_architecture
 
@@ -99,6 +101,34 @@ def sent_elements(world):
 def test_a_rank_sends_what_the_cost_model_says(ranks):
     on_two = plan_step(Family.of("resnet20", 3, 10, 8), Cluster(2, link=1.0, latency=0.0, speed=1.0), batch=4)
     assert [4 * elements for elements in ranks.run(2, sent_elements)] == [on_two.bytes] * 2
+
+
+def exchanged_by_student_ranks(world):
+    """Return the bytes of sums of gradients, of other sums, and of copies in a step of two student ranks."""
+    engine = rank_steps.engine_of(world, {}, network=get_architecture("resnet20"), wide=False, student_ranks=2)
+    exchanged = {"add_up": 0, "send_from": 0}
+
+    def noting(name):
+        real = getattr(StudentGrid, name)
+
+        def noted(grid, *arguments):
+            exchanged[name] += sum(t.numel() * t.element_size() for t in arguments if isinstance(t, torch.Tensor))
+            return real(grid, *arguments)
+
+        return patch.object(StudentGrid, name, noted)
+
+    with noting("add_up"), noting("send_from"):
+        engine.train_step(*make_batch(8))
+    return 4 * engine.buckets.elements, exchanged["add_up"], exchanged["send_from"]
+
+
+def test_student_ranks_exchange_what_the_cost_model_says(ranks):
+    on_four = plan_step(Family.of("resnet20", 3, 10, 8), Cluster(4, link=1.0, latency=0.0, speed=1.0), 8, 2)
+    for rank, found in enumerate(ranks.run(4, exchanged_by_student_ranks)):
+        moved = {transfer.what: transfer.bytes for transfer in on_four.ranks[rank % 2].transfers}
+        logits, maps, base = (moved.pop(what) for what in ("logits", "maps", "base"))
+        # Of the bytes of a sum, each of two ranks sends all, and each of four sends 3/2.
+        assert found == (sum(moved.values()) + base / 1.5, logits, maps)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
