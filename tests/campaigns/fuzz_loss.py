@@ -117,10 +117,11 @@ def sum_rounding(isa: str, classes: int) -> float:
 
     Each addition rounds what its lane has added so far by at most eps = 2^-24, so that a number is rounded once for
     each later vector of its block and each later block: fewer than L = min(n, BLOCK) + n / BLOCK times, where n is the
-    number of vectors. Independent roundings add up to sqrt(L) eps. Lanes and tiles are added in float64.
+    number of vectors. The bound L eps is reached where numbers of equal size are added to the exponential 1 of the
+    largest logit, since all are rounded in the same direction. Lanes and tiles are added in float64.
     """
     vectors = math.ceil(min(classes, TILE[isa]) / LANES[isa])
-    return EPS * math.sqrt(min(vectors, BLOCK) + math.ceil(vectors / BLOCK))
+    return EPS * (min(vectors, BLOCK) + math.ceil(vectors / BLOCK))
 
 
 def faults_of(call: RandomCall, *, forms: bool = True) -> list[str]:

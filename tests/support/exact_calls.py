@@ -13,8 +13,8 @@ The terms follow from a rounding analysis of first order, in units of the roundi
   large logits, they are larger than all others.
 - A sum s of exponentials, the largest of which is 1, is rounded by eps s, or loses what is added to 1 if that is less.
   This changes log s, a part of all log-probabilities, by min(eps, s - 1). It is a term of size min(1, (s - 1) / eps).
-- An exponential below 2^-126, the smallest normal float32 number, may become 0. That is a rounding error of a term of
-  size 2^-102.
+- An exponential or a gradient below 2^-126, the smallest normal float32 number, may become 0. That is a rounding error
+  of a term of size 2^-102.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ class ExactCall:
         grads, terms = (
             scale * (x * self.each[:, None]).masked_fill(~self.counted[:, None], 0.0) for x in (grads, terms)
         )
-        self.results = {"ce": ce, "kd": kd, "ensemble_ce": ensemble_ce, "grads": Exact(grads, terms.abs())}
+        self.results = {"ce": ce, "kd": kd, "ensemble_ce": ensemble_ce, "grads": Exact(grads, terms.abs() + FLUSHED)}
         if given is not None:
             of_rows = scale * (weights_grad * self.each).masked_fill(~self.counted, 0.0).transpose(1, 2)  # [2, B, S]
             value, terms = of_rows if given.dim() == 2 else of_rows.sum(dim=1)
-            self.results["weights_grad"] = Exact(value, terms.abs())
+            self.results["weights_grad"] = Exact(value, terms.abs() + FLUSHED)
         self.results["loss"] = self._loss()
 
     def _loss(self) -> Exact:
