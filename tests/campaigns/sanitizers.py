@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -243,6 +244,8 @@ class Checkout:
 
 def run_campaign(calls: int, seed: int, folder: Path) -> dict[str, Any]:
     """Build and run everything below `folder`, and return the result, as the JSON file holds it."""
+    # A shell makes its background jobs ignore SIGINT, which tests send to processes that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start, runs = time.perf_counter(), Runs(folder)
     version = subprocess.run([compiler(), "--version"], check=True, capture_output=True, text=True).stdout
     thread_pool = ThreadPool(runs)
