@@ -188,7 +188,8 @@ def _finite(z: Tensor) -> Tensor:
 
 def log_sum_terms(log_p: Tensor) -> Tensor:
     """Return the size [..., 1] of the term log(sum of exponentials) of log-probabilities; see the top of this file."""
-    others = torch.expm1(-log_p.amax(dim=-1, keepdim=True))
+    p = log_p.exp().sort(dim=-1, descending=True).values
+    others = p[..., 1:].sum(dim=-1, keepdim=True) / p[..., :1]  # s - 1, also where s is 1 in float64
     return (others / EPS).clamp(max=1.0) + FLUSHED * log_p.shape[-1]
 
 
