@@ -46,7 +46,7 @@ class Table:
 GPU = "gpu_*.json"
 TABLES = (
     Table("digits", README, accuracy.single_run, ("digits_resnet20_cpu.json",)),
-    Table("loss", README, loss.one_processor, ("ensemble_kd_cpu.json",)),
+    Table("loss", README, loss.one_processor, ("ensemble_kd_avx512_cpu.json",)),
     Table("loss_all", BENCHMARKS, loss.all_processors, ("ensemble_kd*_cpu.json",)),
     Table("gpu_loss", BENCHMARKS, loss.on_a_gpu, (GPU,)),
     Table("step", BENCHMARKS, steps.training_steps, ("step_*_cpu.json", GPU)),
