@@ -105,9 +105,13 @@ CONVERSIONS = {
 
 @pytest.fixture(params=SMALL)
 def student(request):
-    """A narrow student in float64 in evaluation mode, whose norms have statistics of its own maps."""
+    return narrow_student(request.param)
+
+
+def narrow_student(name):
+    """Return a narrow student in float64 in evaluation mode, whose norms have statistics of its own maps."""
     torch.manual_seed(0)
-    student = build_ensemble(SMALL[request.param], 8, 5, members=(6,)).student(6).double()
+    student = build_ensemble(SMALL[name], 8, 5, members=(6,)).student(6).double()
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
