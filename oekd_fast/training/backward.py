@@ -87,7 +87,7 @@ def backward_side_by_side(
     with autocast:
         shared = ensemble.base(images)
         inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
-        logits, features = _run_branches(ensemble, inputs, executor)
+        logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
         if ensemble.gate is not None:
             gate_input = shared.detach().requires_grad_(shared.requires_grad)
             gate = ensemble.gate(gate_input)
@@ -130,7 +130,7 @@ def backward_as_one(
     with autocast:
         shared = ensemble.base(images)
         inputs = [shared] + [shared if terms.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
-        logits, features = _run_branches(ensemble, inputs, executor)
+        logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
         gate = None if ensemble.gate is None else ensemble.gate(shared)
     statistics = family_loss(logits, labels, terms.loss_options, terms.signals, gate)
     total, feature = statistics.loss, None
@@ -155,23 +155,23 @@ def forward_side_by_side(
 ) -> tuple[EnsembleOutput, Tensor | None]:
     """Return `ensemble(images)`, computed by `executor` in one autograd graph, and the gate's weights [B, S]."""
     shared = ensemble.base(images)
-    logits, features = _run_branches(ensemble, [shared] * len(ensemble.branches), executor)
+    logits, features = run_branches(ensemble.members, ensemble.branches, [shared] * len(ensemble.branches), executor)
     return EnsembleOutput(logits, features), None if ensemble.gate is None else ensemble.gate(shared)
 
 
-def _run_branches(
-    ensemble: StudentEnsemble, inputs: Sequence[Tensor], executor: Executor
+def run_branches(
+    members: Sequence[int], branches: Sequence[nn.Module], inputs: Sequence[Tensor], executor: Executor
 ) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]]:
-    """Return the logits and the maps of all students, whose inputs share the memory of the base's output.
+    """Return the logits and the maps of the students `members`, whose inputs share the memory of the base's output.
 
     Raises:
         InPlaceError: a branch changed that memory. The results of all students may then be wrong.
         StudentError: a student raised an exception; a `Branch` raises InPlaceError itself.
     """
     before = change_count(inputs[0])
-    logits, features = zip(*executor.forward(ensemble.branches, inputs), strict=True)
+    logits, features = zip(*executor.forward(branches, inputs), strict=True)
     if change_count(inputs[0]) != before:
-        pairs = zip(ensemble.members, ensemble.branches, strict=True)
+        pairs = zip(members, branches, strict=True)
         which = next((j for j, branch in pairs if changes_its_input(branch, inputs[0])), None)
         raise InPlaceError("branch") if which is None else InPlaceError("branch").of_student(which)
     return logits, features

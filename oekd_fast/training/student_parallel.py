@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from oekd_fast.training.backward import (
     StudentBackward,
     backward_in_threads,
     branch_inputs,
+    run_branches,
     sum_in_order,
 )
 from oekd_fast.training.distillation import family_value_and_grad
@@ -63,14 +65,12 @@ class OwnStudents:
             inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
             if needs_maps:
                 self._start_maps(images)
-
-            def forward(j: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-                logits, features = ensemble.branches[j](inputs[j])
-                if j == 0 and needs_maps:
-                    self._send_maps(features, images)
-                return logits, features
-
-            logits, features = zip(*executor.forward([forward] * len(own), own), strict=True)
+            branches = [ensemble.branches[j] for j in own]
+            if needs_maps and own[0] == 0:
+                branches[0] = _SendsMaps(branches[0], partial(self._send_maps, images))
+            logits, features = run_branches(
+                [ensemble.members[j] for j in own], branches, [inputs[j] for j in own], executor
+            )
             if ensemble.gate is not None:
                 gate_input = shared.detach().requires_grad_(shared.requires_grad)
                 gate = ensemble.gate(gate_input)
@@ -93,10 +93,9 @@ class OwnStudents:
         buckets.base_done()
         zero = statistics.loss.new_zeros(())
         feature = None if terms.feature_weight is None else (zero if feature is None else feature)
-        total = statistics.loss if feature is None else statistics.loss + terms.feature_weight * feature
         if grid.column:  # the losses on the logits are the same on all ranks with the same images
-            total = total - statistics.loss
             statistics = type(statistics)(*(torch.zeros_like(value) for value in statistics))
+        total = statistics.loss if feature is None else statistics.loss + terms.feature_weight * feature
         return FamilyLosses(statistics, feature, total)
 
     def _start_maps(self, images: Tensor) -> None:
@@ -108,7 +107,7 @@ class OwnStudents:
         self._maps = [_map_memory(shape, dtype, images.device) for shape, dtype in self._shapes[len(images)]]
         self._sent = [self._grid.send_from(0, feature) for feature in self._maps]
 
-    def _send_maps(self, features: Sequence[Tensor], images: Tensor) -> None:
+    def _send_maps(self, images: Tensor, features: Sequence[Tensor]) -> None:
         """Start to send the maps of student 0; may be called while other students compute."""
         self._maps = [feature.detach().contiguous(memory_format=torch.channels_last) for feature in features]
         if len(images) in self._shapes:
@@ -152,6 +151,21 @@ class OwnStudents:
         if gate_input is not None and (self._exact or self._grid.column == 0):
             grads.append(gate_input.grad)
         shared.backward(sum_in_order(grads) if grads else torch.zeros_like(shared))
+
+
+class _SendsMaps(nn.Module):
+    """Branch of student 0 that hands its maps to `send` as soon as they are computed."""
+
+    def __init__(self, branch: nn.Module, send: Callable[[Sequence[Tensor]], None]) -> None:
+        super().__init__()
+        self.branch = branch
+        self.training = branch.training
+        self._send = send
+
+    def forward(self, shared: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits, features = self.branch(shared)
+        self._send(features)
+        return logits, features
 
 
 def clip_gradients(
