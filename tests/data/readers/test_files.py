@@ -1,12 +1,13 @@
 """Only regular files of limited size are opened; what else a path may lead to is named."""
 
-import contextlib
 import os
 
 import pytest
 
 from oekd_fast.data import DataError
 from oekd_fast.data.readers.files import open_regular
+
+from ...support.open_files import open_files
 
 
 def test_a_regular_file_and_a_link_to_it_are_read(tmp_path):
@@ -35,15 +36,6 @@ def test_other_kinds_of_files_are_named_without_waiting(tmp_path, kind):
     with pytest.raises(DataError, match=f"x: expected a regular file, got {kind}$"):
         open_regular(path)
     assert str(path.resolve()) not in open_files()
-
-
-def open_files():
-    """Return the names of the files that this process has open."""
-    names = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return names
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):

@@ -13,6 +13,7 @@ from oekd_fast.data.readers import npy
 from oekd_fast.data.readers.npy import NpyFile
 
 from ...support.image_files import assert_load_fails, assert_same_data, write_arrays
+from ...support.open_files import open_files
 
 
 def npy_file(header: str, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
@@ -54,16 +55,15 @@ def test_arrays_without_elements_or_dimensions_are_read(tmp_path, shape):
 
 def test_the_file_is_closed_with_the_array(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(3))
-    before = len(os.listdir("/proc/self/fd"))
     file = NpyFile(tmp_path / "x.npy")
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert str(tmp_path / "x.npy") in open_files()
     del file
     with pytest.raises(DataError):
         NpyFile(tmp_path / "missing.npy")
     (tmp_path / "x.npy").write_bytes(b"damaged")
     with pytest.raises(DataError):
         NpyFile(tmp_path / "x.npy")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert str(tmp_path / "x.npy") not in open_files()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
