@@ -39,15 +39,21 @@ class Student(nn.Module):
     def forward(self, x):
         return self.layer(x).tanh().sum()
 
+# What a daemon thread frees while the interpreter exits may take the GIL inside torch, which aborts the process whether
+# an executor is used or not. Therefore nothing is freed there.
+KEPT = []
+
 def daemon(executor, *, branches=None, persistent=False):
     "Start a thread that calls the executor forever, and wait for its first call."
     branches = branches or [Student(), Student()]
     inputs, called = [torch.ones(4, 8)] * 2, threading.Event()
+    KEPT.extend((executor, branches, inputs))
 
     def loop():
         while True:
             try:
                 results = executor.forward(branches, inputs)
+                KEPT.append(results)
                 executor.backward([[loss] for loss in results], [[None]] * 2)
             except RuntimeError:
                 if not persistent:
