@@ -127,7 +127,7 @@ def test_student_ranks_exchange_what_the_cost_model_says(ranks):
     for rank, found in enumerate(ranks.run(4, exchanged_by_student_ranks)):
         moved = {transfer.what: transfer.bytes for transfer in on_four.ranks[rank % 2].transfers}
         logits, maps, base = (moved.pop(what) for what in ("logits", "maps", "base"))
-        # Of the bytes of a sum, each of two ranks sends all, and each of four sends 3/2.
+        # A ring of W ranks sends 2 (W - 1) / W of the bytes of a sum: all of them with two ranks, 3/2 with four.
         assert found == (sum(moved.values()) + base / 1.5, logits, maps)
 
 
