@@ -17,6 +17,11 @@ class Part(NamedTuple):
         """Return all of `count` rows."""
         return cls(0, count, count)
 
+    def piece(self, index: int, pieces: int) -> Part:
+        """Return one of `pieces` parts of these rows, counted from 0; their sizes differ by one row at most."""
+        first, end = (self.count * i // pieces for i in (index, index + 1))
+        return Part(self.first + first, end - first, self.of)
+
     @property
     def rows(self) -> slice:
         """The rows as an index."""

@@ -21,6 +21,8 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     batch_size: int = setting(128, at_least(1))
     """Images in a step; the last images of an epoch that do not fill a batch are left out."""
+    micro_batches: int = setting(1, at_least(1))
+    """Parts of a batch that are computed one after the other to save memory; their gradients are accumulated."""
     momentum: float = setting(0.9, nonnegative())
     """Momentum of sgd and rmsprop."""
     weight_decay: float = setting(1e-4, nonnegative())

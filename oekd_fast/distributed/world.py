@@ -44,8 +44,7 @@ class World:
 
     def part(self, count: int) -> Part:
         """Return the rows of this rank among `count`; the parts of all ranks differ by one row at most."""
-        first, end = (count * rank // self.size for rank in (self.rank, self.rank + 1))
-        return Part(first, end - first, count)
+        return Part.whole(count).piece(self.rank, self.size)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, which have the same shape and dtype, in the order of ranks, on the CPU."""

@@ -65,7 +65,8 @@ class Phase:
         Interrupted: the run was asked to stop; a checkpoint was written after the current step.
         RunFolderError: the checkpoint to resume from belongs to another config or to other data.
         CheckpointError: the checkpoint to resume from does not hold the state of this phase.
-        DataError: the training split holds fewer than two images for each rank, or the batch size is below that.
+        DataError: the training split holds fewer than two images for each micro-batch of each rank, or the batch size
+            is below that.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Phase:
             ensemble = _build_ensemble(task, config, data, device)
         grid = student_grid(ensemble, config, data.train.image_shape, device, world)
         with failing_together(world):
-            _check_batch_size(self._batch_size, world if grid is None else grid.data)
+            _check_batch_size(self._batch_size, world if grid is None else grid.data, config.micro_batches)
             self.engine = _build_engine(task, ensemble, config, data, device, self._epochs, self._batches, world, grid)
             seed_rank(config.seed, world if grid is None else grid.data)
         self._generators = {
@@ -298,11 +299,14 @@ class Phase:
         )
 
 
-def _check_batch_size(batch_size: int, world: World) -> None:
-    least = 2 * world.size  # BatchNorm needs two images
+def _check_batch_size(batch_size: int, world: World, micro_batches: int) -> None:
+    least = 2 * world.size * micro_batches  # BatchNorm needs two images
     if batch_size < least:
         ranks = "" if world.size == 1 else f" on {world.size} ranks"
-        raise DataError(f"batch_size: training needs batches of at least {least} images{ranks}, got {batch_size}")
+        parts = "" if micro_batches == 1 else f" in {micro_batches} micro-batches"
+        raise DataError(
+            f"batch_size: training needs batches of at least {least} images{ranks}{parts}, got {batch_size}"
+        )
 
 
 def _build_ensemble(task: PhaseTask, config: TrainConfig, data: DeviceData, device: torch.device) -> StudentEnsemble:

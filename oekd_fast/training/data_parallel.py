@@ -61,6 +61,11 @@ def family_buckets(
     return GradientBuckets(students, base, order, share)
 
 
+def no_buckets(buckets: GradientBuckets) -> GradientBuckets:
+    """Return buckets that send nothing, for gradients to which others will be added; the share is that of `buckets`."""
+    return GradientBuckets({}, Bucket("base", [], ranks=1), [], buckets.share)
+
+
 def begin_part(batches: Batches, order: Tensor, batch_size: int, first: int, world: World) -> Part:
     """Start an epoch of the rows of this rank in each batch, and return which rows of a batch these are.
 

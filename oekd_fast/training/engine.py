@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.common import devices
 from oekd_fast.common.part import Part
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import AnyAugmentation, Batches
@@ -18,6 +19,7 @@ from oekd_fast.losses.calls import KDOptions
 from oekd_fast.parallel.executor import make_executor
 from oekd_fast.training.backward import (
     Backward,
+    FamilyLosses,
     StepTerms,
     backward_as_one,
     backward_side_by_side,
@@ -30,6 +32,7 @@ from oekd_fast.training.data_parallel import (
     check_grid,
     executor_kind,
     family_buckets,
+    no_buckets,
     shared_modules,
     student_modules,
 )
@@ -37,6 +40,7 @@ from oekd_fast.training.distillation import TeacherSignals
 from oekd_fast.training.evaluation import Evaluator
 from oekd_fast.training.graph_capture import CapturedCalls, Recorder
 from oekd_fast.training.metrics import RunningMetrics
+from oekd_fast.training.micro_batches import mean_losses
 from oekd_fast.training.numerics import LossScaler, Numerics
 from oekd_fast.training.optimizer import OptimizerState, build_optimizer
 from oekd_fast.training.preprocessing import Preprocessing
@@ -134,9 +138,10 @@ class Engine:
         self._base_learns_from_all = config.base_gradients == "all"
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
-        self._clip_norm = config.clip_norm
+        self._clip_norm, self._micro_batches = config.clip_norm, config.micro_batches
         self._grid, self._data_world = grid, world if grid is None else grid.data
         self.buckets = family_buckets(ensemble, world, device, grid, exact=config.deterministic)
+        self._no_buckets = no_buckets(self.buckets)
         self._batches: Batches | None = None
         self._part = Part.whole(0)
 
@@ -222,22 +227,7 @@ class Engine:
             schedule.load()
             self.optimizer.zero_grad(set_to_none=True)
             pixels = self._preprocessing.augmented(images, self.augmentation_generator, part)
-            images = self._preprocessing.normalised(pixels)
-            scheduled = {
-                "temperature": schedule.temperature,
-                "ce_weight": schedule.ce_weight,
-                "kd_weight": schedule.kd_weight,
-            }
-            terms = StepTerms(
-                self._loss_options | scheduled,
-                feature_weight=schedule.feature_weight if self._compares_features else None,
-                grad_scale=self._grad_scale(part),
-                signals=self._teacher_signals(pixels, images),
-                base_learns_from_all=self._base_learns_from_all,
-            )
-            losses = self._backward(
-                self.ensemble, images, labels, terms, self._of_step, self._numerics.autocast(), self.buckets
-            )
+            losses = self._accumulate(pixels, labels, part)
             self.buckets.finish()
             if self._grid is not None and self.scaler.enabled:
                 share_overflow(self._grid, self._own_parameters())
@@ -248,6 +238,46 @@ class Engine:
             if self.average is not None:
                 self.average.update(schedule.ema_share)
             self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
+
+    def _accumulate(self, pixels: Tensor, labels: Tensor, part: Part) -> FamilyLosses:
+        """Add the gradients of all micro-batches to `.grad`, and return the losses of the rows of `part`.
+
+        Losses are means over rows. Each gradient is therefore multiplied by the share of its rows in the batch, so that
+        those of all micro-batches of all ranks add up to the gradient of the whole batch, whatever their sizes.
+        """
+        if self._copies is not None:
+            self._copies.update(self.schedule.copy_share)
+        if self.buckets.active:
+            self.buckets.share.fill_(part.share)
+        scale = self.scaler.scale()
+        pieces = [part.piece(i, self._micro_batches) for i in range(self._micro_batches)]
+        of_pieces = zip(pieces, *(rows.split([p.count for p in pieces]) for rows in (pixels, labels)), strict=True)
+        losses = []
+        for piece, own_pixels, own_labels in of_pieces:
+            images = self._preprocessing.normalised(own_pixels)
+            terms = self._terms(_scaled(scale, piece, images.device), self._teacher_signals(own_pixels, images))
+            buckets = self.buckets if piece is pieces[-1] else self._no_buckets
+            losses.append(
+                self._backward(
+                    self.ensemble, images, own_labels, terms, self._of_step, self._numerics.autocast(), buckets
+                )
+            )
+        return mean_losses(losses, [piece.count for piece in pieces])
+
+    def _terms(self, grad_scale: Tensor | None, signals: TeacherSignals) -> StepTerms:
+        schedule = self.schedule
+        scheduled = {
+            "temperature": schedule.temperature,
+            "ce_weight": schedule.ce_weight,
+            "kd_weight": schedule.kd_weight,
+        }
+        return StepTerms(
+            self._loss_options | scheduled,
+            feature_weight=schedule.feature_weight if self._compares_features else None,
+            grad_scale=grad_scale,
+            signals=signals,
+            base_learns_from_all=self._base_learns_from_all,
+        )
 
     def collect(self) -> None:
         """Bring the weights and the optimizer's state of all students to all ranks, after steps. Collective."""
@@ -267,17 +297,6 @@ class Engine:
         shared = [p for module in shared_modules(self.ensemble) for p in module.parameters()]
         clip_gradients(self._grid, self._own_parameters(), shared, self._clip_norm)
 
-    def _grad_scale(self, part: Part) -> Tensor | None:
-        """Return the factor of all gradients: the loss scale times the share of this rank's rows in the batch.
-
-        Losses are means over rows. With these factors, the gradients of all ranks add up to those of the whole batch.
-        """
-        scale = self.scaler.scale()
-        if not self.buckets.active:
-            return scale
-        share = self.buckets.share.fill_(part.share)
-        return share if scale is None else scale * share
-
     @torch.no_grad()
     def _teacher_signals(self, pixels: Tensor, images: Tensor) -> TeacherSignals:
         """Return the teacher signals for a batch, given as augmented pixels (uint8) and as normalised images."""
@@ -286,7 +305,6 @@ class Engine:
                 logits, maps = self._teacher(pixels, self._preprocessing.memory_format)
                 return TeacherSignals(logits, maps if self.ensemble.hinted else None)
             if self._copies is not None:
-                self._copies.update(self.schedule.copy_share)
                 output, _ = forward_side_by_side(self._copies.ensemble, images, self._executor)
                 return TeacherSignals(copies=output.logits)
         return TeacherSignals()
@@ -300,6 +318,16 @@ class Engine:
         if self.scaler.waits_for_device(self.optimizer):
             return f"{config.optimizer} reads on the host whether fp16 gradients are finite"
         return None
+
+
+def _scaled(scale: Tensor | None, part: Part, device: torch.device) -> Tensor | None:
+    """Return `scale` times the share of `part` in its batch, a scalar on the device; None if both are 1."""
+    if part.share == 1:
+        return scale
+    # Float32 would round shares such as 31/63.
+    dtype = torch.float64 if devices.has_float64(device) else torch.float32
+    share = torch.full((), part.share, dtype=dtype, device=device)
+    return share if scale is None else scale * share
 
 
 def _compares_features(ensemble: StudentEnsemble, feature_weight: float) -> bool:

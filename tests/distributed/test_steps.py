@@ -72,6 +72,14 @@ def test_every_kind_of_training_equals_one_process(ranks, options):
     check_close(ranks.run(2, rank_steps.train, fields, STEPS, 15), alone(tuple(fields.items()), 15), limit)
 
 
+@pytest.mark.parametrize("student_ranks", [1, 2])
+def test_ranks_compute_their_rows_in_parts(ranks, student_ranks):
+    """Without student ranks, the parts of 15 images on two ranks are 2, 2, 3 and 2, 3, 3."""
+    fields = {"clip_norm": 0.5}
+    parts = ranks.run(2, rank_steps.train, fields | {"micro_batches": 3}, STEPS, 15, "plain", True, student_ranks)
+    check_close(parts, alone(tuple(fields.items()), 15, "plain"))
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_local_norms_have_the_bits_of_one_process_that_computes_all_parts(ranks, size):
     """With three ranks gloo adds in another order than one process does."""

@@ -119,8 +119,6 @@ def parts_in_one_process(world, fields, steps, rows, size):
         grads, means = None, None
         for rank in range(size):
             part = World(rank, size).part(rows)
-            share = torch.tensor(part.share, dtype=torch.float64)
-            engine.scaler.scale = lambda share=share: share
             engine.augmentation_generator.set_state(random)
             for own, old in zip(statistics, before, strict=True):
                 own.copy_(old)
@@ -128,7 +126,7 @@ def parts_in_one_process(world, fields, steps, rows, size):
                 family.get_buffer(name).copy_(count)
             engine._train_on(images[part.rows], labels[part.rows], part)
             own_grads = [p.grad.clone() for p in family.parameters()]
-            own_means = [b * share.float() for b in statistics]
+            own_means = [b * part.share for b in statistics]
             grads = own_grads if grads is None else [a + b for a, b in zip(grads, own_grads, strict=True)]
             means = own_means if means is None else [a + b for a, b in zip(means, own_means, strict=True)]
         for parameter, grad in zip(family.parameters(), grads, strict=True):

@@ -20,6 +20,7 @@ CONFIGS = {
     "adam, clipped, averaged": {"optimizer": "adam", "clip_norm": 0.5, "ema_decay": 0.9},
     "fp16, clipped": {"precision": "fp16", "clip_norm": 0.5, "learning_rate": 0.02},
     "bf16, one graph": {"precision": "bf16", "detach_ensemble": False},
+    "micro-batches": {"micro_batches": 2, "clip_norm": 0.5},
     "resized crops": {"augmentation": ResizedCrop(6, flip=True)},
 }
 
