@@ -68,6 +68,10 @@ class TrainConfig(RunConfig, ScheduleConfig, OptimizerConfig, DistillationConfig
                 "snapshots: expected schedule='cyclic' and at most an epoch a snapshot with objective='snapshot', "
                 f"got schedule={self.schedule!r}, {self.snapshots} snapshots in {self.epochs} epochs"
             )
+        if name == "snapshot" and self.patience is not None:
+            raise ValueError(
+                f"patience: expected none with objective='snapshot', which needs all its epochs, got {self.patience}"
+            )
 
     @property
     def run_folder(self) -> Path:

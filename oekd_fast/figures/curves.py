@@ -29,6 +29,7 @@ def curve_figure(runs: Sequence[Histories], selected_epochs: Sequence[int]) -> F
 
     Args:
         runs: histories of runs that differ in the seed only. Lines are means and bands standard deviations over runs.
+            They end with the run that stopped first.
         selected_epochs: selected epoch of each run.
     """
     figure = new_figure(11, 4.8)
@@ -74,8 +75,10 @@ def draw_accuracies(axes: Axes, runs: Sequence[Histories], selected_epochs: Sequ
 
 
 def _draw(axes: Axes, runs: Sequence[Histories], phase: str, value: Callable[..., float], **style: Any) -> None:
-    epochs = [line["epoch"] for line in runs[0][phase]]
-    values = [spread(values) for values in zip(*([value(line) for line in run[phase]] for run in runs), strict=True)]
+    common = min(len(run[phase]) for run in runs)
+    epochs = [line["epoch"] for line in runs[0][phase][:common]]
+    of_runs = ([value(line) for line in run[phase][:common]] for run in runs)
+    values = [spread(values) for values in zip(*of_runs, strict=True)]
     marker = "." if len(epochs) < 20 else None
     axes.plot(epochs, [v.mean for v in values], linewidth=1.3, marker=marker, markersize=4, **style)
     if len(runs) > 1:

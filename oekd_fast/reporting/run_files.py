@@ -77,7 +77,7 @@ def read_histories(folder: Path, config: TrainConfig) -> dict[str, list[dict[str
 
     Raises:
         ReportError: the file is missing, a line is damaged or has fields of other types than a run writes, or a phase
-            that is drawn does not have one line for each epoch.
+            that is drawn does not have one line for each epoch; with early stopping it may have fewer.
     """
     file = folder / "metrics.jsonl"
     if not file.is_file():
@@ -96,9 +96,11 @@ def read_histories(folder: Path, config: TrainConfig) -> dict[str, list[dict[str
             _check_epoch(entry, where, len(histories[phase]) + 1, students)
         histories[phase].append(entry)
     for phase in ("ensemble", *(name for name in tuple(histories) if name.startswith("baseline_"))):
-        if len(histories[phase]) != config.epochs:
+        least = config.epochs if config.patience is None else 1
+        if not least <= len(histories[phase]) <= config.epochs:
+            expected = f"{least} to {config.epochs}" if least < config.epochs else config.epochs
             raise ReportError(
-                f"runs: {file}: expected {config.epochs} lines of the phase {phase!r}, got {len(histories[phase])}"
+                f"runs: {file}: expected {expected} lines of the phase {phase!r}, got {len(histories[phase])}"
             )
     return dict(histories)
 

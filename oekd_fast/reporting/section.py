@@ -303,7 +303,7 @@ def _facts(run: Run) -> dict[str, object]:
     summary = run.summary
     facts = {
         "folder": run.path,
-        "selected epoch": f"{summary['selected_epoch']} of {run.config.epochs}",
+        "selected epoch": f"{summary['selected_epoch']} of {len(run.histories['ensemble'])}",
         "seconds": summary["seconds"],
         "images per second, family": summary.get("images_per_second", "-"),
         "trained on": summary.get("device", "-"),

@@ -25,7 +25,7 @@ from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, save_ch
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.runs.interrupt import Interrupted
-from oekd_fast.runs.phase_state import PhaseState
+from oekd_fast.runs.phase_state import PhaseState, mean_accuracy
 from oekd_fast.runs.progress import PhaseProgress
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state, seed_everything
 from oekd_fast.runs.rank_state import load_latest_on_all, rank_generators, restore_rank_generator, seed_rank
@@ -48,7 +48,8 @@ class Phase:
 
     The selected epoch is the one with the highest mean validation accuracy of the students, ties broken by their
     cross-entropy. The test split is evaluated after the selection. With `config.track_test` it is also evaluated after
-    each epoch, for the record alone.
+    each epoch, for the record alone. With `config.patience` the phase ends early once that accuracy has not risen for
+    so many epochs, on all ranks alike, because an evaluation gives all ranks the same numbers.
 
     Args:
         task, config, data, folder, device: what is trained, how, on which images, where it is saved, on which device.
@@ -112,17 +113,30 @@ class Phase:
         """One line of metrics.jsonl for each finished epoch."""
         return self._state.history
 
+    @property
+    def _stopped_early(self) -> bool:
+        """Whether the validation accuracy has not risen for `config.patience` epochs, and some are left."""
+        patience = self._config.patience
+        return patience is not None and self._state.stale_epochs >= patience and self._state.epoch < self._epochs
+
+    @property
+    def _finished(self) -> bool:
+        return self._state.epoch == self._epochs or self._stopped_early
+
     def run(self, stop: StopVote, console: Console) -> PhaseResult:
         """Train the remaining epochs and return the result."""
         with PhaseProgress(
             console, self.name, self._epochs, self._batches, self.steps_done, self._config.progress
         ) as progress:
-            while self._state.epoch < self._epochs:
+            while not self._finished:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
                 stop.ask()
-                if stop.signal_number is not None and self._state.epoch < self._epochs:
+                if stop.signal_number is not None and not self._finished:
                     self._save_and_stop(stop)
+            if self._stopped_early:
+                ended = f"{self.name}: ended after epoch {self._state.epoch} of {self._epochs}"
+                progress.note(f"{ended}, without a higher validation accuracy for {self._config.patience}")
         return self._result()
 
     def _train_epoch(self, stop: StopVote, progress: PhaseProgress) -> EpochMetrics:
@@ -176,13 +190,13 @@ class Phase:
         if config.track_test:
             line["test"] = evaluator.evaluate(self._data.test).as_dict()
         state.history.append(line)
-        score = [sum(validation.accuracy) / len(validation.accuracy), -sum(validation.ce)]
+        score = [mean_accuracy(validation.accuracy), -sum(validation.ce)]
         if state.is_best(score):
             model = copy.deepcopy(evaluator.ensemble.state_dict())
             state.best = {"epoch": state.epoch, "score": score, "model": model}
         if self._takes_snapshots and self._cycle(state.epoch) != self._cycle(state.epoch - 1):
             state.snapshots.append(copy.deepcopy(evaluator.ensemble.state_dict()))
-        if state.epoch % config.checkpoint_every == 0 or state.epoch == self._epochs:
+        if state.epoch % config.checkpoint_every == 0 or self._finished:
             self._save()
         self._folder.add_metrics(line)
         progress.epoch(line)
@@ -296,6 +310,7 @@ class Phase:
             seconds=state.seconds,
             images_per_second=images / state.seconds,
             snapshots=tuple(state.snapshots),
+            stopped_early=self._stopped_early,
         )
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def mean_accuracy(accuracies: Sequence[float]) -> float:
+    """Return the mean accuracy of the students, which selects the epoch."""
+    return sum(accuracies) / len(accuracies)
 
 
 @dataclass
@@ -42,6 +47,12 @@ class PhaseState:
         """Read the fields from a checkpoint; early checkpoints have no `snapshots`."""
         state = {"snapshots": [], **state, "order": state["order"].cpu()}
         return cls(**{f.name: state[f.name] for f in fields(cls)})
+
+    @property
+    def stale_epochs(self) -> int:
+        """Number of finished epochs since the last one with a higher mean validation accuracy than all before it."""
+        means = [mean_accuracy(line["validation"]["accuracy"]) for line in self.history]
+        return len(means) - 1 - means.index(max(means)) if means else 0
 
     def is_best(self, score: list[float]) -> bool:
         """Return whether an epoch with `score` is better than the selected one; earlier epochs win ties."""

@@ -38,6 +38,7 @@ def summarise(
     ``relative_gain`` is (accuracy - baseline) / baseline in percent, as in the paper. ``flops`` are those of
     `student_flops` for one image. ``best_test_...`` is the highest test accuracy over all epochs, chosen separately for
     each student as the paper does; it overestimates the accuracy, and is null unless `track_test` is set.
+    ``trained_epochs`` is below ``epochs`` if the phase stopped early.
 
     Args:
         results: results of all phases by name.
@@ -72,6 +73,7 @@ def summarise(
         "dataset": config.dataset,
         "model": config.model,
         "epochs": config.epochs,
+        "trained_epochs": len(family.history),
         "selected_epoch": family.selected_epoch,
         "students": students,
         **_ensemble_accuracies(config, family, combined),
@@ -83,6 +85,8 @@ def summarise(
                 "seconds": round(result.seconds, 1),
                 "images_per_second": round(result.images_per_second, 1),
                 "selected_epoch": result.selected_epoch,
+                "trained_epochs": len(result.history),
+                "stopped_early": result.stopped_early,
             }
             for name, result in results.items()
         },
@@ -144,7 +148,7 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     print_line(
         console,
         f"ensemble {summary['ensemble_accuracy']:.2f} %, {summary['test_images']:,} test images, "
-        f"epoch {summary['selected_epoch']} of {summary['epochs']} selected on validation images",
+        f"epoch {summary['selected_epoch']} of {summary['trained_epochs']} selected on validation images",
     )
 
 

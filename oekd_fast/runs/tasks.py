@@ -41,6 +41,7 @@ class PhaseResult:
     seconds: training time without evaluation.
     images_per_second: mean over the training time.
     snapshots: weights at the end of each cycle of the learning rate, for the objective "snapshot".
+    stopped_early: whether the phase ended before its last epoch, because the validation accuracy no longer rose.
     """
 
     ensemble: StudentEnsemble
@@ -51,3 +52,4 @@ class PhaseResult:
     seconds: float
     images_per_second: float
     snapshots: tuple[dict[str, Any], ...] = ()
+    stopped_early: bool = False

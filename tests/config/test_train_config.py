@@ -49,6 +49,8 @@ def test_defaults_are_those_of_the_paper():
         ("augmentation", "flip", "augmentation: expected one of auto, none, crop, resized_crop, got 'flip'"),
         ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
         ("pad", -1, "pad: expected pixels >= 0 and <= 16384, got -1"),
+        ("micro_batches", 0, "micro_batches: expected an integer >= 1, got 0"),
+        ("patience", 0, "patience: expected an integer >= 1, got 0"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
         ("ce_schedule", "sigma", "ce_schedule: did you mean sigmoid\\? expected one of constant, .* got 'sigma'"),
         ("optimizer", "lion", "optimizer: expected one of sgd, adam, rmsprop, got 'lion'"),

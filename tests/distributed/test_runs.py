@@ -64,6 +64,13 @@ def test_evaluation_of_a_run_of_one_process_is_that_of_three_ranks(ranks, config
             assert ours["accuracy"] == theirs["accuracy"]
 
 
+def test_all_ranks_end_early_after_the_same_epoch(ranks, config):
+    """Weights hardly change, and the running statistics of the norms soon change no prediction."""
+    early = replace(config, learning_rate=1e-9, epochs=9, patience=1)
+    first, second = (summary["trained_epochs"] for summary in ranks.run(2, rank_runs.train, early))
+    assert first == second < 9
+
+
 @pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=str)
 def test_all_ranks_stop_after_the_same_step_and_resume_to_the_same_bits(ranks, config, tmp_path, asked):
     plain = replace(config, output_dir=tmp_path / "plain")

@@ -1,5 +1,6 @@
 """Progress of a phase: its form in a checkpoint, and the selection of the best epoch."""
 
+import pytest
 import torch
 
 from oekd_fast.runs.phase_state import PhaseState
@@ -24,6 +25,17 @@ def test_a_checkpoint_without_snapshots_has_none():
     saved = state().state_dict()
     del saved["snapshots"]
     assert PhaseState.from_state_dict(saved).snapshots == []
+
+
+@pytest.mark.parametrize(
+    ("means", "stale"),
+    [([], 0), ([50.0], 0), ([50.0, 60.0], 0), ([60.0, 50.0], 1), ([50.0, 60.0, 60.0, 59.0], 2), ([60.0] * 4, 3)],
+    ids=str,
+)
+def test_epochs_without_a_higher_accuracy_are_counted(means, stale):
+    """The mean over students counts, and an equal accuracy is not higher."""
+    history = [{"validation": {"accuracy": [mean - 10.0, mean + 10.0]}} for mean in means]
+    assert PhaseState(history=history).stale_epochs == stale
 
 
 def test_the_first_epoch_with_the_highest_score_is_the_best():

@@ -32,6 +32,7 @@ def summary(**changes) -> dict:
         "test_images": 50_000,
         "selected_epoch": 349,
         "epochs": 350,
+        "trained_epochs": 350,
     }
 
 
