@@ -19,16 +19,18 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     weights = call.ensemble_weights if call.weights_need_grad else None
     # On the CPU the op has an autograd kernel of its own, which costs less than a Function in Python. Only the op keeps
     # its gradient in torch.export, which records the forward pass of a Function.
+    per_row = call.options.reduction == "none"
     eager = call.stacked is None and not torch.compiler.is_compiling()
-    if backend is NATIVE and weights is None and (eager or torch.compiler.is_exporting()):
+    if backend is NATIVE and weights is None and not per_row and (eager or torch.compiler.is_exporting()):
         return ops.ensemble_kd_value(call.students, **kwargs)
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)
     stacked = call.stacked is not None
     if backend is TRITON and not call.extensions:
         return _LossFromRows.apply(ops, stacked, kwargs, weights, *call.inputs)
-    # On a GPU the upstream gradient is unknown to the host, which would have to wait for it.
-    at_once = backend is NATIVE and not torch.compiler.is_compiling()
+    # On a GPU the upstream gradient is unknown to the host, which would have to wait for it. That of one loss a row is
+    # seldom 1.
+    at_once = backend is NATIVE and not per_row and not torch.compiler.is_compiling()
     return _Loss.apply(ops, at_once, stacked, kwargs, weights, *call.inputs)
 
 

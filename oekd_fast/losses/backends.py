@@ -22,7 +22,8 @@ class Backend(ABC):
 
     Attributes:
         name: value of the argument ``backend``.
-        checks_contents: whether the kernel itself checks labels and numbers that are tensors on the CPU.
+        checks_contents: whether the kernel itself checks, on the CPU, all that :meth:`EnsembleKDCall.check_contents`
+            does.
     """
 
     name: str
@@ -62,6 +63,24 @@ def _needs_reference(call: EnsembleKDCall) -> str | None:
     return None
 
 
+def _not_in_kernel(call: EnsembleKDCall) -> str | None:
+    """Return what no kernel computes yet, as "expected X, got Y"; None if there is nothing of that kind."""
+    options = call.options
+    if call.students[0].dim() != 2:
+        return f"expected logits whose rows have one stride, got shape {list(call.layout.shape)}"
+    if call.target is not None and call.target.dtype != torch.int64:
+        return f"expected a target of dtype torch.int64, got {call.target.dtype}"
+    if options.weight is not None:
+        return "expected weight None, got a tensor"
+    if call.num_items is not None:
+        return f"expected num_items None, got {call.num_items}"
+    if options.reduction == "none":
+        return "expected reduction='mean' or 'sum', got 'none'"
+    if options.divergence != "forward":
+        return f"expected divergence='forward', got {options.divergence!r}"
+    return None
+
+
 def _lost_in_export(call: EnsembleKDCall) -> str | None:
     """Return that torch.export would lose a gradient, which a Function in Python computes; None if none is needed."""
     needed = call.weights_need_grad or any(z.requires_grad for z in call.students)
@@ -86,7 +105,9 @@ class NativeBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if call.ensemble_attached:
             return "expected detach_ensemble=True, got False"
-        return _needs_reference(call) or (_lost_in_export(call) if call.weights_need_grad else None)
+        if reason := _not_in_kernel(call) or _needs_reference(call):
+            return reason
+        return _lost_in_export(call) if call.weights_need_grad else None
 
     def ops(self, call: EnsembleKDCall):
         return torch.ops.oekd_fast
@@ -119,7 +140,7 @@ class TritonBackend(Backend):
             return f"expected at most {MAX_TRITON_STUDENTS} students, got {students}"
         if (rows := call.students[0].shape[0]) >= 1 << 24:
             return f"expected fewer than 2^24 rows, since they are counted in float32, got {rows}"
-        if reason := _needs_reference(call) or _lost_in_export(call):
+        if reason := _not_in_kernel(call) or _needs_reference(call) or _lost_in_export(call):
             return reason
         return self._unsupported_objective(call) if call.extensions else None
 

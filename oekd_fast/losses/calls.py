@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from oekd_fast.losses import checks, transforms
+from oekd_fast.losses import checks, target_checks, transforms
+from oekd_fast.losses.model_outputs import logits_of
+from oekd_fast.losses.row_layout import RowLayout, row_layout
 
 _NO_TENSORS = frozenset((float, int, type(None)))
 
@@ -19,14 +21,14 @@ class KDOptions:
     """Options of the loss. :func:`oekd_fast.ensemble_kd_loss` describes each field.
 
     The defaults are those of the paper (section 4: alpha = 0.7, gamma = 0.15, T = 2). The temperature and the weights
-    may be tensors with one element, and ``mixing`` is a tensor. The options hold these tensors without a copy, so each
-    call of the loss reads their current values.
+    may be tensors with one element, and ``mixing`` and ``weight`` are tensors. The options hold these tensors without a
+    copy, so each call of the loss reads their current values.
 
     Raises:
         TypeError: a field that must be a number is not one, or a tensor does not have a floating dtype.
         ValueError: the temperature is not finite or not > 0, a weight is not finite, label_smoothing is outside
-            [0, 1], reduction or mixing_space is unknown, a tensor has the wrong shape, mixing is combined with
-            detach_ensemble=False, or mixing_space is given without mixing.
+            [0, 1], beta is outside (0, 1), reduction, divergence or mixing_space is unknown, a tensor has the wrong
+            shape, mixing is combined with detach_ensemble=False, or mixing_space is given without mixing.
     """
 
     temperature: float | Tensor = 2.0
@@ -39,9 +41,15 @@ class KDOptions:
     ensemble_ce_weight: float | Tensor = 0.0
     mixing: Tensor | None = None
     mixing_space: str = "logits"
+    class_dim: int = 1
+    weight: Tensor | None = None
+    divergence: str = "forward"
+    beta: float = 0.5
 
     def __post_init__(self) -> None:
         checks.check_options(self)
+        if self.weight is not None:
+            target_checks.check_weight(self.weight)
 
     @property
     def numbers(self) -> tuple[float | Tensor, float | Tensor, float | Tensor, float | Tensor]:
@@ -59,12 +67,14 @@ class EnsembleKDCall:
     """One call of the loss with checked arguments; made by :meth:`of`.
 
     Attributes:
-        students: S tensors [B, C].
-        stacked: [S, B, C], the tensor whose slices are the students, if the logits came as one tensor.
-        target: int64 [B].
-        options: numbers, modes and the mixing matrix.
-        ensemble_weights: [S], or a gate [B, S].
-        teachers: logits [B, C] of the K external teachers; () without teachers.
+        students: S tensors [R, C], or [O, C, I] with the rows r = o I + i; views of the logits where strides allow.
+        stacked: [S, R, C] or [S, O, C, I], the tensor whose slices are the students, if the logits came as one tensor.
+        target: class indices [R] or [O, I], or probabilities with the shape of a student.
+        options: numbers, modes, class weights and the mixing matrix.
+        ensemble_weights: [S], or a gate [R, S].
+        teachers: logits of the K external teachers, with the shape of a student; () without teachers.
+        num_items: number or tensor of one element that replaces the divisors of means.
+        layout: how the rows lie in the logits that were given; None if those have the shape [B, C].
     """
 
     students: Sequence[Tensor]
@@ -73,33 +83,81 @@ class EnsembleKDCall:
     options: KDOptions
     ensemble_weights: Tensor | None
     teachers: tuple[Tensor, ...]
+    num_items: float | Tensor | None = None
+    layout: RowLayout | None = None
 
     @classmethod
     def of(
         cls,
-        logits: Sequence[Tensor] | Tensor,
+        logits: Any,
         target: Tensor | None,
         options: KDOptions,
         *,
         ensemble_weights: Tensor | None = None,
         teacher_logits: Sequence[Tensor] | Tensor | None = None,
+        num_items: float | Tensor | None = None,
     ) -> EnsembleKDCall:
         """Check the tensors against each other and against the options, without a wait for a device.
 
         Raises:
             ValueError, TypeError: naming the argument, what was expected and what was given.
         """
+        logits = logits_of(logits)
         students = checks.check_logits(logits)
         first = students[0]
-        checks.check_scalar_devices(options, first.device)
-        checks.check_target(target, first.shape[0], first.device, options)  # len(first) would fix a dynamic size
+        shape, device = first.shape, first.device
+        class_dim = checks.check_class_dim(options.class_dim, shape)
+        checks.check_scalar_devices(options, device)
+        target_checks.check_target(target, shape, class_dim, device, options)
+        if options.weight is not None:
+            target_checks.check_weight_length(options.weight, shape[class_dim], device)
+        if num_items is not None:
+            target_checks.check_num_items(num_items, options, device)
         if ensemble_weights is not None:
-            checks.check_ensemble_weights(ensemble_weights, students, options)
+            checks.check_ensemble_weights(ensemble_weights, students, class_dim, options)
         teachers = () if teacher_logits is None else checks.check_teacher_logits(teacher_logits, first)
         if options.mixing is not None or teachers:
             checks.check_mixing_shape(options.mixing, students, teachers)
         stacked = logits if isinstance(logits, Tensor) else None
-        return cls(students, stacked, target, options, ensemble_weights, teachers)
+        call = cls(students, stacked, target, options, ensemble_weights, tuple(teachers), num_items)
+        return call if len(shape) == 2 and class_dim == 1 else call._flat(class_dim)
+
+    def _flat(self, class_dim: int) -> EnsembleKDCall:
+        """Return this call with all tensors as views [R, C] or [O, C, I], where their strides allow it."""
+        target, gate = self.target, self.ensemble_weights
+        dense = [target] if self.has_probabilities else []
+        layout = row_layout(self.students[0].shape, class_dim, [*self.students, *self.teachers, *dense])
+        if layout is None:
+            return self
+        if self.stacked is None:
+            stacked, students = None, [layout.flatten(z) for z in self.students]
+        else:
+            stacked = layout.flatten(self.stacked, leading=1)
+            students = list(stacked.unbind(0))
+        if target is not None:
+            target = layout.flatten(target) if dense else layout.flatten_rows(target)
+        if gate is not None and gate.dim() > 1:
+            gate = gate.reshape(-1, len(students))
+        teachers = tuple(layout.flatten(teacher) for teacher in self.teachers)
+        return replace(
+            self,
+            students=students,
+            stacked=stacked,
+            target=target,
+            ensemble_weights=gate,
+            teachers=teachers,
+            layout=layout,
+        )
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the target holds probabilities in place of class indices."""
+        return self.target is not None and self.target.is_floating_point()
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """The shape of one value a row, as the caller sees it."""
+        return tuple(self.students[0].shape[:1]) if self.layout is None else self.layout.rows_shape
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +169,7 @@ class EnsembleKDCall:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """The logits as they were given, for autograd: S tensors [B, C], or one [S, B, C]."""
+        """The logits for autograd: the S students, or the one tensor whose slices they are."""
         return tuple(self.students) if self.stacked is None else (self.stacked,)
 
     @property
@@ -128,12 +186,12 @@ class EnsembleKDCall:
 
     @property
     def learned_options(self) -> list[str]:
-        """Names of the options whose tensors require a gradient, while gradients are enabled."""
+        """Names of the options and probabilities that require a gradient, while gradients are enabled."""
         options = self.options
-        values = (*options.numbers, options.mixing)
+        values = (*options.numbers, options.mixing, self.target if self.has_probabilities else None)
         if _NO_TENSORS.issuperset(map(type, values)) or not torch.is_grad_enabled():  # the usual case is fast
             return []
-        named = zip((*checks.DEVICE_SCALARS, "mixing"), values, strict=True)
+        named = zip((*checks.DEVICE_SCALARS, "mixing", "target"), values, strict=True)
         return [name for name, value in named if isinstance(value, Tensor) and value.requires_grad]
 
     @property
@@ -142,7 +200,9 @@ class EnsembleKDCall:
         if not transforms.in_forward_ad():
             return False
         options = self.options
-        return transforms.has_tangent((*self.students, self.ensemble_weights, *options.numbers, options.mixing))
+        probabilities = self.target if self.has_probabilities else None
+        tensors = (*self.students, self.ensemble_weights, *options.numbers, options.mixing, probabilities)
+        return transforms.has_tangent(tensors)
 
     @property
     def extensions(self) -> list[str]:
@@ -156,14 +216,21 @@ class EnsembleKDCall:
         return [name for name, is_used in used.items() if is_used]
 
     def check_contents(self) -> None:
-        """Check the numbers that are tensors, and the labels. Waits for their device.
+        """Check the numbers that are tensors, the class weights and the labels. Waits for their device.
 
         Raises:
-            ValueError: a number is invalid, or a label is neither in [0, C) nor ``ignore_index``.
+            ValueError: a number or class weight is invalid, a label is neither in [0, C) nor ``ignore_index``, or a row
+                of probabilities is no distribution.
         """
         checks.check_scalar_values(self.options)
-        if self.target is not None:
-            checks.check_labels(self.target, self.students[0].shape[1], self.options.ignore_index)
+        if isinstance(self.num_items, Tensor):
+            target_checks.check_num_items_value(self.num_items.item())
+        if self.options.weight is not None:
+            target_checks.check_weight_values(self.options.weight)
+        if self.has_probabilities:
+            target_checks.check_probabilities(self.target)
+        elif self.target is not None:
+            target_checks.check_labels(self.target, self.students[0].shape[1], self.options.ignore_index)
 
     def op_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the ops in :mod:`oekd_fast.losses.schemas`, all but ``logits``.
@@ -181,7 +248,7 @@ class EnsembleKDCall:
             numbers = (0.0, 0.0, 0.0, 0.0)  # the kernels read device_scalars instead
         temperature, ce_weight, kd_weight, ensemble_ce_weight = map(float, numbers)
         kwargs = {
-            "target": self.target,
+            "target": detached(self.target),
             "ensemble_weights": detached(self.ensemble_weights),
             "temperature": temperature,
             "ce_weight": ce_weight,
@@ -201,6 +268,15 @@ class EnsembleKDCall:
         if options.mixing is not None:
             kwargs["mixing"] = options.mixing.detach()
             kwargs["mix_probabilities"] = options.mixing_space == "probabilities"
+        if options.weight is not None:
+            kwargs["class_weights"] = options.weight.detach()
+        if self.num_items is not None:
+            kwargs["num_items"] = _one_number(self.num_items, self.device)
+        if options.reduction == "none":
+            kwargs["per_row"] = True
+        if options.divergence != "forward":
+            kwargs["divergence"] = checks.DIVERGENCES.index(options.divergence)
+            kwargs["beta"] = float(options.beta)
         return kwargs
 
 
@@ -219,3 +295,12 @@ def _stack_scalars(numbers: Sequence[float | Tensor], device: torch.device) -> T
             for number in numbers
         ]
     )
+
+
+def _one_number(number: float | Tensor, device: torch.device) -> Tensor:
+    """Return a number as a tensor of one element on `device`, without a wait for the host."""
+    if isinstance(number, Tensor):
+        return number.detach().reshape(())
+    # A product, since torch.compile would take a fill value as a constant. float32 is exact below 2^24.
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
+    return torch.ones((), dtype=dtype, device=device) * float(number)

@@ -1,6 +1,7 @@
 """Argument validation of the losses: each error names the argument, what was expected and what was given.
 
-Only ``check_labels`` and ``check_scalar_values`` read what tensors hold, which waits for their device.
+Only ``check_scalar_values`` reads what tensors hold, which waits for their device. The labels are checked in
+:mod:`oekd_fast.losses.target_checks`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from oekd_fast.losses.calls import KDOptions
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-REDUCTIONS = ("mean", "sum")
+REDUCTIONS = ("mean", "sum", "none")
+DIVERGENCES = ("forward", "reverse", "js")
 MIXING_SPACES = ("logits", "probabilities")
 DEVICE_SCALARS = ("temperature", "ce_weight", "kd_weight", "ensemble_ce_weight")  # options that may be tensors
 
@@ -40,6 +42,11 @@ def check_options(options: KDOptions) -> None:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing!r}")
     if options.reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {options.reduction!r}")
+    if options.divergence not in DIVERGENCES:
+        raise ValueError(f"divergence: expected one of {DIVERGENCES}, got {options.divergence!r}")
+    _check_beta(options.beta)
+    if type(options.class_dim) is not int:
+        raise TypeError(f"class_dim: expected an int, got {type(options.class_dim).__name__}")
     if options.mixing_space not in MIXING_SPACES:
         raise ValueError(f"mixing_space: expected one of {MIXING_SPACES}, got {options.mixing_space!r}")
     if options.mixing is not None:
@@ -55,6 +62,13 @@ def _check_number(name: str, value: float) -> None:
     # torch.compile can compare a symbolic number, but cannot call math.isfinite on it.
     if not -math.inf < value < math.inf or (positive and value <= 0):
         raise ValueError(f"{name}: expected a finite number{' > 0' if positive else ''}, got {value!r}")
+
+
+def _check_beta(beta: object) -> None:
+    if type(beta) is not float and not isinstance(beta, Real):
+        raise TypeError(f"beta: expected a number, got {type(beta).__name__}")
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta: expected a number in (0, 1), got {beta!r}")
 
 
 def _check_one_element(name: str, value: Tensor) -> None:
@@ -82,7 +96,7 @@ def check_scalar_devices(options: KDOptions, device: torch.device) -> None:
 
 def check_logits(logits) -> list[Tensor]:
     if isinstance(logits, Tensor):
-        if logits.dim() != 3:
+        if logits.dim() < 3:
             raise ValueError(
                 f"logits: expected S tensors [B, C] or one [S, B, C], got one of shape {list(logits.shape)}"
             )
@@ -97,28 +111,41 @@ def check_logits(logits) -> list[Tensor]:
     if not isinstance(first, Tensor):
         raise TypeError(f"logits[0]: expected a tensor, got {type(first).__name__}")
     shape, dtype, device = first.shape, first.dtype, first.device  # each access costs, and small calls are frequent
-    if len(shape) != 2:
-        raise ValueError(f"logits[0]: expected shape [B, C], got {list(shape)}")
+    if len(shape) < 2:
+        raise ValueError(f"logits[0]: expected shape [B, C] or [B, C, d1, ...], got {list(shape)}")
     for j in range(1, len(students)):
         z = students[j]
         if not isinstance(z, Tensor):
             raise TypeError(f"logits[{j}]: expected a tensor, got {type(z).__name__}")
         if z.shape != shape:
-            raise ValueError(f"logits[{j}]: expected shape [B, C] = {list(shape)} as logits[0], got {list(z.shape)}")
+            raise ValueError(f"logits[{j}]: expected shape {list(shape)} as logits[0], got {list(z.shape)}")
         if z.dtype != dtype:
             raise TypeError(f"logits[{j}]: expected dtype {dtype} as logits[0], got {z.dtype}")
         if z.device != device:
             raise ValueError(f"logits[{j}]: expected device {device} as logits[0], got {z.device}")
     if dtype not in DTYPES:
         raise TypeError(f"logits: expected float32, float16, bfloat16 or float64, got {dtype}")
-    if shape[1] == 0:
-        raise ValueError("logits: expected at least one class, got C = 0")
     return students
 
 
-def check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) -> None:
+def check_class_dim(class_dim: int, shape: torch.Size) -> int:
+    """Return the class dimension of logits of `shape`, counted from the left."""
+    dims = len(shape)
+    if not -dims <= class_dim < dims:
+        raise ValueError(
+            f"class_dim: expected a number in [{-dims}, {dims - 1}] for logits of shape {list(shape)}, got {class_dim}"
+        )
+    class_dim %= dims
+    if shape[class_dim] == 0:
+        raise ValueError("logits: expected at least one class, got C = 0")
+    return class_dim
+
+
+def check_ensemble_weights(weights, students: list[Tensor], class_dim: int, options: KDOptions) -> None:
     check_tensor("ensemble_weights", weights, students[0].device)
-    each, gate = [len(students)], [len(students[0]), len(students)]
+    rows = list(students[0].shape)
+    del rows[class_dim]
+    each, gate = [len(students)], [*rows, len(students)]
     given = list(weights.shape)
     if given not in (each, gate):
         raise ValueError(
@@ -132,14 +159,14 @@ def check_ensemble_weights(weights, students: list[Tensor], options: KDOptions) 
 
 
 def check_teacher_logits(teacher_logits, like: Tensor) -> tuple[Tensor, ...]:
-    """Return the logits [B, C] of the K external teachers, which must fit the logits `like` of a student."""
+    """Return the logits of the K external teachers, which must have the shape of the logits `like` of a student."""
     if isinstance(teacher_logits, Tensor):
-        if teacher_logits.dim() == 2:
+        if teacher_logits.dim() == like.dim():
             _check_teacher("teacher_logits", teacher_logits, like)
             return (teacher_logits,)
-        if teacher_logits.dim() != 3:
+        if teacher_logits.dim() != like.dim() + 1:
             raise ValueError(
-                f"teacher_logits: expected shape {list(like.shape)}, or [K, {like.shape[0]}, {like.shape[1]}] for "
+                f"teacher_logits: expected shape {list(like.shape)}, or [K, {', '.join(map(str, like.shape))}] for "
                 f"K teachers, got {list(teacher_logits.shape)}"
             )
         teachers = teacher_logits.unbind(0)
@@ -181,25 +208,7 @@ def check_weights_grad(weights_grad, ensemble_weights: Tensor | None) -> None:
     if ensemble_weights is None:
         raise ValueError("weights_grad: expected ensemble_weights beside it, got ensemble_weights None")
     check_tensor("weights_grad", weights_grad, ensemble_weights.device)
-    _check_like("weights_grad", weights_grad, ensemble_weights, "ensemble_weights")
-
-
-def check_target(target, rows: int, device: torch.device, options: KDOptions) -> None:
-    if target is None:
-        # A tensor is refused whatever it holds: its value may change, and reading it would wait for the device.
-        for name in ("ce_weight", "ensemble_ce_weight"):
-            value = getattr(options, name)
-            if isinstance(value, Tensor) or value != 0:
-                given = f"a tensor as {name}" if isinstance(value, Tensor) else f"{name} {value}"
-                raise ValueError(
-                    f"target: expected int64 [B] (None only if {name} is the number 0), got None with {given}"
-                )
-        return
-    check_tensor("target", target, device)
-    if target.dtype != torch.int64:
-        raise TypeError(f"target: expected dtype torch.int64, got {target.dtype}")
-    if target.shape != (rows,):
-        raise ValueError(f"target: expected shape [{rows}], one label a row of the logits, got {list(target.shape)}")
+    _check_like("weights_grad", weights_grad, ensemble_weights.shape, ensemble_weights.dtype, "ensemble_weights")
 
 
 def check_tensor(name: str, value: object, device: torch.device, like: str = "the logits") -> None:
@@ -207,17 +216,6 @@ def check_tensor(name: str, value: object, device: torch.device, like: str = "th
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.device != device:
         raise ValueError(f"{name}: expected device {device} as {like}, got {value.device}")
-
-
-def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Check that each label is in [0, classes) or equals ignore_index. Waits for the device of the labels."""
-    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"target: expected labels in [0, {classes}) or ignore_index {ignore_index}, "
-            f"got {int(target[row])} at row {row}"
-        )
 
 
 def check_scalar_values(options: KDOptions) -> None:
@@ -228,32 +226,38 @@ def check_scalar_values(options: KDOptions) -> None:
             _check_number(name, value.item())
 
 
-def check_grad_scale(grad_scale: object, device: torch.device, like: str = "the logits") -> None:
+def check_grad_scale(
+    grad_scale: object, device: torch.device, like: str = "the logits", rows: Sequence[int] | None = None
+) -> None:
+    """Check a factor of gradients: one element, or with `rows` also one a row, in that shape."""
     check_tensor("grad_scale", grad_scale, device, like)
-    if grad_scale.numel() != 1:
-        raise ValueError(f"grad_scale: expected a tensor of one element, got shape {list(grad_scale.shape)}")
+    if grad_scale.numel() == 1 or (rows is not None and list(grad_scale.shape) == list(rows)):
+        return
+    expected = "a tensor of one element" + ("" if rows is None else f", or one a row of shape {list(rows)}")
+    raise ValueError(f"grad_scale: expected {expected}, got shape {list(grad_scale.shape)}")
 
 
-def check_out(out: Sequence[Tensor] | Tensor, students: list[Tensor]) -> list[Tensor]:
-    """Return the S buffers for the gradients of the students."""
+def check_out(
+    out: Sequence[Tensor] | Tensor, students: int, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Return the buffers for the gradients of logits of this number, shape, dtype and device."""
     buffers = list(out.unbind(0)) if isinstance(out, Tensor) else list(out)
-    if len(buffers) != len(students):
-        raise ValueError(f"out: expected {len(students)} buffers, one a student, got {len(buffers)}")
-    shape, dtype, device = students[0].shape, students[0].dtype, students[0].device
+    if len(buffers) != students:
+        raise ValueError(f"out: expected {students} buffers, one a student, got {len(buffers)}")
     for j, buffer in enumerate(buffers):
         fits = isinstance(buffer, Tensor) and buffer.shape == shape and buffer.dtype == dtype
         if not (fits and buffer.device == device and buffer.is_contiguous()):  # the usual case needs no names
             check_tensor(f"out[{j}]", buffer, device, like=f"logits[{j}]")
-            _check_like(f"out[{j}]", buffer, students[j], f"logits[{j}]")
+            _check_like(f"out[{j}]", buffer, shape, dtype, f"logits[{j}]")
     return buffers
 
 
-def _check_like(name: str, buffer: Tensor, tensor: Tensor, like: str) -> None:
-    """Check a buffer that is overwritten with the gradient of `tensor`."""
-    if buffer.shape != tensor.shape:
-        raise ValueError(f"{name}: expected shape {list(tensor.shape)} as {like}, got {list(buffer.shape)}")
-    if buffer.dtype != tensor.dtype:
-        raise TypeError(f"{name}: expected dtype {tensor.dtype} as {like}, got {buffer.dtype}")
+def _check_like(name: str, buffer: Tensor, shape: torch.Size, dtype: torch.dtype, like: str) -> None:
+    """Check a buffer that is overwritten with the gradient of a tensor of this shape and dtype."""
+    if buffer.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)} as {like}, got {list(buffer.shape)}")
+    if buffer.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype} as {like}, got {buffer.dtype}")
     if any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True)):
         raise ValueError(f"{name}: expected separate memory for every element, got strides {list(buffer.stride())}")
 

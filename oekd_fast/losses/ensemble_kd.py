@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from oekd_fast.losses.reference import EnsembleKDOutput
 
 
 def ensemble_kd_loss(
-    logits: Sequence[Tensor] | Tensor,
+    logits: Any,
     target: Tensor | None,
     *,
     temperature: float | Tensor = 2.0,
@@ -30,14 +31,20 @@ def ensemble_kd_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    class_dim: int = 1,
+    weight: Tensor | None = None,
+    num_items: float | Tensor | None = None,
+    divergence: str = "forward",
+    beta: float = 0.5,
     backend: str = "auto",
     validate: bool = False,
 ) -> EnsembleKDOutput:
     """Compute the loss of S students that learn from labels and from their ensemble (ECCV 2020, arXiv 2011.07449)::
 
-        loss = ce_weight * sum_j CE(z_j, y)  +  kd_weight * sum_j T^2 KL(softmax(zE/T) || softmax(z_j/T))
+        loss = ce_weight * sum_j CE(z_j, y)  +  kd_weight * sum_j T^2 D(softmax(zE/T), softmax(z_j/T))
                +  ensemble_ce_weight * CE(zE, y)
         zE   = sum_j w_j z_j
+        D    = KL(t || q), the Kullback-Leibler divergence, or another by ``divergence``
 
     With ``teacher_logits`` or ``mixing``, the students learn from other targets than the ensemble. Related objectives
     are special cases::
@@ -52,8 +59,12 @@ def ensemble_kd_loss(
 
     Args:
         logits: S tensors [B, C], or one [S, B, C]; float32, float16 or bfloat16 (float64: reference backend only), with
-            any strides.
-        target: int64 [B], class indices in [0, C). Rows whose target equals ``ignore_index`` are ignored. None is valid
+            any strides. Logits of more dimensions, such as [B, C, H, W], have one row for each position in the other
+            dimensions. They are not copied unless their rows need more than two strides. Also an object with the
+            attribute ``logits``, such as ``EnsembleOutput``, or a mapping with that key.
+        target: class indices in [0, C), of any integer dtype: [B], or in general the shape of a student's logits
+            without the class dimension. Rows whose target equals ``ignore_index`` are ignored. Or probabilities:
+            floating, with the shape of a student's logits, >= 0, and a sum of 1 within 0.01 in each row. None is valid
             only if ``ce_weight`` and ``ensemble_ce_weight`` are 0, and leaves the distillation term alone.
         temperature: T > 0. The distillation term carries the factor T^2. The temperature and the three weights are
             numbers, or tensors with one element and any floating dtype on the device of the logits. Tensors are read
@@ -82,13 +93,26 @@ def ensemble_kd_loss(
             those of the target sum_i W_ji softmax(z_i / T).
         label_smoothing: a number in [0, 1] for the cross-entropies, as in ``torch.nn.functional.cross_entropy``.
         ignore_index: the label of rows that are ignored.
-        reduction: "mean" over the rows that are not ignored, or "sum".
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" for one loss a row, differentiable, in
+            the shape of the class indices.
+        class_dim: the dimension of the classes in a student's logits: 1, as in ``torch.nn.functional.cross_entropy``,
+            or -1 for sequences [B, T, C].
+        weight: class weights [C], floating, >= 0, for the cross-entropies, with the meaning that they have in
+            ``torch.nn.functional.cross_entropy`` under each reduction: with "mean" and class indices, the
+            cross-entropies are divided by the sum of the labels' weights. The distillation term has no class weights.
+        num_items: a number, or a tensor of one element on the device of the logits, > 0, which replaces the divisors of
+            all means; for ``reduction="mean"``. With the number of rows of several micro-batches, the sum of their
+            losses is the loss of the whole batch.
+        divergence: D of the target's distribution t and a student's q. "forward": KL(t || q). "reverse": KL(q || t).
+            "js": beta KL(t || m) + (1 - beta) KL(q || m) with m = beta t + (1 - beta) q, the generalised Jensen-Shannon
+            divergence (Agarwal et al., ICLR 2024, arXiv 2306.13649, equation 1).
+        beta: the number in (0, 1) of the divergence "js"; others ignore it.
         backend: "auto" takes the compiled kernel of the device if it is available and supports the call, and the
             reference otherwise, as in transforms of ``torch.func``, for dual tensors of forward-mode AD, and for a
             temperature, weight or ``mixing`` that requires a gradient. "reference", "native" (CPU) or "triton" (CUDA)
             takes exactly that backend.
-        validate: check the labels, and the temperature and weights that are tensors, on any device before the loss is
-            computed. The host waits for the device. Calls in ``torch.compile`` or in transforms skip this check.
+        validate: check the labels, the class weights, and the numbers that are tensors, on any device before the loss
+            is computed. The host waits for the device. Calls in ``torch.compile`` or in transforms skip this check.
 
     Returns:
         EnsembleKDOutput: ``loss`` is differentiable (once by the compiled backends); the statistics are detached. All
@@ -115,21 +139,41 @@ def ensemble_kd_loss(
         ensemble_ce_weight=ensemble_ce_weight,
         mixing=mixing,
         mixing_space=mixing_space,
+        class_dim=class_dim,
+        weight=weight,
+        divergence=divergence,
+        beta=beta,
     )
-    call = EnsembleKDCall.of(logits, target, options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits)
+    call = EnsembleKDCall.of(
+        logits,
+        target,
+        options,
+        ensemble_weights=ensemble_weights,
+        teacher_logits=teacher_logits,
+        num_items=num_items,
+    )
     return loss_of(call, backend=backend, validate=validate)
 
 
 def loss_of(call: EnsembleKDCall, *, backend: str, validate: bool) -> EnsembleKDOutput:
     """Compute :func:`ensemble_kd_loss` of a call that has been checked."""
     chosen = _choose(call, backend, validate)
-    if chosen is REFERENCE:
-        return reference.ensemble_kd(call.students, call.target, call.options, call.ensemble_weights, call.teachers)
-    return EnsembleKDOutput(*differentiable_loss(call, chosen))
+    output = (
+        reference.ensemble_kd(call) if chosen is REFERENCE else EnsembleKDOutput(*differentiable_loss(call, chosen))
+    )
+    return _with_shape_of_rows(output, call)
+
+
+def _with_shape_of_rows(output: EnsembleKDOutput, call: EnsembleKDCall) -> EnsembleKDOutput:
+    """Give values a row the shape of the class indices."""
+    if call.layout is None or call.options.reduction != "none":
+        return output
+    *values, correct = output
+    return EnsembleKDOutput(*map(call.layout.restore_rows, values), correct)
 
 
 def ensemble_kd_value_and_grad(
-    logits: Sequence[Tensor] | Tensor,
+    logits: Any,
     target: Tensor | None,
     *,
     temperature: float | Tensor = 2.0,
@@ -144,6 +188,11 @@ def ensemble_kd_value_and_grad(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    class_dim: int = 1,
+    weight: Tensor | None = None,
+    num_items: float | Tensor | None = None,
+    divergence: str = "forward",
+    beta: float = 0.5,
     grad_scale: Tensor | None = None,
     out: Sequence[Tensor] | Tensor | None = None,
     weights_grad: Tensor | None = None,
@@ -154,8 +203,10 @@ def ensemble_kd_value_and_grad(
 
     Args:
         logits, ..., validate: arguments of :func:`ensemble_kd_loss`.
-        grad_scale: tensor with one element, a loss scale, which multiplies the gradients but not the loss.
-        out: S buffers with the shape and dtype of the logits, or one [S, B, C]; overwritten with the gradients.
+        grad_scale: tensor with one element, a loss scale, which multiplies the gradients but not the loss. With
+            ``reduction="none"`` also one element a row, in the shape of the class indices. The gradients are then those
+            of the sum of the rows' losses, each times its factor.
+        out: S buffers with the shape and dtype of the logits, or one stacked tensor; overwritten with the gradients.
         weights_grad: buffer with the shape and dtype of ``ensemble_weights``; overwritten with their gradient.
 
     Returns:
@@ -175,23 +226,60 @@ def ensemble_kd_value_and_grad(
         ensemble_ce_weight=ensemble_ce_weight,
         mixing=mixing,
         mixing_space=mixing_space,
+        class_dim=class_dim,
+        weight=weight,
+        divergence=divergence,
+        beta=beta,
     )
-    call = EnsembleKDCall.of(logits, target, options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits)
+    call = EnsembleKDCall.of(
+        logits,
+        target,
+        options,
+        ensemble_weights=ensemble_weights,
+        teacher_logits=teacher_logits,
+        num_items=num_items,
+    )
+    layout = call.layout
+    shape = call.students[0].shape if layout is None else layout.shape
     if grad_scale is not None:
-        checks.check_grad_scale(grad_scale, call.device)
-    buffers = None if out is None else checks.check_out(out, call.students)
+        per_row = call.rows_shape if reduction == "none" else None
+        checks.check_grad_scale(grad_scale, call.device, rows=per_row)
+    buffers = flat = None
+    if out is not None:
+        flat = buffers = checks.check_out(out, len(call.students), shape, call.dtype, call.device)
+        if layout is not None:
+            flat = _flat_buffers(buffers, call)
+    flat_weights_grad = None
     if weights_grad is not None:
         checks.check_weights_grad(weights_grad, ensemble_weights)
+        flat_weights_grad = _flat_gate(weights_grad, call)
     if names := call.learned_options:
         raise ValueError(
             f"{names[0]}: expected a tensor that requires no gradient, since ensemble_kd_value_and_grad returns none "
             "for it, got requires_grad=True; ensemble_kd_loss with backend='reference' supports this"
         )
-    chosen = _choose(call, backend, validate)
+    output, grads = _value_and_grad(call, _choose(call, backend, validate), grad_scale, flat, flat_weights_grad)
+    if buffers is not None:
+        grads = tuple(buffers)
+    elif layout is not None:
+        grads = tuple(map(layout.restore, grads))
+    return _with_shape_of_rows(output, call), grads
+
+
+def _value_and_grad(
+    call: EnsembleKDCall,
+    chosen: Backend,
+    grad_scale: Tensor | None,
+    buffers: Sequence[Tensor] | None,
+    weights_grad: Tensor | None,
+) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
+    """Compute :func:`ensemble_kd_value_and_grad` with all tensors in the flat form of the call."""
     if chosen is REFERENCE:
         return reference.ensemble_kd_value_and_grad(call, grad_scale, buffers, weights_grad)
     ops, kwargs = chosen.ops(call), call.op_kwargs()
     students = [z.detach() for z in call.students]
+    if grad_scale is not None and grad_scale.numel() > 1:
+        grad_scale = grad_scale.reshape(-1)
     kwargs["grad_scale"] = detached(grad_scale)
     if buffers is None and weights_grad is None:
         *statistics, grads = ops.ensemble_kd_value_and_grad(students, **kwargs)
@@ -200,6 +288,29 @@ def ensemble_kd_value_and_grad(
         buffers = [torch.empty_like(z) for z in students]
     statistics = ops.ensemble_kd_value_and_grad_out(students, **kwargs, out=buffers, weights_grad=weights_grad)
     return EnsembleKDOutput(*statistics), tuple(buffers)
+
+
+def _flat_buffers(buffers: Sequence[Tensor], call: EnsembleKDCall) -> list[Tensor]:
+    """Return views of the buffers in the flat form of the call."""
+    for j, buffer in enumerate(buffers):
+        if not call.layout.fits(buffer):
+            raise ValueError(
+                f"out[{j}]: expected strides as those of logits[{j}], so that one view fits both, got "
+                f"{list(buffer.stride())}"
+            )
+    return [call.layout.flatten(buffer) for buffer in buffers]
+
+
+def _flat_gate(weights_grad: Tensor, call: EnsembleKDCall) -> Tensor:
+    """Return a view of a gate's gradient buffer, [R, S]; the gradient of weights [S] stays as it is."""
+    if call.layout is None or weights_grad.dim() == 1:
+        return weights_grad
+    try:
+        return weights_grad.view(-1, len(call.students))
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights_grad: expected a contiguous tensor, got strides {list(weights_grad.stride())}"
+        ) from error
 
 
 def _choose(call: EnsembleKDCall, name: str, validate: bool) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,33 +29,44 @@ class EnsembleKDLoss(nn.Module):
 
     def forward(
         self,
-        logits: Sequence[Tensor] | Tensor,
+        logits: Any,
         target: Tensor | None,
+        num_items_in_batch: float | Tensor | None = None,
         *,
         ensemble_weights: Tensor | None = None,
         teacher_logits: Sequence[Tensor] | Tensor | None = None,
     ) -> Tensor:
-        """Return the scalar loss.
+        """Return the loss.
 
         Args:
-            logits: S tensors [B, C], or one [S, B, C].
-            target: int64 [B].
+            logits: tensors, or an output of a network that holds them, as the function takes them.
+            target: class indices or probabilities.
+            num_items_in_batch: `num_items` of the function, under the name that Hugging Face's Trainer gives it, so
+                that the module can be passed as ``compute_loss_func``.
             ensemble_weights: [S], or a gate [B, S].
             teacher_logits: [B, C], or K teachers as the function takes them.
         """
-        return self.output(logits, target, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits).loss
+        return self.output(
+            logits, target, num_items_in_batch, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits
+        ).loss
 
     def output(
         self,
-        logits: Sequence[Tensor] | Tensor,
+        logits: Any,
         target: Tensor | None,
+        num_items_in_batch: float | Tensor | None = None,
         *,
         ensemble_weights: Tensor | None = None,
         teacher_logits: Sequence[Tensor] | Tensor | None = None,
     ) -> EnsembleKDOutput:
         """Return the loss together with its statistics; the arguments are those of `forward`."""
         call = EnsembleKDCall.of(
-            logits, target, self.options, ensemble_weights=ensemble_weights, teacher_logits=teacher_logits
+            logits,
+            target,
+            self.options,
+            ensemble_weights=ensemble_weights,
+            teacher_logits=teacher_logits,
+            num_items=num_items_in_batch,
         )
         return loss_of(call, backend=self.backend, validate=self.validate)
 

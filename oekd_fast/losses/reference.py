@@ -6,8 +6,9 @@ The ensemble is zE = sum_j w_j z_j, with w_j = 1/S in the paper. A gate has weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,109 +24,191 @@ class EnsembleKDOutput(NamedTuple):
     """Loss and statistics of S students, on the device of the logits.
 
     The statistics are detached. ``loss``, ``ce``, ``kd`` and ``ensemble_ce`` are float32 (float64 for float64 logits)
-    and follow ``reduction``. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
+    and follow ``reduction``: with "none", they have one value a row in the shape ``rows`` of the class indices, and 0
+    for ignored rows. Without a target, ``ce``, ``ensemble_ce`` and ``correct`` are 0.
     """
 
-    loss: Tensor  # scalar, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd) + ensemble_ce_weight * ensemble_ce
-    ce: Tensor  # [S] cross-entropy of each student
-    kd: Tensor  # [S] T^2 KL(target || student) at temperature T
-    ensemble_ce: Tensor  # scalar, cross-entropy of the ensemble
-    correct: Tensor  # int64 [S + 1] rows whose first largest logit is the target: students, then ensemble
+    loss: Tensor  # [] or rows, differentiable: ce_weight * sum(ce) + kd_weight * sum(kd) + ensemble_ce_weight * ...
+    ce: Tensor  # [S] or [S, *rows], cross-entropy of each student
+    kd: Tensor  # [S] or [S, *rows], T^2 times the divergence between target and student at temperature T
+    ensemble_ce: Tensor  # [] or rows, cross-entropy of the ensemble
+    correct: Tensor  # int64 [S + 1], rows whose first largest logit is the (most probable) class: students, ensemble
 
 
-def ensemble_kd(
-    logits: Sequence[Tensor],
-    target: Tensor | None,
-    options: KDOptions,
-    ensemble_weights: Tensor | None = None,
-    teachers: Sequence[Tensor] = (),
-) -> EnsembleKDOutput:
-    """Compute the loss of checked arguments; see :func:`oekd_fast.ensemble_kd_loss`.
+def ensemble_kd(call: EnsembleKDCall) -> EnsembleKDOutput:
+    """Compute the loss of a call; see :func:`oekd_fast.ensemble_kd_loss`.
+
+    Returns:
+        Values a row, with ``reduction="none"``, are [R].
 
     A label outside [0, C) is never used as an index. Its row makes the loss NaN.
     """
-    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    options = call.options
+    dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
     temperature, ce_weight, kd_weight, ensemble_ce_weight = (
         _snapshot(getattr(options, name), dtype) for name in DEVICE_SCALARS
     )
-    z = [student.to(dtype) for student in logits]
-    external = [teacher.detach().to(dtype) for teacher in teachers]
-    rows, classes = z[0].shape
+    z = [_as_rows(student).to(dtype) for student in call.students]
+    external = [_as_rows(teacher.detach()).to(dtype) for teacher in call.teachers]
+    gate = call.ensemble_weights
+    labels = None if call.target is None else _Labels.of(call, z[0])
 
-    counted = valid = None
-    if target is None:
-        number = z[0].new_ones(rows).sum()  # float(rows) would fix a dynamic size
-    else:
-        counted = target != options.ignore_index
-        valid = (target >= 0) & (target < classes)
-        number = counted.sum().to(dtype)
+    if labels is not None and labels.counted is not None:
         # The logits of ignored rows, which may be NaN, must reach neither the loss nor the gradient.
-        z = [student.where(counted[:, None], 0.0) for student in z]
-        external = [teacher.where(counted[:, None], 0.0) for teacher in external]
-        if ensemble_weights is not None and ensemble_weights.dim() == 2:
-            ensemble_weights = ensemble_weights.where(counted[:, None], 0.0)
+        counted = labels.counted[:, None]
+        z = [student.where(counted, 0.0) for student in z]
+        external = [teacher.where(counted, 0.0) for teacher in external]
+        if gate is not None and gate.dim() == 2:
+            gate = gate.where(counted, 0.0)
+    number = z[0].new_ones(z[0].shape[0]).sum() if labels is None else labels.number  # a float would fix a dynamic size
+    ensemble = _mix(z, gate)
 
-    ensemble = _mix(z, ensemble_weights)
-
-    def reduce(per_row: Tensor) -> Tensor:
-        if counted is not None:
-            per_row = per_row.where(counted, 0.0)
+    def reduce(per_row: Tensor, divisor: Tensor) -> Tensor:
+        if labels is not None and labels.counted is not None:
+            per_row = per_row.where(labels.counted, 0.0)
+        if options.reduction == "none":
+            return per_row
         total = per_row.sum()
-        return total / number.clamp(min=1.0) if options.reduction == "mean" else total
+        if options.reduction == "sum":
+            return total
+        if call.num_items is not None:
+            divisor = torch.as_tensor(call.num_items, device=total.device).detach().reshape(()).to(dtype)
+        return total / divisor.where(divisor > 0, 1.0)
 
-    def cross_entropy(log_probs: Tensor) -> Tensor:
-        index = target.clamp(0, classes - 1)
-        loss = -log_probs.gather(1, index[:, None]).squeeze(1)
-        if options.label_smoothing > 0.0:
-            smooth = -log_probs.mean(dim=1)
-            loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing * smooth
-        return reduce(loss.where(valid, float("nan")))
-
-    def target_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+    def distribution(scores: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = F.log_softmax(_divide(scores, temperature), dim=1)
         return log_probs, log_probs.exp()
 
     def divergence(target: tuple[Tensor, Tensor], student: Tensor) -> Tensor:
-        teacher_log_probs, teacher_probs = target
-        student_log_probs = F.log_softmax(_divide(student, temperature), dim=1)
-        # Where the teacher's probability is 0, so is 0 * (log 0 - log q). This avoids -inf - -inf.
-        gap = (teacher_log_probs - student_log_probs).where(teacher_probs > 0, 0.0)
-        kl = (teacher_probs * gap).sum(dim=1)
+        per_row = _divergence(target, distribution(student), options)
         # Rounding can make the divergence slightly negative. The clamp must not change the gradient.
-        kl = kl + (kl.clamp(min=0.0) - kl).detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return reduce(kl) * temperature**2
+        clamped = (per_row.clamp(min=0.0) - per_row).detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return reduce(per_row + clamped, number) * temperature**2
 
-    def count_correct(scores: Tensor) -> Tensor:
-        return ((scores.argmax(dim=1) == target) & counted).sum()
+    def cross_entropy(scores: Tensor) -> Tensor:
+        return reduce(labels.cross_entropy(F.log_softmax(scores, dim=1)), labels.total_weight)
 
     if options.mixing is None:
         teacher = external[0] if external else ensemble.detach() if options.detach_ensemble else ensemble
-        teacher = target_of(teacher)
+        teacher = distribution(teacher)
         kd = torch.stack([divergence(teacher, student) for student in z])
     else:
         sources = [scores.detach() for scores in (*z, *external)]
         mixing = options.mixing.to(dtype)
         if options.mixing_space == "logits":
-            targets = [target_of(_mix(sources, row)) for row in mixing]
+            targets = [distribution(_mix(sources, row)) for row in mixing]
             kd = torch.stack([divergence(*pair) for pair in zip(targets, z, strict=True)])
         else:
-            targets = [target_of(scores) for scores in sources]
+            targets = [distribution(scores) for scores in sources]
             pairs = torch.stack([torch.stack([divergence(target, student) for target in targets]) for student in z])
+            mixing = mixing.reshape(*mixing.shape, *[1] * (pairs.dim() - 2))  # pairs are [S, S + K] or [S, S + K, R]
             # Entries of 0 exclude a target: 0 * inf would be NaN.
             kd = (mixing * pairs.where((mixing != 0) | pairs.isfinite(), 0.0)).sum(dim=1)
-    loss = kd_weight * kd.sum()
-    if target is None:
+    loss = kd_weight * kd.sum(dim=0)
+    if labels is None:
         ce, ensemble_ce = torch.zeros_like(kd), torch.zeros_like(loss)
         correct = torch.zeros(len(z) + 1, dtype=torch.int64, device=kd.device)
     else:
-        ce = torch.stack([cross_entropy(F.log_softmax(student, dim=1)) for student in z])
-        learning = ensemble if options.ensemble_learns else ensemble.detach()
-        ensemble_ce = cross_entropy(F.log_softmax(learning, dim=1))
-        correct = torch.stack([count_correct(scores) for scores in (*z, ensemble)])
-        loss = loss + ce_weight * ce.sum()
+        ce = torch.stack([cross_entropy(student) for student in z])
+        ensemble_ce = cross_entropy(ensemble if options.ensemble_learns else ensemble.detach())
+        correct = torch.stack([labels.count_correct(scores) for scores in (*z, ensemble)])
+        loss = loss + ce_weight * ce.sum(dim=0)
         if options.ensemble_learns:
             loss = loss + ensemble_ce_weight * ensemble_ce
     return EnsembleKDOutput(loss, ce.detach(), kd.detach(), ensemble_ce.detach(), correct)
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """Return logits [R, C] or [O, C, I] as [R, C]."""
+    return tensor if tensor.dim() == 2 else tensor.movedim(1, -1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of a call.
+
+    Attributes:
+        indices: int64 [R], where valid, else some class; the most probable class for probabilities.
+        probabilities: [R, C], or None for class indices.
+        counted: bool [R], or None if all rows count.
+        valid: bool [R], whether an index is a class; None for probabilities.
+        number: rows that count.
+        total_weight: divisor of the cross-entropy's mean: of the labels' weights where they are indices, else `number`.
+        weight: class weights [C] or None.
+        smoothing: label smoothing.
+    """
+
+    indices: Tensor
+    probabilities: Tensor | None
+    counted: Tensor | None
+    valid: Tensor | None
+    number: Tensor
+    total_weight: Tensor
+    weight: Tensor | None
+    smoothing: float
+
+    @classmethod
+    def of(cls, call: EnsembleKDCall, like: Tensor) -> _Labels:
+        """Read the labels of a call; `like` is a student [R, C] in the dtype of the computation."""
+        options = call.options
+        weight = None if options.weight is None else options.weight.to(like.dtype)
+        if call.has_probabilities:
+            probabilities = _as_rows(call.target).to(like.dtype)
+            number = like.new_ones(like.shape[0]).sum()
+            return cls(
+                probabilities.argmax(dim=1), probabilities, None, None, number, number, weight, options.label_smoothing
+            )
+        target = call.target.reshape(-1).long()  # ignore_index may not fit a narrow dtype
+        counted = target != options.ignore_index
+        valid = (target >= 0) & (target < like.shape[1])
+        indices = target.clamp(0, like.shape[1] - 1)
+        number = counted.sum().to(like.dtype)
+        total = number if weight is None else weight[indices].where(counted, 0.0).sum()
+        return cls(indices, None, counted, valid, number, total, weight, options.label_smoothing)
+
+    def cross_entropy(self, log_probs: Tensor) -> Tensor:
+        """Cross-entropy of each row, [R]; terms whose label is 0 are 0 even where the log probability is -inf."""
+        if self.probabilities is None:
+            loss = -log_probs.gather(1, self.indices[:, None]).squeeze(1)
+            if self.weight is not None:
+                weight = self.weight[self.indices]
+                loss = (weight * loss).where(weight != 0, 0.0)
+        else:
+            labels = self.probabilities if self.weight is None else self.probabilities * self.weight
+            loss = -(labels * log_probs.where(labels != 0, 0.0)).sum(dim=1)
+        if self.smoothing > 0.0:
+            if self.weight is None:
+                even = -log_probs.mean(dim=1)
+            else:
+                even = -(self.weight * log_probs.where(self.weight != 0, 0.0)).mean(dim=1)
+            loss = (1.0 - self.smoothing) * loss + self.smoothing * even
+        return loss if self.valid is None else loss.where(self.valid, float("nan"))
+
+    def count_correct(self, scores: Tensor) -> Tensor:
+        hits = scores.argmax(dim=1) == self.indices
+        if self.valid is not None:
+            hits = hits & self.valid & self.counted
+        return hits.sum()
+
+
+def _divergence(target: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor], options: KDOptions) -> Tensor:
+    """Divergence of each row, [R], from pairs of log probabilities and probabilities [R, C]."""
+    if options.divergence == "forward":
+        return _kl(target, student[0])
+    if options.divergence == "reverse":
+        return _kl(student, target[0])
+    beta = options.beta
+    given = (target[1] > 0) | (student[1] > 0)  # where both are 0, the mixture's gradient would be NaN
+    mixture = torch.logaddexp(
+        target[0].where(given, 0.0) + math.log(beta), student[0].where(given, 0.0) + math.log1p(-beta)
+    )
+    return beta * _kl(target, mixture) + (1.0 - beta) * _kl(student, mixture)
+
+
+def _kl(p: tuple[Tensor, Tensor], log_q: Tensor) -> Tensor:
+    log_p, probs = p
+    # Where p is 0, so is p (log p - log q). This avoids -inf - -inf.
+    return (probs * (log_p - log_q).where(probs > 0, 0.0)).sum(dim=1)
 
 
 def ensemble_kd_value_and_grad(
@@ -145,10 +228,20 @@ def ensemble_kd_value_and_grad(
         weights = None if call.ensemble_weights is None else usable(call.ensemble_weights).detach()
         if weights_grad is not None:
             leaves.append(weights.requires_grad_())
-        options = replace(call.options, mixing=usable(call.options.mixing))
-        teachers = [usable(teacher) for teacher in call.teachers]
-        output = ensemble_kd(students, usable(call.target), options, weights, teachers)
-        upstream = None if grad_scale is None else usable(grad_scale).detach().reshape(()).to(output.loss.dtype)
+        output = ensemble_kd(
+            replace(
+                call,
+                students=students,
+                target=usable(call.target),
+                options=replace(call.options, mixing=usable(call.options.mixing), weight=usable(call.options.weight)),
+                ensemble_weights=weights,
+                teachers=tuple(usable(teacher) for teacher in call.teachers),
+            )
+        )
+        upstream = torch.ones_like(output.loss)
+        if grad_scale is not None:
+            upstream = upstream * usable(grad_scale).detach().reshape(-1).to(upstream.dtype)
+            upstream = upstream.reshape(output.loss.shape)
         # The gradient of weights on which the loss does not depend is 0.
         grads = torch.autograd.grad(output.loss, leaves, upstream, materialize_grads=True)
     if weights_grad is not None:
@@ -170,8 +263,9 @@ def _transformed_value_and_grad(
             raise ValueError(f"{name}: expected None inside transforms and with forward-mode AD, got a buffer")
 
     def loss(students):
-        output = ensemble_kd(students, call.target, call.options, call.ensemble_weights, call.teachers)
-        return output.loss if grad_scale is None else output.loss * grad_scale.reshape(()), output
+        output = ensemble_kd(replace(call, students=students))
+        loss = output.loss if grad_scale is None else output.loss * grad_scale.reshape(-1)
+        return loss.sum(), output
 
     grads, (_, output) = torch.func.grad_and_value(loss, has_aux=True)(tuple(call.students))
     return output, grads

@@ -17,14 +17,22 @@ from oekd_fast.common.fake_ops import on_one_device
 #       kd_weight; or [4], and then in place of ensemble_ce_weight too.
 #   teacher_logits: K tensors [B, C] of any floating dtype.
 #   mix_probabilities: mixing_space == "probabilities".
-#   grad_scale: one element, which multiplies the gradients.
+#   class_weights: floating [C], the option `weight`.
+#   num_items: one element of any integer or floating dtype, the divisor of all means.
+#   per_row: reduction == "none"; the loss and the statistics but `correct` then have one value a row.
+#   divergence, beta: index of the divergence in oekd_fast.losses.checks.DIVERGENCES, and the parameter of "js".
+#   grad_scale: one element, which multiplies the gradients; or with per_row [R], one element a row.
 #   weights_grad: a buffer with the shape of ensemble_weights and any floating dtype.
 #   isa: instruction set of the CPU kernel; "auto" takes the widest one. Other backends ignore it.
-# The statistics are loss, ce [S], kd [S], ensemble_ce and correct int64 [S + 1]. Gradients look like the logits.
+# The logits are S tensors [R, C], or [O, C, I] with the rows r = o I + i. A target of class indices is then [O, I]; it
+# has any integer dtype. A target of probabilities has the shape of a student and any floating dtype.
+# The statistics are loss, ce [S], kd [S], ensemble_ce and correct int64 [S + 1]; with per_row, the first four are [R],
+# [S, R], [S, R] and [R]. Gradients look like the logits.
 _OPTIONS = (
     "Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, float label_smoothing, "
     "int ignore_index, bool mean, bool detach_ensemble, Tensor? device_scalars=None, float ensemble_ce_weight=0.0, "
-    "Tensor[]? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False"
+    "Tensor[]? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False, Tensor? class_weights=None, "
+    "Tensor? num_items=None, bool per_row=False, int divergence=0, float beta=0.5"
 )
 _ARGUMENTS = f"Tensor[] logits, Tensor? target, *, {_OPTIONS}"
 _STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"
@@ -63,23 +71,28 @@ for _op in ("ensemble_kd_value_and_rows", "ensemble_kd_grad_out"):
     _register_triton(_op, "CUDA", "CPU")  # on the CPU by Triton's interpreter, in tests
 
 
-def _fake_statistics(logits, target, **kwargs):
+def _fake_statistics(logits, target, per_row=False, **kwargs):
     first, students = logits[0], len(logits)
+    rows = (_number_of_rows(first),) if per_row else ()
 
     def new(*shape, dtype=torch.float32):
         return first.new_empty(shape, dtype=dtype)
 
-    return new(), new(students), new(students), new(), new(students + 1, dtype=torch.int64)
+    return new(*rows), new(students, *rows), new(students, *rows), new(*rows), new(students + 1, dtype=torch.int64)
+
+
+def _number_of_rows(student):
+    return student.shape[0] if student.dim() == 2 else student.shape[0] * student.shape[2]
 
 
 def _fake_statistics_and_grads(logits, target, **kwargs):
-    return *_fake_statistics(logits, target), [torch.empty_like(z) for z in logits]
+    return *_fake_statistics(logits, target, **kwargs), [torch.empty_like(z) for z in logits]
 
 
 def _fake_statistics_and_rows(logits, target, **kwargs):
     first, width = logits[0], 1 << len(logits).bit_length()
-    rows = first.new_empty((first.shape[0], 2, width, 4), dtype=torch.float32)
-    return *_fake_statistics(logits, target), rows, first.new_empty((), dtype=torch.float32)
+    rows = first.new_empty((_number_of_rows(first), 2, width, 4), dtype=torch.float32)
+    return *_fake_statistics(logits, target, **kwargs), rows, first.new_empty((), dtype=torch.float32)
 
 
 def _fake_weights_grad(logits, target, *, weights_grad, **kwargs):

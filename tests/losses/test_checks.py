@@ -25,11 +25,10 @@ BAD = {
         ValueError,
         "logits: expected S tensors [B, C] or one [S, B, C], got one of shape [3, 4]",
     ),
-    "three dimensions": ({"logits": [Z[None]]}, ValueError, "logits[0]: expected shape [B, C], got [1, 3, 4]"),
     "shapes differ": (
         {"logits": [Z, Z[:, :3]]},
         ValueError,
-        "logits[1]: expected shape [B, C] = [3, 4] as logits[0], got [3, 3]",
+        "logits[1]: expected shape [3, 4] as logits[0], got [3, 3]",
     ),
     "dtypes differ": (
         {"logits": [Z, Z.bfloat16()]},
@@ -41,8 +40,13 @@ BAD = {
         ValueError,
         "logits[1]: expected device cpu as logits[0], got meta",
     ),
+    "one dimension": ({"logits": [Z[0]]}, ValueError, "logits[0]: expected shape [B, C] or [B, C, d1, ...], got [4]"),
     "no tensor": ({"logits": [Z, [1.0]]}, TypeError, "logits[1]: expected a tensor, got list"),
-    "no sequence": ({"logits": None}, TypeError, "logits: expected a sequence of tensors or one tensor, got NoneType"),
+    "no sequence": (
+        {"logits": None},
+        TypeError,
+        "logits: expected S tensors, one tensor, or an output with the attribute or key 'logits', got NoneType",
+    ),
     "integers": (
         {"logits": [Z.long()]},
         TypeError,
@@ -53,22 +57,6 @@ BAD = {
         TypeError,
         "logits: expected float32, float16, bfloat16 or float64, got torch.complex64",
     ),
-    "target of other dtype": (
-        {"target": Y.int()},
-        TypeError,
-        "target: expected dtype torch.int64, got torch.int32",
-    ),
-    "target of other length": (
-        {"target": Y[:2]},
-        ValueError,
-        "target: expected shape [3], one label a row of the logits, got [2]",
-    ),
-    "target of probabilities": ({"target": Z}, TypeError, "target: expected dtype torch.int64, got torch.float32"),
-    "target a column": (
-        {"target": Y[:, None]},
-        ValueError,
-        "target: expected shape [3], one label a row of the logits, got [3, 1]",
-    ),
     "target a list": ({"target": [0, 1, 2]}, TypeError, "target: expected a tensor, got list"),
     "target on another device": (
         {"target": Y.to("meta")},
@@ -78,12 +66,14 @@ BAD = {
     "no target": (
         {"target": None},
         ValueError,
-        "target: expected int64 [B] (None only if ce_weight is the number 0), got None with ce_weight 0.7",
+        "target: expected class indices or probabilities (None only if ce_weight is the number 0), got None with "
+        "ce_weight 0.7",
     ),
     "no target, ce_weight in a tensor": (
         {"target": None, "ce_weight": torch.tensor(0.0)},
         ValueError,
-        "target: expected int64 [B] (None only if ce_weight is the number 0), got None with a tensor as ce_weight",
+        "target: expected class indices or probabilities (None only if ce_weight is the number 0), got None with a "
+        "tensor as ce_weight",
     ),
     "temperature 0": ({"temperature": 0.0}, ValueError, "temperature: expected a finite number > 0, got 0.0"),
     "temperature -1": ({"temperature": -1}, ValueError, "temperature: expected a finite number > 0, got -1"),
@@ -152,10 +142,10 @@ BAD = {
         ValueError,
         "label_smoothing: expected a number in [0, 1], got nan",
     ),
-    "reduction none": (
-        {"reduction": "none"},
+    "reduction unknown": (
+        {"reduction": "batchmean"},
         ValueError,
-        "reduction: expected one of ('mean', 'sum'), got 'none'",
+        "reduction: expected one of ('mean', 'sum', 'none'), got 'batchmean'",
     ),
     "weights of other length": (
         {"ensemble_weights": torch.ones(3)},
@@ -185,8 +175,8 @@ BAD = {
     "no target, the ensemble's cross-entropy": (
         {"target": None, "ce_weight": 0.0, "ensemble_ce_weight": 0.5},
         ValueError,
-        "target: expected int64 [B] (None only if ensemble_ce_weight is the number 0), got None with "
-        "ensemble_ce_weight 0.5",
+        "target: expected class indices or probabilities (None only if ensemble_ce_weight is the number 0), got None "
+        "with ensemble_ce_weight 0.5",
     ),
     "ensemble_ce_weight nan": (
         {"ensemble_ce_weight": math.nan},

@@ -8,7 +8,7 @@ import torch
 
 from oekd_fast import ensemble_kd_loss
 from oekd_fast.losses import reference
-from oekd_fast.losses.calls import KDOptions
+from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 
 from ..conftest import batch
 from ..support import oracle
@@ -25,7 +25,8 @@ def test_gradcheck_with_the_ensemble_attached(temperature):
     options = KDOptions(temperature=temperature, detach_ensemble=False, label_smoothing=0.1)
 
     def loss(weights, *logits):
-        return reference.ensemble_kd(logits, target, options, weights).loss
+        call = EnsembleKDCall.of(logits, target, options, ensemble_weights=weights)
+        return reference.ensemble_kd(call).loss
 
     inputs = (weights, *(z.requires_grad_() for z in logits))
     assert torch.autograd.gradcheck(loss, inputs)
@@ -38,7 +39,8 @@ def test_gradcheck_with_the_ensemble_detached():
     weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
     def loss(student):
-        return reference.ensemble_kd([student, logits[1]], target, KDOptions(), weights).loss
+        call = EnsembleKDCall.of([student, logits[1]], target, KDOptions(), ensemble_weights=weights)
+        return reference.ensemble_kd(call).loss
 
     assert torch.autograd.gradcheck(loss, (logits[0].requires_grad_(),))
     assert torch.autograd.gradgradcheck(loss, (logits[0],))

@@ -5,7 +5,7 @@ import torch
 
 from oekd_fast import ensemble_kd_loss
 from oekd_fast.losses import reference
-from oekd_fast.losses.calls import KDOptions
+from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.training.metrics import RunningMetrics
 
 
@@ -51,10 +51,10 @@ def test_labels_out_of_range_are_distinguished_from_divergence(label, blamed):
     rows, logits, target, _ = next(outputs([4]))
     target[2] = label
     metrics = RunningMetrics(3, torch.device("cpu"))
-    output = reference.ensemble_kd(list(logits), target, KDOptions())
+    output = reference.ensemble_kd(EnsembleKDCall.of(list(logits), target, KDOptions()))
     metrics.update(output, rows, None, output.loss)
     assert metrics.read().labels_out_of_range == blamed
     metrics.reset()
-    output = reference.ensemble_kd([z * float("nan") for z in logits], target, KDOptions())
+    output = reference.ensemble_kd(EnsembleKDCall.of([z * float("nan") for z in logits], target, KDOptions()))
     metrics.update(output, rows, None, output.loss)
     assert metrics.read().first_bad_step == 1 and not metrics.read().labels_out_of_range

@@ -324,6 +324,15 @@ void check_detached(bool detach_ensemble) {
   TORCH_CHECK_VALUE(detach_ensemble, "detach_ensemble: expected True with the native backend, got False");
 }
 
+// The kernel does not compute these options.
+void check_supported(const OptionalTensor& class_weights, const OptionalTensor& num_items, bool per_row,
+                     int64_t divergence) {
+  TORCH_CHECK_VALUE(!class_weights, "weight: expected None with the native backend, got a tensor");
+  TORCH_CHECK_VALUE(!num_items, "num_items: expected None with the native backend, got a tensor");
+  TORCH_CHECK_VALUE(!per_row, "reduction: expected 'mean' or 'sum' with the native backend, got 'none'");
+  TORCH_CHECK_VALUE(divergence == 0, "divergence: expected 'forward' with the native backend, got ", divergence);
+}
+
 }  // namespace
 
 // The value does not depend on detach_ensemble.
@@ -332,7 +341,10 @@ Statistics ensemble_kd_value(at::TensorList logits, const OptionalTensor& target
                              double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
                              bool /*detach_ensemble*/, const OptionalTensor& device_scalars, double ensemble_ce_weight,
                              const OptionalTensors& teacher_logits, const OptionalTensor& mixing,
-                             bool mix_probabilities, std::string_view isa) {
+                             bool mix_probabilities, const OptionalTensor& class_weights,
+                             const OptionalTensor& num_items, bool per_row, int64_t divergence, double /*beta*/,
+                             std::string_view isa) {
+  check_supported(class_weights, num_items, per_row, divergence);
   return compute({logits, target, ensemble_weights, teacher_logits, mixing, mix_probabilities},
                  {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean, ensemble_ce_weight},
                  device_scalars, nullptr, isa);
@@ -342,13 +354,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> ensemble
     at::TensorList logits, const OptionalTensor& target, const OptionalTensor& ensemble_weights, double temperature,
     double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean, bool detach_ensemble,
     const OptionalTensor& device_scalars, double ensemble_ce_weight, const OptionalTensors& teacher_logits,
-    const OptionalTensor& mixing, bool mix_probabilities, const OptionalTensor& grad_scale, std::string_view isa) {
+    const OptionalTensor& mixing, bool mix_probabilities, const OptionalTensor& class_weights,
+    const OptionalTensor& num_items, bool per_row, int64_t divergence, double beta, const OptionalTensor& grad_scale,
+    std::string_view isa) {
   std::vector<Tensor> grads;
   for (const Tensor& z : logits) grads.push_back(at::empty_like(z));
   auto [loss, ce, kd, ensemble_ce, correct] = ensemble_kd_value_and_grad_out(
       logits, target, ensemble_weights, temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean,
-      detach_ensemble, device_scalars, ensemble_ce_weight, teacher_logits, mixing, mix_probabilities, grad_scale, grads,
-      std::nullopt, isa);
+      detach_ensemble, device_scalars, ensemble_ce_weight, teacher_logits, mixing, mix_probabilities, class_weights,
+      num_items, per_row, divergence, beta, grad_scale, grads, std::nullopt, isa);
   return {loss, ce, kd, ensemble_ce, correct, std::move(grads)};
 }
 
@@ -358,10 +372,13 @@ Statistics ensemble_kd_value_and_grad_out(at::TensorList logits, const OptionalT
                                           bool detach_ensemble, const OptionalTensor& device_scalars,
                                           double ensemble_ce_weight, const OptionalTensors& teacher_logits,
                                           const OptionalTensor& mixing, bool mix_probabilities,
+                                          const OptionalTensor& class_weights, const OptionalTensor& num_items,
+                                          bool per_row, int64_t divergence, double /*beta*/,
                                           const OptionalTensor& grad_scale, at::TensorList out,
                                           const OptionalTensor& weights_grad, std::string_view isa) {
   check_detached(detach_ensemble);
   const Outputs outputs{grad_scale, out, weights_grad};
+  check_supported(class_weights, num_items, per_row, divergence);
   return compute({logits, target, ensemble_weights, teacher_logits, mixing, mix_probabilities},
                  {temperature, ce_weight, kd_weight, label_smoothing, ignore_index, mean, ensemble_ce_weight},
                  device_scalars, &outputs, isa);
