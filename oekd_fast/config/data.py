@@ -41,6 +41,8 @@ class DataConfig(Section):
     """Pixels of padding before a random crop."""
     flip: bool | None = setting(None, unset="depends on the data set")
     """Flip half of the training images horizontally."""
+    alternate_flips: bool = False
+    """Flip each image in every other epoch, half of them in the first one, instead of at random in each epoch."""
     normalisation: Literal["computed", "published"] = "computed"
     """Mean and deviation of each channel: computed from the training images, or published for the data set."""
     skip_corrupt: bool = False
@@ -60,4 +62,7 @@ class DataConfig(Section):
             raise ValueError(
                 f"pad: expected none with augmentation='resized_crop', which has no padding, got {self.pad}"
             )
+        if self.alternate_flips and (self.flip is False or self.augmentation_choice == "none"):
+            reason = "flip=False" if self.flip is False else "no augmentation"
+            raise ValueError(f"alternate_flips: expected False with {reason}, got True")
         super().check()

@@ -10,6 +10,7 @@ Importing this package needs torch and numpy only. Pillow, pyarrow, `datasets` a
 readers that use them, at their first use.
 """
 
+from oekd_fast.data.augmentation.alternating import AlternatingFlips
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop
 from oekd_fast.data.augmentation.transforms import augment, centre, normalise, pad_crop_flip
 from oekd_fast.data.batches.base import Batches, DeviceBatches, padded_order
@@ -20,6 +21,7 @@ from oekd_fast.data.lazy import LazySplit
 from oekd_fast.data.load import load_dataset
 
 __all__ = [
+    "AlternatingFlips",
     "AnyAugmentation",
     "AnySplit",
     "Augmentation",

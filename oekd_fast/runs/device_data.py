@@ -96,4 +96,7 @@ def _augmentation(default: AnyAugmentation, config: DataConfig) -> AnyAugmentati
     if isinstance(default, ResizedCrop) and config.pad is not None:
         raise DataError(f"pad: {config.dataset} has resized crops, which have no padding, got {config.pad}")
     changes = {"pad": config.pad, "flip": config.flip}
-    return replace(default, **{name: value for name, value in changes.items() if value is not None})
+    augmentation = replace(default, **{name: value for name, value in changes.items() if value is not None})
+    if config.alternate_flips and not augmentation.flip:
+        raise DataError(f"alternate_flips: {config.dataset} is not flipped by default, expected flip=True, got None")
+    return replace(augmentation, alternate=config.alternate_flips)

@@ -146,7 +146,7 @@ class Phase:
             state.epoch_seconds = 0.0
             engine.metrics.reset()
         start = time.perf_counter() - state.epoch_seconds
-        engine.begin_epoch(self._data.train, state.order, self._batch_size, first=state.batch)
+        engine.begin_epoch(self._data.train, state.order, self._batch_size, first=state.batch, epoch=state.epoch)
         while state.batch < self._batches:
             rate = engine.schedule.rate
             stop.begin()

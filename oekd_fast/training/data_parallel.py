@@ -73,11 +73,16 @@ def begin_part(batches: Batches, order: Tensor, batch_size: int, first: int, wor
         order, batch_size, first: see `Batches.begin`; `batch_size` counts the images of all ranks.
     """
     part = world.part(batch_size)
-    if world.size > 1:
-        count = len(order) // batch_size
-        order = order[: count * batch_size].view(count, batch_size)[:, part.rows].flatten()
-    batches.begin(order, part.count, first)
+    batches.begin(order_of_part(order, batch_size, part), part.count, first)
     return part
+
+
+def order_of_part(order: Tensor, batch_size: int, part: Part) -> Tensor:
+    """Return the rows of `order`, int64 [M], that are in `part` of a batch, batch after batch."""
+    if part.count == batch_size:
+        return order
+    count = len(order) // batch_size
+    return order[: count * batch_size].view(count, batch_size)[:, part.rows].flatten()
 
 
 def executor_kind(config: RunConfig, world: World) -> Kind:

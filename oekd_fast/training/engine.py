@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from oekd_fast.common import devices
 from oekd_fast.common.part import Part
+from oekd_fast.common.seeds import derived_seed
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import AnyAugmentation, Batches
+from oekd_fast.data import AlternatingFlips, AnyAugmentation, Batches
 from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
@@ -33,6 +34,7 @@ from oekd_fast.training.data_parallel import (
     executor_kind,
     family_buckets,
     no_buckets,
+    order_of_part,
     shared_modules,
     student_modules,
 )
@@ -142,6 +144,7 @@ class Engine:
         self._grid, self._data_world = grid, world if grid is None else grid.data
         self.buckets = family_buckets(ensemble, world, device, grid, exact=config.deterministic)
         self._no_buckets = no_buckets(self.buckets)
+        self._flips = AlternatingFlips(derived_seed(config.seed, "flips"), device) if augmentation.alternate else None
         self._batches: Batches | None = None
         self._part = Part.whole(0)
 
@@ -167,12 +170,15 @@ class Engine:
         """Why steps are not replayed from a graph, in one line; None while they are."""
         return self._calls.eager_because
 
-    def begin_epoch(self, batches: Batches, order: Tensor, batch_size: int, first: int = 0) -> None:
+    def begin_epoch(self, batches: Batches, order: Tensor, batch_size: int, first: int = 0, epoch: int = 0) -> None:
         """Have the next steps train on the batches of `order`, from batch number `first` on; see `Batches.begin`.
 
-        All ranks pass the same arguments; `batch_size` counts the images of a step over all ranks.
+        All ranks pass the same arguments; `batch_size` counts the images of a step over all ranks, and `epoch`, from 0
+        on, decides which images are flipped if flips alternate.
         """
-        self._part = begin_part(batches, order, batch_size, first, self._data_world)
+        self._part = part = begin_part(batches, order, batch_size, first, self._data_world)
+        if self._flips is not None:
+            self._flips.begin(order_of_part(order, batch_size, part), part.count, first, epoch, len(batches))
         self._batches = batches
 
     def step(self) -> None:
@@ -184,11 +190,12 @@ class Engine:
         if self._batches is None:
             raise RuntimeError("step: expected begin_epoch to be called first")
         self._batches.ready()
-        self._calls.run("train", self._batches.signature, self._train_on_next_batch, self.tensors)
+        signature = self._batches.signature, None if self._flips is None else self._flips.signature
+        self._calls.run("train", signature, self._train_on_next_batch, self.tensors)
         self.schedule.count()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """Train eagerly on a given batch, which is the same on all ranks.
+        """Train eagerly on a given batch, which is the same on all ranks. Its flips are random and do not alternate.
 
         Args:
             images: uint8 [B, C, H, W] on the device.
@@ -200,7 +207,8 @@ class Engine:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that `step` changes, by name."""
-        return part_tensors(self._parts) | batch_tensors(self._batches)
+        flips = {} if self._flips is None else {f"flips.{name}": t for name, t in self._flips.tensors().items()}
+        return part_tensors(self._parts) | batch_tensors(self._batches) | flips
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all that steps change, as a checkpoint holds it. Random generators are not included.
@@ -216,9 +224,10 @@ class Engine:
         self._calls.forget()  # captured steps write to the optimizer's tensors, which have been replaced
 
     def _train_on_next_batch(self) -> None:
-        self._train_on(*self._batches.take(), self._part)
+        mirror = None if self._flips is None else self._flips.take()
+        self._train_on(*self._batches.take(), self._part, mirror)
 
-    def _train_on(self, images: Tensor, labels: Tensor, part: Part) -> None:
+    def _train_on(self, images: Tensor, labels: Tensor, part: Part, mirror: Tensor | None = None) -> None:
         with self._numerics.algorithms():
             schedule = self.schedule
             self.ensemble.train()
@@ -226,7 +235,7 @@ class Engine:
                 self.ensemble.base.eval()  # BatchNorm's statistics are frozen too
             schedule.load()
             self.optimizer.zero_grad(set_to_none=True)
-            pixels = self._preprocessing.augmented(images, self.augmentation_generator, part)
+            pixels = self._preprocessing.augmented(images, self.augmentation_generator, part, mirror)
             losses = self._accumulate(pixels, labels, part)
             self.buckets.finish()
             if self._grid is not None and self.scaler.enabled:

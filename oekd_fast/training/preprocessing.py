@@ -30,9 +30,13 @@ class Preprocessing:
         self._augmentation = augmentation
         self._mean, self._std = (torch.tensor(values, device=device) for values in normalisation)
 
-    def augmented(self, images: Tensor, generator: torch.Generator, part: Part) -> Tensor:
-        """Return randomly augmented pixels of `part` of a batch; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""
-        return augment(images, self._augmentation, generator, part)
+    def augmented(self, images: Tensor, generator: torch.Generator, part: Part, mirror: Tensor | None = None) -> Tensor:
+        """Return randomly augmented pixels of `part` of a batch; uint8 [B, C, H, W] to uint8 [B, C, h, w].
+
+        Args:
+            mirror: whether to flip each image, bool [B]; None flips at random if the augmentation has flips.
+        """
+        return augment(images, self._augmentation, generator, part, mirror)
 
     def centred(self, images: Tensor) -> Tensor:
         """Return the centre that evaluation uses; uint8 [B, C, H, W] to uint8 [B, C, h, w]."""

@@ -132,6 +132,9 @@ def test_lists_become_tuples():
 def test_contradicting_augmentation_options_are_an_error():
     with pytest.raises(ValueError, match="augmentation: expected auto or none with augment=False, got 'crop'"):
         TrainConfig(augment=False, augmentation="crop")
+    for fields, reason in (({"augment": False}, "no augmentation"), ({"flip": False}, "flip=False")):
+        with pytest.raises(ValueError, match=f"^alternate_flips: expected False with {reason}, got True$"):
+            TrainConfig(alternate_flips=True, **fields)
     with pytest.raises(ValueError, match="pad: expected none with augmentation='resized_crop', .* got 4"):
         TrainConfig(augmentation="resized_crop", pad=4)
     assert (

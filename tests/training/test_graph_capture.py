@@ -21,6 +21,7 @@ CONFIGS = {
     "fp16, clipped": {"precision": "fp16", "clip_norm": 0.5, "learning_rate": 0.02},
     "bf16, one graph": {"precision": "bf16", "detach_ensemble": False},
     "micro-batches": {"micro_batches": 2, "clip_norm": 0.5},
+    "alternating flips": {"augmentation": Augmentation(pad=1, flip=True, alternate=True)},
     "resized crops": {"augmentation": ResizedCrop(6, flip=True)},
 }
 

@@ -26,7 +26,11 @@ class Boxes(NamedTuple):
 
 
 def resized_crop(
-    images: Tensor, augmentation: ResizedCrop, generator: torch.Generator, part: Part | None = None
+    images: Tensor,
+    augmentation: ResizedCrop,
+    generator: torch.Generator,
+    part: Part | None = None,
+    mirror: Tensor | None = None,
 ) -> Tensor:
     """Crop a random box from each image and resize it.
 
@@ -35,14 +39,15 @@ def resized_crop(
         augmentation: options of the crop.
         generator: random generator on the device of `images`; every call makes one draw.
         part: rows of the whole batch that `images` are; the draw is that of the whole batch. None: all of them.
+        mirror: whether to flip each image, bool [B]; None flips as drawn.
 
     Returns:
         uint8 [B, C, size, size].
     """
     part = part or Part.whole(len(images))
-    boxes, mirror = draw_boxes(part.of, *images.shape[2:], augmentation, generator)
+    boxes, drawn = draw_boxes(part.of, *images.shape[2:], augmentation, generator)
     boxes = Boxes(*(field[part.rows] for field in boxes))
-    return resample(images, boxes, mirror[part.rows], augmentation.size)
+    return resample(images, boxes, drawn[part.rows] if mirror is None else mirror, augmentation.size)
 
 
 def draw_boxes(

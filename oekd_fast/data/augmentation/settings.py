@@ -13,14 +13,19 @@ STORED_PIXELS, INPUT_PIXELS = 256, 224
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Zero-pad by `pad` pixels, crop at random to the original size, and flip half of the images if `flip`."""
+    """Zero-pad by `pad` pixels, crop at random to the original size, and flip half of the images if `flip`.
+
+    With `alternate`, the flips of an image alternate from epoch to epoch; see `AlternatingFlips`.
+    """
 
     pad: int
     flip: bool
+    alternate: bool = False
 
     def __post_init__(self) -> None:
         if self.pad < 0:
             raise ValueError(f"pad: expected pixels >= 0, got {self.pad}")
+        _check_alternate(self.alternate, self.flip)
 
     def output_size(self, stored: int) -> int:
         """Return the height and width of the network's input, given those of the stored images, in pixels."""
@@ -33,15 +38,17 @@ class ResizedCrop:
 
     The area of the box is a share of the image drawn uniformly from `scale`; its width divided by its height is drawn
     from `ratio`, uniformly in the logarithm (Szegedy et al. 2015, section 6). Evaluation takes the centre `size` x
-    `size` pixels of the stored image.
+    `size` pixels of the stored image. `alternate` is that of `Augmentation`.
     """
 
     size: int
     flip: bool
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    alternate: bool = False
 
     def __post_init__(self) -> None:
+        _check_alternate(self.alternate, self.flip)
         if self.size < 1:
             raise ValueError(f"size: expected pixels >= 1, got {self.size}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -109,3 +116,8 @@ class ImageSettings:
         if self.image_size is None and isinstance(self.known, Augmentation):
             return self.known
         return Augmentation(max(1, stored // 8), flip)
+
+
+def _check_alternate(alternate: bool, flip: bool) -> None:
+    if alternate and not flip:
+        raise ValueError("alternate: expected False with flip=False, got True")

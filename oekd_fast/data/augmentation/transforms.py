@@ -10,7 +10,11 @@ from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, 
 
 
 def augment(
-    images: Tensor, augmentation: AnyAugmentation, generator: torch.Generator, part: Part | None = None
+    images: Tensor,
+    augmentation: AnyAugmentation,
+    generator: torch.Generator,
+    part: Part | None = None,
+    mirror: Tensor | None = None,
 ) -> Tensor:
     """Augment training images.
 
@@ -20,6 +24,8 @@ def augment(
         generator: random generator on the device of `images`.
         part: the rows of a larger batch that `images` are. The draws are those of the whole batch, so that each image
             is augmented as it would be there. None: `images` are the whole batch.
+        mirror: whether to flip each image horizontally, bool [B] on the device; None flips at random if
+            `augmentation.flip`. The other draws are the same in both cases.
 
     Returns:
         uint8 [B, C, S, S] with S = `augmentation.output_size(H)` for square images; `Augmentation` keeps the shape of
@@ -30,7 +36,7 @@ def augment(
     """
     _check_images(images)
     apply = resized_crop if isinstance(augmentation, ResizedCrop) else pad_crop_flip
-    return apply(images, augmentation, generator, part)
+    return apply(images, augmentation, generator, part, mirror)
 
 
 def centre(images: Tensor, augmentation: AnyAugmentation) -> Tensor:
@@ -55,16 +61,20 @@ def centre(images: Tensor, augmentation: AnyAugmentation) -> Tensor:
 
 
 def pad_crop_flip(
-    images: Tensor, augmentation: Augmentation, generator: torch.Generator, part: Part | None = None
+    images: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    part: Part | None = None,
+    mirror: Tensor | None = None,
 ) -> Tensor:
     """Zero-pad, crop to the original size at a random offset per image, and flip half of the images.
 
     Args:
         images: uint8 [B, C, H, W].
-        augmentation: `pad=0, flip=False` returns the images themselves and draws nothing.
+        augmentation: `pad=0, flip=False` without `mirror` returns the images themselves and draws nothing.
         generator: random generator on the device of `images`; any other call draws an integer for each image of
             the whole batch, whatever the options.
-        part: see `augment`.
+        part, mirror: see `augment`.
 
     Returns:
         uint8 [B, C, H, W].
@@ -73,11 +83,11 @@ def pad_crop_flip(
         ValueError: `images` has another dtype or number of dimensions.
     """
     _check_images(images)
-    if augmentation.pad == 0 and not augmentation.flip:
+    if augmentation.pad == 0 and not augmentation.flip and mirror is None:
         return images
     part = part or Part.whole(len(images))
-    top, left, mirror = (draw[part.rows] for draw in draw_crops(part.of, augmentation, generator))
-    return crop(images, augmentation.pad, top, left, mirror)
+    top, left, drawn = (draw[part.rows] for draw in draw_crops(part.of, augmentation, generator))
+    return crop(images, augmentation.pad, top, left, drawn if mirror is None else mirror)
 
 
 def draw_crops(count: int, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
