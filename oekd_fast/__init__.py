@@ -12,6 +12,7 @@ _EXPORTS = {
     "EnsembleKDOutput": "losses.reference",
     "ensemble_kd_loss": "losses.ensemble_kd",
     "ensemble_kd_value_and_grad": "losses.ensemble_kd",
+    "linear_ensemble_kd_loss": "losses.linear",
     "feature_kd_loss": "losses.feature_kd",
     "feature_kd_value_and_grad": "losses.feature_kd",
     "EnsembleKDLoss": "losses.modules",

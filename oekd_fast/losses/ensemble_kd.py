@@ -266,6 +266,17 @@ def ensemble_kd_value_and_grad(
     return _with_shape_of_rows(output, call), grads
 
 
+def call_value_and_grad(
+    call: EnsembleKDCall, grad_scale: Tensor | None, buffers: Sequence[Tensor], backend: str, validate: bool
+) -> tuple[EnsembleKDOutput, tuple[Tensor, ...]]:
+    """Compute :func:`ensemble_kd_value_and_grad` of a call of plain logits [R, C] that has been checked.
+
+    Args:
+        buffers: S tensors as the logits, overwritten with the gradients; they may be the logits themselves.
+    """
+    return _value_and_grad(call, _choose(call, backend, validate), grad_scale, buffers, None)
+
+
 def _value_and_grad(
     call: EnsembleKDCall,
     chosen: Backend,
