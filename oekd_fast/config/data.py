@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from oekd_fast.config.section import Section, at_least, between, setting, within
+from oekd_fast.config.section import Section, at_least, between, positive, setting, within
 
 AugmentationName = Literal["auto", "none", "crop", "resized_crop"]
 
@@ -43,6 +43,10 @@ class DataConfig(Section):
     """Flip half of the training images horizontally."""
     alternate_flips: bool = False
     """Flip each image in every other epoch, half of them in the first one, instead of at random in each epoch."""
+    mixup: float | None = setting(None, positive(), unset="no mixup")
+    """Mix pairs of training images and their labels, in a ratio drawn for each batch from Beta(MIXUP, MIXUP)."""
+    cutmix: float | None = setting(None, positive(), unset="no CutMix")
+    """Replace a box of each training image by that of another, of an area from Beta(CUTMIX, CUTMIX)."""
     normalisation: Literal["computed", "published"] = "computed"
     """Mean and deviation of each channel: computed from the training images, or published for the data set."""
     skip_corrupt: bool = False
@@ -62,6 +66,9 @@ class DataConfig(Section):
             raise ValueError(
                 f"pad: expected none with augmentation='resized_crop', which has no padding, got {self.pad}"
             )
+        for name in ("mixup", "cutmix"):
+            if not self.augment and getattr(self, name) is not None:
+                raise ValueError(f"{name}: expected none with augment=False, got {getattr(self, name)}")
         if self.alternate_flips and (self.flip is False or self.augmentation_choice == "none"):
             reason = "flip=False" if self.flip is False else "no augmentation"
             raise ValueError(f"alternate_flips: expected False with {reason}, got True")

@@ -11,7 +11,8 @@ readers that use them, at their first use.
 """
 
 from oekd_fast.data.augmentation.alternating import AlternatingFlips
-from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, ResizedCrop
+from oekd_fast.data.augmentation.mixing import mix
+from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, Mixing, ResizedCrop
 from oekd_fast.data.augmentation.transforms import augment, centre, normalise, pad_crop_flip
 from oekd_fast.data.batches.base import Batches, DeviceBatches, padded_order
 from oekd_fast.data.batches.placement import place
@@ -31,11 +32,13 @@ __all__ = [
     "HostBatches",
     "ImageDataset",
     "LazySplit",
+    "Mixing",
     "ResizedCrop",
     "Split",
     "augment",
     "centre",
     "load_dataset",
+    "mix",
     "normalise",
     "pad_crop_flip",
     "padded_order",

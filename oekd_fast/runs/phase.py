@@ -95,10 +95,7 @@ class Phase:
             _check_batch_size(self._batch_size, world if grid is None else grid.data, config.micro_batches)
             self.engine = _build_engine(task, ensemble, config, data, device, self._epochs, self._batches, world, grid)
             seed_rank(config.seed, world if grid is None else grid.data)
-        self._generators = {
-            "order": torch.Generator().manual_seed(config.seed),
-            "augmentation": self.engine.augmentation_generator,
-        }
+        self._generators = {"order": torch.Generator().manual_seed(config.seed), **self.engine.generators}
         self._state = PhaseState()
         if config.resume:
             self._restore()

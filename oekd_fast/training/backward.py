@@ -66,7 +66,7 @@ Backward = Callable[
 def backward_side_by_side(
     ensemble: StudentEnsemble,
     images: Tensor,
-    labels: Tensor,
+    target: Tensor,
     terms: StepTerms,
     executor: Executor,
     autocast: AbstractContextManager,
@@ -79,7 +79,7 @@ def backward_side_by_side(
 
     Args:
         images: float [B, C_in, H, W].
-        labels: int64 [B].
+        target: class indices, int64 [B], or probabilities, float32 [B, C].
         autocast: entered around the networks.
         buckets: told of each student whose gradients are complete, and of the base last.
     """
@@ -92,7 +92,7 @@ def backward_side_by_side(
             gate_input = shared.detach().requires_grad_(shared.requires_grad)
             gate = ensemble.gate(gate_input)
     statistics, logits_grads, gate_grad = family_value_and_grad(
-        logits, labels, terms.loss_options, terms.signals, gate, terms.grad_scale
+        logits, target, terms.loss_options, terms.signals, gate, terms.grad_scale
     )
     students = [StudentBackward(z, grad) for z, grad in zip(logits, logits_grads, strict=True)]
     targets: Sequence[Tensor] = ()
@@ -117,7 +117,7 @@ def backward_side_by_side(
 def backward_as_one(
     ensemble: StudentEnsemble,
     images: Tensor,
-    labels: Tensor,
+    target: Tensor,
     terms: StepTerms,
     executor: Executor,
     autocast: AbstractContextManager,
@@ -132,7 +132,7 @@ def backward_as_one(
         inputs = [shared] + [shared if terms.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
         logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
         gate = None if ensemble.gate is None else ensemble.gate(shared)
-    statistics = family_loss(logits, labels, terms.loss_options, terms.signals, gate)
+    statistics = family_loss(logits, target, terms.loss_options, terms.signals, gate)
     total, feature = statistics.loss, None
     if terms.feature_weight is not None:
         targets, first = _feature_targets(features, terms.signals)

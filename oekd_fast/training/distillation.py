@@ -58,23 +58,23 @@ def mean_of_others(students: int) -> Tensor:
 
 
 def family_loss(
-    logits: Sequence[Tensor], labels: Tensor, options: Mapping[str, Any], signals: TeacherSignals, gate: Tensor | None
+    logits: Sequence[Tensor], target: Tensor, options: Mapping[str, Any], signals: TeacherSignals, gate: Tensor | None
 ) -> EnsembleKDOutput:
     """Return the statistics of a batch, whose loss is differentiable.
 
     Args:
         logits: S tensors [B, C].
-        labels: int64 [B].
+        target: class indices, int64 [B], or probabilities, float32 [B, C].
         options: keyword arguments of `ensemble_kd_loss`.
         signals: teacher signals for the batch.
         gate: weights of the students in the ensemble, [B, S]; None weights them equally.
     """
-    return ensemble_kd_loss(logits, labels, ensemble_weights=gate, **_loss_arguments(options, signals))
+    return ensemble_kd_loss(logits, target, ensemble_weights=gate, **_loss_arguments(options, signals))
 
 
 def family_value_and_grad(
     logits: Sequence[Tensor],
-    labels: Tensor,
+    target: Tensor,
     options: Mapping[str, Any],
     signals: TeacherSignals,
     gate: Tensor | None,
@@ -83,13 +83,13 @@ def family_value_and_grad(
     """Return the statistics, the gradient of each student's logits, and the gradient of the gate.
 
     Args:
-        logits, labels, options, signals, gate: same as for `family_loss`.
+        logits, target, options, signals, gate: same as for `family_loss`.
         grad_scale: one-element tensor that multiplies the gradients; None means 1.
     """
     weights_grad = None if gate is None else torch.empty_like(gate)
     statistics, grads = ensemble_kd_value_and_grad(
         logits,
-        labels,
+        target,
         ensemble_weights=None if gate is None else gate.detach(),
         grad_scale=grad_scale,
         weights_grad=weights_grad,

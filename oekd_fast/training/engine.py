@@ -11,7 +11,7 @@ from oekd_fast.common import devices
 from oekd_fast.common.part import Part
 from oekd_fast.common.seeds import derived_seed
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import AlternatingFlips, AnyAugmentation, Batches
+from oekd_fast.data import AlternatingFlips, AnyAugmentation, Batches, Mixing, mix
 from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
@@ -65,7 +65,8 @@ class Engine:
         average: moving average of the weights; None unless `config.ema_decay` is set.
         metrics: sums over the steps since their last reset.
         evaluator: evaluates the averaged family if there is one, else the trained one.
-        augmentation_generator: the generator of crops and flips, on the device.
+        generators: the generators that steps draw from beside `network_generator`, on the device: "augmentation" of
+            crops and flips, and "mixing" if images are mixed.
         buckets: what the ranks exchange in each step.
         network_generator: the generator that the networks draw from, for dropout and the like.
 
@@ -124,7 +125,11 @@ class Engine:
             "copies": self._copies,
         }
         self._teacher = None if teacher is None else teacher.to(device, memory_format=memory_format)
-        self.augmentation_generator = torch.Generator(device).manual_seed(config.seed)
+        self.generators = {"augmentation": torch.Generator(device).manual_seed(config.seed)}
+        self._mixing = None
+        if config.mixup is not None or config.cutmix is not None:
+            self._mixing = Mixing(config.mixup, config.cutmix)
+            self.generators["mixing"] = torch.Generator(device).manual_seed(derived_seed(config.seed, "mixing"))
         self._preprocessing = Preprocessing(augmentation, normalisation, memory_format, device)
         self.network_generator = _default_generator(device)
         self._numerics = Numerics.of(config, device)
@@ -150,7 +155,7 @@ class Engine:
 
         why = self._why_eager(config, device, recorder)
         recorder = None if why else recorder or CudaRecorder(device, config.rank_timeout if world.size > 1 else None)
-        generators = [self.augmentation_generator, self.network_generator]
+        generators = [*self.generators.values(), self.network_generator]
         self._calls = CapturedCalls(
             recorder,
             generators,
@@ -235,8 +240,12 @@ class Engine:
                 self.ensemble.base.eval()  # BatchNorm's statistics are frozen too
             schedule.load()
             self.optimizer.zero_grad(set_to_none=True)
-            pixels = self._preprocessing.augmented(images, self.augmentation_generator, part, mirror)
-            losses = self._accumulate(pixels, labels, part)
+            pixels = self._preprocessing.augmented(images, self.generators["augmentation"], part, mirror)
+            target = labels
+            if self._mixing is not None:
+                classes = self.ensemble.num_classes
+                pixels, target = mix(pixels, labels, classes, self._mixing, self.generators["mixing"])
+            losses = self._accumulate(pixels, target, part)
             self.buckets.finish()
             if self._grid is not None and self.scaler.enabled:
                 share_overflow(self._grid, self._own_parameters())
@@ -248,7 +257,7 @@ class Engine:
                 self.average.update(schedule.ema_share)
             self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
 
-    def _accumulate(self, pixels: Tensor, labels: Tensor, part: Part) -> FamilyLosses:
+    def _accumulate(self, pixels: Tensor, target: Tensor, part: Part) -> FamilyLosses:
         """Add the gradients of all micro-batches to `.grad`, and return the losses of the rows of `part`.
 
         Losses are means over rows. Each gradient is therefore multiplied by the share of its rows in the batch, so that
@@ -260,15 +269,15 @@ class Engine:
             self.buckets.share.fill_(part.share)
         scale = self.scaler.scale()
         pieces = [part.piece(i, self._micro_batches) for i in range(self._micro_batches)]
-        of_pieces = zip(pieces, *(rows.split([p.count for p in pieces]) for rows in (pixels, labels)), strict=True)
+        of_pieces = zip(pieces, *(rows.split([p.count for p in pieces]) for rows in (pixels, target)), strict=True)
         losses = []
-        for piece, own_pixels, own_labels in of_pieces:
+        for piece, own_pixels, own_target in of_pieces:
             images = self._preprocessing.normalised(own_pixels)
             terms = self._terms(_scaled(scale, piece, images.device), self._teacher_signals(own_pixels, images))
             buckets = self.buckets if piece is pieces[-1] else self._no_buckets
             losses.append(
                 self._backward(
-                    self.ensemble, images, own_labels, terms, self._of_step, self._numerics.autocast(), buckets
+                    self.ensemble, images, own_target, terms, self._of_step, self._numerics.autocast(), buckets
                 )
             )
         return mean_losses(losses, [piece.count for piece in pieces])

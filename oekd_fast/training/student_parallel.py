@@ -51,7 +51,7 @@ class OwnStudents:
         self,
         ensemble: StudentEnsemble,
         images: Tensor,
-        labels: Tensor,
+        target: Tensor,
         terms: StepTerms,
         executor: Executor,
         autocast: AbstractContextManager,
@@ -75,7 +75,7 @@ class OwnStudents:
                 gate_input = shared.detach().requires_grad_(shared.requires_grad)
                 gate = ensemble.gate(gate_input)
         statistics, grads, gate_grad = family_value_and_grad(
-            self._exchange(logits, len(ensemble.branches)), labels, terms.loss_options, terms.signals, gate,
+            self._exchange(logits, len(ensemble.branches)), target, terms.loss_options, terms.signals, gate,
             terms.grad_scale,
         )  # fmt: skip
         students = [StudentBackward(z, grads[j]) for j, z in zip(own, logits, strict=True)]

@@ -49,6 +49,8 @@ def test_defaults_are_those_of_the_paper():
         ("augmentation", "flip", "augmentation: expected one of auto, none, crop, resized_crop, got 'flip'"),
         ("normalisation", "none", "normalisation: expected one of computed, published, got 'none'"),
         ("pad", -1, "pad: expected pixels >= 0 and <= 16384, got -1"),
+        ("mixup", 0.0, "mixup: expected a finite number > 0, got 0.0"),
+        ("cutmix", float("nan"), "cutmix: expected a finite number > 0, got nan"),
         ("micro_batches", 0, "micro_batches: expected an integer >= 1, got 0"),
         ("patience", 0, "patience: expected an integer >= 1, got 0"),
         ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
@@ -132,6 +134,9 @@ def test_lists_become_tuples():
 def test_contradicting_augmentation_options_are_an_error():
     with pytest.raises(ValueError, match="augmentation: expected auto or none with augment=False, got 'crop'"):
         TrainConfig(augment=False, augmentation="crop")
+    for name in ("mixup", "cutmix"):
+        with pytest.raises(ValueError, match=f"^{name}: expected none with augment=False, got 0.2$"):
+            TrainConfig(augment=False, **{name: 0.2})
     for fields, reason in (({"augment": False}, "no augmentation"), ({"flip": False}, "flip=False")):
         with pytest.raises(ValueError, match=f"^alternate_flips: expected False with {reason}, got True$"):
             TrainConfig(alternate_flips=True, **fields)

@@ -72,6 +72,12 @@ def test_every_kind_of_training_equals_one_process(ranks, options):
     check_close(ranks.run(2, rank_steps.train, fields, STEPS, 15), alone(tuple(fields.items()), 15), limit)
 
 
+def test_ranks_mix_images_as_one_process(ranks):
+    """The part of the second rank begins at an even row, so that no pair of images is on two ranks."""
+    fields = {"mixup": 0.5, "cutmix": 1.0, "micro_batches": 2}
+    check_close(ranks.run(2, rank_steps.train, fields, STEPS, 16, "plain"), alone(tuple(fields.items()), 16, "plain"))
+
+
 @pytest.mark.parametrize("student_ranks", [1, 2])
 def test_ranks_compute_their_rows_in_parts(ranks, student_ranks):
     """Without student ranks, the parts of 15 images on two ranks are 2, 2, 3 and 2, 3, 3."""

@@ -47,6 +47,21 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(config, uninterru
 
 
 @pytest.mark.slow
+def test_a_run_with_all_kinds_of_draws_resumes_to_the_same_bits(config, tmp_path, monkeypatch, one_thread):
+    """Stopped within the second epoch, whose flips are the opposite of those of the first."""
+    options = {"mixup": 0.4, "cutmix": 1.0, "flip": True, "alternate_flips": True, "micro_batches": 3, "patience": 9}
+    config = replace(config, **options, clip_norm=1.0, ema_decay=0.9, epochs=2, executor="sequential")
+    straight, stopped = (replace(config, output_dir=tmp_path / name) for name in ("straight", "stopped"))
+    train(straight, QUIET)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="^ensemble: stopped after step 4 and saved"):
+            train(stopped, QUIET)
+    train(replace(stopped, resume=True), QUIET)
+    assert_same_run(straight.output_dir, stopped.output_dir)
+
+
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(config, uninterrupted):
     script = (
         "import os, signal, sys\n"

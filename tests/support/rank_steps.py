@@ -113,13 +113,13 @@ def parts_in_one_process(world, fields, steps, rows, size):
     engine.scaler.step = lambda optimizer: None
     statistics = [b for name, b in family.named_buffers() if "running" in name]
     for _ in range(steps):
-        random = engine.augmentation_generator.get_state()
+        random = engine.generators["augmentation"].get_state()
         before = [b.clone() for b in statistics]
         counts = {n: b.clone() for n, b in family.named_buffers() if "num_batches" in n}
         grads, means = None, None
         for rank in range(size):
             part = World(rank, size).part(rows)
-            engine.augmentation_generator.set_state(random)
+            engine.generators["augmentation"].set_state(random)
             for own, old in zip(statistics, before, strict=True):
                 own.copy_(old)
             for name, count in counts.items():
@@ -163,7 +163,7 @@ def train_with_ddp(world, fields, steps, rows):
     for _ in range(steps):
         engine.optimizer.zero_grad()
         engine.schedule.load()
-        pixels = engine._preprocessing.augmented(images[part.rows], engine.augmentation_generator, part)
+        pixels = engine._preprocessing.augmented(images[part.rows], engine.generators["augmentation"], part)
         shared = base(engine._preprocessing.normalised(pixels))
         logits, maps, adapted = zip(*(student(shared) for student in students), strict=True)
         loss = ensemble_kd_loss(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import Augmentation, DeviceBatches, ResizedCrop, Split
+from oekd_fast.data import Augmentation, DeviceBatches, Mixing, ResizedCrop, Split, mix
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.parallel.executor import StudentError
 from oekd_fast.training import backward as gradients
@@ -53,6 +53,26 @@ def test_gradients_equal_those_of_the_papers_loss(channels_last):
     for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
         error = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
         assert error < 1e-4, name
+
+
+@pytest.mark.parametrize("fields", [{"mixup": 0.5, "seed": 2}, {"cutmix": 1.0, "seed": 2}], ids=str)
+def test_a_step_on_mixed_images_learns_from_mixed_labels(fields):
+    config = TrainConfig(num_students=3, warmup_epochs=0, **fields)
+    engine, (images, labels) = make_engine(config, architecture=SMOOTH), make_batch()
+    random = torch.Generator().set_state(engine.generators["mixing"].get_state())
+    pixels, target = mix(images, labels, 10, Mixing(config.mixup, config.cutmix), random)
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    loss = papers_loss(twin, pixels.double(), target.double(), config)
+    loss.backward()
+    engine.train_step(images, labels)
+    read = engine.metrics.read()
+    assert read.loss == pytest.approx(loss.item(), rel=1e-5)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
+    predicted = [z.argmax(dim=1) for z in twin(network_input(pixels.double())).logits]
+    most_probable = target.argmax(dim=1)
+    assert torch.equal(most_probable, labels) == (config.mixup is None)  # the ratios are 0.08 and 0.53
+    assert read.accuracy == pytest.approx([100 * (p == most_probable).double().mean().item() for p in predicted])
 
 
 def test_a_baseline_trains_by_plain_cross_entropy():
@@ -156,19 +176,22 @@ def test_a_step_runs_on_fake_tensors(fields):
 
 
 @pytest.mark.slow
-def test_a_loaded_state_continues_bit_for_bit():
+@pytest.mark.parametrize("fields", [{}, {"mixup": 0.2, "cutmix": 1.0, "micro_batches": 3}], ids=str)
+def test_a_loaded_state_continues_bit_for_bit(fields, one_thread):
     def run(engine, steps):
         for _ in range(steps):
             engine.train_step(*make_batch(16))
 
+    config = TrainConfig(num_students=3, warmup_epochs=0, **fields)
     augmentation = Augmentation(pad=1, flip=True)
-    straight = make_engine(augmentation=augmentation)
+    straight = make_engine(config, augmentation=augmentation, architecture=SMOOTH)
     run(straight, 4)
-    first = make_engine(augmentation=augmentation)
+    first = make_engine(config, augmentation=augmentation, architecture=SMOOTH)
     run(first, 2)
-    second = make_engine(augmentation=augmentation)
+    second = make_engine(config, augmentation=augmentation, architecture=SMOOTH)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second.augmentation_generator.set_state(first.augmentation_generator.get_state())
+    for name, generator in second.generators.items():
+        generator.set_state(first.generators[name].get_state())
     run(second, 2)
     for name, value in straight.ensemble.state_dict().items():
         assert torch.equal(value, second.ensemble.state_dict()[name]), name

@@ -22,6 +22,7 @@ CONFIGS = {
     "bf16, one graph": {"precision": "bf16", "detach_ensemble": False},
     "micro-batches": {"micro_batches": 2, "clip_norm": 0.5},
     "alternating flips": {"augmentation": Augmentation(pad=1, flip=True, alternate=True)},
+    "mixup and cutmix, micro-batches": {"mixup": 0.2, "cutmix": 1.0, "micro_batches": 2},
     "resized crops": {"augmentation": ResizedCrop(6, flip=True)},
 }
 
@@ -56,7 +57,7 @@ def engines(fault=None, at="", augmentation=PAD_CROP_FLIP, **fields):
 
 def everything(engine):
     state = copy.deepcopy(engine.state_dict())
-    return state | {"random": engine.augmentation_generator.get_state()}
+    return state | {"random": {name: generator.get_state() for name, generator in engine.generators.items()}}
 
 
 def assert_equal(one, two, where=""):
@@ -111,7 +112,7 @@ def test_capturing_a_step_changes_no_state(one_thread):
     recorder.record = lambda *args: (record(*args), lambda: None)[1]  # the captured step is never replayed
     recorded.begin_epoch(DeviceBatches(split(), "cpu"), torch.arange(26), BATCH)
     before = {name: tensor.clone() for name, tensor in recorded.tensors().items()}
-    random = [generator.get_state() for generator in (recorded.augmentation_generator, torch.default_generator)]
+    random = [generator.get_state() for generator in (recorded.generators["augmentation"], torch.default_generator)]
     recorded.step()
     assert recorder.events == ["warm-up", "record"]
     after = recorded.tensors()
@@ -119,7 +120,7 @@ def test_capturing_a_step_changes_no_state(one_thread):
     assert created and all(name.startswith("optimizer.") for name in created)
     assert not any(tensor.any() for tensor in created.values())  # as Adam creates them
     assert_equal(before, after)
-    assert_equal(random, [g.get_state() for g in (recorded.augmentation_generator, torch.default_generator)])
+    assert_equal(random, [g.get_state() for g in (recorded.generators["augmentation"], torch.default_generator)])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -62,6 +63,30 @@ class ResizedCrop:
 
 
 AnyAugmentation = Augmentation | ResizedCrop
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mix pairs of training images and their labels, in a ratio lambda drawn for each batch from Beta(alpha, alpha).
+
+    With both fields set, each batch has either, with equal probability, as in timm.
+
+    Args:
+        mixup: alpha of mixup, which adds up lambda times an image and 1 - lambda times another (Zhang et al. 2018,
+            arXiv 1710.09412); None for none.
+        cutmix: alpha of CutMix, which replaces a box of 1 - lambda of an image by that of another (Yun et al. 2019,
+            arXiv 1905.04899); None for none. Labels are mixed by the area of the box inside the image.
+    """
+
+    mixup: float | None = None
+    cutmix: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mixup is None and self.cutmix is None:
+            raise ValueError("mixup: expected a number > 0 for mixup or cutmix, got None for both")
+        for name, alpha in vars(self).items():
+            if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+                raise ValueError(f"{name}: expected a finite number > 0, got {alpha}")
 
 
 @dataclass(frozen=True)
