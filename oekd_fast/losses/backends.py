@@ -182,7 +182,8 @@ def choose_backend(name: str, call: EnsembleKDCall) -> Backend:
         raise ValueError(f"backend: expected one of {NAMES}, got {name!r}")
     if name == "auto":
         compiled = NATIVE if call.device.type == "cpu" else TRITON if call.device.type == "cuda" else REFERENCE
-        usable = not compiled.unavailable() and not compiled.unsupported(call)
+        # Under torch.compile a formatted reason can be compared with None, but has no truth value.
+        usable = compiled.unavailable() is None and compiled.unsupported(call) is None
         return compiled if usable else REFERENCE
     backend = BACKENDS[name]
     if reason := backend.unavailable():

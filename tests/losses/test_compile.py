@@ -286,3 +286,14 @@ def test_labels_make_the_loss_nan_in_a_compiled_graph_of_the_reference():
     assert function(logits, target).isfinite()
     target[2] = -7
     assert function(logits, target).isnan()
+
+
+def test_a_number_of_items_that_is_a_tensor():
+    logits, target = batch(students=2)
+    num_items = torch.tensor(3)
+
+    def loss_of(logits, target, num_items):
+        return ensemble_kd_loss(logits, target, num_items=num_items).loss
+
+    expected = loss_of(logits, target, num_items)
+    torch.testing.assert_close(compiled(loss_of)(logits, target, num_items), expected)
