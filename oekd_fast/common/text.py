@@ -40,6 +40,12 @@ def shortened(value: object, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the type and the first line of the message of an exception, in at most 300 characters."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return shortened(f"{type(error).__name__}: {first}" if first else type(error).__name__, 300)
+
+
 def html_text(value: object) -> str:
     """Return ``plain(value)`` for the text or a quoted attribute of an HTML element."""
     return html.escape(plain(value), quote=True)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from oekd_fast.config.objectives import OBJECTIVE_DEFAULTS, OBJECTIVES, LossWeights, Objective, ObjectiveName
-from oekd_fast.config.section import Section, at_least, finite, nonnegative, positive, setting, within
+from oekd_fast.config.section import Bound, Section, at_least, between, finite, nonnegative, positive, setting, within
+
+_FINITE = Bound(
+    "finite numbers, one a channel", lambda values: len(values) > 0 and all(map(math.isfinite, values)), tuple
+)
+_POSITIVE = Bound(
+    "finite numbers > 0, one a channel",
+    lambda values: len(values) > 0 and all(math.isfinite(value) and value > 0 for value in values),
+    tuple,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +30,15 @@ class DistillationConfig(Section):
     objective: ObjectiveName = "oekd"
     """Target of the students besides the labels; oekd is the objective of the paper."""
     teacher: Path | None = setting(None, unset="no external teacher")
-    """Saved student (students/student_<j>) as the teacher of kd (required) or fitnets (optional)."""
+    """Teacher of kd (required) or fitnets (optional): a saved student, a .pt2 file, or package.module:function."""
+    teacher_mean: tuple[float, ...] | None = setting(None, _FINITE, unset="what the teacher tells, or the data set's")
+    """Mean of each channel that images are normalised with for the teacher, for pixels in [0, 1]."""
+    teacher_std: tuple[float, ...] | None = setting(None, _POSITIVE, unset="what the teacher tells, or the data set's")
+    """Standard deviation of each channel for the teacher."""
+    teacher_image_size: int | None = setting(
+        None, between(1, 16384, "pixels"), unset="what the teacher tells, or the images' own size"
+    )
+    """Side length in pixels that images are resized to for the teacher."""
     temperature: float | None = setting(None, positive(), unset="that of the objective; 2 for oekd")
     """Temperature T of the distillation term."""
     ce_weight: float | None = setting(None, finite(), unset="that of the objective; 0.7 for oekd")
@@ -58,10 +76,15 @@ class DistillationConfig(Section):
     def check(self) -> None:
         objective, name = self.family_objective, self.objective
         if objective.teacher == "required" and self.teacher is None:
-            raise ValueError(f"teacher: expected the path of a saved student with objective={name!r}, got None")
+            raise ValueError(
+                f"teacher: expected a saved student, a .pt2 file or module:function with objective={name!r}, got None"
+            )
         if objective.teacher == "none" and self.teacher is not None:
             takers = " or ".join(key for key, other in OBJECTIVES.items() if other.teacher != "none")
             raise ValueError(f"teacher: expected none but with objective {takers}, got {self.teacher} with {name!r}")
+        for option in ("teacher_mean", "teacher_std", "teacher_image_size"):
+            if self.teacher is None and getattr(self, option) is not None:
+                raise ValueError(f"{option}: expected none without a teacher, got {getattr(self, option)}")
         if self.codistillation_delay and name != "codistillation":
             raise ValueError(
                 f"codistillation_delay: expected 0 but with objective='codistillation', got {self.codistillation_delay}"

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, field, fields, make_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from oekd_fast import __version__
 from oekd_fast.config.section import choices
@@ -118,7 +118,10 @@ def _appearance(text: str, hint: Any, metadata: Mapping[str, Any]) -> object:
         metavar = "{" + ",".join(values) + "}"
     elif type(None) in get_args(hint):
         (kind,) = (kind for kind in get_args(hint) if kind is not type(None))
+        repeated = get_origin(kind) is tuple
+        kind = get_args(kind)[0] if repeated else kind
         metavar = {str: "STR", bool: "{True,False}"}.get(kind, kind.__name__.upper())
+        metavar += f" [{metavar} ...]" if repeated else ""
     return tyro.conf.arg(help=text, help_behavior_hint=default, metavar=metavar)
 
 

@@ -121,7 +121,7 @@ def _conversions(section: Section) -> list[tuple[str, Any]]:
         value = getattr(section, name)
         if Path in (hint, *get_args(hint)) and isinstance(value, (str, os.PathLike)):
             found.append((name, Path(os.path.expanduser(value))))  # leaves the name of an unknown user as it is
-        elif get_origin(hint) is tuple and isinstance(value, list):
+        elif tuple in map(get_origin, (hint, *get_args(hint))) and isinstance(value, list):
             found.append((name, tuple(value)))
     return found
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.family.teacher import Teacher
 from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
+from oekd_fast.runs.external_teacher import load_teacher
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names, phase_task
 from oekd_fast.runs.run_folder import RunFolder
@@ -40,7 +40,8 @@ def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -
     """
     device = choose_device(config.device)
     config = replace(config, resume=False, output_dir=config.run_folder / "timing")  # nothing is written there
-    data, folder = DeviceData.of(dataset_of(config), config, device), RunFolder(config)
+    dataset, folder = dataset_of(config), RunFolder(config)
+    data = DeviceData.of(dataset, config, device)
     size = min(config.batch_size, len(data.train))
     batches = data.train.num_batches(size, drop_last=True)
     steps = min(steps, batches)
@@ -54,7 +55,7 @@ def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -
         engine.metrics.read()  # waits for the device
         return (time.perf_counter() - start) / count
 
-    teacher = None if config.teacher is None else Teacher.load(config.teacher)
+    teacher = load_teacher(config, dataset, data, device)
     tasks = [phase_task(name, config, data, {}, teacher) for name in (FAMILY, *baseline_names(config))]
     engines = [Phase(task, config, data, folder, device).engine for task in tasks]
     for engine in engines:

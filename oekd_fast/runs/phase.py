@@ -24,6 +24,7 @@ from oekd_fast.runs.build import build_family
 from oekd_fast.runs.checkpoint import CheckpointError, LoadedCheckpoint, save_checkpoint
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData
+from oekd_fast.runs.external_teacher import fingerprint_difference
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.phase_state import PhaseState, mean_accuracy
 from oekd_fast.runs.progress import PhaseProgress
@@ -82,6 +83,7 @@ class Phase:
     ) -> None:
         self.name, self._config, self._data, self._folder, self._device = task.name, config, data, folder, device
         self._fingerprint, self._world = fingerprint, world
+        self._teacher = None if task.teacher is None else task.teacher.fingerprint
         self._epochs = config.epochs if task.epochs is None else task.epochs
         self._takes_snapshots = config.objective == "snapshot" and not task.from_labels
         self._batch_size = min(config.batch_size, len(data.train))
@@ -234,6 +236,7 @@ class Phase:
         state = {
             "config": self._config.training_fields(),
             "data": None if self._fingerprint is None else self._fingerprint.as_dict(),
+            "teacher": self._teacher,
             "engine": self.engine.state_dict(),
             "random": capture_random_state(self._generators),
             **self._state.state_dict(),
@@ -259,6 +262,7 @@ class Phase:
         try:
             check_same_training(loaded.state["config"], self._config, str(loaded.path))
             self._check_same_data(loaded)
+            self._check_same_teacher(loaded)
             self.engine.load_state_dict(loaded.state["engine"])
             restore_random_state(loaded.state["random"], self._generators)
             self._state = PhaseState.from_state_dict(loaded.state)
@@ -289,6 +293,15 @@ class Phase:
         if difference is not None:
             raise RunFolderError(
                 f"dataset: {now!r} differs from the data that {loaded.path} was trained on; {difference}"
+            )
+
+    def _check_same_teacher(self, loaded: LoadedCheckpoint) -> None:
+        """Raise RunFolderError unless the checkpoint was trained with the teacher of this phase."""
+        stored = loaded.state.get("teacher")  # version 0.1.0 stored none
+        if stored is not None and self._teacher is not None and stored != self._teacher:
+            raise RunFolderError(
+                f"teacher: {self._config.teacher} differs from the teacher of {loaded.path}; "
+                f"{fingerprint_difference(stored, self._teacher)}"
             )
 
     def _result(self) -> PhaseResult:

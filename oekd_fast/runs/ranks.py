@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from oekd_fast import __version__
+from oekd_fast.common.tensors import digest_of
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.distributed.agreement import OtherRankError, check_same_on_all, failing_together
 from oekd_fast.distributed.grid import StudentGrid, check_student_ranks
@@ -85,8 +85,14 @@ def first_on_each_machine(world: World, load: Callable[[], T]) -> T:
     return loaded
 
 
-def check_same_run(world: World, config: TrainConfig, fingerprint: DataFingerprint) -> None:
-    """Check that all ranks train the same: package versions, config and data. Collective.
+def check_same_run(
+    world: World, config: TrainConfig, fingerprint: DataFingerprint, teacher: Mapping[str, Any] | None = None
+) -> None:
+    """Check that all ranks train the same: package versions, config, data, and external teacher. Collective.
+
+    Args:
+        fingerprint: fingerprint of the data.
+        teacher: fingerprint of the teacher; None without one.
 
     Raises:
         ValueError: on the lowest rank that differs from rank 0.
@@ -94,7 +100,8 @@ def check_same_run(world: World, config: TrainConfig, fingerprint: DataFingerpri
     """
     versions = {"version of oekd_fast": __version__, "version of torch": str(torch.__version__)}
     fields = {name: value for name, value in config.training_fields().items() if name not in _PATHS}
-    check_same_on_all(world, versions | fields)
+    of_teacher = {f"{name} of the teacher": value for name, value in (teacher or {}).items()}
+    check_same_on_all(world, versions | fields | of_teacher)
     if world.size == 1:
         return
     of_main = json.loads(world.from_main(json.dumps(fingerprint.as_dict()).encode() if world.is_main else None))
@@ -129,15 +136,7 @@ def student_grid(
 def check_same_weights(world: World, ensemble: StudentEnsemble) -> None:
     """Check that all ranks start from the same weights. Collective; raises as `check_same_run`."""
     if world.size > 1:
-        check_same_on_all(world, {"initial weights": _digest(ensemble)})
-
-
-def _digest(ensemble: StudentEnsemble) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in ensemble.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        check_same_on_all(world, {"initial weights": digest_of(ensemble.state_dict())})
 
 
 def resumed_after_restart(config: TrainConfig, world: World) -> TrainConfig:

@@ -19,13 +19,13 @@ from oekd_fast.distributed.agreement import failing_together
 from oekd_fast.distributed.rendezvous import joined
 from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
-from oekd_fast.family.teacher import Teacher
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.models import get_architecture
 from oekd_fast.runs.build import initial_weights_note
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import DeviceData, dataset_of
+from oekd_fast.runs.external_teacher import load_teacher, teacher_notes
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names, phase_task
@@ -89,11 +89,12 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
         with failing_together(world):
             data = DeviceData.of(dataset, config, device)
             fingerprint = DataFingerprint.of(dataset)
-            teacher = _teacher(config, data)
+            teacher = load_teacher(config, dataset, data, device, world.size)
             if config.initial_weights is not None:
                 initial = initial_weights_note(config.initial_weights)
-        check_same_run(world, config, fingerprint)
-        for note in data.notes:
+        check_same_run(world, config, fingerprint, None if teacher is None else teacher.fingerprint)
+        notes = [*data.notes, *([] if teacher is None else teacher_notes(teacher, config))]
+        for note in notes:
             print_line(console, note)
         if config.initial_weights is not None and initial:
             print_line(console, initial)
@@ -167,26 +168,6 @@ def combined_accuracy(
         mean = mean + evaluator.probabilities(data.test)[0] / len(states)
     network.load_state_dict(own)
     return round(100.0 * (mean.argmax(dim=1) == labels.cpu()).float().mean().item(), 4)
-
-
-def _teacher(config: TrainConfig, data: DeviceData) -> Teacher | None:
-    """Load the external teacher and check that it fits, before any phase is trained."""
-    if config.teacher is None:
-        return None
-    try:
-        teacher = Teacher.load(config.teacher)
-    except ValueError as error:
-        raise ValueError(f"teacher: {error}") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"teacher: {str(error).removeprefix('path: ')}") from error
-    teacher.check_fits(data.num_classes, data.in_channels, str(config.teacher))
-    blocks = len(get_architecture(config.model).map_channels(0, config.num_students))
-    if config.objective == "fitnets" and len(teacher.channels) != blocks:
-        raise ValueError(
-            f"teacher: expected maps of {blocks} blocks, as {config.model} has, got {len(teacher.channels)} "
-            f"in {config.teacher}"
-        )
-    return teacher
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from oekd_fast.config.train_config import TrainConfig
     ("fields", "message"),
     [
         ({"objective": "oked"}, "objective: did you mean oekd or kd\\? expected one of oekd, kd, .* got 'oked'"),
-        ({"objective": "kd"}, "teacher: expected the path of a saved student with objective='kd', got None"),
+        ({"objective": "kd"},
+         "teacher: expected a saved student, a .pt2 file or module:function with objective='kd', got None"),
         ({"teacher": "x"}, "teacher: expected none but with objective kd or fitnets, got x with 'oekd'"),
         ({"objective": "one", "num_students": 1}, "num_students: expected at least 2 with objective='one', got 1"),
         ({"objective": "dml", "num_students": 1}, "num_students: expected at least 2 with objective='dml', got 1"),

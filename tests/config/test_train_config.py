@@ -92,7 +92,7 @@ def test_replacing_the_optimizer_uses_its_learning_rate():
     [
         (DataConfig, {"pad": -1}, "pad: expected pixels >= 0 and <= 16384, got -1"),
         (ModelConfig, {"num_students": 0}, "num_students: expected an integer >= 1 and <= 1000, got 0"),
-        (DistillationConfig, {"objective": "kd"}, "teacher: expected the path of a saved student"),
+        (DistillationConfig, {"objective": "kd"}, "teacher: expected a saved student, a .pt2 file"),
         (OptimizerConfig, {"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
         (ScheduleConfig, {"decay_epochs": 0.0}, "decay_epochs: expected a finite number > 0, got 0.0"),
         (RunConfig, {"precision": "fp8"}, "precision: expected one of fp32, bf16, fp16, got 'fp8'"),

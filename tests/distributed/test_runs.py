@@ -1,6 +1,7 @@
 """Runs of several ranks: one set of files, resuming on another number of ranks, stopping together, errors told once."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -127,6 +128,21 @@ def test_a_rank_with_another_config_is_named(ranks, config, changes, message):
     assert outcomes[1].message.startswith(message)
     assert outcomes[0].message.startswith(f"rank 1: {message}")
     assert not config.run_folder.exists()
+
+
+def test_a_rank_with_another_teacher_is_named(ranks, config, tmp_path):
+    files = [tmp_path / f"rank{rank}.py" for rank in range(2)]
+    for rank, file in enumerate(files):
+        file.write_text(
+            "import torch\n"
+            "from torch import nn\n"
+            "def net():\n"
+            f"    torch.manual_seed({rank})\n"
+            "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))\n"
+        )
+    changes = [{"objective": "kd", "teacher": f"{file}:net"} for file in files]
+    outcomes = ranks.outcomes(2, rank_runs.train, config, changes)
+    assert re.fullmatch("weights of the teacher: expected '.*' as on rank 0, got '.*'", outcomes[1].message)
 
 
 def test_a_rank_with_other_data_is_named(ranks, config, arrays, tmp_path):

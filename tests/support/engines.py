@@ -1,6 +1,7 @@
 """Engines, teachers and batches of small images for tests of the training step."""
 
 import torch
+from torch import nn
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import Augmentation
@@ -44,8 +45,12 @@ def make_engine(
     )
 
 
-def make_teacher():
+def make_teacher(image_size=None):
+    """Return a student as the teacher, or a network that returns logits alone for images of `image_size` pixels."""
     torch.manual_seed(7)
+    if image_size is not None:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        return Teacher(network, NORMALISATION, (), 10, 3, image_size)
     return Teacher(build_ensemble("resnet20", 1, 10).student(0), NORMALISATION, (16, 32, 64), 10, 3)
 
 

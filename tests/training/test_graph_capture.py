@@ -1,6 +1,7 @@
 """Capture and replay of whole training steps, on the CPU, by a stand-in that replays operators without Python code."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ OBJECTIVES = {
     "codistillation": {"objective": "codistillation"},
     "codistillation, of copies": {"objective": "codistillation", "codistillation_delay": 2},
     "kd": {"objective": "kd", "teacher": "given"},
+    "kd, a network of another image size": {"objective": "kd", "teacher": "resized"},
     "fitnets, hints of a teacher": {"objective": "fitnets", "teacher": "given"},
     "schedules": {"kd_schedule": "sigmoid", "temperature_schedule": "linear", "ramp_epochs": 1},
 }
@@ -48,7 +50,8 @@ def engines(fault=None, at="", augmentation=PAD_CROP_FLIP, **fields):
     # Sequential, because the recorder sees the operators of the calling thread alone.
     fields = {"num_students": 2, "epochs": 2, "executor": "sequential", "warmup_epochs": 0.0} | fields
     config = TrainConfig(**fields)
-    teacher = None if config.teacher is None else make_teacher()
+    size = 12 if config.teacher == Path("resized") else None
+    teacher = None if config.teacher is None else make_teacher(size)
     eager = make_engine(config, augmentation=augmentation, teacher=teacher)
     recorder = TapeRecorder(lambda: recorded.tensors() | recorded.evaluator.tensors(), fault, at)
     recorded = make_engine(config, augmentation=augmentation, recorder=recorder, teacher=teacher)
