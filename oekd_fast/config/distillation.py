@@ -51,6 +51,8 @@ class DistillationConfig(Section):
     """Weight of the ensemble's own cross-entropy."""
     label_smoothing: float = setting(0.0, within("[0, 1]"))
     """Label smoothing of the cross-entropy."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the cross-entropy; balanced is n / (C n_c) for n_c of n training images."""
     detach_ensemble: bool = True
     """Stop gradients at the ensemble's prediction, which is the students' target."""
     base_gradients: Literal["all", "pseudo_teacher"] = "all"

@@ -3,6 +3,7 @@
 - `load`: `load_dataset`, from a name or a folder to an `ImageDataset` with three splits (`dataset`, `lazy`).
 - `known`: data sets known by name; `assemble`: the checks and missing splits that all readers share.
 - `readers`: one module per file layout or hub.
+- `class_weights`: weights for classes of different sizes.
 - `augmentation`: random crops and flips of whole batches, on the device of the images.
 - `batches`: a split as batches at fixed addresses on a device, from device memory, host memory or disk.
 
@@ -17,6 +18,7 @@ from oekd_fast.data.augmentation.transforms import augment, centre, normalise, p
 from oekd_fast.data.batches.base import Batches, DeviceBatches, padded_order
 from oekd_fast.data.batches.placement import place
 from oekd_fast.data.batches.prefetch import HostBatches
+from oekd_fast.data.class_weights import balanced_class_weights
 from oekd_fast.data.dataset import AnySplit, DataError, ImageDataset, Split, stratified_split
 from oekd_fast.data.lazy import LazySplit
 from oekd_fast.data.load import load_dataset
@@ -36,6 +38,7 @@ __all__ = [
     "ResizedCrop",
     "Split",
     "augment",
+    "balanced_class_weights",
     "centre",
     "load_dataset",
     "mix",

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from oekd_fast.config.data import DataConfig
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import AnyAugmentation, Batches, DataError, ImageDataset, ResizedCrop, load_dataset, place
+from oekd_fast.data import (
+    AnyAugmentation,
+    Batches,
+    DataError,
+    ImageDataset,
+    ResizedCrop,
+    balanced_class_weights,
+    load_dataset,
+    place,
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class DeviceData:
     augmentation: random changes to training images.
     num_classes: number of classes.
     in_channels: channels of the images.
+    class_weights: weights of the classes in the cross-entropy, float32 [C] on the device; None without.
     notes: one line for each split that lacks images or was placed elsewhere than the config says.
     """
 
@@ -29,10 +40,11 @@ class DeviceData:
     augmentation: AnyAugmentation
     num_classes: int
     in_channels: int
+    class_weights: Tensor | None
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, dataset: ImageDataset, config: DataConfig, device: torch.device) -> DeviceData:
+    def of(cls, dataset: ImageDataset, config: TrainConfig, device: torch.device) -> DeviceData:
         """Place the splits of `dataset`, which `dataset_of(config)` loaded.
 
         Raises:
@@ -48,6 +60,11 @@ class DeviceData:
             augmentation=_augmentation(dataset.augmentation, config),
             num_classes=dataset.num_classes,
             in_channels=dataset.in_channels,
+            class_weights=(
+                balanced_class_weights(dataset.train.labels, dataset.classes).to(device)
+                if config.class_weights == "balanced"
+                else None
+            ),
             notes=(*dataset.notes, *(note for _, note in placed if note is not None)),
         )
 

@@ -360,7 +360,7 @@ def _build_engine(
     return Engine(
         training,
         prepare_family(ensemble, training, world),
-        label_options(config) if task.from_labels else family_options(config),
+        (label_options if task.from_labels else family_options)(config, data.class_weights),
         device=device,
         normalisation=data.normalisation,
         augmentation=data.augmentation,

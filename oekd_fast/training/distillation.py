@@ -31,8 +31,12 @@ class TeacherSignals:
     copies: tuple[Tensor, ...] = ()
 
 
-def family_options(config: TrainConfig) -> KDOptions:
-    """Return the options of the objective's loss on the logits of the whole family."""
+def family_options(config: TrainConfig, class_weights: Tensor | None = None) -> KDOptions:
+    """Return the options of the objective's loss on the logits of the whole family.
+
+    Args:
+        class_weights: weights of the classes in the cross-entropy, floating [C]; None weights them equally.
+    """
     weights, mixing = config.loss_weights, {}
     if config.family_objective.from_others:
         mixing = {"mixing": mean_of_others(config.num_students), "mixing_space": "probabilities"}
@@ -43,13 +47,14 @@ def family_options(config: TrainConfig) -> KDOptions:
         config.detach_ensemble,
         label_smoothing=config.label_smoothing,
         ensemble_ce_weight=weights.ensemble_ce_weight,
+        weight=class_weights,
         **mixing,
     )
 
 
-def label_options(config: DistillationConfig) -> KDOptions:
-    """Return the options of the loss of a network that learns from labels alone: plain cross-entropy."""
-    return KDOptions(ce_weight=1.0, kd_weight=0.0, label_smoothing=config.label_smoothing)
+def label_options(config: DistillationConfig, class_weights: Tensor | None = None) -> KDOptions:
+    """Return the options of the loss of a network that learns from labels alone: cross-entropy with `class_weights`."""
+    return KDOptions(ce_weight=1.0, kd_weight=0.0, label_smoothing=config.label_smoothing, weight=class_weights)
 
 
 def mean_of_others(students: int) -> Tensor:
@@ -69,7 +74,7 @@ def family_loss(
         signals: teacher signals for the batch.
         gate: weights of the students in the ensemble, [B, S]; None weights them equally.
     """
-    return ensemble_kd_loss(logits, target, ensemble_weights=gate, **_loss_arguments(options, signals))
+    return ensemble_kd_loss(logits, target, ensemble_weights=gate, **_loss_arguments(target, options, signals))
 
 
 def family_value_and_grad(
@@ -93,13 +98,19 @@ def family_value_and_grad(
         ensemble_weights=None if gate is None else gate.detach(),
         grad_scale=grad_scale,
         weights_grad=weights_grad,
-        **_loss_arguments(options, signals),
+        **_loss_arguments(target, options, signals),
     )
     return statistics, grads, weights_grad
 
 
-def _loss_arguments(options: Mapping[str, Any], signals: TeacherSignals) -> dict[str, Any]:
-    """Return the options together with the teachers of this batch."""
+def _loss_arguments(target: Tensor, options: Mapping[str, Any], signals: TeacherSignals) -> dict[str, Any]:
+    """Return the options together with the teachers of this batch.
+
+    With class weights the loss is divided by the number of images, not by the sum of their weights, so that the losses
+    of all parts of a batch add up to that of the batch.
+    """
+    if options["weight"] is not None:
+        options = {**options, "num_items": len(target)}
     if not signals.copies:
         return {**options, "teacher_logits": signals.teacher_logits}
     # The copies take the place of the students in the mixing matrix, whose columns for the students become 0.

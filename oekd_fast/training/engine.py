@@ -135,7 +135,8 @@ class Engine:
         self._numerics = Numerics.of(config, device)
         kind, students = executor_kind(config, world), len(ensemble.members)
         self._executor = make_executor(kind, students, device, deterministic=config.deterministic)
-        self._loss_options = vars(loss) | {"mixing": None if loss.mixing is None else loss.mixing.to(device)}
+        tensors = {"mixing": loss.mixing, "weight": loss.weight}
+        self._loss_options = vars(loss) | {n: None if t is None else t.to(device) for n, t in tensors.items()}
         self._backward: Backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
         self._of_step = self._executor
         if grid is not None:

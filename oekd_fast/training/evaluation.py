@@ -30,7 +30,8 @@ class Evaluator:
         ensemble: the family whose results count, which may be a moving average of the trained one.
 
     Args:
-        loss: options of the loss on the logits, without `mixing`: the evaluated target is the ensemble.
+        loss: options of the loss on the logits. The evaluated target is the ensemble, without `mixing`, and the
+            cross-entropy has no class weights.
         calls: replays the evaluation of a batch if it can be captured.
         world: ranks that share the images of `evaluate` among them.
     """
@@ -48,7 +49,7 @@ class Evaluator:
     ) -> None:
         self.ensemble = ensemble
         self._world = world
-        self._loss_options = vars(replace(loss, mixing=None, mixing_space="logits"))
+        self._loss_options = vars(replace(loss, mixing=None, mixing_space="logits", weight=None))
         self._preprocessing, self._numerics = preprocessing, numerics
         self._executor, self._calls = executor, calls
         self._metrics = RunningMetrics(len(ensemble.members), device, world)

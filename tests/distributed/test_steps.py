@@ -57,6 +57,7 @@ OBJECTIVES = {
     "moving average": {"ema_decay": 0.9},
     "clipped": {"clip_norm": 0.5},
     "frozen base": {"freeze_base": True},
+    "class weights": {"class_weights": "balanced"},
     "without features": {"feature_weight": 0.0},
     "adam": {"optimizer": "adam"},
     "rmsprop": {"optimizer": "rmsprop", "learning_rate": 1e-3},

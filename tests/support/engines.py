@@ -16,7 +16,14 @@ CPU = torch.device("cpu")
 
 
 def make_engine(
-    config=None, members=None, augmentation=None, recorder=None, teacher=None, architecture=None, adapters=True
+    config=None,
+    members=None,
+    augmentation=None,
+    recorder=None,
+    teacher=None,
+    architecture=None,
+    adapters=True,
+    class_weights=None,
 ):
     config = config or TrainConfig(num_students=3, warmup_epochs=0)
     torch.manual_seed(0)
@@ -35,7 +42,7 @@ def make_engine(
     return Engine(
         config,
         prepare_family(ensemble, config),
-        family_options(config) if len(ensemble.members) > 1 else label_options(config),
+        (family_options if len(ensemble.members) > 1 else label_options)(config, class_weights),
         device=CPU,
         normalisation=NORMALISATION,
         augmentation=augmentation or Augmentation(pad=0, flip=False),

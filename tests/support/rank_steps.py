@@ -37,6 +37,11 @@ class WideTeacher(Teacher):
         return self.network.branch(self.network.base(network_input(images.double())))
 
 
+def class_weights(config):
+    """Return weights of ten classes if `config` asks for weights."""
+    return torch.linspace(0.2, 1.8, 10, dtype=torch.float64) if config.class_weights == "balanced" else None
+
+
 def engine_of(world, fields, *, network=SMOOTH, wide=True, student_ranks=1):
     """Build an engine for `network`; `wide` computes in float64."""
     config = TrainConfig(**{"num_students": 3, "warmup_epochs": 0, "executor": "sequential"} | fields)
@@ -57,7 +62,7 @@ def engine_of(world, fields, *, network=SMOOTH, wide=True, student_ranks=1):
     if student_ranks > 1:
         grid = StudentGrid.of(world, family_flops(family, 8).branches, student_ranks, "cpu")
     engine = Engine(
-        config, prepare_family(family, config, world), family_options(config), device=CPU,
+        config, prepare_family(family, config, world), family_options(config, class_weights(config)), device=CPU,
         normalisation=NORMALISATION, augmentation=Augmentation(pad=1, flip=True), steps_per_epoch=10,
         teacher=teacher, world=world, grid=grid,
     )  # fmt: skip

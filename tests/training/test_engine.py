@@ -75,6 +75,29 @@ def test_a_step_on_mixed_images_learns_from_mixed_labels(fields):
     assert read.accuracy == pytest.approx([100 * (p == most_probable).double().mean().item() for p in predicted])
 
 
+def test_class_weights_multiply_the_cross_entropy_of_each_image_in_training_alone(one_thread):
+    """The distillation term has none; the mean is over the images."""
+    config, weights = TrainConfig(num_students=3, warmup_epochs=0, feature_weight=0.0), torch.linspace(0.1, 3.0, 10)
+    engine, (images, labels) = make_engine(config, architecture=SMOOTH, class_weights=weights), make_batch()
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    logits = twin(network_input(images.double())).logits
+    teacher = F.softmax(torch.stack(logits).mean(0).detach() / 2, dim=1)
+    ce = [F.cross_entropy(z, labels, weights.double(), reduction="sum") / 8 for z in logits]
+    kd = [4 * F.kl_div(F.log_softmax(z / 2, dim=1), teacher, reduction="batchmean") for z in logits]
+    (0.7 * sum(ce) + 0.15 * sum(kd)).backward()
+    engine.train_step(images, labels)
+    read = engine.metrics.read()
+    assert read.ce == pytest.approx([x.item() for x in ce], rel=1e-5)
+    assert read.kd == pytest.approx([x.item() for x in kd], rel=1e-4)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-4, name
+    evaluated = engine.evaluator.evaluate(DeviceBatches(Split(images, labels), CPU))
+    with torch.no_grad():
+        logits = engine.ensemble.eval()(network_input(images)).logits
+    assert evaluated.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
+
+
 def test_a_baseline_trains_by_plain_cross_entropy():
     config = TrainConfig(num_students=3, warmup_epochs=0)
     engine, (images, labels) = make_engine(config, members=(1,)), make_batch()

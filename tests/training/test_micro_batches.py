@@ -22,6 +22,8 @@ OPTIONS = {
     "kd, fp16's scaler": {"objective": "kd", "teacher": "student_1", "precision": "fp16"},
     "codistillation of copies": {"objective": "codistillation", "codistillation_delay": 2},
     "dml, clipped, averaged": {"objective": "dml", "clip_norm": 0.5, "ema_decay": 0.9},
+    "class weights": {"class_weights": "balanced"},
+    "class weights, mixed": {"class_weights": "balanced", "mixup": 0.5, "label_smoothing": 0.1},
     "fitnets": {"objective": "fitnets", "teacher": "student_1"},
     "one": {"objective": "one"},
     "attached": {"detach_ensemble": False},
