@@ -97,7 +97,7 @@ def reproduce(
         if problem is not None:
             print_line(console, problem)
 
-    with joined(device_type(config.device), config.rank_timeout) as world, ExitStack() as stack:
+    with joined(device_type(config.device), config.rank_timeout, config.join_timeout) as world, ExitStack() as stack:
         before: dict[str, Any] = {}
         with failing_together(world):
             if timing and world.size > 1:

@@ -22,7 +22,9 @@ class RunConfig(Section):
     student_ranks: int = setting(1, at_least(1))
     """Processes that share the students of a family; 1 has each process compute all students."""
     rank_timeout: float = setting(600.0, positive())
-    """Seconds that a process waits for the others."""
+    """Seconds that a process waits for the others in a step, an evaluation or a checkpoint."""
+    join_timeout: float = setting(30.0, positive())
+    """Seconds in which the processes must find each other at the start."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks under autocast; the loss is computed in fp32, fp16 uses loss scaling."""
     executor: Literal["auto", "parallel", "sequential"] = "auto"

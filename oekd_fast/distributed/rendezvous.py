@@ -75,14 +75,15 @@ def is_quiet_rank(environment: Mapping[str, str] | None = None) -> bool:
 
 
 @contextmanager
-def joined(device_type: str, timeout: float) -> Iterator[World]:
+def joined(device_type: str, timeout: float, join_timeout: float) -> Iterator[World]:
     """Join the other processes of the run, if the environment names any, and leave them at the end.
 
     If the default process group of ``torch.distributed`` exists, it is used and stays.
 
     Args:
         device_type: "cpu" or "cuda", the device of the gradients.
-        timeout: seconds to wait for other ranks, at the start and in each exchange.
+        timeout: seconds to wait for other ranks in each exchange.
+        join_timeout: seconds in which the ranks must find each other.
 
     Raises:
         ValueError: the environment is incomplete, or NCCL is missing.
@@ -97,21 +98,22 @@ def joined(device_type: str, timeout: float) -> Iterator[World]:
     if launch is None:
         yield World()
         return
-    _start(launch, device_type, timeout)
+    _start(launch, device_type, timeout, join_timeout)
     try:
         yield launch.world
     finally:
         dist.destroy_process_group()
 
 
-def _start(launch: Launch, device_type: str, timeout: float) -> None:
+def _start(launch: Launch, device_type: str, timeout: float, join_timeout: float) -> None:
     if not (dist.is_available() and dist.is_gloo_available()):
         raise ValueError("WORLD_SIZE: expected 1, because this PyTorch was built without gloo")
     if device_type == "cuda" and not dist.is_nccl_available():
         raise ValueError("WORLD_SIZE: expected 1 on CUDA devices, because this PyTorch was built without NCCL")
     world = launch.world
     try:
-        store = _fresh_store(launch, timeout) if launch.agent_store else _own_store(launch, timeout)
+        store = _fresh_store(launch, join_timeout) if launch.agent_store else _own_store(launch, join_timeout)
+        store.set_timeout(timedelta(seconds=timeout))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
             store=store,
@@ -125,16 +127,21 @@ def _start(launch: Launch, device_type: str, timeout: float) -> None:
             dist.destroy_process_group()
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LostRankError(
-            f"the ranks did not find each other within {timeout:g} s at {launch.host}:{launch.port} ({reason})"
+            f"the ranks did not find each other within {join_timeout:g} s at {launch.host}:{launch.port} ({reason})"
         ) from error
 
 
 def _own_store(launch: Launch, timeout: float) -> dist.Store:
-    """Return the store at the address of the launch, which rank 0 serves."""
-    world = launch.world
-    return dist.TCPStore(
+    """Return the store at the address of the launch, which rank 0 serves, once all ranks have reached it."""
+    world, deadline = launch.world, time.monotonic() + timeout
+    store = dist.TCPStore(
         launch.host, launch.port, world.size, world.is_main, timedelta(seconds=timeout), wait_for_workers=False
     )
+    store.set(f"joined/{world.rank}", "yes")
+    for rank in range(world.size):
+        while not store.check([f"joined/{rank}"]):
+            _pause(deadline, f"rank {rank} did not join")
+    return store
 
 
 def _fresh_store(launch: Launch, timeout: float) -> dist.Store:

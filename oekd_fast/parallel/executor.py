@@ -30,7 +30,7 @@ class StudentError(RuntimeError):
     """Raised when a student fails, after all other students have run. `__cause__` is the student's own exception.
 
     Attributes:
-        student: index of the student that failed; the lowest index if several failed.
+        student: index of the student in its family; the lowest index if several failed.
     """
 
     def __init__(self, student: int, message: str) -> None:
@@ -97,6 +97,7 @@ def make_executor(
     *,
     costs: Sequence[float] | None = None,
     deterministic: bool = False,
+    members: Sequence[int] | None = None,
 ) -> Executor:
     """Return an executor for the students of one family.
 
@@ -109,6 +110,7 @@ def make_executor(
             each branch.
         deterministic: use one intra-op thread for each student on the CPU, so that all kinds give identical bits.
             Otherwise kinds agree within rounding; each kind is reproducible bit for bit in either case.
+        members: index of each student in its family, counted from 0, which errors name. Default: 0 to S - 1.
 
     Raises:
         ValueError: an argument is out of range.
@@ -122,24 +124,27 @@ def make_executor(
         costs = list(costs)
         if len(costs) != num_students or not all(isinstance(c, Real) and isfinite(c) and c >= 0 for c in costs):
             raise ValueError(f"costs: expected {num_students} numbers >= 0, one for each student, got {costs}")
+    members = list(range(num_students) if members is None else members)
+    if len(members) != num_students:
+        raise ValueError(f"members: expected {num_students} indices, one for each student, got {members}")
     device = torch.device(device)
     if kind == "parallel" or (kind == "auto" and num_students > 1):
         try:
             if device.type == "cpu":
-                return ThreadExecutor(num_students, costs, deterministic)
-            return StreamExecutor(num_students, device)
+                return ThreadExecutor(members, costs, deterministic)
+            return StreamExecutor(members, device)
         except RuntimeError as error:
             if kind == "parallel":
                 reason = str(error).splitlines()[0]
                 raise RuntimeError(f"kind 'parallel' is unavailable on device {str(device)!r}: {reason}") from error
-    return SequentialExecutor(num_students, deterministic and device.type == "cpu")
+    return SequentialExecutor(members, deterministic and device.type == "cpu")
 
 
 class SequentialExecutor:
     """Runs the students sequentially in the caller's thread and stream."""
 
-    def __init__(self, num_students: int, deterministic: bool = False) -> None:
-        self._num_students = num_students
+    def __init__(self, members: Sequence[int], deterministic: bool = False) -> None:
+        self._members, self._num_students = members, len(members)
         self._threads: Callable[[], AbstractContextManager] = one_thread if deterministic else nullcontext
 
     @finished_before_exit
@@ -162,7 +167,7 @@ class SequentialExecutor:
                 except Exception as error:
                     faults.append((j, error))
         if faults:
-            raise _error_of(faults)
+            raise _error_of(faults, self._members)
         return results
 
 
@@ -172,26 +177,27 @@ class StreamExecutor:
     CUDA graphs can capture its calls.
     """
 
-    def __init__(self, num_students: int, device: torch.device) -> None:
-        self._num_students, self._device = num_students, device
-        self._native = executor_class()(num_students, device, workers=1, threads=1, order=range(num_students))
+    def __init__(self, members: Sequence[int], device: torch.device) -> None:
+        self._members, self._num_students, self._device = members, len(members), device
+        order = range(self._num_students)
+        self._native = executor_class()(self._num_students, device, workers=1, threads=1, order=order)
 
     def __reduce__(self) -> tuple:
-        return type(self), (self._num_students, self._device)
+        return type(self), (self._members, self._device)
 
     @finished_before_exit
     def forward(self, branches: Sequence[Branch], inputs: Sequence[Any]) -> list[Any]:
         branches, inputs = _read_forward(self._num_students, branches, inputs)
         results, faults = self._native.forward(branches, inputs, [])
         if faults:
-            raise _error_of(faults)
+            raise _error_of(faults, self._members)
         return results
 
     @finished_before_exit
     def backward(self, roots: Sequence[Sequence[Tensor]], grads: Sequence[Sequence[Tensor | None]]) -> None:
         roots, grads = _read_backward(self._num_students, roots, grads)
         if faults := self._native.backward(roots, grads):
-            raise _error_of(faults)
+            raise _error_of(faults, self._members)
 
 
 class ThreadExecutor:
@@ -204,13 +210,13 @@ class ThreadExecutor:
     recomputed when the caller's number of intra-op threads changes.
     """
 
-    def __init__(self, num_students: int, costs: Sequence[float] | None, deterministic: bool) -> None:
+    def __init__(self, members: Sequence[int], costs: Sequence[float] | None, deterministic: bool) -> None:
         self._native_class = executor_class()
-        self._options = num_students, costs, deterministic
-        self._num_students = num_students
+        self._options = members, costs, deterministic
+        self._members, self._num_students = members, len(members)
         self._costs = None if costs is None else list(costs)
         self._deterministic = deterministic
-        self._sequential = SequentialExecutor(num_students)
+        self._sequential = SequentialExecutor(members)
         self._random_order = RandomDrawOrder()
         # The caller's number of threads, and the native executor for it. Set at once, because calls may overlap.
         self._divided: tuple[int, Any] = 0, None
@@ -239,7 +245,7 @@ class ThreadExecutor:
             results, faults = self._random_order.run(forward, branches, inputs)
             starting.learn()
         if faults:
-            raise _error_of(faults)
+            raise _error_of(faults, self._members)
         return results
 
     @finished_before_exit
@@ -249,7 +255,7 @@ class ThreadExecutor:
         if native is None:
             self._sequential.backward(roots, grads)
         elif faults := native.backward(roots, grads):
-            raise _error_of(faults)
+            raise _error_of(faults, self._members)
 
     def _starting(self, branches: Sequence[Branch], native: Any) -> StartingOrder:
         """Return the starting order for calls of this kind, and set it in the native executor."""
@@ -293,17 +299,20 @@ def _parameters(branch: Branch) -> float:
     return float(sum(p.numel() for p in branch.parameters())) if isinstance(branch, nn.Module) else 1.0
 
 
-def _error_of(faults: Faults) -> BaseException:
+def _error_of(faults: Faults, members: Sequence[int]) -> BaseException:
     """Return the exception to raise for `faults`, which is not empty and in ascending order of students.
+
+    It names the students by `members`, their indices in the family.
 
     `faults` is cleared, because the traceback would otherwise refer to the frame that holds it.
     """
-    (student, cause), *others = faults
+    (first, cause), *others = faults
+    student = members[first]
     interrupt = next((error for _, error in faults if not isinstance(error, Exception)), None)
     faults.clear()
     if interrupt is not None:
         return interrupt
-    also = "".join(f"; student {j + 1} failed too" for j, _ in others)
+    also = "".join(f"; student {members[j] + 1} failed too" for j, _ in others)
     error = StudentError(student, f"student {student + 1}: {type(cause).__name__}: {_message_of(cause)}{also}")
     error.__cause__ = cause
     return error

@@ -67,7 +67,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
         OtherRankError: another process has raised an error, which it tells.
         LostRankError: another process has ended, or does not answer.
     """
-    with joined(device_type(config.device), config.rank_timeout) as world:
+    with joined(device_type(config.device), config.rank_timeout, config.join_timeout) as world:
         if not world.is_main:
             console = Console(quiet=True)
         return _train(resumed_after_restart(config, world), console or RunConsole(), stop or StopRequest(), world)

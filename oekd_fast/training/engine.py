@@ -133,8 +133,9 @@ class Engine:
         self._preprocessing = Preprocessing(augmentation, normalisation, memory_format, device)
         self.network_generator = _default_generator(device)
         self._numerics = Numerics.of(config, device)
-        kind, students = executor_kind(config, world), len(ensemble.members)
-        self._executor = make_executor(kind, students, device, deterministic=config.deterministic)
+        kind, members = executor_kind(config, world), ensemble.members
+        deterministic = config.deterministic
+        self._executor = make_executor(kind, len(members), device, deterministic=deterministic, members=members)
         tensors = {"mixing": loss.mixing, "weight": loss.weight}
         self._loss_options = vars(loss) | {n: None if t is None else t.to(device) for n, t in tensors.items()}
         self._backward: Backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
@@ -142,7 +143,8 @@ class Engine:
         if grid is not None:
             check_grid(config, loss, self._copies)
             self._backward = OwnStudents(grid, exact=config.deterministic)
-            self._of_step = make_executor(kind, len(grid.own), device, deterministic=config.deterministic)
+            own = [members[j] for j in grid.own]
+            self._of_step = make_executor(kind, len(own), device, deterministic=deterministic, members=own)
         self._base_learns_from_all = config.base_gradients == "all"
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)

@@ -101,15 +101,28 @@ def test_an_address_where_nobody_listens_is_one_line(monkeypatch):
     del silent
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LostRankError) as error, joined("cpu", timeout=1.0):
+    with pytest.raises(LostRankError) as error, joined("cpu", timeout=1.0, join_timeout=1.0):
         pass
     assert str(error.value).startswith(f"the ranks did not find each other within 1 s at localhost:{port} (")
     assert "\n" not in str(error.value)
 
 
+def test_a_rank_that_does_not_reach_the_store_of_rank_0_is_named(monkeypatch):
+    free = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    port = free.port
+    del free
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostRankError) as error, joined("cpu", timeout=600.0, join_timeout=0.5):
+        pass
+    assert str(error.value) == (
+        f"the ranks did not find each other within 0.5 s at localhost:{port} (rank 1 did not join)"
+    )
+
+
 def test_joining_alone_needs_no_process_group(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    with joined("cpu", timeout=1.0) as world:
+    with joined("cpu", timeout=1.0, join_timeout=1.0) as world:
         assert world == ALONE
         assert not dist.is_initialized()

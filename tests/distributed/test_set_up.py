@@ -52,7 +52,7 @@ def test_a_pytorch_without_the_backend_is_refused(monkeypatch, missing, device, 
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rendezvous.dist, missing, lambda: False)
-    with pytest.raises(ValueError, match=f"^{message}"), joined(device, timeout=1.0):
+    with pytest.raises(ValueError, match=f"^{message}"), joined(device, timeout=1.0, join_timeout=1.0):
         pass
 
 

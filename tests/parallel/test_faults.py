@@ -1,5 +1,6 @@
 """Errors inside a student reach the caller with their traceback, and the executor remains usable."""
 
+import copy
 import signal
 import threading
 import traceback
@@ -35,6 +36,19 @@ def test_an_error_names_the_student_and_keeps_its_traceback(kind, branches, stud
     assert traceback.extract_tb(error.__cause__.__traceback__)[-1].name == "failing"
     assert sorted(ran) == ["a", "b", "c"]
     assert executor.forward([fine] * 3, [1, 2, 3]) == [1, 2, 3]
+
+
+def test_errors_name_students_by_their_place_in_the_family(kind):
+    executor = make_executor(kind, 2, "cpu", deterministic=True, members=[1, 3])
+    (error,) = finishes(lambda: executor.forward([failing, failing], ["a", "b"]))
+    assert str(error) == "student 2: ValueError: cannot take a; student 4 failed too" and error.student == 1
+    (error,) = finishes(lambda: copy.deepcopy(executor).forward([fine, failing], ["a", "b"]))
+    assert str(error) == "student 4: ValueError: cannot take b" and error.student == 3
+
+
+def test_members_have_to_be_as_many_as_students(kind):
+    with pytest.raises(ValueError, match=r"^members: expected 2 indices, one for each student, got \[0, 1, 2\]$"):
+        make_executor(kind, 2, "cpu", members=range(3))
 
 
 def test_an_error_in_backward_names_the_student(kind):
