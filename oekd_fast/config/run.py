@@ -47,6 +47,8 @@ class RunConfig(Section):
     """Also train each student alone, from labels, under the same schedule."""
     track_test: bool = False
     """Also evaluate the test split after each epoch; it is never used to select an epoch."""
+    test_flips: bool = False
+    """Also evaluate the test split at the end by the mean logits of each image and its mirror image."""
     checkpoint_every: int = setting(1, at_least(1))
     """Epochs between checkpoints; the last epoch always has one."""
     progress: bool = True

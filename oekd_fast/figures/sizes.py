@@ -75,7 +75,7 @@ def draw_sizes(
 
 def of_students(summaries: Sequence[Summary], name: str) -> list[Spread]:
     """Return the spread over runs of the entry `name` of each student; empty if a run has none."""
-    rows = [[student[name] for student in summary["students"]] for summary in summaries]
+    rows = [[student.get(name) for student in summary["students"]] for summary in summaries]
     if any(value is None for row in rows for value in row):
         return []
     return [spread(values) for values in zip(*rows, strict=True)]

@@ -58,6 +58,8 @@ def read_summary(folder: Path, config: TrainConfig) -> dict[str, Any]:
     fields.check("versions", "an object of strings", _is_object_of_texts)
     if "images_per_second" in summary:
         fields.check("images_per_second", "a number >= 0", lambda value: _is_number(value) and value >= 0)
+    if "ensemble_accuracy_with_flips" in summary:  # older versions have none
+        fields.check("ensemble_accuracy_with_flips", "a percentage or null", _is_percentage_or_null)
     if "device" in summary:
         fields.check("device", "a string", _is_text)
     fields.check("students", "a list of objects", _is_list_of_objects)
@@ -125,6 +127,9 @@ class _Fields:
         if not accepts(value):
             raise ReportError(f"runs: {self._where}: {name}: expected {expected}, got {shortened(_shown(value), 60)}")
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._content
+
     def part(self, name: str) -> _Fields:
         """Return the fields of the object in the field `name`."""
         self.check(name, "an object", lambda value: isinstance(value, dict))
@@ -137,7 +142,10 @@ def _check_student(student: _Fields, number: int) -> None:
     student.check("relative_size", "a number > 0", lambda value: _is_number(value) and value > 0)
     student.check("flops", "a number > 0", lambda value: _is_number(value) and value > 0)
     student.check("accuracy", "a percentage", _is_percentage)
-    student.check("baseline_accuracy", "a percentage or null", lambda value: value is None or _is_percentage(value))
+    student.check("baseline_accuracy", "a percentage or null", _is_percentage_or_null)
+    for name in ("accuracy_with_flips", "baseline_accuracy_with_flips"):
+        if name in student:
+            student.check(name, "a percentage or null", _is_percentage_or_null)
     student.check("relative_gain", "a number or null", lambda value: value is None or _is_number(value))
 
 
@@ -197,6 +205,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_percentage(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 100
+
+
+def _is_percentage_or_null(value: Any) -> bool:
+    return value is None or _is_percentage(value)
 
 
 def _is_count(value: Any, most: int = 2**53) -> bool:

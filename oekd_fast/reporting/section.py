@@ -110,6 +110,10 @@ class Section:
         )
         family, alone = of_students(summaries, "accuracy"), of_students(summaries, "baseline_accuracy")
         gains = of_students(summaries, "relative_gain")
+        flipped, flipped_alone = (
+            of_students(summaries, f"{name}_with_flips") for name in ("accuracy", "baseline_accuracy")
+        )
+        flipped_ensembles = [summary.get("ensemble_accuracy_with_flips") for summary in summaries]
         headings = ["student", "parameters", "size %", "MFLOPs", "alone %", "in the family %", "gain %"]
         rows = [
             [
@@ -125,6 +129,11 @@ class Section:
         ]
         ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
         rows.append(["ensemble", "", "", "", "", ensemble, ""])
+        if flipped and None not in flipped_ensembles:
+            headings += ["with flips: alone %", "with flips: in the family %"]
+            for j, row in enumerate(rows[:-1]):
+                row += [flipped_alone[j] if flipped_alone else "-", flipped[j]]
+            rows[-1] += ["", spread(flipped_ensembles)]
         if paper:
             headings += ["paper: alone %", "paper: in the family %"]
             for row, cells in zip(rows, _paper_cells(paper), strict=True):
@@ -137,6 +146,10 @@ class Section:
             yield page.paragraph(
                 "The paper's results (Walawalkar et al., ECCV 2020) are means over five runs at the best test epoch, "
                 "drawn at the sizes of the networks of these runs."
+            )
+        if flipped:
+            yield page.paragraph(
+                "With flips: accuracy of the mean logits of each test image and its mirror image (--test-flips)."
             )
         if not alone:
             yield page.note("Students trained alone are not shown, since not every run has baselines (--baseline).")

@@ -321,6 +321,7 @@ class Phase:
             images_per_second=images / state.seconds,
             snapshots=tuple(state.snapshots),
             stopped_early=self._stopped_early,
+            flipped_test=evaluator.evaluate(self._data.test, flips=True) if self._config.test_flips else None,
         )
 
 

@@ -116,9 +116,12 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
                 )
             if name == FAMILY:
                 combined = combined_accuracy(config, phase, results, data, dataset.test.labels)
+                combined_flipped = None
+                if config.test_flips:
+                    combined_flipped = combined_accuracy(config, phase, results, data, dataset.test.labels, flips=True)
 
         seconds = time.perf_counter() - start
-        summary = summarise(config, results, device, seconds, dataset.image_size, combined)
+        summary = summarise(config, results, device, seconds, dataset.image_size, combined, combined_flipped)
         with failing_together(world):
             if world.is_main:
                 _write_results(folder, config, summary, results, dataset, data, console)
@@ -145,7 +148,12 @@ def _write_results(
 
 
 def combined_accuracy(
-    config: TrainConfig, phase: Phase, results: Mapping[str, PhaseResult], data: DeviceData, labels: Tensor
+    config: TrainConfig,
+    phase: Phase,
+    results: Mapping[str, PhaseResult],
+    data: DeviceData,
+    labels: Tensor,
+    flips: bool = False,
 ) -> float | None:
     """Return the test accuracy, in percent, of the mean prediction of all snapshots or generations.
 
@@ -155,6 +163,7 @@ def combined_accuracy(
         phase: the last one of the network, finished. Its network is borrowed and has the same weights afterwards.
         results: results of all phases so far, by name.
         labels: int64 [N], of the test split.
+        flips: predict by the mean logits of each image and its mirror image.
     """
     if not config.family_objective.alone:
         return None
@@ -165,7 +174,7 @@ def combined_accuracy(
     mean: Tensor | float = 0.0
     for state in states:
         network.load_state_dict(state)
-        mean = mean + evaluator.probabilities(data.test)[0] / len(states)
+        mean = mean + evaluator.probabilities(data.test, flips)[0] / len(states)
     network.load_state_dict(own)
     return round(100.0 * (mean.argmax(dim=1) == labels.cpu()).float().mean().item(), 4)
 

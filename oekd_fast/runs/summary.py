@@ -32,19 +32,22 @@ def summarise(
     seconds: float,
     image_size: int,
     combined: float | None = None,
+    combined_with_flips: float | None = None,
 ) -> dict[str, Any]:
     """Return the content of summary.json; accuracies are in percent, on the test split, at the selected epoch.
 
     ``relative_gain`` is (accuracy - baseline) / baseline in percent, as in the paper. ``flops`` are those of
     `student_flops` for one image. ``best_test_...`` is the highest test accuracy over all epochs, chosen separately for
     each student as the paper does; it overestimates the accuracy, and is null unless `track_test` is set.
-    ``trained_epochs`` is below ``epochs`` if the phase stopped early.
+    ``..._with_flips`` are accuracies by the mean logits of each image and its mirror image, and null unless
+    `test_flips` is set. ``trained_epochs`` is below ``epochs`` if the phase stopped early.
 
     Args:
         results: results of all phases by name.
         seconds: duration of the run.
         image_size: side length of the images, in pixels.
         combined: test accuracy of the mean prediction of several networks, from `combined_accuracy`; None for a family.
+        combined_with_flips: the same with flips.
     """
     family = results["ensemble"]
     counts = family.ensemble.parameter_counts()
@@ -62,6 +65,8 @@ def summarise(
                 "flops": flops[j],
                 "accuracy": accuracy,
                 "baseline_accuracy": baseline,
+                "accuracy_with_flips": _with_flips(family, j),
+                "baseline_accuracy_with_flips": _with_flips(alone, 0) if alone else None,
                 "relative_gain": round(100.0 * (accuracy - baseline) / baseline, 4) if baseline else None,
                 "last_epoch_accuracy": round(family.last_test.accuracy[j], 4),
                 "last_epoch_baseline_accuracy": round(alone.last_test.accuracy[0], 4) if alone else None,
@@ -77,6 +82,7 @@ def summarise(
         "selected_epoch": family.selected_epoch,
         "students": students,
         **_ensemble_accuracies(config, family, combined),
+        "ensemble_accuracy_with_flips": _ensemble_with_flips(family, combined_with_flips),
         "test_images": family.test.images,
         "images_per_second": round(family.images_per_second, 1),
         "seconds": round(seconds, 1),
@@ -121,6 +127,16 @@ def _ensemble_accuracies(config: TrainConfig, family: PhaseResult, combined: flo
     }
 
 
+def _with_flips(result: PhaseResult, student: int) -> float | None:
+    return None if result.flipped_test is None else round(result.flipped_test.accuracy[student], 4)
+
+
+def _ensemble_with_flips(family: PhaseResult, combined: float | None) -> float | None:
+    if combined is not None or family.flipped_test is None:
+        return combined
+    return round(family.flipped_test.ensemble_accuracy, 4)
+
+
 def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float]) -> float | None:
     if not all("test" in line for line in result.history):
         return None
@@ -128,7 +144,7 @@ def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float])
 
 
 # Columns of the table that are left out first where the output is narrow, in this order.
-_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %", "parameters")
+_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %", "parameters", "with flips %")
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -145,9 +161,11 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
             print_line(console, f"student {student['index']}: {student['accuracy']:.2f} %")
     else:
         console.print(table)
+    with_flips = summary["ensemble_accuracy_with_flips"]
     print_line(
         console,
-        f"ensemble {summary['ensemble_accuracy']:.2f} %, {summary['test_images']:,} test images, "
+        f"ensemble {summary['ensemble_accuracy']:.2f} %, "
+        f"{'' if with_flips is None else f'{with_flips:.2f} % with flips, '}{summary['test_images']:,} test images, "
         f"epoch {summary['selected_epoch']} of {summary['trained_epochs']} selected on validation images",
     )
 
@@ -163,11 +181,14 @@ def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table | None:
             ("MFLOPs", f"{student['flops'] / 1e6:,.1f}"),
             ("baseline %", _number(student["baseline_accuracy"], ".2f")),
             ("accuracy %", f"{student['accuracy']:.2f}"),
+            ("with flips %", _number(student["accuracy_with_flips"], ".2f")),
             ("gain %", _number(student["relative_gain"], "+.2f")),
         ):
             columns.setdefault(heading, []).append(cell)
+    if summary["ensemble_accuracy_with_flips"] is None:
+        del columns["with flips %"]
     for heading in _OPTIONAL_COLUMNS:
-        if _table_width(columns) > width:
+        if heading in columns and _table_width(columns) > width:
             del columns[heading]
     if _table_width(columns) > width:
         return None

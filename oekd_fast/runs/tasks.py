@@ -41,6 +41,7 @@ class PhaseResult:
     seconds: training time without evaluation.
     images_per_second: mean over the training time.
     snapshots: weights at the end of each cycle of the learning rate, for the objective "snapshot".
+    flipped_test: `test` by the mean logits of each image and its mirror image, with `config.test_flips`.
     stopped_early: whether the phase ended before its last epoch, because the validation accuracy no longer rose.
     """
 
@@ -53,3 +54,4 @@ class PhaseResult:
     images_per_second: float
     snapshots: tuple[dict[str, Any], ...] = ()
     stopped_early: bool = False
+    flipped_test: EpochMetrics | None = None

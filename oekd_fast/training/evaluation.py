@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -55,10 +56,13 @@ class Evaluator:
         self._metrics = RunningMetrics(len(ensemble.members), device, world)
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches) -> EpochMetrics:
+    def evaluate(self, batches: Batches, flips: bool = False) -> EpochMetrics:
         """Return losses and accuracies of every student and of the ensemble over all images of `batches`.
 
         Each rank evaluates its part of the images, and all ranks return the same. Collective.
+
+        Args:
+            flips: evaluate the mean of the logits of each image and of its mirror image, and of the gate's weights.
         """
         self.ensemble.eval()
         first, count, _ = self._world.part(len(batches))
@@ -69,19 +73,23 @@ class Evaluator:
             batches.begin(padded_order(count, size, first), size)
 
         def next_batch() -> None:
-            self._count(*batches.take())
+            self._count(*batches.take(), flips)
 
         def changed() -> dict[str, Tensor]:
             return self.tensors() | batch_tensors(batches)
 
         for _ in range(rounds):
             batches.ready()
-            self._calls.run(("evaluate", id(batches)), batches.signature, next_batch, changed)
+            self._calls.run(("evaluate", id(batches), flips), batches.signature, next_batch, changed)
         return self._metrics.read()
 
     @torch.no_grad()
-    def probabilities(self, batches: Batches) -> Tensor:
-        """Return each student's predictions for all images of `batches`, float32 [S, N, C] on the CPU."""
+    def probabilities(self, batches: Batches, flips: bool = False) -> Tensor:
+        """Return each student's predictions for all images of `batches`, float32 [S, N, C] on the CPU.
+
+        Args:
+            flips: see `evaluate`.
+        """
         self.ensemble.eval()
         size = min(len(batches), BATCH_SIZE)
         batches.begin(padded_order(len(batches), size), size)
@@ -89,23 +97,34 @@ class Evaluator:
         for _ in range(-(-len(batches) // size)):
             batches.ready()
             images, _ = batches.take()
-            with self._numerics.autocast(), self._numerics.algorithms():
-                output, _ = forward_side_by_side(self.ensemble, self._network_input(images), self._executor)
-            parts.append(torch.stack([z.float().softmax(dim=1).cpu() for z in output.logits]))
+            with self._numerics.algorithms():
+                logits, _ = self._logits(images, flips)
+            parts.append(torch.stack([z.float().softmax(dim=1).cpu() for z in logits]))
         return torch.cat(parts, dim=1)[:, : len(batches)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that the evaluation of a batch changes, except the position in the batches."""
         return part_tensors({"evaluation": self._metrics})
 
-    def _count(self, images: Tensor, labels: Tensor) -> None:
+    def _count(self, images: Tensor, labels: Tensor, flips: bool) -> None:
         with self._numerics.algorithms():
-            images = self._network_input(images)
-            with self._numerics.autocast():
-                output, gate = forward_side_by_side(self.ensemble, images, self._executor)
-            statistics = ensemble_kd_loss(output.logits, labels, ensemble_weights=gate, **self._loss_options)
+            logits, gate = self._logits(images, flips)
+            statistics = ensemble_kd_loss(logits, labels, ensemble_weights=gate, **self._loss_options)
             rows = (labels != self._loss_options["ignore_index"]).sum()
             self._metrics.update(statistics, rows, None, statistics.loss)
 
-    def _network_input(self, images: Tensor) -> Tensor:
-        return self._preprocessing.normalised(self._preprocessing.centred(images))
+    def _logits(self, images: Tensor, flips: bool) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Return the logits [B, C] of each student and the gate's weights [B, S] for images in uint8."""
+        pixels = self._preprocessing.centred(images)
+        logits, gate = self._forward(pixels)
+        if not flips:
+            return logits, gate
+        of_mirrored, gate_of_mirrored = self._forward(pixels.flip(3))
+        mean = [(z.float() + y.float()) / 2 for z, y in zip(logits, of_mirrored, strict=True)]
+        return mean, None if gate is None else (gate + gate_of_mirrored) / 2
+
+    def _forward(self, pixels: Tensor) -> tuple[Sequence[Tensor], Tensor | None]:
+        images = self._preprocessing.normalised(pixels)
+        with self._numerics.autocast():
+            output, gate = forward_side_by_side(self.ensemble, images, self._executor)
+        return output.logits, gate

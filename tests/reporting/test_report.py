@@ -47,6 +47,18 @@ def test_the_page_is_complete_and_self_contained(drawn_run):
     assert 'class="note"' not in text
 
 
+def test_accuracies_with_flips_have_columns_of_their_own(run):
+    assert "flips" not in page_of(run, with_data=False).split("<details")[0]
+    students = load_checked((run / "summary.json").read_text())["students"]
+    for j, student in enumerate(students):
+        student |= {"accuracy_with_flips": 91.25 + j, "baseline_accuracy_with_flips": 81.25 + j}
+    change(run / "summary.json", students=students, ensemble_accuracy_with_flips=99.75)
+    text = page_of(run, with_data=False)
+    for cell in ("91.25", "92.25", "81.25", "82.25", "99.75"):
+        assert f"<td>{cell}</td>" in text
+    assert "<th>with flips: in the family %</th>" in text
+
+
 def test_text_is_escaped(run):
     text = page_of(run)
     assert "a&lt;b&gt;&amp;c" in text and "a<b>" not in text

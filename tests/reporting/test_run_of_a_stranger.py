@@ -147,6 +147,10 @@ STUDENT = json.loads((STORED / "summary.json").read_text())["students"][0]
         ({"students": [STUDENT | {"accuracy": 101}] * 2}, "students[0]: accuracy: expected a percentage, got 101"),
         ({"students": [STUDENT | {"accuracy": True}] * 2}, "students[0]: accuracy: expected a percentage, got true"),
         (
+            {"students": [STUDENT | {"accuracy_with_flips": "99"}] * 2},
+            'accuracy_with_flips: expected a percentage or null, got "99"',
+        ),
+        (
             {"students": [STUDENT | {"relative_gain": 10**400}] * 2},
             "relative_gain: expected a number or null, got 10",
         ),

@@ -72,29 +72,39 @@ def test_objectives_of_one_network_save_one_student(tmp_path, fields):
 @pytest.mark.parametrize(
     ("fields", "networks"),
     [
-        ({"objective": "snapshot", "schedule": "cyclic", "snapshots": 2, "track_test": True}, 2),
+        ({"objective": "snapshot", "schedule": "cyclic", "snapshots": 2, "track_test": True, "test_flips": True}, 2),
         ({"objective": "born_again", "generations": 3, "epochs": 1, "track_test": True}, 3),
     ],
     ids=["snapshot", "born_again"],
 )
 def test_the_ensemble_accuracy_is_that_of_the_mean_prediction(tmp_path, monkeypatch, fields, networks):
     seen = []
-    monkeypatch.setattr(command, "combined_accuracy", lambda *args: seen.append(args) or combined_accuracy(*args))
+
+    def noted(*args, flips=False):
+        seen.append(args)
+        return combined_accuracy(*args, flips=flips)
+
+    monkeypatch.setattr(command, "combined_accuracy", noted)
     # With this learning rate the predictions of the networks differ clearly from their mean.
     summary = run(tmp_path / "run", batch_size=64, learning_rate=0.1, warmup_epochs=0.0, **fields)
-    ((_, _, results, data, labels),) = seen
+    (_, _, results, data, labels), *with_flips = seen
     states = results["ensemble"].snapshots or [result.ensemble.state_dict() for result in results.values()]
     assert len(states) == networks
     test, (mean, std) = dataset_of(RUN).test, data.normalisation
     images = (test.images / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-    network, total = build_ensemble("resnet20", 2, 10, 1, (0,)).eval(), 0
+    network, plain, flipped = build_ensemble("resnet20", 2, 10, 1, (0,)).eval(), 0, 0
     for state in states:
         network.load_state_dict(state)
         with torch.no_grad():
-            total = total + network(images).logits[0].softmax(dim=1)
-    right = (total.argmax(dim=1) == labels).sum().item()
-    # One image may be tied up to rounding.
-    assert summary["ensemble_accuracy"] == pytest.approx(100 * right / len(labels), abs=100.5 / len(labels))
+            logits = network(images).logits[0]
+            plain = plain + logits.softmax(dim=1)
+            flipped = flipped + ((logits + network(images.flip(3)).logits[0]) / 2).softmax(dim=1)
+    expected = {"ensemble_accuracy": plain} | ({"ensemble_accuracy_with_flips": flipped} if with_flips else {})
+    for name, total in expected.items():
+        right = (total.argmax(dim=1) == labels).sum().item()
+        # One image may be tied up to rounding.
+        assert summary[name] == pytest.approx(100 * right / len(labels), abs=100.5 / len(labels)), name
+    assert (summary["ensemble_accuracy_with_flips"] is None) == (not with_flips)
     # Snapshots do not depend on the epoch; generations are combined at their selected epochs only.
     last = summary["ensemble_accuracy"] if fields["objective"] == "snapshot" else None
     assert summary["last_epoch_ensemble_accuracy"] == last and summary["best_test_ensemble_accuracy"] is None

@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from oekd_fast import load_student
 from oekd_fast.common.checked_json import load_checked
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
+from oekd_fast.runs.device_data import dataset_of
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolderError
@@ -104,6 +106,25 @@ def test_resuming_a_finished_run_changes_nothing(config, uninterrupted):
     before = metrics_without_times(config.output_dir), results_without_times(config.output_dir)
     train(replace(config, resume=True), QUIET)
     assert (metrics_without_times(config.output_dir), results_without_times(config.output_dir)) == before
+
+
+@pytest.mark.slow
+def test_accuracies_with_flips_can_be_added_to_a_finished_run_and_change_no_other(config, uninterrupted_with_baselines):
+    shutil.copytree(uninterrupted_with_baselines, config.output_dir)
+    before = results_without_times(config.output_dir)
+    train(replace(config, resume=True, baseline=True, test_flips=True), QUIET)
+    after, test = results_without_times(config.output_dir), dataset_of(config).test
+    for folder, name in (("students", "accuracy_with_flips"), ("baselines", "baseline_accuracy_with_flips")):
+        for j, student in enumerate(after["students"]):
+            loaded = load_student(config.output_dir / folder / f"student_{j + 1}")
+            logits = sum(loaded(loaded.preprocess(images)) for images in (test.images, test.images.flip(3)))
+            right = (logits.argmax(dim=1) == test.labels).double().mean().item()
+            # One image may be tied up to rounding.
+            assert student.pop(name) == pytest.approx(100 * right, abs=100.5 / len(test))
+            assert before["students"][j].pop(name) is None
+    assert 0 <= after.pop("ensemble_accuracy_with_flips") <= 100
+    assert before.pop("ensemble_accuracy_with_flips") is None
+    assert after == before
 
 
 @pytest.mark.slow

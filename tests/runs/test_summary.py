@@ -10,7 +10,13 @@ from oekd_fast.config.recipes import get_recipe, recipe_names
 from oekd_fast.runs.summary import print_summary, summary_table
 
 LARGEST = dict(
-    parameters=25_557_032, relative_size=100.0, flops=11e9, baseline_accuracy=98.76, accuracy=100.0, relative_gain=12.34
+    parameters=25_557_032,
+    relative_size=100.0,
+    flops=11e9,
+    baseline_accuracy=98.76,
+    accuracy=100.0,
+    relative_gain=12.34,
+    accuracy_with_flips=None,
 )
 CELLS = {
     "student": "1",
@@ -29,6 +35,7 @@ def summary(**changes) -> dict:
         "dataset": "imagenet_1k",
         "students": [LARGEST | {"index": j} | changes for j in range(1, 6)],
         "ensemble_accuracy": 99.123,
+        "ensemble_accuracy_with_flips": None,
         "test_images": 50_000,
         "selected_epoch": 349,
         "epochs": 350,
@@ -68,6 +75,17 @@ def test_the_table_has_the_columns_that_fit(width, headings):
     assert headings in [[part.strip() for part in line.split("  ") if part.strip()] for line in lines]
     (first,) = (line for line in lines if line.split()[:1] == ["1"])
     assert first.split() == [CELLS[heading] for heading in headings]
+
+
+def test_accuracies_with_flips_have_a_column_and_a_number_of_their_own():
+    changed = summary(accuracy_with_flips=97.531) | {"ensemble_accuracy_with_flips": 98.765}
+    for width, heading in ((120, True), (40, True), (19, False)):
+        text = "".join(rendered(summary_table(changed, width), width))
+        assert ("with flips %" in text) == ("97.53" in text) == heading, width
+    text = io.StringIO()
+    print_summary(Console(file=text, width=120), changed)
+    assert "ensemble 99.12 %, 98.77 % with flips, 50,000 test images, epoch 349 of 350" in text.getvalue()
+    assert "flips" not in "".join(printed(120))
 
 
 @pytest.mark.parametrize("width", [10, 18])

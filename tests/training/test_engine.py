@@ -160,6 +160,29 @@ def test_images_larger_than_the_crop_are_evaluated_at_their_centre(one_thread):
     assert read.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in logits], rel=1e-4)
 
 
+@pytest.mark.parametrize("fields", [{}, {"objective": "one"}], ids=str)
+def test_evaluation_with_flips_is_that_of_the_mean_logits(fields, one_thread):
+    config = TrainConfig(num_students=2, warmup_epochs=0, **fields)
+    engine, (images, labels) = make_engine(config, augmentation=ResizedCrop(6, flip=True)), make_batch(13)
+    engine.train_step(images, labels)
+    batches = DeviceBatches(Split(images, labels), CPU)
+    plain, flipped = engine.evaluator.evaluate(batches), engine.evaluator.evaluate(batches, flips=True)
+    seen = images[:, :, 1:7, 1:7]
+    with torch.no_grad():
+        (one, gate), (other, other_gate) = (
+            engine.ensemble.eval().forward_gated(network_input(pixels)) for pixels in (seen, seen.flip(3))
+        )
+    mean = [(z + y) / 2 for z, y in zip(one.logits, other.logits, strict=True)]
+    assert flipped.ce == pytest.approx([F.cross_entropy(z, labels).item() for z in mean], rel=1e-4)
+    assert flipped.accuracy == pytest.approx([100 * (z.argmax(1) == labels).double().mean().item() for z in mean])
+    weights = torch.full((13, 2), 0.5) if gate is None else (gate + other_gate) / 2
+    ensemble = (weights.T[:, :, None] * torch.stack(mean)).sum(dim=0)
+    assert flipped.ensemble_ce == pytest.approx(F.cross_entropy(ensemble, labels).item(), rel=1e-4)
+    probabilities = engine.evaluator.probabilities(batches, flips=True)
+    torch.testing.assert_close(probabilities, torch.stack(mean).softmax(dim=2), rtol=1e-4, atol=1e-5)
+    assert flipped.ce != plain.ce and engine.evaluator.evaluate(batches) == plain
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [Augmentation(pad=1, flip=True), ResizedCrop(7, flip=True)])
 def test_a_step_reads_no_value_on_the_host(monkeypatch, augmentation):
