@@ -17,6 +17,7 @@ FOLDERS = {
     "": ("oekd_fast", "kernels"),
     "train": ("oekd_fast",),
     "gpu": ("oekd_fast", "kernels"),
+    "integrations": ("examples",),
     "bench": ("bench",),
     "test": ("tests",),
     "docs": ("docs",),
@@ -27,9 +28,9 @@ INSTALLED = {
     "oekd_fast": {"train", "gpu"},
     "kernels": {"gpu"},
     "bench": {"train", "gpu", "bench"},
-    "tests": {"train", "gpu", "bench", "test"},
+    "tests": {"train", "gpu", "integrations", "bench", "test"},
     "docs": {"train", "gpu", "bench", "test", "docs"},
-    "examples": set(),
+    "examples": {"train", "integrations"},
     "setup.py": {"dev"},
 }
 TOOLS = {
@@ -41,6 +42,7 @@ UNDECLARED = {
     "docutils": "sphinx requires it",
     "huggingface_hub": "datasets requires it",
     "markdown_it": "rich requires it",
+    "torchvision": "timm requires it",
     "liger_kernel": "bench.gpu compares with it if it is installed",
 }
 MODULES = {

@@ -1,0 +1,43 @@
+"""One step of the loops with Accelerate and Fabric on two ranks, beside a step on the whole batch.
+
+Prints the largest difference of the weights for each loop. The ranks are forked, so that packages are imported once.
+"""
+
+import os
+import socket
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import start_processes
+
+from .host_examples import distance, family, load, loader, whole_batch_step
+from .torchvision_operators import declare_missing_operators
+
+
+def step(rank: int, name: str, port: int) -> None:
+    torch.set_num_threads(1)
+    # What torchrun sets; the run id tells Lightning that it has started the process.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    ensemble = family()
+    if name == "accelerate_loop":  # each batch of 8 rows is of one rank; an optimizer step takes two of each
+        load(name).train(ensemble, loader(8), micro_batches=2, cpu=True)
+    else:
+        load(name).train(ensemble, loader(16), parts=4, accelerator="cpu", devices=2, strategy="ddp")
+    assert dist.get_world_size() == 2
+    if rank == 0:
+        print(name, distance(ensemble, whole_batch_step(family())), flush=True)
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    declare_missing_operators()
+    for name in ("accelerate_loop", "fabric_loop"):
+        load(name)  # before the fork, once for both ranks
+        start_processes(step, (name, free_port()), nprocs=2, start_method="fork")
