@@ -51,5 +51,9 @@ class RunConfig(Section):
     """Also evaluate the test split at the end by the mean logits of each image and its mirror image."""
     checkpoint_every: int = setting(1, at_least(1))
     """Epochs between checkpoints; the last epoch always has one."""
+    tracker: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
+    """Experiment tracker that gets the lines of metrics.jsonl; its package has to be installed."""
+    tracker_project: str = "oekd_fast"
+    """Project of trackio and wandb, or experiment of mlflow."""
     progress: bool = True
     """Show progress: a bar on a terminal, lines elsewhere."""

@@ -41,6 +41,7 @@ from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.summary import draw_report, summarise
 from oekd_fast.runs.tasks import PhaseResult
+from oekd_fast.runs.tracking import Tracking
 
 
 def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -83,6 +84,8 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
             folder = stack.enter_context(RunFolder(config, writes=world.is_main))
             stop.patient = world.size > 1
             stack.enter_context(stop)
+            if config.tracker != "none" and world.is_main:
+                stack.enter_context(Tracking(config, folder, console))
         if isinstance(console, RunConsole):
             stop.watch(console)
         dataset = first_on_each_machine(world, lambda: dataset_of(config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class RunFolder:
         self._config, self._writes = config, writes
         self._lock = FolderLock(self.path)
         self._entered = False
+        self._follower: Callable[[dict[str, Any]], None] | None = None
         if writes:
             self._check()
 
@@ -137,18 +139,28 @@ class RunFolder:
         """
         return make_folder_below(self.path, *folder.relative_to(self.path).parts)
 
+    def follow(self, follower: Callable[[dict[str, Any]], None]) -> None:
+        """Have `follower` called with each line of metrics.jsonl after it is written, also if it is written again."""
+        self._follower = follower
+
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl by `lines`, which drops lines that a killed run wrote after its last checkpoint, and a
         last line that it wrote in part."""
         if not self._writes:
             return
         write_atomically(self.metrics_file, "".join(dump_checked(line) + "\n" for line in lines).encode())
+        self._tell(lines)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         if not self._writes:
             return
         append_durably(self.metrics_file, (dump_checked(line) + "\n").encode())
+        self._tell([line])
+
+    def _tell(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines if self._follower is not None else ():
+            self._follower(line)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write_json(self.summary_file, summary)

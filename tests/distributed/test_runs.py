@@ -130,6 +130,15 @@ def test_a_rank_with_another_config_is_named(ranks, config, changes, message):
     assert not config.run_folder.exists()
 
 
+def test_rank_0_alone_writes_to_the_tracker(ranks, config):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed; see the extra [trackers]")
+    config = replace(config, tracker="tensorboard", epochs=1)
+    ranks.run(2, rank_runs.train, config)
+    assert len(list((config.run_folder / "tensorboard").iterdir())) == 1
+    record = load_checked((config.run_folder / "tracker.json").read_bytes())
+    assert record == {"tensorboard": {"run": "run", "lines": 1, "epochs": {"ensemble": 1}}}
+
+
 def test_a_rank_with_another_teacher_is_named(ranks, config, tmp_path):
     files = [tmp_path / f"rank{rank}.py" for rank in range(2)]
     for rank, file in enumerate(files):

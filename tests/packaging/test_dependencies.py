@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {
     "": ("oekd_fast", "kernels"),
     "train": ("oekd_fast",),
+    "trackers": ("oekd_fast",),
     "gpu": ("oekd_fast", "kernels"),
     "integrations": ("examples",),
     "bench": ("bench",),
@@ -25,18 +26,21 @@ FOLDERS = {
 }
 # The extras that an installation which runs a folder's code has, besides the dependencies.
 INSTALLED = {
-    "oekd_fast": {"train", "gpu"},
+    "oekd_fast": {"train", "gpu", "trackers"},
     "kernels": {"gpu"},
     "bench": {"train", "gpu", "bench"},
-    "tests": {"train", "gpu", "integrations", "bench", "test"},
+    "tests": {"train", "gpu", "integrations", "bench", "test", "trackers"},
     "docs": {"train", "gpu", "bench", "test", "docs"},
     "examples": {"train", "integrations"},
     "setup.py": {"dev"},
 }
 TOOLS = {
+    "alembic": "the store of mlflow on this machine needs it",
     "ninja": "torch.utils.cpp_extension runs it to build the extension",
     "pytest-xdist": "pytest -n, in the Makefile",
     "ruff": "make lint",
+    "sqlalchemy": "the store of mlflow on this machine needs it",
+    "tensorboard": "torch.utils.tensorboard needs it",
 }
 UNDECLARED = {
     "docutils": "sphinx requires it",
@@ -46,6 +50,7 @@ UNDECLARED = {
     "liger_kernel": "bench.gpu compares with it if it is installed",
 }
 MODULES = {
+    "mlflow-skinny": "mlflow",
     "myst-parser": "myst_parser",
     "pillow": "PIL",
     "pytest-benchmark": "pytest_benchmark",
