@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from oekd_fast import EnsembleKDLoss, ensemble_kd_loss
+from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, linear_ensemble_kd_loss
 
-from ..support.host_examples import distance, family, uneven_batch, whole_batch_step
+from ..support.host_examples import distance, family, uneven_batch, update, whole_batch_step
 
 pytestmark = pytest.mark.slow
 ONE_STEP = {"max_steps": 1, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
@@ -51,14 +51,19 @@ def language_family(language):
 
 
 def trained(build_trainer, model, rows, parts, **changes):
-    """Return the module of the Trainer after one step on all rows in `parts` micro-batches."""
+    """Return the module of the Trainer after one step on all rows in `parts` micro-batches.
+
+    `loss` replaces the loss, or removes it if it is False; `collate` replaces the collator, `kind` the model's class.
+    """
     changes = {"save_strategy": "no"} | changes
-    loss, collate = changes.pop("loss", None), changes.pop("collate", None)
+    loss, collate, kind = (changes.pop(name, None) for name in ("loss", "collate", "kind"))
+    model = copy.deepcopy(model)
+    model.__class__ = kind or model.__class__
     trainer = build_trainer(
-        copy.deepcopy(model), rows, per_device_train_batch_size=len(rows) // parts, gradient_accumulation_steps=parts,
+        model, rows, per_device_train_batch_size=len(rows) // parts, gradient_accumulation_steps=parts,
         **ONE_STEP | QUIET | changes,
     )  # fmt: skip
-    trainer.compute_loss_func = loss or trainer.compute_loss_func
+    trainer.compute_loss_func = trainer.compute_loss_func if loss is None else loss or None
     trainer.data_collator = collate or trainer.data_collator
     trainer.train()
     return trainer.model
@@ -73,12 +78,6 @@ def image_step(images):
         return trained(build, family(), image_rows(ignored=ignored), parts, **changes).ensemble
 
     return step
-
-
-def update(module, before):
-    """Return the change of all parameters as one vector."""
-    pairs = zip(module.parameters(), before.parameters(), strict=True)
-    return torch.cat([(a.detach() - b.detach()).flatten() for a, b in pairs])
 
 
 def along(update, right):
@@ -123,8 +122,26 @@ def test_texts_accumulated_in_parts_have_the_gradients_of_the_whole_batch(text_s
 
 
 def test_texts_in_bfloat16(text_step):
-    length, cosine = along(*text_step(4, bf16=True))
-    assert length == pytest.approx(1, abs=0.02) and cosine > 0.999
+    def loss(outputs, labels, num_items_in_batch):
+        assert {z.dtype for z in outputs["logits"]} == {torch.float32}  # converted by accelerate
+        return EnsembleKDLoss(class_dim=-1)(outputs, labels, num_items_in_batch)
+
+    length, cosine = along(*text_step(4, bf16=True, loss=loss))
+    assert length == pytest.approx(1, abs=0.02) and 0.999 < cosine < 1 - 1e-7
+
+
+def test_hidden_states_of_a_large_vocabulary(text_step, language):
+    """A model with `accepts_loss_kwargs` computes its loss itself, without logits."""
+
+    def forward(self, input_ids, labels, num_items_in_batch=None):
+        embedded = self.embedding(input_ids)
+        hidden = [student.model(inputs_embeds=embedded).last_hidden_state for student in self.students]
+        weights = [student.lm_head.weight for student in self.students]
+        return {"loss": linear_ensemble_kd_loss(hidden, weights, labels, num_items=num_items_in_batch).loss}
+
+    members = {"forward": forward, "accepts_loss_kwargs": True}
+    found, right = text_step(4, loss=False, kind=type("Hidden", (language.LanguageFamily,), members))
+    assert (found - right).abs().max() < 1e-7
 
 
 def test_labels_that_the_loss_shifts_are_counted_before_the_shift(text_step, language):

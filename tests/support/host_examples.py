@@ -54,12 +54,19 @@ def loader(batch_size: int) -> DataLoader:
     return DataLoader(TensorDataset(*uneven_batch()), batch_size=batch_size)
 
 
-def whole_batch_step(ensemble: StudentEnsemble, lr: float = 0.1) -> StudentEnsemble:
-    """Return a copy of `ensemble` after one step of SGD on the whole uneven batch, with the gradients of that step."""
+def whole_batch_step(ensemble: StudentEnsemble) -> StudentEnsemble:
+    """Return a copy of `ensemble` after one step of SGD on the whole uneven batch, with a learning rate of 0.1."""
+    return sgd_steps(ensemble, 32)
+
+
+def sgd_steps(ensemble: StudentEnsemble, batch_size: int) -> StudentEnsemble:
+    """Return a copy of `ensemble` after one epoch of SGD on the uneven batch in batches of `batch_size`."""
     ensemble = copy.deepcopy(ensemble)
-    images, labels = uneven_batch()
-    ensemble_kd_loss(ensemble(images).logits, labels).loss.backward()
-    torch.optim.SGD(ensemble.parameters(), lr=lr).step()
+    optimizer = torch.optim.SGD(ensemble.parameters(), lr=0.1, momentum=0.9)
+    for images, labels in loader(batch_size):
+        optimizer.zero_grad()
+        ensemble_kd_loss(ensemble(images).logits, labels).loss.backward()
+        optimizer.step()
     return ensemble
 
 
@@ -67,3 +74,9 @@ def distance(module: nn.Module, other: nn.Module) -> float:
     """Return the largest difference between parameters."""
     pairs = zip(module.parameters(), other.parameters(), strict=True)
     return max((a.detach() - b.detach()).abs().max().item() for a, b in pairs)
+
+
+def update(module: nn.Module, before: nn.Module) -> Tensor:
+    """Return the change of all parameters as one vector."""
+    pairs = zip(module.parameters(), before.parameters(), strict=True)
+    return torch.cat([(a.detach() - b.detach()).flatten() for a, b in pairs])
