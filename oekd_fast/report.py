@@ -90,7 +90,7 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
         prefix = f"{number}_" if len(groups) > 1 else ""
 
         def keep(name: str, content: bytes, prefix: str = prefix) -> None:
-            write_atomically(folder / f"{prefix}{name}.png", content)
+            write_atomically(folder / f"{prefix}{name}", content)
 
         section = Section(
             group, dataset_of, config.data_dir, config.with_data, config.images, config.explain, device, keep,

@@ -2,7 +2,8 @@
 
 `finished_runs` reads run folders and groups runs that differ in the seed only. `section` writes the part of the page on
 one group, with the building blocks of `page`. `evidence` loads the networks and test images, `predictions`,
-`calibration`, `agreement` and `grad_cam` compute what is shown, and `prediction_figures` and `cam_figures` draw it.
+`calibration`, `agreement`, `confusion` and `grad_cam` compute what is shown, and `prediction_figures`,
+`confusion_figures` and `cam_figures` draw it.
 
 Nothing here trains, and importing these modules does not import matplotlib.
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,8 @@ from oekd_fast.reporting import page
 from oekd_fast.reporting.agreement import agreement, class_accuracy
 from oekd_fast.reporting.calibration import BINS, calibrate
 from oekd_fast.reporting.cam_figures import cam_figure
+from oekd_fast.reporting.confusion import confusion, confusion_data
+from oekd_fast.reporting.confusion_figures import MATRIX_CLASSES, SHOWN, confusion_figure
 from oekd_fast.reporting.evidence import (
     Networks,
     check_same_images,
@@ -51,7 +54,7 @@ class Section:
         images: number of images of the Grad-CAM panels.
         explained: class that Grad-CAM explains.
         device: device on which networks run.
-        keep: function called with the name and content of each picture.
+        keep: function called with the name and content of each file beside the page.
         tell: function called with a line for the user if a part of the page is missing.
     """
 
@@ -82,7 +85,7 @@ class Section:
         try:
             evidence = list(self._evidence())
         except (ImportError, OSError, ValueError, RuntimeError) as error:
-            problem = f"Calibration, agreement, accuracy by class and Grad-CAM are missing: {error}"
+            problem = f"Calibration, agreement, accuracy and confusions by class and Grad-CAM are missing: {error}"
             self.tell(problem)
             yield page.note(problem)
         else:
@@ -231,6 +234,39 @@ class Section:
         ]
         headings = ("class", "test images", *(f"{name} %" for name in names))
         yield page.details("All classes", page.table(headings, rows))
+        yield from self._confusions(dataset, runs, names)
+
+    def _confusions(self, dataset: ImageDataset, runs: list[Predictions], names: Sequence[str]) -> Iterator[str]:
+        """Yield what the networks `names`, the first ones of each run, take each class for."""
+        labels = torch.cat([run.labels for run in runs])
+        confusions = {
+            name: confusion(torch.cat([run.predicted[m] for run in runs]), labels, dataset.num_classes)
+            for m, name in enumerate(names)
+        }
+        yield page.heading(3, "Confusions")
+        of_runs = f", of {len(runs)} runs together" if len(runs) > 1 else ""
+        if dataset.num_classes <= MATRIX_CLASSES:
+            shown = f"Numbers of test images{of_runs}: rows are true classes, columns are predicted ones"
+        else:
+            shown = "Pairs and classes are those with the most errors of the ensemble" + of_runs
+        yield page.paragraph(
+            f"{shown}. The recall of a class is the share of its images that are classified correctly. confusion.json "
+            "beside this page has all classes and pairs."
+        )
+        yield self._picture(
+            "confusion",
+            lambda: confusion_figure(dataset.classes, confusions),
+            "Which classes each network takes for which others",
+        )
+        data = confusion_data(dataset.classes, confusions, len(runs))
+        self.keep("confusion.json", (json.dumps(data) + "\n").encode())
+        pairs = confusions[names[-1]].pairs[:SHOWN].tolist()
+        rows = [
+            (dataset.classes[true], dataset.classes[taken], *(each.count(true, taken) for each in confusions.values()))
+            for true, taken, _ in pairs
+        ]
+        headings = ("true class", "predicted class", *(f"{name}, images" for name in names))
+        yield page.details(f"Pairs that the {names[-1]} confuses most", page.table(headings, rows))
 
     def _check(self, runs: list[Predictions]) -> Iterator[str]:
         """Compare the accuracies computed here with those of summary.json."""
@@ -299,7 +335,7 @@ class Section:
             problem = f"The picture {name}.png could not be drawn ({str(error) or type(error).__name__})."
             self.tell(problem)
             return page.note(problem)
-        self.keep(name, content)
+        self.keep(f"{name}.png", content)
         return page.picture(content, description, natural=natural)
 
 

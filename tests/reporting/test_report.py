@@ -22,7 +22,7 @@ from oekd_fast.runs.run import train
 
 from ..support.reports import QUIET, Checker, change, change_lines, page_of
 
-PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "grad_cam")
+PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "confusion", "grad_cam")
 CPU = torch.device("cpu")
 
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def test_the_page_is_complete_and_self_contained(drawn_run):
     text = page_of(drawn_run)
     assert sorted(p.name for p in (drawn_run / "report").iterdir()) == sorted(
-        ["index.html", *(f"{n}.png" for n in PICTURES)]
+        ["index.html", "confusion.json", *(f"{n}.png" for n in PICTURES)]
     )
     for name in PICTURES:
         with Image.open(drawn_run / "report" / f"{name}.png") as picture:
@@ -45,6 +45,11 @@ def test_the_page_is_complete_and_self_contained(drawn_run):
         assert f"<td>{student['accuracy']:.2f}</td>" in text and f"<td>{student['parameters']:,}</td>" in text
     assert summary["versions"]["torch"] in text and "<td>learning_rate</td>" in text
     assert 'class="note"' not in text
+    networks = json.loads((drawn_run / "report" / "confusion.json").read_text())["networks"]
+    assert [network["name"] for network in networks] == ["student 1", "student 2", "ensemble"]
+    for network, student in zip(networks, summary["students"], strict=False):
+        wrong = sum(images for _, _, images in network["confusions"])
+        assert 100 * (1 - wrong / summary["test_images"]) == pytest.approx(student["accuracy"], abs=1e-3)
 
 
 def test_accuracies_with_flips_have_columns_of_their_own(run):
