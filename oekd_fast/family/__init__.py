@@ -3,7 +3,7 @@
 - `ensemble`: `build_ensemble` builds the students on their shared base; `student(j)` returns one of them.
 - `with_loss`: a family and its losses as one module, for training loops of others.
 - `gate`: learnt weights of the students for each image.
-- `teacher`: a fixed network that students learn from.
+- `teacher`: a fixed network that students learn from. `teacher_sources` loads it: a saved student, a program, a module.
 - `saved`: save and load students and their gate.
 - `flops`: floating-point operations of each student.
 """

@@ -33,7 +33,6 @@ class TeacherSource:
     image_size: side length of the images, in pixels.
     in_channels: channels of the images.
     num_classes: number of its logits.
-    told_by: what tells mean, deviation and size, for notes.
     """
 
     network: nn.Module
@@ -42,7 +41,6 @@ class TeacherSource:
     image_size: int | None = None
     in_channels: int | None = None
     num_classes: int | None = None
-    told_by: str = ""
 
 
 def load_source(source: Path, device: torch.device) -> TeacherSource:
@@ -92,7 +90,6 @@ def _of_student(student: LoadedStudent) -> TeacherSource:
         metadata.normalisation.std,
         in_channels=metadata.in_channels,
         num_classes=metadata.num_classes,
-        told_by="its metadata",
     )
 
 
@@ -129,7 +126,6 @@ def _of_program(path: Path, device: torch.device) -> TeacherSource:
         ExportedNetwork(program),
         image_size=height or width,
         in_channels=channels,
-        told_by="the program" if height or width else "",
     )
 
 
@@ -183,10 +179,11 @@ def _of_python(where: str, name: str) -> TeacherSource:
 def _of_timm(network: nn.Module, config: Mapping[str, Any], attribute: str) -> TeacherSource:
     """Return a network of timm, whose `config` holds "mean", "std" and "input_size", (channels, height, width)."""
     mean, std = (None if config.get(key) is None else tuple(map(float, config[key])) for key in ("mean", "std"))
-    channels, height, width = config.get("input_size") or (None, None, None)
+    # The channels are those of the published weights, which timm leaves as they are for networks of other channels.
+    _, height, width = config.get("input_size") or (None, None, None)
     if height != width:
         raise ValueError(f"{attribute}: expected an input_size of square images, got {height} x {width}")
-    return TeacherSource(network, mean, std, height, channels, told_by=f"its {attribute}")
+    return TeacherSource(network, mean, std, height)
 
 
 def _import(where: str) -> ModuleType:

@@ -229,6 +229,7 @@ def refuse(config: TrainConfig, message: str, error: type[Exception] = ValueErro
         ("needs", {}, r"needs\(\) raised TypeError: needs\(\) missing 1 required positional argument: 'argument'$"),
         ("broken", {}, r"broken\(\) raised RuntimeError: no weights$"),
         ("nothing", {}, "^teacher: expected a function or a module called 'nothing' in .*nets.py, got none$"),
+        ("like_timm", {"dataset": "digits"}, "^teacher_mean: expected 1 numbers, one for each channel .* got 3$"),
         ("net", {"teacher_mean": (0.5,)}, "^teacher_mean: expected 3 numbers, one for each channel .* got 1$"),
         ("net", {"objective": "fitnets"}, "^teacher: expected feature maps with objective='fitnets', which a saved"),
         ("shallow", {"objective": "fitnets"}, "^teacher: expected maps of 3 blocks, as resnet20 has, got 1 in"),
