@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import DataError, balanced_class_weights
-from oekd_fast.runs.device_data import DeviceData, dataset_of
+from oekd_fast.data import Augmentation, DataError, ImageDataset, Split, balanced_class_weights
+from oekd_fast.runs.device_data import DeviceData
 
 
 def test_all_classes_have_the_same_weight_in_sum_and_images_a_mean_of_1():
@@ -17,12 +17,12 @@ def test_all_classes_have_the_same_weight_in_sum_and_images_a_mean_of_1():
 
 
 def test_weights_are_those_of_the_training_split():
-    config = TrainConfig(dataset="digits", class_weights="balanced")
-    dataset = dataset_of(config)
-    counts = torch.bincount(dataset.train.labels)
-    weights = DeviceData.of(dataset, config, torch.device("cpu")).class_weights
-    torch.testing.assert_close(weights, len(dataset.train) / (10 * counts.float()), rtol=1e-6, atol=0)
-    assert DeviceData.of(dataset, TrainConfig(), torch.device("cpu")).class_weights is None
+    images = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
+    train, other = Split(images, torch.tensor([0] * 6 + [1] * 2)), Split(images, torch.ones(8, dtype=torch.int64))
+    data = ImageDataset("toy", train, other, other, ("a", "b"), Augmentation(0, flip=False))
+    weights = DeviceData.of(data, TrainConfig(class_weights="balanced"), torch.device("cpu")).class_weights
+    torch.testing.assert_close(weights, torch.tensor([8 / 12, 8 / 4]))
+    assert DeviceData.of(data, TrainConfig(), torch.device("cpu")).class_weights is None
 
 
 def test_a_class_without_images_is_named():

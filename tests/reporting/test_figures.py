@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from oekd_fast.common.text import shortened
+from oekd_fast.figures.curves import curve_figure
 from oekd_fast.figures.plotting import png
 from oekd_fast.figures.sizes import of_students, size_figure
 from oekd_fast.paper.expected import paper_results
@@ -38,6 +39,24 @@ def test_size_figure_shows_the_results_of_the_paper_and_the_spread():
 def test_size_figure_without_baselines_has_no_line_for_them():
     assert labels(size_figure([summary(70.0, None)])) == ["ensemble", "trained as a family"]
     assert of_students([summary(70.0, 60.0), summary(70.0, None)], "baseline_accuracy") == []
+
+
+def test_curves_of_runs_that_stopped_early_end_with_the_shortest():
+    def run(epochs):
+        lines = [
+            {
+                "epoch": epoch,
+                "train": {"ce": [1.0 / epoch], "kd": [0.5]},
+                "validation": {"accuracy": [10.0 * epoch], "ensemble_accuracy": 50.0},
+            }
+            for epoch in range(1, epochs + 1)
+        ]
+        return {"ensemble": lines}
+
+    figure = curve_figure([run(3), run(5)], [2, 4])
+    drawn = [line for axes in figure.axes for line in axes.lines if len(line.get_xdata()) > 2]
+    assert len(drawn) == 4 and all(list(line.get_xdata()) == [1, 2, 3] for line in drawn)
+    assert list(drawn[2].get_ydata()) == [10.0, 20.0, 30.0]
 
 
 @pytest.mark.parametrize(("classes", "named"), [(3, 3), (20, 20), (1000, 20)])

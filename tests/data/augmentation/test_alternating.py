@@ -5,9 +5,18 @@ import torch
 
 from oekd_fast.common.part import Part
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import AlternatingFlips, Augmentation, DataError, DeviceBatches, ResizedCrop, Split, augment
+from oekd_fast.data import (
+    AlternatingFlips,
+    Augmentation,
+    DataError,
+    DeviceBatches,
+    ImageDataset,
+    ResizedCrop,
+    Split,
+    augment,
+)
 from oekd_fast.data.augmentation.transforms import crop, draw_crops
-from oekd_fast.runs.device_data import DeviceData, dataset_of
+from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.training.data_parallel import order_of_part
 
 from ...support.engines import CPU, make_engine
@@ -82,11 +91,16 @@ def test_two_epochs_train_on_each_image_and_its_mirror_image(one_thread):
 
 
 def test_data_that_is_not_flipped_is_refused():
-    config = TrainConfig(dataset="digits", alternate_flips=True)
-    dataset = dataset_of(config)
+    split = Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2)
+
+    def chosen(augmentation, **fields):
+        data, config = ImageDataset("toy", split, split, split, ("a", "b"), augmentation), TrainConfig(**fields)
+        return DeviceData.of(data, config, CPU).augmentation
+
+    alternating = Augmentation(1, flip=True, alternate=True)
+    assert chosen(Augmentation(1, flip=True), alternate_flips=True) == alternating
+    assert chosen(Augmentation(1, flip=False), alternate_flips=True, flip=True) == alternating
     with pytest.raises(DataError, match="^alternate_flips: digits is not flipped by default, expected flip=True, got"):
-        DeviceData.of(dataset, config, CPU)
-    given = TrainConfig(dataset="digits", alternate_flips=True, flip=True)
-    assert DeviceData.of(dataset, given, CPU).augmentation == Augmentation(1, flip=True, alternate=True)
+        chosen(Augmentation(1, flip=False), alternate_flips=True)
     with pytest.raises(ValueError, match="^alternate: expected False with flip=False, got True$"):
         ResizedCrop(6, flip=False, alternate=True)
