@@ -34,8 +34,8 @@ ISAS = {
         ],
     ),
 }
-# Each kernel source is compiled once for each of its instruction sets. At run time the widest one that the processor
-# supports is chosen.
+# Each kernel source of an op, csrc/cpu/<op>/*_kernel.cpp, is compiled once for each of its instruction sets. At run time
+# the widest one that the processor supports is chosen.
 KERNELS = {"direct_conv": ("baseline", "avx2"), "ensemble_kd": tuple(ISAS), "norm_relu": tuple(ISAS)}
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -77,18 +77,23 @@ def native() -> dict:
 
         def build_extension(self, ext):
             os.makedirs(self.build_temp, exist_ok=True)
-            copies = [(kernel, isa) for kernel in KERNELS for isa in KERNELS[kernel] if IS_X86_64 or isa == "baseline"]
+            copies = [
+                (source, isa)
+                for op, isas in KERNELS.items()
+                for source in sorted(glob(f"csrc/cpu/{op}/*_kernel.cpp"))
+                for isa in isas
+                if IS_X86_64 or isa == "baseline"
+            ]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 ext.extra_objects += pool.map(self.compile_copy, *zip(*copies, strict=True))
             super().build_extension(ext)
 
-        def compile_copy(self, kernel: str, isa: str) -> str:
+        def compile_copy(self, source: str, isa: str) -> str:
             lanes, flags = ISAS[isa]
             # The path is absolute because ninja, which torch calls, links from another folder.
-            output = Path(self.build_temp, f"{kernel}_{isa}.o").absolute()
+            output = Path(self.build_temp, f"{Path(source).stem}_{isa}.o").absolute()
             depfile = output.with_suffix(".d")
             if not is_current(output, depfile):
-                source = f"csrc/cpu/{kernel}/{kernel}_kernel.cpp"
                 options = [*KERNEL_FLAGS, *flags, f"-DOEKD_ISA={isa}", f"-DOEKD_LANES={lanes}", "-Icsrc"]
                 dependencies = ["-MMD", "-MF", str(depfile)]  # without system headers
                 command = [get_cxx_compiler(), *options, *dependencies, "-c", source, "-o", str(output)]
@@ -102,9 +107,7 @@ def native() -> dict:
             "csrc/module.cpp",
             "csrc/cpu/isa.cpp",
             "csrc/cpu/memory.cpp",
-            *(f"csrc/cpu/{kernel}/{kernel}_cpu.cpp" for kernel in KERNELS),
-            "csrc/cpu/ensemble_kd/ensemble_kd_autograd.cpp",
-            "csrc/cpu/ensemble_kd/ensemble_kd_buffers.cpp",
+            *sorted(set(glob("csrc/cpu/*/*.cpp")) - set(glob("csrc/cpu/*/*_kernel.cpp"))),
             *sorted(glob("csrc/executor/*.cpp")),
         ],
         depends=["setup.py", *sorted(glob("csrc/**/*.*", recursive=True))],

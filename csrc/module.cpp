@@ -6,15 +6,15 @@
 
 #include "cpu/direct_conv/direct_conv_cpu.h"
 #include "cpu/ensemble_kd/ensemble_kd_autograd.h"
-#include "cpu/ensemble_kd/ensemble_kd_cpu.h"
+#include "cpu/ensemble_kd/ensemble_kd_ops.h"
 #include "cpu/isa.h"
 #include "cpu/norm_relu/norm_relu_cpu.h"
 #include "executor/student_executor.h"
 
 TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
-  m.impl("ensemble_kd_value", oekd::ensemble_kd_value);
-  m.impl("ensemble_kd_value_and_grad", oekd::ensemble_kd_value_and_grad);
-  m.impl("ensemble_kd_value_and_grad_out", oekd::ensemble_kd_value_and_grad_out);
+  m.impl("ensemble_kd_value", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value>());
+  m.impl("ensemble_kd_value_and_grad", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad>());
+  m.impl("ensemble_kd_value_and_grad_out", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad_out>());
   m.impl("direct_conv", oekd::direct_conv);
   m.impl("direct_conv_backward", oekd::direct_conv_backward);
   m.impl("norm_relu", oekd::norm_relu);

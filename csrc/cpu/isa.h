@@ -13,8 +13,9 @@ namespace oekd {
 
 struct Isa {
   const char* name;
-  KDRows rows;
-  int64_t (*scratch_bytes)(const KDProblem&);
+  const KDKernel& ensemble_kd;
+  const KDKernel& ensemble_kd_lanes;
+  void (*ensemble_kd_labels)(const LabelRows&, int64_t begin, int64_t end);
   const NormReLUKernel& norm_relu;
   const ConvKernel& direct_conv;
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <utility>
 
 namespace oekd {
 namespace {
@@ -14,23 +13,16 @@ int64_t span(const at::Tensor& t) {
   return last * static_cast<int64_t>(t.element_size());
 }
 
-// Whether |distance - j * inner_stride| < element for some |j| < inner_size.
-bool inner_meets(const Addresses& a, int64_t distance) {
-  const int64_t d = std::abs(distance), stride = a.inner_stride;
-  if (d < a.element) return true;
-  if (stride == 0) return false;
-  const int64_t before = std::min(d / stride, a.inner_size - 1);  // the others are farther away
-  return d - before * stride < a.element || (before + 1 < a.inner_size && (before + 1) * stride - d < a.element);
-}
-
-// Whether |distance - i * outer_stride - j * inner_stride| < element for some first <= i < outer_size and
-// |j| < inner_size, where distance >= 0.
-bool meets(const Addresses& a, int64_t distance, int64_t first) {
-  const int64_t reach = (a.inner_size - 1) * a.inner_stride + a.element - 1;
-  if (a.outer_stride > 0) first = std::max(first, (distance - reach) / a.outer_stride);
-  // Usually a row of elements ends before the next one starts, so that the loop has at most three steps.
-  for (int64_t i = first; i < a.outer_size && i * a.outer_stride - distance <= reach; ++i) {
-    if (inner_meets(a, distance - i * a.outer_stride)) return true;
+// Whether |distance - sum_k i_k stride_k| < element for some |i_k| < size_k in the nested dimensions from `level` on.
+bool meets(const Addresses& a, size_t level, int64_t distance) {
+  if (level == a.nested.size()) return std::abs(distance) < a.element;
+  const auto [size, stride] = a.nested[level];
+  const int64_t inner = level + 1 < a.nested.size() ? a.reach[level + 1] : 0, slack = inner + a.element - 1;
+  if (stride == 0) return meets(a, level + 1, distance);
+  // Usually the inner dimensions end before the next element of this one, so that the loop has at most three steps.
+  const int64_t least = std::max(-(size - 1), (distance - slack) / stride - 1);
+  for (int64_t i = least; i < size && i * stride - distance <= slack; ++i) {
+    if (meets(a, level + 1, distance - i * stride)) return true;
   }
   return false;
 }
@@ -51,34 +43,38 @@ Addresses::Addresses(const at::Tensor& t)
     : begin(reinterpret_cast<uintptr_t>(t.const_data_ptr())),
       end(t.numel() == 0 ? begin : begin + span(t) + t.element_size()),
       element(static_cast<int64_t>(t.element_size())) {
-  if (t.dim() > 0 && t.size(t.dim() - 1) > 1) {
-    inner_size = t.size(t.dim() - 1);
-    inner_stride = t.stride(t.dim() - 1) * element;
+  for (int64_t dim = 0; dim < t.dim(); ++dim) {
+    if (t.size(dim) > 1) given.push_back({t.size(dim), t.stride(dim) * element});
   }
-  if (t.dim() > 1 && t.size(0) > 1) {
-    outer_size = t.size(0);
-    outer_stride = t.stride(0) * element;
-  }
-  if (outer_stride < inner_stride) {
-    std::swap(outer_size, inner_size);
-    std::swap(outer_stride, inner_stride);
+  nested = given;
+  std::stable_sort(nested.begin(), nested.end(), [](Dimension a, Dimension b) { return a.stride > b.stride; });
+  reach.resize(nested.size());
+  int64_t farthest = 0;
+  for (size_t level = nested.size(); level-- > 0;) {
+    farthest += (nested[level].size - 1) * nested[level].stride;
+    reach[level] = farthest;
   }
 }
 
 bool overlaps_itself(const Addresses& a) {
   if (a.begin == a.end) return false;
-  return (a.inner_size > 1 && a.inner_stride < a.element) || meets(a, 0, 1);
+  // Two elements differ first in one of the dimensions, where the second is farther.
+  for (size_t level = 0; level < a.nested.size(); ++level) {
+    const auto [size, stride] = a.nested[level];
+    const int64_t inner = level + 1 < a.nested.size() ? a.reach[level + 1] : 0;
+    for (int64_t i = 1; i < size && i * stride - inner < a.element; ++i) {
+      if (meets(a, level + 1, i * stride)) return true;
+    }
+  }
+  return false;
 }
 
 Overlap overlap(const Addresses& a, const Addresses& b) {
   if (a.begin >= b.end || b.begin >= a.end) return Overlap::none;
-  if (a.element != b.element || a.outer_size != b.outer_size || a.inner_size != b.inner_size ||
-      a.outer_stride != b.outer_stride || a.inner_stride != b.inner_stride) {
-    return Overlap::some;
-  }
+  if (a.element != b.element || a.given != b.given) return Overlap::some;
   if (a.begin == b.begin) return Overlap::same;
   const auto distance = static_cast<int64_t>(a.begin < b.begin ? b.begin - a.begin : a.begin - b.begin);
-  return meets(a, distance, 1 - a.outer_size) ? Overlap::some : Overlap::none;
+  return meets(a, 0, distance) ? Overlap::some : Overlap::none;
 }
 
 }  // namespace oekd

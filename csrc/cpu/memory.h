@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 
@@ -11,15 +12,22 @@ namespace oekd {
 // memory, like that of a FakeTensor.
 void check_memory(const char* name, const at::Tensor& t);
 
-// The addresses of a tensor's elements. Sizes and strides are in bytes, and strides of dimensions of size 1 are 0.
+// A dimension of more than one element; the stride is in bytes.
+struct Dimension {
+  int64_t size, stride;
+  bool operator==(const Dimension&) const = default;
+};
+
+// The addresses of a tensor's elements.
 struct Addresses {
-  // `t` passes check_memory and has at most two dimensions. Its data must not move afterwards (copy-on-write).
+  // `t` passes check_memory. Its data must not move afterwards (copy-on-write).
   explicit Addresses(const at::Tensor& t);
 
   uintptr_t begin, end;  // equal if there are no elements
-  int64_t element;       // size of an element
-  // The dimension with the larger stride is the outer one.
-  int64_t outer_size = 1, outer_stride = 0, inner_size = 1, inner_stride = 0;
+  int64_t element;       // size of an element in bytes
+  c10::SmallVector<Dimension, 3> given;   // in the tensor's order
+  c10::SmallVector<Dimension, 3> nested;  // by stride, the largest first
+  c10::SmallVector<int64_t, 3> reach;     // largest distance within the nested dimensions from this one on
 };
 
 // Whether two elements of a tensor share a byte.

@@ -1,4 +1,4 @@
-// The ensemble distillation ops on CPU tensors. module.cpp registers them; their schemas are in oekd_fast/losses.
+// The ensemble distillation loss on CPU tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,32 +8,34 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/ensemble_kd/ensemble_kd_arguments.h"
+
 namespace oekd {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> ensemble_kd_value(
-    at::TensorList logits, const std::optional<at::Tensor>& target, const std::optional<at::Tensor>& ensemble_weights,
-    double temperature, double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
-    bool detach_ensemble, const std::optional<at::Tensor>& device_scalars, double ensemble_ce_weight,
-    const std::optional<at::TensorList>& teacher_logits, const std::optional<at::Tensor>& mixing,
-    bool mix_probabilities, const std::optional<at::Tensor>& class_weights, const std::optional<at::Tensor>& num_items,
-    bool per_row, int64_t divergence, double beta, std::string_view isa);
+using OptionalTensor = std::optional<at::Tensor>;
+// Loss, ce [S], kd [S], ensemble_ce, correct [S + 1]; with `per_row` loss [R], ce [S, R], kd [S, R], ensemble_ce [R].
+using Statistics = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>
-ensemble_kd_value_and_grad(
-    at::TensorList logits, const std::optional<at::Tensor>& target, const std::optional<at::Tensor>& ensemble_weights,
-    double temperature, double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
-    bool detach_ensemble, const std::optional<at::Tensor>& device_scalars, double ensemble_ce_weight,
-    const std::optional<at::TensorList>& teacher_logits, const std::optional<at::Tensor>& mixing,
-    bool mix_probabilities, const std::optional<at::Tensor>& class_weights, const std::optional<at::Tensor>& num_items,
-    bool per_row, int64_t divergence, double beta, const std::optional<at::Tensor>& grad_scale, std::string_view isa);
+// Arguments of the ops, as oekd_fast/losses/schemas.py describes them.
+struct Inputs {
+  std::vector<at::Tensor> logits;
+  OptionalTensor target, ensemble_weights;
+  OptionalTensor device_scalars;  // numbers that replace those of the settings
+  std::optional<std::vector<at::Tensor>> teacher_logits;
+  OptionalTensor mixing;
+  bool mix_probabilities;
+  OptionalTensor class_weights, num_items;
+  Settings settings;
+};
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> ensemble_kd_value_and_grad_out(
-    at::TensorList logits, const std::optional<at::Tensor>& target, const std::optional<at::Tensor>& ensemble_weights,
-    double temperature, double ce_weight, double kd_weight, double label_smoothing, int64_t ignore_index, bool mean,
-    bool detach_ensemble, const std::optional<at::Tensor>& device_scalars, double ensemble_ce_weight,
-    const std::optional<at::TensorList>& teacher_logits, const std::optional<at::Tensor>& mixing,
-    bool mix_probabilities, const std::optional<at::Tensor>& class_weights, const std::optional<at::Tensor>& num_items,
-    bool per_row, int64_t divergence, double beta, const std::optional<at::Tensor>& grad_scale, at::TensorList out,
-    const std::optional<at::Tensor>& weights_grad, std::string_view isa);
+// Gradients that a call writes beside the statistics, and the factors they are multiplied by.
+struct Outputs {
+  OptionalTensor grad_scale;
+  std::vector<at::Tensor> grads;
+  OptionalTensor weights_grad;
+};
+
+// Computes the statistics, and the gradients if `outputs` is not null, by the kernel of an instruction set.
+Statistics ensemble_kd(const Inputs& inputs, const Outputs* outputs, std::string_view isa);
 
 }  // namespace oekd

@@ -6,7 +6,11 @@
 // gradients; it starts with the last tile, which is still cached:
 //
 //   dL/dz_j = scale * [ ce_weight (p_j - y) + kd_weight T (p_j^T - t) ],    p_j = softmax(z_j),
-//   p_j^T = softmax(z_j / T),  t = softmax(zE / T),  zE = sum_j w_j z_j,    y one-hot, or smoothed.
+//   p_j^T = softmax(z_j / T),  t = softmax(zE / T),  zE = sum_j w_j z_j,
+//
+// where y is the label, one-hot here and in general y = hit e_target + v with a spread part v: smoothing times the
+// classes' weights, or probabilities. v is 0, or the same for all classes, or in scratch a tile at a time. p_j is
+// multiplied by the sum of y.
 //
 // For T = 1..4, e^z is the T-th power of e^(z/T): one exponential for each element of a student and of the ensemble.
 // For other temperatures, and for rows too long to keep in scratch, the second sweep reads the logits and computes
@@ -17,6 +21,7 @@
 // probabilities need exponentials of their own only for external teachers. The ensemble's own cross-entropy adds
 // scale * ensemble_ce_weight * w_j (pE - y) to dL/dz_j.
 #include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/ensemble_kd/ensemble_kd_packed.h"
 #include "cpu/ensemble_kd/ensemble_kd_row.h"
 
 namespace oekd::OEKD_ISA {
@@ -28,12 +33,13 @@ class Rows : Row {
   Rows(const KDProblem& problem, void* scratch) : Row(problem, scratch) {}
 
   void run(int64_t begin, int64_t end, double* sums, int64_t* correct) {
-    for (int64_t row = begin; row < end; ++row) {
-      if (p.target && p.target[row] == p.ignore_index) {
-        if (p.grads) clear(row);
+    for (go_to(begin); row_ < end; go_on()) {
+      if (!p.counts(row_)) {
+        clear_statistics();
+        if (p.grads) clear();
         continue;
       }
-      start(row);
+      start();
       first_sweep();
       join_tiles();
       add_row(sums, correct);
@@ -43,30 +49,12 @@ class Rows : Row {
   }
 
  private:
-  template <class U>
-  const U* gathered(const Matrix& m, int64_t column, int64_t n) {
-    const U* z = static_cast<const U*>(m.data) + row_ * m.row_stride + column * m.class_stride;
-    if (m.class_stride == 1) return z;
-    U* tile = static_cast<U*>(packed);
-    for (int64_t c = 0; c < n; ++c) tile[c] = z[c * m.class_stride];
-    return tile;
-  }
-
-  void put_gradients(int64_t j, int64_t row, int64_t column, int64_t n, const float* g) {
-    const Matrix& m = p.grads[j];
-    T* dst = static_cast<T*>(m.data) + row * m.row_stride + column * m.class_stride;
-    if (m.class_stride == 1) return put(dst, n, g, p.stream_stores);
-    T* tile = static_cast<T*>(packed);
-    put(tile, n, g, false);
-    for (int64_t c = 0; c < n; ++c) dst[c * m.class_stride] = tile[c];
-  }
-
   // Loads the logits of one tile: the students' into their slots, zE into `mixed`, the other teachers' after it.
   void load_tile(int64_t tile, TileSums* sums) {
     const int64_t n = columns(tile), padded = round_up(n, LANES);
     fill(mixed, 0, padded);
     for (int64_t j = 0; j < p.students; ++j) {
-      const T* z = gathered<T>(p.logits[j], tile * l.width, n);
+      const T* z = address<T>(p.logits[j], tile);
       const float w = weights_ ? weights_[j] : 1.0f;
       float* dst = slot(tile, 1 + j);
       // A weight of 0 excludes a student, even where its logit is -inf.
@@ -105,16 +93,21 @@ class Rows : Row {
   }
 
   // Loads a tile of an external teacher's logits and returns their maximum.
-  float load_teacher(const Teacher& teacher, int64_t tile, int64_t n, float* dst) {
-    switch (teacher.dtype) {
-      case Scalar::bf16: return load_teacher_as<BF16>(teacher, tile, n, dst);
-      case Scalar::f16: return load_teacher_as<F16>(teacher, tile, n, dst);
-      default: return load_teacher_as<float>(teacher, tile, n, dst);
-    }
+  float load_teacher(const Source& teacher, int64_t tile, int64_t n, float* dst) {
+    return with_dtype(teacher.dtype, [&]<class U>(U) {
+      return take_logits<false>(address<const U>(teacher.matrix, tile), n, 0, dst, dst);
+    });
   }
-  template <class U>
-  float load_teacher_as(const Teacher& teacher, int64_t tile, int64_t n, float* dst) {
-    return take_logits<false>(gathered<U>(teacher.logits, tile * l.width, n), n, 0, dst, dst);
+
+  // Writes the spread part of the row's label to `label`.
+  void load_label(int64_t tile, int64_t n) {
+    const float even = static_cast<float>(p.label_smoothing / static_cast<double>(p.classes));
+    const float keep = static_cast<float>(1 - p.label_smoothing);
+    const float* w = p.class_weights ? p.class_weights + tile * l.width : nullptr;
+    if (!p.spread || !p.spread[row_]) return spread_label<float>(nullptr, w, n, keep, even, label);
+    with_dtype(p.probabilities->dtype, [&]<class U>(U) {
+      spread_label(address<const U>(p.probabilities->matrix, tile), w, n, keep, even, label);
+    });
   }
 
   // Exponentials of the ensemble and the extra teachers, relative to the given maxima: a tile's, or the row's.
@@ -139,12 +132,21 @@ class Rows : Row {
         if (sums[k].max > row_sums[k].max) row_sums[k].max = sums[k].max;
       }
       exponentiate_teachers(tile, padded, sums, sums);
+      if (rest_ == Rest::spread) {
+        load_label(tile, columns(tile));
+        tile_labels[tile] = sum_of_vectors(label, padded);
+        sums[0].labels = label_sum(label, mixed, padded, 0);
+      }
       for (int64_t j = 0; j < p.students; ++j) {
         float* z = slot(tile, 1 + j);
         TileSums& own = sums[1 + j];
         look_up(z, tile, own.max, row_sums[1 + j]);
-        if (p.label_smoothing > 0) row_sums[1 + j].logits += sum_of(z, columns(tile), shift(own.max));
-        if (p.with_weights_grad) row_sums[1 + j].finite += expectation(z, at_1, padded, own);
+        if (rest_ == Rest::smoothed) row_sums[1 + j].logits += sum_of(z, columns(tile), shift(own.max));
+        if (rest_ == Rest::spread) own.labels = label_sum(label, z, padded, shift(own.max));
+        if (p.with_weights_grad) {
+          const double finite = expectation(z, at_1, padded, own);
+          row_sums[1 + j].finite += rest_ == Rest::spread ? finite_label_sum(label, z, padded) : finite;
+        }
         if (pairs) {
           teacher_exps<POWER>(z, student_shifted(j), z, padded, shift(own.max), inv_t, own);
           continue;
@@ -180,9 +182,10 @@ class Rows : Row {
   }
 
   void second_sweep() {
-    const double ce = p.target ? p.grad_scale * p.ce_weight : 0.0;
-    const double learning = p.target ? p.grad_scale * p.ensemble_ce_weight : 0.0;
-    const double kd = p.grad_scale * p.kd_weight * p.temperature;
+    const double ce = p.target ? ce_scale_ * p.ce_weight : 0.0;
+    const double learning = p.target ? ce_scale_ * p.ensemble_ce_weight : 0.0;
+    const double kd = kd_scale_ * p.kd_weight * p.temperature;
+    const double even_share = rest_ == Rest::smoothed ? p.label_smoothing / static_cast<double>(p.classes) : 0.0;
     const bool kept = l.slots == l.tiles && POWER != 0;
     for (int64_t tile = l.tiles - 1; tile >= 0; --tile) {
       const int64_t n = columns(tile), padded = round_up(n, LANES), first = tile * l.width;
@@ -191,16 +194,17 @@ class Rows : Row {
       } else if (learns) {
         exps_at_1<POWER>(at_1, mixed, slot(tile, 0), padded);
       }
+      if (rest_ == Rest::spread && l.tiles > 1) load_label(tile, n);
       for (int64_t j = 0; j < p.students; ++j) {
         const RowSums& sums = row_sums[1 + j];
         const double labels = learns ? ce + learning * weight(j) : ce;
-        const float even = static_cast<float>(labels * p.label_smoothing / static_cast<double>(p.classes));
-        const float hit = static_cast<float>(labels * (1 - p.label_smoothing));
+        const float even = static_cast<float>(labels * even_share);
+        const float hit = static_cast<float>(labels * hit_);
         const double toward = kd * weight_of_targets(j);
         const float* teacher = less;
         float c = 1;
-        if (pairs || learns) {
-          combine(tile, j, padded, kd, learning, kept);
+        if (pairs || learns || rest_ == Rest::spread) {
+          combine(tile, j, padded, kd, labels, learning, kept);
         } else {
           teacher = slot(tile, target_of(j));
           c = static_cast<float>(teacher_factor(tile, target_of(j), kd, kept));
@@ -208,30 +212,32 @@ class Rows : Row {
         const float* z = slot(tile, 1 + j);
         float* g = pairs ? result : slot(tile, 1 + j);
         if (kept) {
-          const double a = at_1_factor(tile, 1 + j) * ce / sums.at_1;
+          const double a = at_1_factor(tile, 1 + j) * (ce * label_total_) / sums.at_1;
           const double b = tile_sums[tile * l.members + 1 + j].factor * toward / sums.at_t;
           gradients<POWER, false>(g, z, teacher, padded, 0, inv_t, static_cast<float>(a), static_cast<float>(b), c,
                                   even);
         } else {
-          const double a = ce / sums.at_1, b = toward / sums.at_t;
+          const double a = ce * label_total_ / sums.at_1, b = toward / sums.at_t;
           gradients<POWER, true>(g, z, teacher, padded, sums.max, inv_t, static_cast<float>(a), static_cast<float>(b),
                                  c, even);
         }
         if (target_ >= first && target_ < first + n) g[target_ - first] -= hit;
-        put_gradients(j, row_, first, n, g);
+        put(address<T>(p.grads[j], tile), n, g, p.stream_stores);
       }
     }
   }
 
   // Writes zeros as the gradients of an ignored row.
-  void clear(int64_t row) {
+  void clear() {
     float* zeros = exps;
     for (int64_t c = 0; c < l.width; c += LANES) store(zeros + c, vf{});
     for (int64_t tile = 0; tile < l.tiles; ++tile) {
-      for (int64_t j = 0; j < p.students; ++j) put_gradients(j, row, tile * l.width, columns(tile), zeros);
+      for (int64_t j = 0; j < p.students; ++j) {
+        put(address<T>(p.grads[j], tile), columns(tile), zeros, p.stream_stores);
+      }
     }
     if (!p.gate_grads) return;
-    for (int64_t j = 0; j < p.students; ++j) p.gate_grads[row * p.students + j] = 0;
+    for (int64_t j = 0; j < p.students; ++j) p.gate_grads[row_ * p.students + j] = 0;
   }
 };
 
@@ -246,18 +252,39 @@ void run_rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, dou
   }
 }
 
-}  // namespace
-
-int64_t ensemble_kd_scratch_bytes(const KDProblem& problem) { return layout_of(problem).bytes; }
-
-void ensemble_kd_rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
-  const FlushToZero guard;
+void run_rows_of_dtype(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
   switch (p.dtype) {
-    case Scalar::f32: run_rows<float>(p, begin, end, scratch, sums, correct); break;
-    case Scalar::bf16: run_rows<BF16>(p, begin, end, scratch, sums, correct); break;
-    case Scalar::f16: run_rows<F16>(p, begin, end, scratch, sums, correct); break;
+    case Scalar::bf16: return run_rows<BF16>(p, begin, end, scratch, sums, correct);
+    case Scalar::f16: return run_rows<F16>(p, begin, end, scratch, sums, correct);
+    default: return run_rows<float>(p, begin, end, scratch, sums, correct);
+  }
+}
+
+// Elements of all students in one piece of work.
+constexpr int64_t PIECE = 8192;
+
+int64_t piece_of(const KDProblem& p) {
+  const int64_t piece = PIECE / (p.students * p.classes), least = PackedRows::rows_of_block(p);
+  return piece < least ? least : round_up(piece, least);
+}
+
+int64_t scratch_bytes(const KDProblem& p) { return layout_of(p).bytes + PackedRows::bytes(p); }
+
+void rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
+  const FlushToZero guard;
+  if (PackedRows::rows_of_block(p) == 1) {
+    run_rows_of_dtype(p, begin, end, scratch, sums, correct);
+  } else {
+    PackedRows packed(p, static_cast<char*>(scratch) + layout_of(p).bytes);
+    packed.for_each_block(begin, end, [&](const KDProblem& block, int64_t first, int64_t last) {
+      run_rows_of_dtype(block, first, last, scratch, sums, correct);
+    });
   }
   if (p.stream_stores) finish_streams();
 }
+
+}  // namespace
+
+const KDKernel ensemble_kd_kernel{piece_of, scratch_bytes, rows};
 
 }  // namespace oekd::OEKD_ISA

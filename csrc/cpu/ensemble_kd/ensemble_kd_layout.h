@@ -4,7 +4,7 @@
 // external teachers, or for mixed logits each student's mixture.
 #pragma once
 
-#include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/ensemble_kd/ensemble_kd_elements.h"
 #include "cpu/ensemble_kd/ensemble_kd_tile.h"
 
 namespace oekd::OEKD_ISA {
@@ -14,9 +14,6 @@ namespace {
 // the fp32 sum of one lane loses accuracy with its length.
 constexpr int64_t TILE = LANES < 8 ? 512 : 1024;
 constexpr int64_t KEEP_BYTES = int64_t{4} << 20;  // most bytes of exponentials that a thread keeps between the sweeps
-constexpr int64_t LINE = 64;
-
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // The sums of one member over a row. Exponentials are relative to `max`.
 struct RowSums {
@@ -24,15 +21,17 @@ struct RowSums {
   bool correct;          // the target is the first largest
   double at_t, at_1;     // sums of e^((z - max)/T) and e^(z - max)
   double cross;          // as in TileSums
+  double labels;         // as in TileSums
   double logits;         // sum of z, for label smoothing
   double moment;         // as in TileSums
-  double finite;         // sum of the finite z
+  double finite;         // sum of the finite z, or of v z over them
 };
 
 struct Layout {
   int64_t width, tiles, slots;  // columns of a tile, padded; tiles of a row; tiles whose exponentials are kept
   int64_t extra, members;       // extra teachers; all members
-  int64_t packed, shifted, at_1, less, result, exps, tile_sums, row_sums, tile_pairs, row_pairs;  // offsets in bytes
+  int64_t shifted, at_1, less, result, label, exps;                         // offsets in bytes
+  int64_t tile_sums, row_sums, tile_labels, tile_pairs, row_pairs;
   int64_t bytes;
 };
 
@@ -42,6 +41,11 @@ inline int64_t extra_teachers(const KDProblem& p) {
     case Targets::logits: return p.students;
     default: return p.num_teachers;
   }
+}
+
+// Whether labels may have a spread part that differs from class to class.
+inline bool has_spread_labels(const KDProblem& p) {
+  return p.probabilities || (p.class_weights && p.label_smoothing > 0);
 }
 
 inline Layout layout_of(const KDProblem& p) {
@@ -59,8 +63,7 @@ inline Layout layout_of(const KDProblem& p) {
     l.bytes += round_up(bytes, LINE);
     return offset;
   };
-  const int64_t vector = l.width * 4, learns = p.ensemble_ce_weight != 0;
-  l.packed = take(vector);
+  const int64_t vector = l.width * 4, learns = p.ensemble_ce_weight != 0, spread = has_spread_labels(p);
   // The ensemble and the extra teachers; then each student, if students may be sources of probabilities, or one
   // external teacher at a time, if its logits are mixed.
   l.shifted = take((1 + l.extra + (pairs ? p.students : p.targets == Targets::logits && p.num_teachers > 0)) * vector);
@@ -68,7 +71,9 @@ inline Layout layout_of(const KDProblem& p) {
   l.tile_sums = take(l.tiles * l.members * int64_t{sizeof(TileSums)});
   l.row_sums = take(l.members * int64_t{sizeof(RowSums)});
   l.at_1 = take(learns * vector);
-  l.less = take((pairs || learns) * vector);
+  l.less = take((pairs || learns || spread) * vector);
+  l.label = take(spread * vector);
+  l.tile_labels = take(spread * l.tiles * int64_t{sizeof(double)});
   l.result = take(pairs * vector);
   const int64_t pair_bytes = pairs * p.students * p.sources() * int64_t{sizeof(double)};
   l.tile_pairs = take(l.tiles * pair_bytes);

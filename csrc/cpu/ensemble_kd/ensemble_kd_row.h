@@ -16,11 +16,12 @@ class Row {
         pairs(p.targets == Targets::probabilities),
         learns(p.ensemble_ce_weight != 0) {
     char* base = static_cast<char*>(scratch);
-    packed = base + l.packed;
     mixed = reinterpret_cast<float*>(base + l.shifted);
     at_1 = reinterpret_cast<float*>(base + l.at_1);
     less = reinterpret_cast<float*>(base + l.less);
     result = reinterpret_cast<float*>(base + l.result);
+    label = reinterpret_cast<float*>(base + l.label);
+    tile_labels = reinterpret_cast<double*>(base + l.tile_labels);
     exps = reinterpret_cast<float*>(base + l.exps);
     tile_sums = reinterpret_cast<TileSums*>(base + l.tile_sums);
     row_sums = reinterpret_cast<RowSums*>(base + l.row_sums);
@@ -32,28 +33,63 @@ class Row {
   const KDProblem& p;
   const Layout l;
   const bool pairs, learns;  // targets mix probabilities; the ensemble's cross-entropy is part of the loss
-  void* packed;              // [width] a strided tile, gathered
   float* mixed;              // [1 + extra + ..., width] zE, then zE - max; then other members, see layout_of
   float* at_1;               // [width] e^(zE - max)
   float* less;               // [width] what is subtracted in a student's gradient, if it is more than one softmax
   float* result;             // [width] gradients of a student whose exponentials are still needed
+  float* label;              // [width] v, the spread part of the row's label
+  double* tile_labels;       // [tiles] sums of v
   float* exps;               // [slots, members, width]
   TileSums* tile_sums;       // [tiles, members]
   RowSums* row_sums;         // [members]
   double* tile_pairs;        // [tiles, S, sources] cross sums of each student with each source of its target
   double* row_pairs;         // [S, sources]
   float inv_t;
-  int64_t row_ = 0, target_ = -1;   // this row and its label; -1 without labels
-  const float* weights_ = nullptr;  // [S] weights of this row, or null for the mean
+  // The label of a row is y = hit e_target + v. `smoothed`: v is label_smoothing / classes for all classes.
+  enum class Rest { none, smoothed, spread };
 
-  void start(int64_t row) {
+  int64_t row_ = 0, target_ = -1;   // this row and its label; -1 without labels
+  int64_t outer_ = 0, inner_ = 0;   // row_ = outer_ * p.inner + inner_
+  const float* weights_ = nullptr;  // [S] weights of this row, or null for the mean
+  Rest rest_ = Rest::none;
+  double hit_ = 0, label_total_ = 0;      // label_total_ is the sum of y
+  double ce_scale_ = 0, kd_scale_ = 0;  // factors of this row's gradients
+
+  void go_to(int64_t row) {
     row_ = row;
-    target_ = p.target ? p.target[row] : -1;
-    weights_ = p.ensemble_weights ? p.ensemble_weights + row * p.weights_row : nullptr;
+    outer_ = row / p.inner;
+    inner_ = row % p.inner;
+  }
+  void go_on() {
+    ++row_;
+    if (++inner_ < p.inner) return;
+    inner_ = 0;
+    ++outer_;
+  }
+
+  void start() {
+    target_ = p.target ? p.target[row_] : -1;
+    weights_ = p.ensemble_weights ? p.ensemble_weights + row_ * p.weights_row : nullptr;
+    const double scale = p.row_scales ? p.row_scales[row_] : 1.0;
+    ce_scale_ = scale * p.ce_scale;
+    kd_scale_ = scale * p.kd_scale;
+    if (p.target) start_label();
     for (int64_t k = 0; k < l.members; ++k) {
       row_sums[k] = {};
       row_sums[k].max = -INFINITY;
     }
+  }
+
+  void start_label() {
+    const bool spread = p.spread && p.spread[row_], smooth = p.label_smoothing > 0;
+    rest_ = spread || (smooth && p.class_weights) ? Rest::spread : smooth ? Rest::smoothed : Rest::none;
+    hit_ = spread ? 0.0 : (1 - p.label_smoothing) * (p.class_weights ? p.class_weights[target_] : 1.0);
+    label_total_ = rest_ == Rest::smoothed ? 1.0 : hit_;  // join_tiles adds the sum of a spread part
+  }
+
+  template <class T>
+  T* address(const Matrix& m, int64_t tile) const {
+    return static_cast<T*>(m.data) + outer_ * m.outer_stride + inner_ * m.inner_stride + tile * l.width;
   }
 
   float* slot(int64_t tile, int64_t member) const {
@@ -115,6 +151,12 @@ class Row {
     return teacher.factor * (cross + teacher.at_t * moved);
   }
 
+  // A tile's sum of v (z - max) of a member, relative to the row's maximum.
+  double joined_labels(int64_t tile, int64_t k) const {
+    const double own = tile_sums[tile * l.members + k].labels;
+    return l.tiles == 1 || tile_labels[tile] == 0 ? own : own + tile_labels[tile] * above(tile, k);
+  }
+
   // Joins the sums of the tiles to the sums of the row.
   void join_tiles() {
     if (pairs) {
@@ -126,6 +168,10 @@ class Row {
         sums[k].factor = at_t_factor(tile, k);
         row_sums[k].at_t += sums[k].factor * sums[k].at_t;
         if (k <= p.students) row_sums[k].at_1 += at_1_factor(tile, k) * sums[k].at_1;
+      }
+      if (rest_ == Rest::spread) {
+        label_total_ += tile_labels[tile];
+        for (int64_t k = 0; k <= p.students; ++k) row_sums[k].labels += joined_labels(tile, k);
       }
       for (int64_t j = 0; j < p.students; ++j) {
         if (p.with_weights_grad) row_sums[1 + j].moment += at_1_factor(tile, 0) * sums[1 + j].moment;
@@ -141,22 +187,25 @@ class Row {
     }
   }
 
-  double cross_entropy(const RowSums& row, bool smoothed) const {
+  // -sum y log p. Terms with y = 0 are 0, also where p is 0.
+  double cross_entropy(const RowSums& row) const {
     const double log_sum = log(row.at_1);
-    const double plain = log_sum + (static_cast<double>(row.max) - row.at_target);
-    if (!smoothed) return plain;
-    const double even = log_sum + row.max - row.logits / static_cast<double>(p.classes);
-    return (1 - p.label_smoothing) * plain + p.label_smoothing * even;
+    const double plain = hit_ == 0 ? 0.0 : hit_ * (log_sum + (static_cast<double>(row.max) - row.at_target));
+    switch (rest_) {
+      case Rest::none: return plain;
+      case Rest::smoothed:
+        return plain + p.label_smoothing * (log_sum + row.max - row.logits / static_cast<double>(p.classes));
+      default: return plain + (label_total_ - hit_) * log_sum - row.labels;
+    }
   }
 
   double ensemble_cross_entropy() const {
-    if (!(p.label_smoothing > 0)) return cross_entropy(row_sums[0], false);
     RowSums ensemble = row_sums[0];
-    for (int64_t j = 0; j < p.students; ++j) {
+    for (int64_t j = 0; rest_ == Rest::smoothed && j < p.students; ++j) {
       const double w = weight(j);
       if (w != 0) ensemble.logits += w * row_sums[1 + j].logits;
     }
-    return cross_entropy(ensemble, true);
+    return cross_entropy(ensemble);
   }
 
   // KL(teacher || student) at temperature T. Rounding can give -1e-9, which becomes 0.
@@ -177,27 +226,45 @@ class Row {
 
   // Adds the row's losses and hits to the sums that the kernel returns.
   void add_row(double* sums, int64_t* correct) const {
+    double loss = 0;
     for (int64_t j = 0; j < p.students; ++j) {
       const RowSums& row = row_sums[1 + j];
-      sums[p.students + j] += p.temperature * p.temperature * divergence_from_target(j);
-      if (!p.target) continue;
-      sums[j] += cross_entropy(row, p.label_smoothing > 0);
-      correct[j] += row.correct;
+      const double kd = p.temperature * p.temperature * divergence_from_target(j);
+      const double ce = p.target ? cross_entropy(row) : 0.0;
+      sums[p.students + j] += kd;
+      sums[j] += ce;
+      correct[j] += p.target && row.correct;
+      if (!p.row_statistics.loss) continue;
+      loss += p.kd_weight * kd + (p.target ? p.ce_weight * ce : 0.0);
+      p.row_statistics.kd[j * p.rows + row_] = static_cast<float>(kd);
+      p.row_statistics.ce[j * p.rows + row_] = static_cast<float>(ce);
     }
-    if (!p.target) return;
-    sums[2 * p.students] += ensemble_cross_entropy();
-    correct[p.students] += row_sums[0].correct;
+    const double ensemble_ce = p.target ? ensemble_cross_entropy() : 0.0;
+    sums[2 * p.students] += ensemble_ce;
+    correct[p.students] += p.target && row_sums[0].correct;
+    if (!p.row_statistics.loss) return;
+    if (learns) loss += p.ensemble_ce_weight * ensemble_ce;
+    p.row_statistics.ensemble_ce[row_] = static_cast<float>(ensemble_ce);
+    p.row_statistics.loss[row_] = static_cast<float>(loss);
   }
 
-  // dL/dw_j = scale * ensemble_ce_weight * (sum_c pE z_j - sum_c y z_j); terms with a logit of -inf are left out.
+  void clear_statistics() const {
+    if (!p.row_statistics.loss) return;
+    for (int64_t j = 0; j < p.students; ++j) {
+      p.row_statistics.kd[j * p.rows + row_] = p.row_statistics.ce[j * p.rows + row_] = 0;
+    }
+    p.row_statistics.ensemble_ce[row_] = p.row_statistics.loss[row_] = 0;
+  }
+
+  // dL/dw_j = scale * ensemble_ce_weight * (sum y * sum_c pE z_j - sum_c y z_j); terms with a logit of -inf are left out.
   void add_weights_grad(double* sums) const {
     for (int64_t j = 0; j < p.students; ++j) {
       const RowSums& z = row_sums[1 + j];
-      const double expected = z.moment == 0 ? 0.0 : z.moment / row_sums[0].at_1;
-      const double at_target = z.at_target == -INFINITY ? 0.0 : z.at_target;
-      const double even = z.finite / static_cast<double>(p.classes);
-      const double labels = (1 - p.label_smoothing) * at_target + p.label_smoothing * even;
-      const double grad = p.grad_scale * p.ensemble_ce_weight * (expected - labels);
+      const double expected = z.moment == 0 ? 0.0 : label_total_ * (z.moment / row_sums[0].at_1);
+      double labels = hit_ * (z.at_target == -INFINITY ? 0.0 : z.at_target);
+      if (rest_ == Rest::smoothed) labels += p.label_smoothing * (z.finite / static_cast<double>(p.classes));
+      if (rest_ == Rest::spread) labels += z.finite;
+      const double grad = ce_scale_ * p.ensemble_ce_weight * (expected - labels);
       sums[j] += grad;
       if (p.gate_grads) p.gate_grads[row_ * p.students + j] = static_cast<float>(grad);
     }
@@ -217,9 +284,9 @@ class Row {
     return (kept ? tile_sums[tile * l.members + k].factor : 1.0) * kd / row_sums[k].at_t;
   }
 
-  // Writes to `less` what is subtracted in student j's gradient: kd times its targets, less the part that the
-  // ensemble's own cross-entropy adds.
-  void combine(int64_t tile, int64_t j, int64_t padded, double kd, double learning, bool kept) {
+  // Writes to `less` what is subtracted in student j's gradient: kd times its targets, `labels` times the spread part of
+  // the label, less the part that the ensemble's own cross-entropy adds.
+  void combine(int64_t tile, int64_t j, int64_t padded, double kd, double labels, double learning, bool kept) {
     fill(less, 0, padded);
     if (!pairs) {
       const int64_t k = target_of(j);
@@ -232,8 +299,9 @@ class Row {
         if (w != 0) add_scaled(less, e, static_cast<float>(factor), padded);
       }
     }
+    if (rest_ == Rest::spread) add_scaled(less, label, static_cast<float>(labels), padded);
     if (!learns) return;
-    const double own = learning * weight(j) * (kept ? at_1_factor(tile, 0) : 1.0) / row_sums[0].at_1;
+    const double own = learning * weight(j) * label_total_ * (kept ? at_1_factor(tile, 0) : 1.0) / row_sums[0].at_1;
     add_scaled(less, at_1, static_cast<float>(-own), padded);
   }
 };

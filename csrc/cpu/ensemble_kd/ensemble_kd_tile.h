@@ -1,33 +1,12 @@
 // The ensemble distillation loss on a tile of columns of one row: loops over the vectors of the tile.
 #pragma once
 
-#include "cpu/simd/vec.h"
-
 #include <math.h>
+
+#include "cpu/ensemble_kd/ensemble_kd_elements.h"
 
 namespace oekd::OEKD_ISA {
 namespace {
-
-// T if e^z can be computed as (e^(z/T))^T by multiplications, else 0.
-inline int integer_temperature(double t) { return t == 1 ? 1 : t == 2 ? 2 : t == 3 ? 3 : t == 4 ? 4 : 0; }
-
-template <int POWER>
-inline vf power(vf e) {
-  if constexpr (POWER == 1) return e;
-  if constexpr (POWER == 2) return e * e;
-  if constexpr (POWER == 3) return e * e * e;
-  if constexpr (POWER == 4) return (e * e) * (e * e);
-}
-
-// e^d, where e = e^(d/T).
-template <int POWER>
-inline vf exp_at_1(vf d, vf e) {
-  if constexpr (POWER == 0) return exp_nonpositive(d);
-  if constexpr (POWER != 0) return power<POWER>(e);
-}
-
-// t (target - d), where t = e^(target/T). It is 0 where t is 0, although the difference may be -inf - -inf.
-inline vf cross_term(vf t, vf target, vf d) { return t * (t == vf{} ? vf{} : target - d); }
 
 // Sums of one member (the ensemble, a student or an extra teacher) over a tile, relative to the tile's maximum.
 struct TileSums {
@@ -35,6 +14,7 @@ struct TileSums {
   double at_t;     // sum e^((z - max)/T)
   double at_1;     // sum e^(z - max)
   double cross;    // students: sum e^((t - maxt)/T) ((t - maxt) - (z - max)) with the target's logits t
+  double labels;   // ensemble and students: sum v (z - max), where v is the spread part of the row's label
   double moment;   // students: sum e^(zE - maxE) z over the finite z
   double factor;   // makes e^((z - max)/T) relative to the row's maximum
 };
@@ -52,19 +32,6 @@ inline __attribute__((always_inline)) void sum_vectors(int64_t width, vf (&total
     for (int64_t c = begin; c < end; c += LANES) step(c, sums);
     for (int k = 0; k < N; ++k) totals[k] += sums[k];
   }
-}
-
-inline vf first_lanes(int64_t n, vf v, float other) {
-  vi lane;
-  for (int i = 0; i < LANES; ++i) lane[i] = i;
-  return lane < (vi{} + static_cast<int32_t>(n)) ? v : splat(other);
-}
-
-template <class T>
-inline vf load_part(const T* p, int64_t n, float other) {
-  T part[LANES] = {};
-  __builtin_memcpy(part, p, n * sizeof(T));
-  return first_lanes(n, load_float(part), other);
 }
 
 // dst = z, padded with -inf; if MIX, mixed += w z. Returns the maximum.
@@ -185,6 +152,44 @@ double expectation(const float* z, const float* at_1, int64_t width, TileSums& s
   return sum_across(totals[1]);
 }
 
+// Writes the spread part of a label, v_c = w_c (keep t_c + even), padded with 0. Without t: w_c even; without w: w_c = 1.
+template <class T>
+void spread_label(const T* t, const float* w, int64_t n, float keep, float even, float* v) {
+  for (int64_t c = 0; c < n; c += LANES) {
+    const int64_t left = n - c < LANES ? n - c : LANES;
+    vf y = splat(even);
+    if (t) y += (left < LANES ? load_part(t + c, left, 0.0f) : load_float(t + c)) * keep;
+    if (w) y *= left < LANES ? load_part(w + c, left, 0.0f) : load<vf>(w + c);
+    store(v + c, left < LANES ? first_lanes(left, y, 0.0f) : y);
+  }
+}
+
+double sum_of_vectors(const float* x, int64_t width) {
+  vf sums[1];
+  sum_vectors(width, sums, [&](int64_t c, vf (&s)[1]) { s[0] += load<vf>(x + c); });
+  return sum_across(sums[0]);
+}
+
+// sum v (z - shift). Terms with v = 0 are 0, also where z is -inf.
+double label_sum(const float* v, const float* z, int64_t width, float shift) {
+  vf sums[1];
+  sum_vectors(width, sums, [&](int64_t c, vf (&s)[1]) {
+    const vf y = load<vf>(v + c);
+    s[0] += y == vf{} ? vf{} : y * (load<vf>(z + c) - shift);
+  });
+  return sum_across(sums[0]);
+}
+
+// sum v z over the finite z.
+double finite_label_sum(const float* v, const float* z, int64_t width) {
+  vf sums[1];
+  sum_vectors(width, sums, [&](int64_t c, vf (&s)[1]) {
+    const vf x = load<vf>(z + c);
+    s[0] += x > splat(-INFINITY) ? load<vf>(v + c) * x : vf{};
+  });
+  return sum_across(sums[0]);
+}
+
 // sum += w x
 void add_scaled(float* sum, const float* x, float w, int64_t width) {
   for (int64_t c = 0; c < width; c += LANES) store(sum + c, load<vf>(x + c) * w + load<vf>(sum + c));
@@ -207,26 +212,6 @@ void gradients(float* g, const float* z, const float* teacher, int64_t width, fl
     }
     if constexpr (POWER != 0) e1 = power<POWER>(e);
     store(g + i, e1 * a + (e * b - (load<vf>(teacher + i) * c + k)));
-  }
-}
-
-// Writes n values of `src` to `dst` in its dtype, past the caches if `streamed`.
-template <class T>
-void put(T* dst, int64_t n, const float* src, bool streamed) {
-  int64_t c = 0;
-  if constexpr (sizeof(T) == 4) {
-    if (streamed) {
-      for (; c < n && reinterpret_cast<uintptr_t>(dst + c) % sizeof(vf); ++c) dst[c] = src[c];
-      for (; c + LANES <= n; c += LANES) stream(dst + c, load<vf>(src + c));
-    }
-  }
-  for (; c + LANES <= n; c += LANES) store_float(dst + c, load<vf>(src + c));
-  if (c < n) {
-    float part_in[LANES] = {};
-    T part_out[LANES];
-    __builtin_memcpy(part_in, src + c, (n - c) * sizeof(float));
-    store_float(part_out, load<vf>(part_in));
-    __builtin_memcpy(dst + c, part_out, (n - c) * sizeof(T));
   }
 }
 

@@ -17,6 +17,9 @@ typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+// Half as many doubles, and floats.
+typedef double vd __attribute__((vector_size(LANES * 4)));
+typedef float vhf __attribute__((vector_size(LANES * 2)));
 
 template <class To, class From>
 inline To bits(From x) {
@@ -121,9 +124,37 @@ inline vh from_float(F16, vf x) {
 inline vf load_float(const float* p) { return load<vf>(p); }
 inline vf load_float(const BF16* p) { return to_float(BF16{}, load<vh>(p)); }
 inline vf load_float(const F16* p) { return to_float(F16{}, load<vh>(p)); }
+
+struct Halves { vhf low, high; };
+inline vd to_double(vhf x) { return __builtin_convertvector(x, vd); }
+inline vf to_float(vd low, vd high) {
+  return bits<vf>(Halves{__builtin_convertvector(low, vhf), __builtin_convertvector(high, vhf)});
+}
+
+inline vf load_float(const double* p) { return to_float(load<vd>(p), load<vd>(p + LANES / 2)); }
 inline void store_float(float* p, vf x) { store(p, x); }
 inline void store_float(BF16* p, vf x) { store(p, from_float(BF16{}, x)); }
 inline void store_float(F16* p, vf x) { store(p, from_float(F16{}, x)); }
+inline void store_float(double* p, vf x) {
+  const Halves parts = bits<Halves>(x);
+  store(p, to_double(parts.low));
+  store(p + LANES / 2, to_double(parts.high));
+}
+
+// v in the first n lanes, `other` in the rest.
+inline vf first_lanes(int64_t n, vf v, float other) {
+  vi lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  return lane < (vi{} + static_cast<int32_t>(n)) ? v : splat(other);
+}
+
+// Loads n < LANES numbers.
+template <class T>
+inline vf load_part(const T* p, int64_t n, float other) {
+  T part[LANES] = {};
+  __builtin_memcpy(part, p, n * sizeof(T));
+  return first_lanes(n, load_float(part), other);
+}
 
 // Stores past the caches; p is aligned to the vector.
 inline void stream(float* p, vf x) {

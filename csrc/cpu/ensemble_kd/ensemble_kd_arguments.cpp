@@ -1,0 +1,132 @@
+#include "cpu/ensemble_kd/ensemble_kd_arguments.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/memory.h"
+
+namespace oekd {
+
+using at::Tensor;
+
+void take_device_scalars(const Tensor& scalars, Settings& settings) {
+  TORCH_CHECK_VALUE(scalars.dim() == 1 && (scalars.size(0) == 3 || scalars.size(0) == 4) && scalars.device().is_cpu(),
+                    "device_scalars: expected [3] or [4] on the CPU, got ", scalars.sizes(), " on ", scalars.device());
+  TORCH_CHECK_TYPE(scalars.scalar_type() == at::kFloat, "device_scalars: expected float32, got ",
+                   scalars.scalar_type());
+  check_memory("device_scalars", scalars);
+  const float* data = scalars.const_data_ptr<float>();
+  const int64_t stride = scalars.stride(0);
+  settings.temperature = data[0];
+  settings.ce_weight = data[stride];
+  settings.kd_weight = data[2 * stride];
+  if (scalars.size(0) == 4) settings.ensemble_ce_weight = data[3 * stride];
+}
+
+void check_settings(const Settings& settings, bool has_target, bool with_grads) {
+  TORCH_CHECK_VALUE(settings.temperature > 0 && std::isfinite(settings.temperature),
+                    "temperature: expected a finite number > 0, got ", settings.temperature);
+  TORCH_CHECK_VALUE(std::isfinite(settings.ce_weight), "ce_weight: expected a finite number, got ", settings.ce_weight);
+  TORCH_CHECK_VALUE(std::isfinite(settings.kd_weight), "kd_weight: expected a finite number, got ", settings.kd_weight);
+  TORCH_CHECK_VALUE(std::isfinite(settings.ensemble_ce_weight), "ensemble_ce_weight: expected a finite number, got ",
+                    settings.ensemble_ce_weight);
+  TORCH_CHECK_VALUE(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,
+                    "label_smoothing: expected a number in [0, 1], got ", settings.label_smoothing);
+  TORCH_CHECK_VALUE(has_target || settings.ensemble_ce_weight == 0,
+                    "target: expected labels with ensemble_ce_weight ", settings.ensemble_ce_weight, ", got None");
+  // The value does not depend on detach_ensemble.
+  TORCH_CHECK_VALUE(settings.detach_ensemble || !with_grads,
+                    "detach_ensemble: expected True with the native backend, got False");
+  TORCH_CHECK_VALUE(settings.divergence == 0, "divergence: expected 0 (forward) with the native backend, got ",
+                    settings.divergence);
+  TORCH_CHECK_VALUE(!(settings.mean && settings.per_row), "per_row: expected False with mean, got True");
+}
+
+Shape::Shape(const Tensor& first) : sizes(first.sizes()) {
+  TORCH_CHECK_VALUE((first.dim() == 2 || first.dim() == 3) && first.size(1) > 0,
+                    "logits: expected [B, C] or [O, C, I] with C >= 1, got ", first.sizes());
+  classes = first.size(1);
+  by_row.push_back(first.size(0));
+  if (first.dim() == 3) by_row.push_back(first.size(2));
+  rows = by_row.front() * by_row.back();
+  if (first.dim() == 2) rows = by_row.front();
+  // Rows of one dimension are the inner ones, whichever dimension they have.
+  inner = by_row.back() == 1 ? by_row.front() : by_row.back();
+}
+
+Matrix Shape::matrix(const Tensor& t) const {
+  void* data = const_cast<void*>(t.const_data_ptr());
+  // The stride of a single class is arbitrary.
+  const int64_t class_stride = classes == 1 ? 1 : t.stride(1);
+  if (by_row.back() == inner && by_row.size() == 2) return {data, t.stride(0), class_stride, t.stride(2)};
+  return {data, 0, class_stride, t.stride(0)};
+}
+
+Scalar scalar_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return Scalar::f32;
+    case at::kBFloat16: return Scalar::bf16;
+    case at::kHalf: return Scalar::f16;
+    default:
+      TORCH_CHECK_TYPE(false, name, ": expected float32, bfloat16 or float16 with the native backend, got ",
+                       tensor.scalar_type());
+  }
+}
+
+std::vector<Matrix> matrices(const char* name, at::TensorList tensors, const Tensor& like, const Shape& shape) {
+  std::vector<Matrix> out;
+  for (const Tensor& t : tensors) {
+    TORCH_CHECK_VALUE(t.sizes() == like.sizes(), name, ": expected ", like.sizes(), " for each student, got ",
+                      t.sizes());
+    TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), name, ": expected ", like.scalar_type(), ", got ",
+                     t.scalar_type());
+    TORCH_CHECK_VALUE(t.device().is_cpu(), name, ": expected tensors on the CPU, got ", t.device());
+    check_memory(name, t);
+    out.push_back(shape.matrix(t));
+  }
+  return out;
+}
+
+std::vector<Source> teachers_of(at::TensorList tensors, const Shape& shape, std::vector<Tensor>& kept) {
+  std::vector<Source> out;
+  for (const Tensor& given : tensors) {
+    TORCH_CHECK_VALUE(given.sizes() == shape.sizes && given.device().is_cpu(), "teacher_logits: expected ",
+                      shape.sizes, " on the CPU, got ", given.sizes(), " on ", given.device());
+    check_memory("teacher_logits", given);
+    // The dispatcher evaluates lazy negations in all arguments but an optional list of tensors.
+    const Tensor& t = kept.emplace_back(given.resolve_neg());
+    const bool wide = t.scalar_type() == at::kDouble;
+    out.push_back({shape.matrix(t), wide ? Scalar::f64 : scalar_of("teacher_logits", t)});
+  }
+  return out;
+}
+
+Tensor floats_of(const char* name, const Tensor& tensor, bool expected, const std::string& shapes) {
+  TORCH_CHECK_VALUE(expected && tensor.device().is_cpu(), name, ": expected ", shapes, " on the CPU, got ",
+                    tensor.sizes(), " on ", tensor.device());
+  TORCH_CHECK_TYPE(tensor.is_floating_point(), name, ": expected a floating dtype, got ", tensor.scalar_type());
+  check_memory(name, tensor);
+  return tensor.to(at::kFloat).contiguous();
+}
+
+Tensor class_weights_of(const Tensor& weights, int64_t classes) {
+  const bool fits = weights.dim() == 1 && weights.size(0) == classes;
+  Tensor floats = floats_of("class_weights", weights, fits, c10::str("[", classes, "]"));
+  const float* w = floats.const_data_ptr<float>();
+  for (int64_t c = 0; c < classes; ++c) {
+    TORCH_CHECK_VALUE(w[c] >= 0 && std::isfinite(w[c]), "class_weights: expected finite numbers >= 0, got ", w[c],
+                      " for class ", c);
+  }
+  TORCH_CHECK_VALUE(std::any_of(w, w + classes, [](float x) { return x > 0; }),
+                    "class_weights: expected a number > 0 among them, got only 0");
+  return floats;
+}
+
+double number_of(const char* name, const Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.numel() == 1 && tensor.device().is_cpu(), name,
+                    ": expected one element on the CPU, got ", tensor.sizes(), " on ", tensor.device());
+  check_memory(name, tensor);
+  return tensor.item<double>();
+}
+
+}  // namespace oekd

@@ -1,0 +1,187 @@
+// The kernel of the ensemble distillation loss for rows that are adjacent in memory while their classes are apart, as
+// in images of labels, [B, C, H, W]. Compiled once for each instruction set (setup.py).
+//
+// A block of rows is copied to scratch, [members, classes, rows], a run of adjacent rows at a time, so that each logit
+// is read from memory once. The distance between the classes is often a power of two, whose addresses share a few
+// sets of the caches; in scratch it is not. Then each vector of LANES rows passes through all steps in the first-level
+// cache: maxima, exponentials and their sums, losses, and the gradients, which replace the logits in scratch. They are
+// written to memory a run of rows at a time.
+//
+// The formulas are those of ensemble_kd_kernel.cpp. Sums over classes are in float for 4 classes at a time and in
+// double beyond, since a lane adds up all classes of its row.
+#include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/ensemble_kd/ensemble_kd_lanes_rows.h"
+
+namespace oekd::OEKD_ISA {
+namespace {
+
+template <int POWER, bool LABELS>
+class Lanes : LaneRows {
+ public:
+  Lanes(const KDProblem& problem, void* scratch) : LaneRows(problem, scratch) {}
+
+  void run(int64_t begin, int64_t end, double* sums, int64_t* correct) {
+    for (int64_t row = begin; row < end;) {
+      const int64_t n = load_block(row, end);
+      for (int64_t at = 0; at < n; at += LANES) run_vector(row + at, at, n - at < LANES ? n - at : LANES);
+      if (p.grads) store_block(row, n);
+      row += n;
+    }
+    add_sums(sums, correct);
+  }
+
+ private:
+  void run_vector(int64_t row, int64_t at, int64_t n) {
+    start(row, at, n);
+    const Wide teacher = p.targets == Targets::ensemble ? of_ensemble() : of_teacher();
+    for (int64_t j = 0; j < p.students; ++j) {
+      float* z = plane(j);
+      const Member student = exponentials(z, maxima[j]);
+      add_student(j, student, teacher);
+      if (p.grads) gradients(z, student, teacher);
+    }
+    finish_row_losses();
+  }
+
+  // Computes the ensemble's statistics, and its exponentials as those of the target. Returns their sums at T.
+  Wide of_ensemble() {
+    const Member ensemble = of_mean([&](int64_t c, vf d) {
+      const vf e = exp_nonpositive(d * inv_t);
+      store(shifted + c * LANES, d);
+      store(exps + c * LANES, e);
+      return Pair{e, exp_at_1<POWER>(d, e)};
+    });
+    add_ensemble(ensemble);
+    return ensemble.at_t;
+  }
+
+  // Computes the external teacher's exponentials, and the ensemble's statistics. Returns the sums of the former at T.
+  Wide of_teacher() {
+    if (p.target) add_ensemble(of_mean([&](int64_t, vf d) { return Pair{vf{}, exp_nonpositive(d)}; }));
+    const float* z = plane(p.students);
+    vf most = splat(-INFINITY);
+    for (int64_t c = 0; c < p.classes; ++c) most = max(load<vf>(z + c * l.pitch), most);
+    most = shift(most);
+    Wide totals[1] = {};
+    sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[1]) {
+      const vf d = load<vf>(z + c * l.pitch) - most;
+      const vf e = exp_nonpositive(d * inv_t);
+      store(shifted + c * LANES, d);
+      store(exps + c * LANES, e);
+      s[0] += e;
+    });
+    return totals[0];
+  }
+
+  struct Pair { vf at_t, at_1; };
+
+  // The mean of the students' logits; `exponentials` maps a shifted logit to its exponentials.
+  template <class Exponentials>
+  Member of_mean(const Exponentials& exponentials) {
+    Member mean{largest_of(mixed, LANES)};
+    const vf most = shift(mean.max);
+    Wide totals[3] = {};
+    sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[3]) {
+      const vf d = load<vf>(mixed + c * LANES) - most;
+      const Pair e = exponentials(c, d);
+      s[0] += e.at_t;
+      s[1] += e.at_1;
+      if constexpr (LABELS) s[2] += label_term(c, d);
+    });
+    mean.at_t = totals[0];
+    mean.at_1 = totals[1];
+    mean.labels = totals[2];
+    return mean;
+  }
+
+  vf label_term(int64_t c, vf d) const {
+    const vf v = load<vf>(label + c * LANES);
+    return v == vf{} ? vf{} : v * d;  // 0 where the logit is -inf too
+  }
+
+  // Replaces a student's logits by e^((z - max)/T).
+  Member exponentials(float* z, const Largest& largest) {
+    Member student{largest};
+    const vf most = shift(student.max);
+    Wide totals[4] = {};
+    sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[4]) {
+      float* at = z + c * l.pitch;
+      const vf d = load<vf>(at) - most;
+      const vf e = exp_nonpositive(d * inv_t), e1 = exp_at_1<POWER>(d, e);
+      store(at, e);
+      if constexpr (POWER == 0) store(ones + c * LANES, e1);
+      s[0] += e;
+      s[1] += e1;
+      s[2] += cross_term(load<vf>(exps + c * LANES), load<vf>(shifted + c * LANES), d);
+      if constexpr (LABELS) s[3] += label_term(c, d);
+    });
+    student.at_t = totals[0];
+    student.at_1 = totals[1];
+    student.cross = totals[2];
+    student.labels = totals[3];
+    return student;
+  }
+
+  // Replaces a student's exponentials by its gradients.
+  void gradients(float* z, const Member& student, const Wide& teacher) {
+    vf a, b, c, labels;
+    {
+      vd wide[4][2];
+      for (int h = 0; h < 2; ++h) {
+        const vd ce = ce_scale.half[h] * (p.target ? p.ce_weight : 0.0);
+        const vd kd = kd_scale.half[h] * (p.kd_weight * p.temperature);
+        wide[0][h] = ce * label_total.half[h] / student.at_1.half[h];
+        wide[1][h] = kd / student.at_t.half[h];
+        wide[2][h] = kd / teacher.half[h];
+        wide[3][h] = ce;
+      }
+      a = to_float(wide[0][0], wide[0][1]);
+      b = to_float(wide[1][0], wide[1][1]);
+      c = to_float(wide[2][0], wide[2][1]);
+      labels = to_float(wide[3][0], wide[3][1]);
+    }
+    for (int64_t i = 0; i < p.classes; ++i) {
+      float* at = z + i * l.pitch;
+      const vf e = load<vf>(at);
+      vf e1;
+      if constexpr (POWER == 0) e1 = load<vf>(ones + i * LANES);
+      if constexpr (POWER != 0) e1 = power<POWER>(e);
+      vf less = load<vf>(exps + i * LANES) * c;
+      if constexpr (LABELS) less += load<vf>(label + i * LANES) * labels;
+      store(at, e1 * a + (e * b - less));
+    }
+    if (p.target) subtract_hits(z);
+  }
+};
+
+template <int POWER>
+void run_lanes(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
+  if (has_rest(p)) return Lanes<POWER, true>(p, scratch).run(begin, end, sums, correct);
+  Lanes<POWER, false>(p, scratch).run(begin, end, sums, correct);
+}
+
+int64_t piece_of(const KDProblem& p) {
+  constexpr int64_t PIECE = int64_t{1} << 18;  // elements of all students in one piece of work
+  const int64_t rows = lane_layout(p).rows;
+  return round_up(PIECE / (p.students * p.classes) + 1, rows);
+}
+
+int64_t scratch_bytes(const KDProblem& p) { return lane_layout(p).bytes; }
+
+void rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
+  const FlushToZero guard;
+  switch (integer_temperature(p.temperature)) {
+    case 1: run_lanes<1>(p, begin, end, scratch, sums, correct); break;
+    case 2: run_lanes<2>(p, begin, end, scratch, sums, correct); break;
+    case 3: run_lanes<3>(p, begin, end, scratch, sums, correct); break;
+    case 4: run_lanes<4>(p, begin, end, scratch, sums, correct); break;
+    default: run_lanes<0>(p, begin, end, scratch, sums, correct);
+  }
+  if (p.stream_stores) finish_streams();
+}
+
+}  // namespace
+
+const KDKernel ensemble_kd_lanes_kernel{piece_of, scratch_bytes, rows};
+
+}  // namespace oekd::OEKD_ISA

@@ -1,0 +1,31 @@
+// The logarithm of vectors of doubles.
+#pragma once
+
+#include <math.h>
+
+#include "cpu/simd/vec.h"
+
+namespace oekd::OEKD_ISA {
+
+typedef uint64_t vul __attribute__((vector_size(LANES * 4)));
+
+inline vd splat_double(double x) { return x - vd{}; }
+
+// log x of numbers that are 0 or normal, with an error below 1e-10 of max(1, |log x|); NaN of NaN and of numbers below 0.
+// x = 2^k m with m in [sqrt(1/2), sqrt(2)): log m = 2 artanh(s) with s = (m - 1) / (m + 1), |s| < 0.172, as a series.
+inline vd log_of(vd x) {
+  constexpr uint64_t ROOT = 0x3fe6a09e667f3bcd, ONE = 0x3ff0000000000000, EXPONENT = 0xfff0000000000000;
+  const vul u = bits<vul>(x), from_root = u - ROOT + ONE;  // k + 1023 in the exponent's bits
+  const vd k = bits<vd>((from_root >> 52) | 0x4330000000000000) - (0x1p52 + 1023);
+  const vd m = bits<vd>(u - (from_root & EXPONENT) + ONE);
+  const vd s = (m - 1.0) / (m + 1.0), s2 = s * s;
+  vd q = s2 * (1.0 / 11) + 1.0 / 9;
+  q = q * s2 + 1.0 / 7;
+  q = q * s2 + 1.0 / 5;
+  q = q * s2 + 1.0 / 3;
+  const vd log_m = s * 2.0 + s * 2.0 * (s2 * q);
+  const vd other = x == vd{} ? splat_double(-INFINITY) : splat_double(NAN);
+  return x > vd{} ? k * 0x1.62e42fefa39efp-1 + log_m : other;
+}
+
+}  // namespace oekd::OEKD_ISA
