@@ -12,9 +12,10 @@
 #include "executor/student_executor.h"
 
 TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
-  m.impl("ensemble_kd_value", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value>());
-  m.impl("ensemble_kd_value_and_grad", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad>());
-  m.impl("ensemble_kd_value_and_grad_out", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad_out>());
+  using torch::CppFunction;
+  m.impl("ensemble_kd_value", CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value>());
+  m.impl("ensemble_kd_value_and_grad", CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad>());
+  m.impl("ensemble_kd_value_and_grad_out", CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad_out>());
   m.impl("direct_conv", oekd::direct_conv);
   m.impl("direct_conv_backward", oekd::direct_conv_backward);
   m.impl("norm_relu", oekd::norm_relu);

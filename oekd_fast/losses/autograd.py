@@ -19,9 +19,8 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     weights = call.ensemble_weights if call.weights_need_grad else None
     # On the CPU the op has an autograd kernel of its own, which costs less than a Function in Python. Only the op keeps
     # its gradient in torch.export, which records the forward pass of a Function.
-    per_row = call.options.reduction == "none"
     eager = call.stacked is None and not torch.compiler.is_compiling()
-    if backend is NATIVE and weights is None and not per_row and (eager or torch.compiler.is_exporting()):
+    if backend is NATIVE and weights is None and (eager or torch.compiler.is_exporting()):
         return ops.ensemble_kd_value(call.students, **kwargs)
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)
@@ -30,7 +29,7 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
         return _LossFromRows.apply(ops, stacked, kwargs, weights, *call.inputs)
     # On a GPU the upstream gradient is unknown to the host, which would have to wait for it. That of one loss a row is
     # seldom 1.
-    at_once = backend is NATIVE and not per_row and not torch.compiler.is_compiling()
+    at_once = backend is NATIVE and call.options.reduction != "none" and not torch.compiler.is_compiling()
     return _Loss.apply(ops, at_once, stacked, kwargs, weights, *call.inputs)
 
 
@@ -129,11 +128,21 @@ def _batched_grads(
     are float32, so that 16-bit gradients are rounded to their dtype once.
     """
     dtype = inputs[0].dtype
+    per_row = kwargs.get("per_row", False)
+    if per_row and through_weights and kwargs["ensemble_weights"].dim() == 1:
+        raise RuntimeError(
+            "ensemble_kd_loss: is_grads_batched=True with reduction='none' and ensemble_weights [S] is only supported "
+            "by backend='reference'"
+        )
     _, (weights_grad, *grads) = _value_and_grad(
         ops, [z.float() for z in inputs], stacked, kwargs, None, through_weights
     )
     if weights_grad is not None:
-        weights_grad = (weights_grad * upstream).to(weights_grad.dtype)
+        factor = upstream[:, None] if per_row else upstream
+        weights_grad = (weights_grad * factor).to(weights_grad.dtype)
+    if per_row:
+        rows = _students(inputs, stacked)[0].shape
+        upstream = upstream.reshape(rows[0], 1, *rows[2:])  # [R, 1] or [O, 1, I]
     return weights_grad, *((grad * upstream).to(dtype) for grad in grads)
 
 

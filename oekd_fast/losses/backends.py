@@ -105,7 +105,7 @@ class NativeBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if call.ensemble_attached:
             return "expected detach_ensemble=True, got False"
-        if reason := _not_in_kernel(call) or _needs_reference(call):
+        if reason := _needs_reference(call):
             return reason
         return _lost_in_export(call) if call.weights_need_grad else None
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom up; a package imports only packages before it.
 ORDER = ("measure", "gpu_timing", "result_file", "ops", "step", "model", "gpu", "codegen", "readme")
 COMMANDS = (
-    *(f"bench.ops.{op}" for op in ("autograd_floor", "direct_conv", "ensemble_kd", "feature_kd", "norm_relu")),
+    *(f"bench.ops.{op}" for op in ("autograd_floor", "direct_conv", "ensemble_kd", "ensemble_kd_shapes", "feature_kd")),
+    "bench.ops.norm_relu",
     *(
         "bench.step",
         "bench.step.probe",

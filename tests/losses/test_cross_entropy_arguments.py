@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
 
+from ..conftest import needs_native
 from ..support.plain_loss import Expected
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +30,7 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture(params=["reference"])
+@pytest.fixture(params=["reference", pytest.param("native", marks=needs_native)])
 def one_backend(request):
     """A backend that computes every call; "auto" might take different ones for two calls that are compared."""
     return request.param

@@ -26,6 +26,8 @@ def arguments(**changed):
         "teacher_logits": [torch.randn(B, C, generator=torch.Generator().manual_seed(1))],
         "mixing": torch.full((S, S + 1), 1 / (S + 1)),
         "ensemble_ce_weight": 0.5,
+        "class_weights": torch.full((C,), 0.5),
+        "num_items": torch.tensor(7.0),
         "grad_scale": torch.tensor(2.0),
         "out": [torch.full((B, C), math.nan) for _ in range(S)],
         "weights_grad": torch.full((S,), math.nan),
@@ -148,6 +150,18 @@ def test_empty_logits_of_many_classes_are_valid():
     assert output[0] == 0
 
 
+def test_a_storage_that_is_too_small_for_probabilities_or_three_dimensions_raises():
+    soft = torch.full((B, C), 1 / C)
+    with pytest.raises(ValueError, match="^target: expected a storage of at least 48 bytes, got 44"):
+        call(arguments(target=with_storage_of(soft, 44)))
+    scale = torch.ones(B)
+    with pytest.raises(ValueError, match="^grad_scale: expected a storage of at least 12 bytes, got 8"):
+        call(arguments(grad_scale=with_storage_of(scale, 8), per_row=True, reduction="none", num_items=None))
+    images = [torch.zeros(2, C, 3), with_storage_of(torch.zeros(2, C, 3), 95)]
+    with pytest.raises(ValueError, match="^logits: expected a storage of at least 96 bytes, got 95"):
+        ops.ensemble_kd_value(images, torch.zeros(2, 3, dtype=torch.int64), **op_kwargs())
+
+
 OVERLAPS = "out: expected buffer {} outside the memory of {}, got memory that overlaps"
 OF_LOGITS = "out: expected buffer {} outside the memory of logits {}, or exactly their memory if the numbers are equal"
 
@@ -203,6 +217,41 @@ def test_buffers_may_not_overlap_logits(shift):
         assert torch.equal(area[:, :C], expected["logits"][1])
 
 
+@pytest.mark.parametrize("strides", [(12, 3, 1), (3, 6, 1), (1, 2, 8), (13, 3, 1), (24, 6, 2), (4, 1, 8), (5, 3, 2)])
+@pytest.mark.parametrize("other", ["logits", "out"])
+def test_overlaps_of_images_with_the_same_strides_are_found_exactly(other, strides):
+    shape, found = (2, C, 3), set()
+
+    def of(offset):
+        steps = [range(0, size * stride, stride) for size, stride in zip(shape, strides, strict=True)]
+        return [offset + i + j + k for i in steps[0] for j in steps[1] for k in steps[2]]
+
+    own = len(set(of(0))) < len(of(0))
+    for offset in range(1, 50):
+        area = torch.zeros(200)
+        given = {"logits": [torch.zeros(shape) for _ in range(S)], "out": [torch.zeros(shape) for _ in range(S)]}
+        given[other][0] = area.as_strided(shape, strides)
+        given["out"][1] = area.as_strided(shape, strides, offset)
+        overlapping = own or not set(of(0)).isdisjoint(of(offset))
+        found.add(overlapping)
+        target = torch.zeros(2, 3, dtype=torch.int64)
+        if overlapping:
+            with pytest.raises(ValueError, match="^out: expected (separate memory|no two elements|buffer)"):
+                ops.ensemble_kd_value_and_grad_out(given["logits"], target, **op_kwargs(out=given["out"]))
+        else:
+            ops.ensemble_kd_value_and_grad_out(given["logits"], target, **op_kwargs(out=given["out"]))
+    assert found == ({True} if own else {False, True})
+
+
+def test_a_buffer_may_not_be_the_transposed_logits():
+    square = torch.zeros(B, B)
+    given = arguments(
+        logits=[square, torch.zeros(B, B)], out=[square.t(), torch.zeros(B, B)], target=torch.zeros(B).long()
+    )
+    given |= {"class_weights": None, "teacher_logits": None, "mixing": None}
+    refuse(given, OF_LOGITS.format(0, 0))
+
+
 def test_a_buffer_may_not_be_the_logits_of_another_student():
     given = arguments()
     given["out"] = given["logits"][::-1]
@@ -225,10 +274,12 @@ def test_buffers_may_not_overlap_each_other():
     call(arguments(out=list(torch.zeros(B, S, C).unbind(1))))
 
 
-@pytest.mark.parametrize("name", ["target", "ensemble_weights", "teacher_logits", "mixing"])
+@pytest.mark.parametrize("name", ["target", "probabilities", "ensemble_weights", "teacher_logits", "mixing"])
 def test_buffers_may_not_overlap_other_inputs(name):
     """The kernel reads these after it has written the gradients of other rows."""
     given = arguments()
+    if name == "probabilities":
+        name, given["target"] = "target", torch.full((B, C), 1 / C)
     tensor = first_of(given, name)
     area = torch.zeros(100)
     shared = area.view(tensor.dtype)[: tensor.numel()].view(tensor.shape).copy_(tensor)

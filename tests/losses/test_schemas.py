@@ -74,6 +74,37 @@ def test_opcheck_of_strides_and_grad_scale(layout, one_thread):
     torch.library.opcheck(ops.ensemble_kd_value_and_grad.default, (logits, target), op_kwargs(**keywords))
 
 
+# name: (shape of the logits, arguments)
+NEW = {
+    "images, class weights, num_items": (
+        (2, 4, 18),
+        {"class_weights": torch.rand(4) + 0.1, "num_items": torch.tensor(30), "label_smoothing": 0.1},
+    ),
+    "rows": ((5, 4), {"per_row": True, "reduction": "none"}),
+    "rows of images": ((2, 4, 18), {"per_row": True, "reduction": "none"}),
+    "js": ((5, 4), {"divergence": 2, "beta": 0.3}),
+    "reverse, images": ((2, 4, 3), {"divergence": 1}),
+}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def test_opcheck_of_the_arguments_of_cross_entropy(op, name, soft, one_thread):
+    shape, options = NEW[name]
+    logits = [torch.randn(shape) for _ in range(3)]
+    rows = (shape[0], *shape[2:])
+    target = torch.rand(shape).softmax(dim=1) if soft else torch.zeros(rows, dtype=torch.int32)
+    kwargs = op_kwargs(**options)
+    if op is OPS[2]:
+        kwargs["out"] = [torch.full_like(z, math.nan) for z in logits]
+    if "per_row" in options and op is not OPS[0]:
+        kwargs["grad_scale"] = torch.rand(math.prod(rows))
+    torch.library.opcheck(op.default, (logits, target), kwargs)
+    if op is OPS[0]:
+        torch.library.opcheck(op.default, ([z.requires_grad_() for z in logits], target), kwargs)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_label_outside_the_classes_raises_in_the_value_op(isa):
     with pytest.raises(ValueError, match=re.escape("target: expected labels in [0, 4)")):
@@ -97,7 +128,22 @@ BAD_OP = {
     "dtypes differ": ({"logits": [Z, Z.half()]}, "logits"),
     "doubles": ({"logits": [Z.double()]}, "logits"),
     "target of other length": ({"target": Y[:2]}, "target"),
-    "target of other dtype": ({"target": Y.int()}, "target"),
+    "target of bool": ({"target": Y.bool()}, "target"),
+    "target of one dimension more": ({"logits": [Z[:, :, None]] * 2, "target": Y}, "target"),
+    "probabilities of other shape": ({"target": torch.full((3, 2), 0.5)}, "target"),
+    "probabilities below 0": ({"target": torch.tensor([[1.5, -0.5, 0.0, 0.0]] * 3)}, "target"),
+    "probabilities that do not sum to 1": ({"target": torch.full((3, 4), 0.3)}, "target"),
+    "class weights of other length": ({"class_weights": torch.ones(3)}, "class_weights"),
+    "class weights of integers": ({"class_weights": torch.ones(4).long()}, "class_weights"),
+    "class weights below 0": ({"class_weights": torch.tensor([1.0, -1.0, 1.0, 1.0])}, "weight"),
+    "class weights of 0": ({"class_weights": torch.zeros(4)}, "weight"),
+    "num_items 0": ({"num_items": torch.tensor(0)}, "num_items"),
+    "num_items nan": ({"num_items": torch.tensor(math.nan)}, "num_items"),
+    "two num_items": ({"num_items": torch.ones(2)}, "num_items"),
+    "a mean of rows": ({"per_row": True}, "per_row"),
+    "divergence 3": ({"divergence": 3}, "divergence"),
+    "beta 1": ({"beta": 1.0}, "beta"),
+    "beta nan": ({"beta": math.nan}, "beta"),
     "weights of other length": ({"ensemble_weights": torch.ones(3)}, "ensemble_weights"),
     "temperature 0": ({"temperature": 0.0}, "temperature"),
     "temperature nan": ({"temperature": math.nan}, "temperature"),

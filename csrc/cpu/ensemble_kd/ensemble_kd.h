@@ -31,6 +31,9 @@ enum class Targets : int {
   probabilities,  // for each student, its own mixture of the divergences from the sources' softmaxes
 };
 
+// How a student is compared with its target; ensemble_kd_divergences.h has the formulas.
+enum class Divergence : int { forward, reverse, js };
+
 // Statistics of each row, written in place of the sums; null pointers if the sums are wanted.
 struct RowStatistics {
   float* loss;         // [rows]
@@ -58,6 +61,8 @@ struct KDProblem {
   const Source* teachers;         // [num_teachers] logits
   int64_t num_teachers;
   const float* mixing;            // [students, sources()], or null
+  Divergence divergence;
+  double beta;                    // of Divergence::js
   double temperature;
   double ce_weight, kd_weight, ensemble_ce_weight;
   double label_smoothing;

@@ -37,8 +37,9 @@ void check_settings(const Settings& settings, bool has_target, bool with_grads) 
   // The value does not depend on detach_ensemble.
   TORCH_CHECK_VALUE(settings.detach_ensemble || !with_grads,
                     "detach_ensemble: expected True with the native backend, got False");
-  TORCH_CHECK_VALUE(settings.divergence == 0, "divergence: expected 0 (forward) with the native backend, got ",
+  TORCH_CHECK_VALUE(settings.divergence >= 0 && settings.divergence <= 2, "divergence: expected 0, 1 or 2, got ",
                     settings.divergence);
+  TORCH_CHECK_VALUE(settings.beta > 0 && settings.beta < 1, "beta: expected a number in (0, 1), got ", settings.beta);
   TORCH_CHECK_VALUE(!(settings.mean && settings.per_row), "per_row: expected False with mean, got True");
 }
 
@@ -114,11 +115,12 @@ Tensor class_weights_of(const Tensor& weights, int64_t classes) {
   Tensor floats = floats_of("class_weights", weights, fits, c10::str("[", classes, "]"));
   const float* w = floats.const_data_ptr<float>();
   for (int64_t c = 0; c < classes; ++c) {
-    TORCH_CHECK_VALUE(w[c] >= 0 && std::isfinite(w[c]), "class_weights: expected finite numbers >= 0, got ", w[c],
-                      " for class ", c);
+    if (w[c] >= 0 && std::isfinite(w[c])) continue;
+    const std::string given = std::isnan(w[c]) ? "nan" : c10::str(w[c]);
+    TORCH_CHECK_VALUE(false, "weight: expected finite numbers >= 0, got ", given, " for class ", c);
   }
   TORCH_CHECK_VALUE(std::any_of(w, w + classes, [](float x) { return x > 0; }),
-                    "class_weights: expected a number > 0 among them, got only 0");
+                    "weight: expected a weight > 0 for at least one class, got 0 for all");
   return floats;
 }
 

@@ -17,7 +17,7 @@ struct Settings {
   bool mean, detach_ensemble;
   double ensemble_ce_weight;
   bool per_row;
-  int64_t divergence;  // 0: forward
+  int64_t divergence;  // a Divergence
   double beta;
 };
 

@@ -25,24 +25,38 @@ void value_and_grad(Stack& stack, c10::IValue grad_scale) {
   op.callBoxed(&stack);
 }
 
+// Calls `ensemble_kd_value` below autograd.
+void value(Stack& stack) {
+  static const c10::OperatorHandle op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("oekd_fast::ensemble_kd_value", "");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.callBoxed(&stack);
+}
+
 // One pass over the logits computes the loss and its gradients, since the upstream gradient is nearly always 1. If it is
 // not, the gradients are computed again with it, so that they are rounded once.
 struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
   // Apply takes this many arguments beside the logits.
-  static constexpr size_t OTHERS = 1;
+  static constexpr size_t OTHERS = 2;
 
   // `stack` holds the arguments of `ensemble_kd_value`, and afterwards its outputs but the first, which is returned.
-  static at::Tensor forward(AutogradContext* ctx, at::TensorList logits, Stack& stack) {
+  // `per_row`: there is a loss a row, whose upstream gradients are seldom 1.
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList logits, Stack& stack, bool per_row) {
     c10::impl::GenericList options(c10::AnyType::get());
     options.reserve(stack.size() - 1);
     for (size_t i = 1; i < stack.size(); ++i) options.push_back(stack[i]);
-    value_and_grad(stack, {});
     ctx->save_for_backward(logits.vec());
     ctx->set_materialize_grads(false);
     ctx->saved_data["students"] = static_cast<int64_t>(logits.size());
     ctx->saved_data["options"] = std::move(options);
-    ctx->saved_data["gradients"] = std::move(stack.back());
-    stack.pop_back();
+    ctx->saved_data["per_row"] = per_row;
+    if (per_row) {
+      value(stack);
+    } else {
+      value_and_grad(stack, {});
+      ctx->saved_data["gradients"] = std::move(stack.back());
+      stack.pop_back();
+    }
     at::Tensor loss = std::move(stack.front()).toTensor();
     stack.erase(stack.begin());
     return loss;
@@ -102,7 +116,12 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
     const at::ScalarType dtype = logits[0].scalar_type();
     for (at::Tensor& z : logits) z = z.to(at::kFloat);
     variable_list grads = compute_again(ctx, logits, {}).toTensorVector();
-    for (at::Tensor& grad : grads) grad = at::mul(grad, upstream).to(dtype);
+    at::Tensor factor = upstream;
+    if (ctx->saved_data["per_row"].toBool()) {
+      const at::IntArrayRef shape = logits[0].sizes();
+      factor = shape.size() == 2 ? upstream.reshape({-1, 1}) : upstream.reshape({shape[0], 1, shape[2]});
+    }
+    for (at::Tensor& grad : grads) grad = at::mul(grad, factor).to(dtype);
     return grads;
   }
 };
@@ -123,7 +142,9 @@ void ensemble_kd_value_autograd(const c10::OperatorHandle& op, c10::DispatchKeyS
     op.callBoxed(stack);
     return;
   }
-  at::Tensor loss = EnsembleKDLoss::apply(at::TensorList(logits), *stack);
+  static const int per_row = *op.schema().argumentIndexWithName("per_row");
+  const bool no_reduction = (*stack)[per_row].toBool();
+  at::Tensor loss = EnsembleKDLoss::apply(at::TensorList(logits), *stack, no_reduction);
   stack->insert(stack->begin(), std::move(loss));
 }
 

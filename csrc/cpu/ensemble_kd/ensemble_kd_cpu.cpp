@@ -190,6 +190,8 @@ Statistics ensemble_kd(const Inputs& inputs, const Outputs* outputs, std::string
   problem.dtype = scalar_of("logits", first);
   problem.logits = logit_matrices.data();
   problem.grads = outputs ? grad_matrices.data() : nullptr;
+  problem.divergence = static_cast<Divergence>(settings.divergence);
+  problem.beta = settings.beta;
   problem.temperature = settings.temperature;
   problem.ce_weight = settings.ce_weight;
   problem.kd_weight = settings.kd_weight;

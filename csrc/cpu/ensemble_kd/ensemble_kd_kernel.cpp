@@ -18,7 +18,8 @@
 //
 // Other targets t may take the ensemble's place: an external teacher, or for each student its own mixture of the
 // logits of students and external teachers. These are further members of a row, each with its own exponentials. Mixed
-// probabilities need exponentials of their own only for external teachers. The ensemble's own cross-entropy adds
+// probabilities need exponentials of their own only for external teachers. For the other divergences than KL(t || q)
+// the second sweep reads the logits again. The ensemble's own cross-entropy adds
 // scale * ensemble_ce_weight * w_j (pE - y) to dL/dz_j.
 #include "cpu/ensemble_kd/ensemble_kd.h"
 #include "cpu/ensemble_kd/ensemble_kd_packed.h"
@@ -42,6 +43,7 @@ class Rows : Row {
       start();
       first_sweep();
       join_tiles();
+      if (p.divergence == Divergence::js) js_sweep();
       add_row(sums, correct);
       if (p.with_weights_grad) add_weights_grad(sums + 2 * p.students + 1);
       if (p.grads) second_sweep();
@@ -153,7 +155,11 @@ class Rows : Row {
         }
         const int64_t target = target_of(j);
         const float* shifted = target ? extra_shifted(target - 1 - p.students) : mixed;
-        student_exps<POWER>(z, shifted, slot(tile, target), padded, shift(own.max), inv_t, own);
+        if (p.divergence == Divergence::reverse) {
+          student_exps<POWER, true>(z, shifted, slot(tile, target), padded, shift(own.max), inv_t, own);
+        } else {
+          student_exps<POWER, false>(z, shifted, slot(tile, target), padded, shift(own.max), inv_t, own);
+        }
       }
       if (pairs) add_pairs(tile, padded);
     }
@@ -164,8 +170,9 @@ class Rows : Row {
     for (int64_t j = 0; j < p.students; ++j) {
       for (int64_t i = 0; i < p.sources(); ++i, ++cross) {
         const float* shifted = i < p.students ? student_shifted(i) : extra_shifted(i - p.students);
-        const bool given = p.mixing[j * p.sources() + i] != 0;
-        *cross = given ? cross_sum(slot(tile, member_of(i)), shifted, student_shifted(j), padded) : 0.0;
+        const float *target = slot(tile, member_of(i)), *student = slot(tile, 1 + j), *z = student_shifted(j);
+        const bool reverse = p.divergence == Divergence::reverse, given = p.mixing[j * p.sources() + i] != 0;
+        *cross = !given ? 0.0 : reverse ? cross_sum(student, z, shifted, padded) : cross_sum(target, shifted, z, padded);
       }
     }
   }
@@ -181,12 +188,21 @@ class Rows : Row {
     }
   }
 
+  // The sums of the Jensen-Shannon divergences, which need the softmaxes of the whole row.
+  void js_sweep() {
+    for (int64_t tile = 0; tile < l.tiles; ++tile) {
+      const int64_t padded = round_up(columns(tile), LANES);
+      reload_tile(tile, padded);
+      add_js_sums(tile, padded);
+    }
+  }
+
   void second_sweep() {
     const double ce = p.target ? ce_scale_ * p.ce_weight : 0.0;
     const double learning = p.target ? ce_scale_ * p.ensemble_ce_weight : 0.0;
     const double kd = kd_scale_ * p.kd_weight * p.temperature;
     const double even_share = rest_ == Rest::smoothed ? p.label_smoothing / static_cast<double>(p.classes) : 0.0;
-    const bool kept = l.slots == l.tiles && POWER != 0;
+    const bool forward = p.divergence == Divergence::forward, kept = l.slots == l.tiles && POWER != 0 && forward;
     for (int64_t tile = l.tiles - 1; tile >= 0; --tile) {
       const int64_t n = columns(tile), padded = round_up(n, LANES), first = tile * l.width;
       if (!kept) {
@@ -200,10 +216,10 @@ class Rows : Row {
         const double labels = learns ? ce + learning * weight(j) : ce;
         const float even = static_cast<float>(labels * even_share);
         const float hit = static_cast<float>(labels * hit_);
-        const double toward = kd * weight_of_targets(j);
+        const double toward = forward ? kd * weight_of_targets(j) : 0.0;
         const float* teacher = less;
         float c = 1;
-        if (pairs || learns || rest_ == Rest::spread) {
+        if (pairs || learns || rest_ == Rest::spread || !forward) {
           combine(tile, j, padded, kd, labels, learning, kept);
         } else {
           teacher = slot(tile, target_of(j));

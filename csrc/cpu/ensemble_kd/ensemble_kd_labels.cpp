@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <string>
 
 #include "cpu/memory.h"
 
@@ -31,9 +33,14 @@ void count(Labels& labels, const Shape& shape, const float* class_weights) {
 [[noreturn]] void refuse(const Tensor& target, int64_t row) {
   const Tensor numbers = target.dim() == 2 ? target.select(0, row)
                                            : target.select(0, row / target.size(2)).select(1, row % target.size(2));
-  const Tensor exact = numbers.to(at::kDouble);
-  TORCH_CHECK_VALUE(false, "target: expected probabilities >= 0 that sum to 1 in each row, got numbers from ",
-                    exact.min().item<double>(), " to ", exact.max().item<double>(), " with the sum ",
+  const Tensor exact = numbers.to(at::kDouble).contiguous();
+  const double* t = exact.const_data_ptr<double>();
+  for (int64_t c = 0; c < exact.numel(); ++c) {
+    if (t[c] >= 0) continue;
+    const std::string given = std::isnan(t[c]) ? "nan" : c10::str(t[c]);
+    TORCH_CHECK_VALUE(false, "target: expected probabilities >= 0, got ", given, " at row ", row);
+  }
+  TORCH_CHECK_VALUE(false, "target: expected probabilities that sum to 1 in each row, got ",
                     exact.sum().item<double>(), " at row ", row);
 }
 
@@ -62,8 +69,8 @@ void classify(Labels& labels, const Tensor& target, const Shape& shape, const Is
 Labels labels_of(const Tensor& target, const Shape& shape, const float* class_weights, int64_t ignore_index,
                  const Isa& isa) {
   const bool probabilities = target.is_floating_point();
-  TORCH_CHECK_TYPE(probabilities || (c10::isIntegralType(target.scalar_type(), /*includeBool=*/false)),
-                   "target: expected class indices or probabilities, got ", target.scalar_type());
+  TORCH_CHECK_TYPE(probabilities || c10::isIntegralType(target.scalar_type(), /*includeBool=*/false),
+                   "target: expected class indices or floating probabilities, got ", target.scalar_type());
   const at::IntArrayRef expected = probabilities ? shape.sizes : at::IntArrayRef(shape.by_row);
   TORCH_CHECK_VALUE(target.sizes() == expected && target.device().is_cpu(), "target: expected ", expected,
                     " on the CPU, got ", target.sizes(), " on ", target.device());

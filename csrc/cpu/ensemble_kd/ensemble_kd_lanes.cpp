@@ -12,7 +12,7 @@ bool in_lanes(const Matrix& m) { return m.inner_stride == 1 && m.class_stride !=
 
 bool suits_lanes(const KDProblem& p) {
   const bool simple = (p.targets == Targets::ensemble || p.targets == Targets::teacher) && p.weights_row == 0 &&
-                      p.ensemble_ce_weight == 0;
+                      p.ensemble_ce_weight == 0 && p.divergence == Divergence::forward;
   const int64_t matrices = p.students + p.num_teachers + (p.probabilities != nullptr);
   if (!simple || p.inner < LEAST_ROWS || matrices * p.classes > MOST_BYTES / (4 * LEAST_ROWS)) return false;
   for (int64_t j = 0; j < p.students; ++j) {

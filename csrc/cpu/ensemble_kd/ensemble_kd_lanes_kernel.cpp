@@ -8,7 +8,8 @@
 // written to memory a run of rows at a time.
 //
 // The formulas are those of ensemble_kd_kernel.cpp. Sums over classes are in float for 4 classes at a time and in
-// double beyond, since a lane adds up all classes of its row.
+// double beyond, since a lane adds up all classes of its row. The loops copy what they read of an object, since stores
+// of vectors may change any object for all that the compiler knows.
 #include "cpu/ensemble_kd/ensemble_kd.h"
 #include "cpu/ensemble_kd/ensemble_kd_lanes_rows.h"
 
@@ -45,10 +46,10 @@ class Lanes : LaneRows {
 
   // Computes the ensemble's statistics, and its exponentials as those of the target. Returns their sums at T.
   Wide of_ensemble() {
-    const Member ensemble = of_mean([&](int64_t c, vf d) {
-      const vf e = exp_nonpositive(d * inv_t);
-      store(shifted + c * LANES, d);
-      store(exps + c * LANES, e);
+    const Member ensemble = of_mean([=, inverse = inv_t, d_at = shifted, e_at = exps](int64_t c, vf d) {
+      const vf e = exp_nonpositive(d * inverse);
+      store(d_at + c * LANES, d);
+      store(e_at + c * LANES, e);
       return Pair{e, exp_at_1<POWER>(d, e)};
     });
     add_ensemble(ensemble);
@@ -58,16 +59,18 @@ class Lanes : LaneRows {
   // Computes the external teacher's exponentials, and the ensemble's statistics. Returns the sums of the former at T.
   Wide of_teacher() {
     if (p.target) add_ensemble(of_mean([&](int64_t, vf d) { return Pair{vf{}, exp_nonpositive(d)}; }));
-    const float* z = plane(p.students);
+    const float *z = plane(p.students), inverse = inv_t;
+    float *const d_at = shifted, *const e_at = exps;
+    const int64_t classes = p.classes, pitch = l.pitch;
     vf most = splat(-INFINITY);
-    for (int64_t c = 0; c < p.classes; ++c) most = max(load<vf>(z + c * l.pitch), most);
+    for (int64_t c = 0; c < classes; ++c) most = max(load<vf>(z + c * pitch), most);
     most = shift(most);
     Wide totals[1] = {};
-    sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[1]) {
-      const vf d = load<vf>(z + c * l.pitch) - most;
-      const vf e = exp_nonpositive(d * inv_t);
-      store(shifted + c * LANES, d);
-      store(exps + c * LANES, e);
+    sum_classes(classes, totals, [&](int64_t c, vf (&s)[1]) {
+      const vf d = load<vf>(z + c * pitch) - most;
+      const vf e = exp_nonpositive(d * inverse);
+      store(d_at + c * LANES, d);
+      store(e_at + c * LANES, e);
       s[0] += e;
     });
     return totals[0];
@@ -78,15 +81,17 @@ class Lanes : LaneRows {
   // The mean of the students' logits; `exponentials` maps a shifted logit to its exponentials.
   template <class Exponentials>
   Member of_mean(const Exponentials& exponentials) {
-    Member mean{largest_of(mixed, LANES)};
+    Member mean;
+    static_cast<Largest&>(mean) = largest_of(mixed, LANES);
     const vf most = shift(mean.max);
+    const float *const z = mixed, *const v = label;
     Wide totals[3] = {};
     sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[3]) {
-      const vf d = load<vf>(mixed + c * LANES) - most;
+      const vf d = load<vf>(z + c * LANES) - most;
       const Pair e = exponentials(c, d);
       s[0] += e.at_t;
       s[1] += e.at_1;
-      if constexpr (LABELS) s[2] += label_term(c, d);
+      if constexpr (LABELS) s[2] += label_term(v + c * LANES, d);
     });
     mean.at_t = totals[0];
     mean.at_1 = totals[1];
@@ -94,31 +99,35 @@ class Lanes : LaneRows {
     return mean;
   }
 
-  vf label_term(int64_t c, vf d) const {
-    const vf v = load<vf>(label + c * LANES);
+  static vf label_term(const float* label, vf d) {
+    const vf v = load<vf>(label);
     return v == vf{} ? vf{} : v * d;  // 0 where the logit is -inf too
   }
 
   // Replaces a student's logits by e^((z - max)/T).
   Member exponentials(float* z, const Largest& largest) {
-    Member student{largest};
+    Member student;
+    static_cast<Largest&>(student) = largest;
     const vf most = shift(student.max);
-    Wide totals[4] = {};
-    sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[4]) {
-      float* at = z + c * l.pitch;
+    const int64_t pitch = l.pitch;
+    const float inverse = inv_t, *const target = shifted, *const teacher = exps, *const v = label;
+    float* const at_1 = ones;
+    Wide totals[LABELS ? 4 : 3] = {};
+    sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[LABELS ? 4 : 3]) {
+      float* at = z + c * pitch;
       const vf d = load<vf>(at) - most;
-      const vf e = exp_nonpositive(d * inv_t), e1 = exp_at_1<POWER>(d, e);
+      const vf e = exp_nonpositive(d * inverse), e1 = exp_at_1<POWER>(d, e);
       store(at, e);
-      if constexpr (POWER == 0) store(ones + c * LANES, e1);
+      if constexpr (POWER == 0) store(at_1 + c * LANES, e1);
       s[0] += e;
       s[1] += e1;
-      s[2] += cross_term(load<vf>(exps + c * LANES), load<vf>(shifted + c * LANES), d);
-      if constexpr (LABELS) s[3] += label_term(c, d);
+      s[2] += cross_term(load<vf>(teacher + c * LANES), load<vf>(target + c * LANES), d);
+      if constexpr (LABELS) s[3] += label_term(v + c * LANES, d);
     });
     student.at_t = totals[0];
     student.at_1 = totals[1];
     student.cross = totals[2];
-    student.labels = totals[3];
+    student.labels = LABELS ? totals[LABELS ? 3 : 0] : Wide{};
     return student;
   }
 
@@ -140,14 +149,16 @@ class Lanes : LaneRows {
       c = to_float(wide[2][0], wide[2][1]);
       labels = to_float(wide[3][0], wide[3][1]);
     }
-    for (int64_t i = 0; i < p.classes; ++i) {
-      float* at = z + i * l.pitch;
+    const int64_t classes = p.classes, pitch = l.pitch;
+    const float *const targets = exps, *const v = label, *const at_1 = ones;
+    for (int64_t i = 0; i < classes; ++i) {
+      float* at = z + i * pitch;
       const vf e = load<vf>(at);
       vf e1;
-      if constexpr (POWER == 0) e1 = load<vf>(ones + i * LANES);
+      if constexpr (POWER == 0) e1 = load<vf>(at_1 + i * LANES);
       if constexpr (POWER != 0) e1 = power<POWER>(e);
-      vf less = load<vf>(exps + i * LANES) * c;
-      if constexpr (LABELS) less += load<vf>(label + i * LANES) * labels;
+      vf less = load<vf>(targets + i * LANES) * c;
+      if constexpr (LABELS) less += load<vf>(v + i * LANES) * labels;
       store(at, e1 * a + (e * b - less));
     }
     if (p.target) subtract_hits(z);

@@ -154,9 +154,9 @@ class LaneRows {
       for (int64_t j = 0; j < p.students; ++j) {
         T* dst = address<T>(p.grads[j], row);
         const float* src = plane(j);
-        for (int64_t c = 0; c < p.classes; ++c) {
-          put(dst + c * p.grads[j].class_stride, n, src + c * l.pitch, p.stream_stores);
-        }
+        const int64_t classes = p.classes, pitch = l.pitch, stride = p.grads[j].class_stride;
+        const bool streamed = p.stream_stores;
+        for (int64_t c = 0; c < classes; ++c) put(dst + c * stride, n, src + c * pitch, streamed);
       }
     });
   }
@@ -174,7 +174,8 @@ class LaneRows {
 
   Largest largest_of(const float* z, int64_t pitch) const {
     Largest found{splat(-INFINITY), {}, vi{} - 1};
-    for (int64_t c = 0; c < p.classes; ++c) see(found, c, load<vf>(z + c * pitch));
+    const int64_t classes = p.classes;
+    for (int64_t c = 0; c < classes; ++c) see(found, c, load<vf>(z + c * pitch));
     found.at_target = at_target(z, pitch);
     return found;
   }
@@ -246,14 +247,19 @@ class LaneRows {
     return static_cast<T*>(m.data) + row / p.inner * m.outer_stride + row % p.inner * m.inner_stride;
   }
 
-  // Copies n rows of all classes to a plane, and pads them with zeros to whole vectors.
+  // Copies n rows of all classes to a plane, and pads them with zeros to whole vectors. Fetches the rows behind them, which
+  // the next block copies: a class is too short a run for the hardware to do so.
   void copy_plane(const Matrix& m, Scalar dtype, int64_t row, int64_t n, float* dst) const {
     with_dtype(dtype, [&]<class T>(T) {
       const T* src = address<const T>(m, row);
-      for (int64_t c = 0; c < p.classes; ++c, src += m.class_stride) {
-        float* to = dst + c * l.pitch;
+      const int64_t classes = p.classes, pitch = l.pitch, stride = m.class_stride;
+      for (int64_t c = 0; c < classes; ++c, src += stride) {
+        float* to = dst + c * pitch;
         int64_t i = 0;
-        for (; i + LANES <= n; i += LANES) store(to + i, load_float(src + i));
+        for (; i + LANES <= n; i += LANES) {
+          __builtin_prefetch(src + n + i, 0, 2);
+          store(to + i, load_float(src + i));
+        }
         if (i < n) store(to + i, load_part(src + i, n - i, 0.0f));
       }
     });
@@ -321,30 +327,32 @@ class LaneRows {
 
   vf at_target(const float* z, int64_t pitch) const {
     float found[LANES];
-    for (int64_t i = 0; i < LANES; ++i) found[i] = z[index_[i] * pitch + i];
+    for (int i = 0; i < LANES; ++i) found[i] = z[index_[i] * pitch + i];
     return load<vf>(found);
   }
 
   // Finds the students' maxima, and mixes the logits of the ensemble.
   void mix() {
-    for (int64_t c = 0; c < p.classes; ++c) store(mixed + c * LANES, vf{});
+    const int64_t classes = p.classes, pitch = l.pitch;
+    float* const sum = mixed;
+    for (int64_t c = 0; c < classes; ++c) store(sum + c * LANES, vf{});
     for (int64_t j = 0; j < p.students; ++j) {
       const float* z = plane(j);
       const float w = p.ensemble_weights ? p.ensemble_weights[j] : 1.0f;
       Largest found{splat(-INFINITY), {}, vi{} - 1};
-      for (int64_t c = 0; c < p.classes; ++c) {
-        const vf x = load<vf>(z + c * l.pitch);
-        // A weight of 0 excludes a student, even where its logit is -inf.
-        if (w != 0) store(mixed + c * LANES, x * w + load<vf>(mixed + c * LANES));
+      if (w == 0) found = largest_of(z, pitch);  // excluded, even where its logit is -inf
+      for (int64_t c = 0; w != 0 && c < classes; ++c) {
+        const vf x = load<vf>(z + c * pitch);
+        store(sum + c * LANES, x * w + load<vf>(sum + c * LANES));
         see(found, c, x);
       }
-      found.at_target = at_target(z, l.pitch);
+      found.at_target = at_target(z, pitch);
       maxima[j] = found;
     }
     if (p.ensemble_weights) return;
     // The mean is a sum and one division, as in PyTorch: equal sums stay equal, and the result is rounded once.
     const float students = static_cast<float>(p.students);
-    for (int64_t c = 0; c < p.classes; ++c) store(mixed + c * LANES, load<vf>(mixed + c * LANES) / students);
+    for (int64_t c = 0; c < classes; ++c) store(sum + c * LANES, load<vf>(sum + c * LANES) / students);
   }
 
   // Writes the spread parts of the rows' labels, and adds them to the sums of the labels.
@@ -352,16 +360,20 @@ class LaneRows {
     const float keep_share = static_cast<float>(1 - p.label_smoothing);
     const float share = static_cast<float>(p.label_smoothing / static_cast<double>(p.classes));
     const float* given = p.probabilities ? plane(l.planes - 1) : nullptr;
+    const float *const weights = p.class_weights, *const one_hot = even;
+    float* const to = label;
+    const vi spread = spread_;
+    const int64_t pitch = l.pitch;
     Wide totals[1] = {};
     sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[1]) {
-      vf v = splat(even[c]);
+      vf v = splat(one_hot[c]);
       if (given) {
-        const float w = p.class_weights ? p.class_weights[c] : 1.0f;
-        const vf t = (load<vf>(given + c * l.pitch) * keep_share + share) * w;
-        v = spread_ ? t : v;
+        const float w = weights ? weights[c] : 1.0f;
+        const vf t = (load<vf>(given + c * pitch) * keep_share + share) * w;
+        v = spread ? t : v;
         s[0] += t;
       }
-      store(label + c * LANES, v);
+      store(to + c * LANES, v);
     });
     double own[LANES];
     for (int i = 0; i < LANES; ++i) own[i] = spread_[i] ? totals[0].half[i / HALF][i % HALF] : even_total_;

@@ -27,6 +27,7 @@ class Row {
     row_sums = reinterpret_cast<RowSums*>(base + l.row_sums);
     tile_pairs = reinterpret_cast<double*>(base + l.tile_pairs);
     row_pairs = reinterpret_cast<double*>(base + l.row_pairs);
+    row_js = reinterpret_cast<JensenShannon*>(base + l.row_js);
     inv_t = static_cast<float>(1.0 / p.temperature);
   }
 
@@ -44,6 +45,7 @@ class Row {
   RowSums* row_sums;         // [members]
   double* tile_pairs;        // [tiles, S, sources] cross sums of each student with each source of its target
   double* row_pairs;         // [S, sources]
+  JensenShannon* row_js;     // [S], or [S, sources] for mixed probabilities
   float inv_t;
   // The label of a row is y = hit e_target + v. `smoothed`: v is label_smoothing / classes for all classes.
   enum class Rest { none, smoothed, spread };
@@ -78,6 +80,8 @@ class Row {
       row_sums[k] = {};
       row_sums[k].max = -INFINITY;
     }
+    if (p.divergence != Divergence::js) return;
+    for (int64_t i = 0; i < p.students * (pairs ? p.sources() : 1); ++i) row_js[i] = {};
   }
 
   void start_label() {
@@ -106,6 +110,14 @@ class Row {
   // The member whose softmax is student j's target. Not for mixed probabilities.
   int64_t target_of(int64_t j) const {
     return p.targets == Targets::ensemble ? 0 : p.targets == Targets::teacher ? p.students + 1 : p.students + 1 + j;
+  }
+  // Calls use(weight, member, index) for the targets of student j; the index is that in row_pairs and row_js.
+  template <class Use>
+  void for_each_target(int64_t j, const Use& use) const {
+    if (!pairs) return use(1.0f, target_of(j), j);
+    for (int64_t at = j * p.sources(), i = 0; i < p.sources(); ++i, ++at) {
+      if (p.mixing[at] != 0) use(p.mixing[at], member_of(i), at);
+    }
   }
   // The member of a column of `mixing`, for mixed probabilities.
   int64_t member_of(int64_t source) const { return 1 + source; }
@@ -143,12 +155,14 @@ class Row {
     return static_cast<double>(tile_sums[tile * l.members + k].max) - row_sums[k].max;
   }
 
-  // A tile's cross sum of teacher k and student j, relative to the row's maxima.
+  // A tile's cross sum of the target k and student j, relative to the row's maxima.
   double joined(int64_t tile, int64_t k, int64_t j, double cross) const {
-    const TileSums& teacher = tile_sums[tile * l.members + k];
-    if (teacher.factor == 0) return 0.0;
-    const double moved = l.tiles == 1 ? 0.0 : above(tile, k) - above(tile, 1 + j);
-    return teacher.factor * (cross + teacher.at_t * moved);
+    const bool reverse = p.divergence == Divergence::reverse;
+    const int64_t from = reverse ? 1 + j : k, to = reverse ? k : 1 + j;
+    const TileSums& weights = tile_sums[tile * l.members + from];
+    if (weights.factor == 0) return 0.0;
+    const double moved = l.tiles == 1 ? 0.0 : above(tile, from) - above(tile, to);
+    return weights.factor * (cross + weights.at_t * moved);
   }
 
   // A tile's sum of v (z - max) of a member, relative to the row's maximum.
@@ -208,19 +222,24 @@ class Row {
     return cross_entropy(ensemble);
   }
 
-  // KL(teacher || student) at temperature T. Rounding can give -1e-9, which becomes 0.
-  double divergence(double cross, const RowSums& teacher, const RowSums& student) const {
-    const double kl = cross / (p.temperature * teacher.at_t) + log(student.at_t / teacher.at_t);
-    return kl < 0 ? 0 : kl;
+  // KL(from || to) at temperature T. Rounding can give -1e-9, which becomes 0.
+  double divergence(double cross, const RowSums& from, const RowSums& to) const {
+    return at_least_0(cross / (p.temperature * from.at_t) + log(to.at_t / from.at_t));
   }
+  static double at_least_0(double x) { return x < 0 ? 0 : x; }
 
   double divergence_from_target(int64_t j) const {
     const RowSums& student = row_sums[1 + j];
-    if (!pairs) return divergence(student.cross, row_sums[target_of(j)], student);
     double sum = 0;
-    for (int64_t at = j * p.sources(), i = 0; i < p.sources(); ++i, ++at) {
-      if (p.mixing[at] != 0) sum += p.mixing[at] * divergence(row_pairs[at], row_sums[member_of(i)], student);
-    }
+    for_each_target(j, [&](float w, int64_t k, int64_t at) {
+      const double cross = pairs ? row_pairs[at] : student.cross;
+      switch (p.divergence) {
+        case Divergence::forward: sum += w * divergence(cross, row_sums[k], student); break;
+        case Divergence::reverse: sum += w * divergence(cross, student, row_sums[k]); break;
+        case Divergence::js:
+          sum += w * at_least_0(p.beta * row_js[at].of_target + (1 - p.beta) * row_js[at].of_student);
+      }
+    });
     return sum;
   }
 
@@ -284,25 +303,55 @@ class Row {
     return (kept ? tile_sums[tile * l.members + k].factor : 1.0) * kd / row_sums[k].at_t;
   }
 
-  // Writes to `less` what is subtracted in student j's gradient: kd times its targets, `labels` times the spread part of
-  // the label, less the part that the ensemble's own cross-entropy adds.
+  // Writes to `less` what is subtracted in student j's gradient: the part of its targets, `labels` times the spread part
+  // of the label, less the part that the ensemble's own cross-entropy adds.
   void combine(int64_t tile, int64_t j, int64_t padded, double kd, double labels, double learning, bool kept) {
     fill(less, 0, padded);
-    if (!pairs) {
-      const int64_t k = target_of(j);
-      add_scaled(less, slot(tile, k), static_cast<float>(teacher_factor(tile, k, kd, kept)), padded);
-    } else {
-      for (int64_t i = 0; i < p.sources(); ++i) {
-        const float w = p.mixing[j * p.sources() + i];
-        const float* e = kept || i >= p.students ? slot(tile, member_of(i)) : student_shifted(i);
-        const double factor = w * teacher_factor(tile, member_of(i), kd, kept);
-        if (w != 0) add_scaled(less, e, static_cast<float>(factor), padded);
-      }
-    }
+    for_each_target(j, [&](float w, int64_t k, int64_t at) {
+      if (p.divergence != Divergence::forward) return add_divergence(tile, j, padded, -w * kd, k, at);
+      const bool reloaded = !kept && pairs && k <= p.students;
+      const float* e = reloaded ? student_shifted(k - 1) : slot(tile, k);
+      add_scaled(less, e, static_cast<float>(w * teacher_factor(tile, k, kd, kept)), padded);
+    });
     if (rest_ == Rest::spread) add_scaled(less, label, static_cast<float>(labels), padded);
     if (!learns) return;
     const double own = learning * weight(j) * label_total_ * (kept ? at_1_factor(tile, 0) : 1.0) / row_sums[0].at_1;
     add_scaled(less, at_1, static_cast<float>(-own), padded);
+  }
+
+  // A member's logits in a tile that has been loaded again, as its softmax at T.
+  Scores scores(int64_t tile, int64_t k) const {
+    const float share = static_cast<float>(1 / row_sums[k].at_t);
+    if (k == 0) return {mixed, 0, share};
+    if (k > p.students) return {extra_shifted(k - 1 - p.students), 0, share};
+    return {slot(tile, k), shift(row_sums[k].max), share};
+  }
+
+  // Adds the terms of the tile to the sums of the Jensen-Shannon divergences.
+  void add_js_sums(int64_t tile, int64_t padded) {
+    for (int64_t j = 0; j < p.students; ++j) {
+      for_each_target(j, [&](float, int64_t k, int64_t at) {
+        const auto [of_target, of_student] =
+            js_sums(scores(tile, k), scores(tile, 1 + j), padded, inv_t, static_cast<float>(p.beta));
+        row_js[at].of_target += of_target;
+        row_js[at].of_student += of_student;
+      });
+    }
+  }
+
+  // Adds kd/T times the gradient of a reverse or Jensen-Shannon divergence to `less`.
+  void add_divergence(int64_t tile, int64_t j, int64_t padded, double kd, int64_t k, int64_t at) {
+    const Scores target = scores(tile, k), student = scores(tile, 1 + j);
+    if (p.divergence == Divergence::js) {
+      const float factor = static_cast<float>(kd * (1 - p.beta));
+      add_js(less, target, student, padded, inv_t, static_cast<float>(p.beta), factor,
+             static_cast<float>(row_js[at].of_student));
+    } else {
+      // log q/t - KL(q || t) is the distance of (z - t)/T from its mean.
+      const double at_t = row_sums[1 + j].at_t, cross = pairs ? row_pairs[at] : row_sums[1 + j].cross;
+      add_reverse(less, target, student, padded, inv_t, static_cast<float>(kd / (p.temperature * at_t)),
+                  static_cast<float>(cross / at_t));
+    }
   }
 };
 

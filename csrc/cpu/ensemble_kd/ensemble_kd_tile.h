@@ -13,7 +13,8 @@ struct TileSums {
   float max;
   double at_t;     // sum e^((z - max)/T)
   double at_1;     // sum e^(z - max)
-  double cross;    // students: sum e^((t - maxt)/T) ((t - maxt) - (z - max)) with the target's logits t
+  double cross;    // students: sum e^((t - maxt)/T) ((t - maxt) - (z - max)) with the target's logits t; for the
+                   // reverse divergence with t and z exchanged
   double labels;   // ensemble and students: sum v (z - max), where v is the spread part of the row's label
   double moment;   // students: sum e^(zE - maxE) z over the finite z
   double factor;   // makes e^((z - max)/T) relative to the row's maximum
@@ -103,7 +104,7 @@ void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, fl
 }
 
 // Replaces a student's z by e^((z - max)/T). `target` holds the teacher's t - max, `teacher` e^((t - max)/T).
-template <int POWER>
+template <int POWER, bool REVERSE>
 void student_exps(float* z, const float* target, const float* teacher, int64_t width, float shift, float inv_t,
                   TileSums& sums) {
   vf totals[3];
@@ -113,7 +114,9 @@ void student_exps(float* z, const float* target, const float* teacher, int64_t w
     store(z + c, e);
     s[0] += e;
     s[1] += exp_at_1<POWER>(d, e);
-    s[2] += cross_term(load<vf>(teacher + c), load<vf>(target + c), d);
+    const vf t = load<vf>(target + c);
+    if constexpr (REVERSE) s[2] += cross_term(e, d, t);
+    if constexpr (!REVERSE) s[2] += cross_term(load<vf>(teacher + c), t, d);
   });
   sums.at_t = sum_across(totals[0]);
   sums.at_1 = sum_across(totals[1]);

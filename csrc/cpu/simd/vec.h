@@ -126,10 +126,18 @@ inline vf load_float(const BF16* p) { return to_float(BF16{}, load<vh>(p)); }
 inline vf load_float(const F16* p) { return to_float(F16{}, load<vh>(p)); }
 
 struct Halves { vhf low, high; };
+// __builtin_convertvector would convert a pair at a time.
+#if defined(__AVX512F__) && OEKD_LANES == 16
+inline vd to_double(vhf x) { return bits<vd>(_mm512_cvtps_pd(bits<__m256>(x))); }
+inline vhf to_single(vd x) { return bits<vhf>(_mm512_cvtpd_ps(bits<__m512d>(x))); }
+#elif defined(__AVX__) && OEKD_LANES == 8
+inline vd to_double(vhf x) { return bits<vd>(_mm256_cvtps_pd(bits<__m128>(x))); }
+inline vhf to_single(vd x) { return bits<vhf>(_mm256_cvtpd_ps(bits<__m256d>(x))); }
+#else
 inline vd to_double(vhf x) { return __builtin_convertvector(x, vd); }
-inline vf to_float(vd low, vd high) {
-  return bits<vf>(Halves{__builtin_convertvector(low, vhf), __builtin_convertvector(high, vhf)});
-}
+inline vhf to_single(vd x) { return __builtin_convertvector(x, vhf); }
+#endif
+inline vf to_float(vd low, vd high) { return bits<vf>(Halves{to_single(low), to_single(high)}); }
 
 inline vf load_float(const double* p) { return to_float(load<vd>(p), load<vd>(p + LANES / 2)); }
 inline void store_float(float* p, vf x) { store(p, x); }
