@@ -34,8 +34,8 @@ ISAS = {
         ],
     ),
 }
-# Each kernel source of an op, csrc/cpu/<op>/*_kernel.cpp, is compiled once for each of its instruction sets. At run time
-# the widest one that the processor supports is chosen.
+# Each kernel source of an op, csrc/cpu/<op>/*_kernel.cpp, is compiled once for each of its instruction sets. At run
+# time the widest one that the processor supports is chosen.
 KERNELS = {"direct_conv": ("baseline", "avx2"), "ensemble_kd": tuple(ISAS), "norm_relu": tuple(ISAS)}
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 

@@ -1,5 +1,5 @@
-"""The ensemble distillation loss of images of labels, sequences and soft labels with its gradients, against naive PyTorch
-and torch.compile, on a CPU.
+"""The ensemble distillation loss of images of labels, sequences and soft labels, with its gradients, against naive
+PyTorch and torch.compile, on a CPU.
 
     python -m bench.ops.ensemble_kd_shapes [--json FILE] [--cases images ...] [--seconds 20]
 
@@ -61,7 +61,7 @@ CASES = {
 
 
 def naive_loss(logits: list[Tensor], target: Tensor, class_dim: int) -> Tensor:
-    """The loss as one would write it in PyTorch; `target` holds indices, or probabilities with classes in dimension 1."""
+    """The loss in plain PyTorch; `target` holds indices, or probabilities with classes in dimension 1."""
     ensemble = torch.stack(logits).mean(dim=0).detach()
     teacher = F.softmax(ensemble / TEMPERATURE, dim=class_dim)
     rows = ensemble.numel() // ensemble.shape[class_dim]
@@ -77,7 +77,7 @@ def naive_loss(logits: list[Tensor], target: Tensor, class_dim: int) -> Tensor:
 
 
 def variants(case: Case) -> dict[str, Callable[[], object]]:
-    """Return the calls by name, in the order of `VARIANTS`; each computes the loss and the gradients of all students."""
+    """Return the calls by name, in the order of `VARIANTS`; each computes the loss and all gradients."""
     logits, target = case.tensors()
     out = [torch.empty_like(z, requires_grad=False) for z in logits]
     compiled_loss = compiled(naive_loss)

@@ -14,18 +14,18 @@ from ..support.plain_loss import Expected
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 ops = torch.ops.oekd_fast
-O, C, I = 2, 19, 70  # rows [O, I]: neither blocks nor vectors divide I
+OUTER, C, INNER = 2, 19, 70  # rows [OUTER, INNER]: neither blocks nor vectors divide INNER
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def images(students=3, shape=(O, C, I), dtype=torch.float32, scale=3.0):
+def images(students=3, shape=(OUTER, C, INNER), dtype=torch.float32, scale=3.0):
     return [(scale * torch.randn(shape, generator=generator(j))).to(dtype) for j in range(students)]
 
 
-def labels(shape=(O, C, I), ignored=True):
+def labels(shape=(OUTER, C, INNER), ignored=True):
     target = torch.randint(shape[1], (shape[0], shape[2]), generator=generator(99))
     if ignored:
         target[:, ::7] = -100
@@ -33,7 +33,7 @@ def labels(shape=(O, C, I), ignored=True):
     return target
 
 
-def soft_labels(shape=(O, C, I)):
+def soft_labels(shape=(OUTER, C, INNER)):
     soft = F.softmax(2 * torch.randn(shape, generator=generator(98)), dim=1)
     soft[:, :, ::5] = F.one_hot(labels(shape, ignored=False)[:, ::5], shape[1]).movedim(-1, 1).float()
     return soft
@@ -52,11 +52,11 @@ OPTIONS = {
     "class weights, smoothing": (False, {"weight": WEIGHT, "label_smoothing": 0.2, "temperature": 2.5}),
     "probabilities": (True, {}),
     "probabilities, class weights, smoothing": (True, {"weight": WEIGHT, "label_smoothing": 0.2}),
-    "a teacher": (False, {"teacher_logits": 4 * torch.randn(O, C, I, generator=generator(50))}),
+    "a teacher": (False, {"teacher_logits": 4 * torch.randn(OUTER, C, INNER, generator=generator(50))}),
     "a row": (False, {"reduction": "none", "weight": WEIGHT}),
     "a row, probabilities, a teacher": (
         True,
-        {"reduction": "none", "teacher_logits": torch.randn(O, C, I, generator=generator(50)).bfloat16()},
+        {"reduction": "none", "teacher_logits": torch.randn(OUTER, C, INNER, generator=generator(50)).bfloat16()},
     ),
     "sum": (False, {"reduction": "sum"}),
     "num_items": (False, {"num_items": 77, "weight": WEIGHT}),
@@ -100,7 +100,7 @@ def test_options_in_every_layout(name, layout):
     logits, target = images(), soft_labels() if soft else labels()
     upstream = None
     if options.get("reduction") == "none":
-        upstream = torch.rand(O * I, generator=generator(5))
+        upstream = torch.rand(OUTER * INNER, generator=generator(5))
     expected = Expected(logits, target, upstream=upstream, **options)
     laid_out = [LAYOUTS[layout](z) for z in logits]
     if "teacher_logits" in options:
@@ -191,17 +191,17 @@ def test_out_is_fully_written_and_nothing_around_it(layout):
     _, right = run(ISAS[0], logits, target)
     for isa in ISAS:
         for laid_out in (logits, [LAYOUTS["classes last"](z) for z in logits]):
-            areas = [torch.full((O + 2, C + 2, I + 2, 3), math.nan) for _ in logits]
+            areas = [torch.full((OUTER + 2, C + 2, INNER + 2, 3), math.nan) for _ in logits]
             out = []
             for area in areas:
-                inner = area[1:-1, 1:-1, 1:-1, 1] if layout == "cropped" else area.view(-1)[64 : 64 + O * C * I]
+                inner = area[1:-1, 1:-1, 1:-1, 1] if layout == "cropped" else area.view(-1)[64 : 64 + OUTER * C * INNER]
                 if layout == "every second row":
-                    inner = area.view(-1)[64 : 64 + 2 * O * C * I].view(O, C, I, 2)[..., 0]
+                    inner = area.view(-1)[64 : 64 + 2 * OUTER * C * INNER].view(OUTER, C, INNER, 2)[..., 0]
                 elif layout == "classes last":
-                    inner = inner.view(O, I, C).movedim(-1, 1)
+                    inner = inner.view(OUTER, INNER, C).movedim(-1, 1)
                 elif layout == "rows of several images":
-                    inner = inner.view(C, I, O).movedim(-1, 0)
-                out.append(inner.view(O, C, I) if layout == "adjacent rows" else inner)
+                    inner = inner.view(C, INNER, OUTER).movedim(-1, 0)
+                out.append(inner.view(OUTER, C, INNER) if layout == "adjacent rows" else inner)
             _, grads = run(isa, laid_out, target, out=out)
             for grad, expected, area in zip(grads, right, areas, strict=True):
                 torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-9)
