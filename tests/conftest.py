@@ -49,16 +49,22 @@ OP_DEFAULTS = {
 }
 
 
-def op_kwargs(*, reduction: str = "mean", mixing_space: str = "logits", **options) -> dict:
+def op_kwargs(*, reduction: str = "mean", mixing_space: str = "logits", divergence: str = "forward", **options) -> dict:
     """Keyword arguments of the ops from keywords of the public functions, without their checks."""
-    teachers = options.get("teacher_logits")
+    teachers, num_items = options.get("teacher_logits"), options.get("num_items")
     if isinstance(teachers, Tensor):
         options["teacher_logits"] = teachers.unbind() if teachers.dim() == 3 else [teachers]
+    if num_items is not None:
+        options["num_items"] = torch.as_tensor(num_items)
+    if "weight" in options:
+        options["class_weights"] = options.pop("weight")
     return {
         "ensemble_weights": None,
         **OP_DEFAULTS,
         "mean": reduction == "mean",
+        "per_row": reduction == "none",
         "mix_probabilities": mixing_space == "probabilities",
+        "divergence": ("forward", "reverse", "js").index(divergence),
         **options,
     }
 

@@ -49,6 +49,27 @@ def all_processors(results: Path, pattern: str) -> str:
     return table(("B x C", "dtype", "CPU", *VARIANTS.values(), *FASTER), rows, caption)
 
 
+def of_shapes(results: Path, file: str) -> str:
+    """Images of labels, sequences and soft labels on one processor, with quartiles."""
+    result = load(results, file)
+    if result is None:
+        return ""
+    rows = [
+        (
+            f"{r['case']}: {' x '.join(map(str, r['shape']))}",
+            r["students"],
+            *(_with_quartiles(r["milliseconds"][name]) for name in VARIANTS),
+            *(_times_faster(r[f"{ours}_speedup"]) for ours in OURS),
+        )
+        for r in result["results"]
+    ]
+    caption = (
+        "Milliseconds, median [quartiles], float32. Times faster: than eager / than torch.compile. "
+        f"{machine(result['machine'])}."
+    )
+    return table(("logits of a student", "students", *VARIANTS.values(), *FASTER), rows, caption)
+
+
 def on_a_gpu(results: Path, pattern: str) -> str:
     """The sizes that bench.gpu measured, one report a card."""
     reports = load_all(results, pattern)

@@ -289,7 +289,7 @@ def _value_and_grad(
         return reference.ensemble_kd_value_and_grad(call, grad_scale, buffers, weights_grad)
     ops, kwargs = chosen.ops(call), call.op_kwargs()
     students = [z.detach() for z in call.students]
-    if grad_scale is not None and grad_scale.numel() > 1:
+    if grad_scale is not None and grad_scale.numel() != 1:
         grad_scale = grad_scale.reshape(-1)
     kwargs["grad_scale"] = detached(grad_scale)
     if buffers is None and weights_grad is None:

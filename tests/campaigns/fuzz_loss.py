@@ -59,14 +59,24 @@ class Result:
         return parts if self.weights_grad is None else parts | {"weights_grad": self.weights_grad}
 
     @classmethod
-    def of(cls, call: RandomCall, value_and_grad) -> Result:
-        """Call `value_and_grad`, with buffers whose memory is NaN before."""
+    def of(cls, call: RandomCall, value_and_grad, images: bool = False) -> Result:
+        """Call `value_and_grad`, with buffers whose memory is NaN before.
+
+        Args:
+            images: call it with logits of images if the call has some.
+        """
+        call = call.as_images() if images else call
         weights, out, buffer = call.options.get("ensemble_weights"), None, None
         if call.out_layout:
             out = [laid_out(torch.full_like(z, math.nan), call.out_layout) for z in call.logits]
         if weights is not None:
             buffer = torch.full_like(weights, math.nan, memory_format=torch.contiguous_format)
         output, grads = value_and_grad(call.logits, call.target, out=out, weights_grad=buffer, **call.options)
+        if output.loss.dim():  # a loss a row
+            rows = [t.reshape(*t.shape[:n], -1) for t, n in zip(output[:4], (0, 1, 1, 0), strict=True)]
+            output = output._replace(**dict(zip(STATISTICS, rows, strict=True)))
+        if images and call.images is not None:
+            grads = [grad.movedim(1, -1).flatten(0, 1) for grad in grads]
         return cls(output, torch.stack([grad.contiguous() for grad in grads]), buffer)
 
 
@@ -108,6 +118,9 @@ def plain_errors(call: RandomCall, truth: ExactCall, seed: int) -> Iterator[dict
         if weights_grad is not None:
             weights_grad = weights_grad[back] if weights_grad.dim() == 1 else weights_grad[rows.argsort()][:, back]
         output = result.output._replace(ce=result.output.ce[back], kd=result.output.kd[back])
+        if output.loss.dim():
+            order = rows.argsort()
+            output = output._replace(**{name: getattr(output, name)[..., order] for name in STATISTICS})
         grads = result.grads[back][:, rows.argsort()][:, :, classes.argsort()]
         yield errors_of(Result(output, grads, weights_grad), truth)
 
@@ -131,7 +144,7 @@ def faults_of(call: RandomCall, *, forms: bool = True) -> list[str]:
         forms: compare the bits of the value alone and of ``.backward()`` too.
     """
     truth, faults = ExactCall(call), []
-    results = {isa: Result.of(call, IMPLEMENTATIONS[f"native-{isa}"]) for isa in ISAS}
+    results = {isa: Result.of(call, IMPLEMENTATIONS[f"native-{isa}"], images=True) for isa in ISAS}
     open_errors, classes = {}, call.logits[0].shape[1]
     for isa, result in results.items():
         for name, error in errors_of(result, truth).items():
@@ -162,20 +175,33 @@ def _wrong_counts(truth: ExactCall, correct: Tensor) -> list[str]:
 
 def _other_bits(call: RandomCall, expected: Result) -> list[str]:
     """Compare the value alone and the gradients by ``.backward()`` with the results of one call."""
-    options = {name: value for name, value in call.options.items() if name != "grad_scale"}
-    scale = call.options.get("grad_scale")
+    images = call.as_images()
+    options = {name: value for name, value in images.options.items() if name != "grad_scale"}
+    weights, scale = options.get("ensemble_weights"), images.options.get("grad_scale", torch.ones(()))
+    if weights is not None:
+        if call.images is not None and weights.dim() == 2:
+            weights = weights.reshape(call.images, -1, weights.shape[1])
+        options["ensemble_weights"] = weights
     faults = []
-    value = ensemble_kd_loss(call.logits, call.target, backend="native", **options)
-    if not all(map(_same_bits, value, expected.output)):
+    value = ensemble_kd_loss(images.logits, images.target, backend="native", **options)
+    if not _same_statistics(value, expected.output):
         faults.append("the value without gradients has other bits")
-    if options.get("ensemble_weights") is not None:
-        options["ensemble_weights"] = options["ensemble_weights"].detach().requires_grad_()
-    leaves = [z.detach().requires_grad_() for z in call.logits]
-    output = ensemble_kd_loss(leaves, call.target, backend="native", **options)
-    grads = torch.autograd.grad(output.loss, leaves, scale)
-    if not all(map(_same_bits, output, expected.output)) or not all(map(_same_bits, grads, expected.grads)):
+    if weights is not None:
+        options["ensemble_weights"] = weights.detach().requires_grad_()
+    leaves = [z.detach().requires_grad_() for z in images.logits]
+    output = ensemble_kd_loss(leaves, images.target, backend="native", **options)
+    upstream = scale.to(output.loss.dtype)
+    upstream = upstream.reshape(output.loss.shape) if upstream.numel() > 1 else upstream.expand_as(output.loss)
+    grads = torch.autograd.grad(output.loss, leaves, upstream)
+    if call.images is not None:
+        grads = [grad.movedim(1, -1).flatten(0, 1) for grad in grads]
+    if not _same_statistics(output, expected.output) or not all(map(_same_bits, grads, expected.grads)):
         faults.append(".backward() has other bits")
     return faults
+
+
+def _same_statistics(actual: EnsembleKDOutput, expected: EnsembleKDOutput) -> bool:
+    return all(_same_bits(a.reshape(b.shape), b) for a, b in zip(actual, expected, strict=True))
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -76,14 +76,8 @@ LAYOUTS = {
 def run(isa, logits, target, **options):
     """Call the op with the arguments of the loss."""
     options = dict(options)
-    if "weight" in options:
-        options["class_weights"] = options.pop("weight")
-    if "num_items" in options:
-        options["num_items"] = torch.tensor(options["num_items"])
-    if options.get("reduction") == "none":
-        options["per_row"] = True
-    kinds = {"forward": 0, "reverse": 1, "js": 2}
-    options["divergence"] = kinds[options.pop("divergence_kind", "forward")]
+    if "divergence_kind" in options:
+        options["divergence"] = options.pop("divergence_kind")
     if "teacher_logits" in options:
         options["teacher_logits"] = [options["teacher_logits"]]
     return IMPLEMENTATIONS[f"native-{isa}"](logits, target, **options)
@@ -264,6 +258,4 @@ def test_the_op_without_a_reduction_takes_a_grad_scale_a_row():
     for grad, one in zip(grads, ones, strict=True):
         torch.testing.assert_close(grad, one * scale[:, None], rtol=1e-5, atol=1e-8)
     with pytest.raises(ValueError, match=r"^grad_scale: expected one element or \[6\] on the CPU, got \[5\]"):
-        ops.ensemble_kd_value_and_grad(
-            logits, target, **op_kwargs(per_row=True, reduction="none"), grad_scale=torch.ones(5)
-        )
+        ops.ensemble_kd_value_and_grad(logits, target, **op_kwargs(reduction="none"), grad_scale=torch.ones(5))

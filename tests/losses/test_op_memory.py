@@ -156,7 +156,7 @@ def test_a_storage_that_is_too_small_for_probabilities_or_three_dimensions_raise
         call(arguments(target=with_storage_of(soft, 44)))
     scale = torch.ones(B)
     with pytest.raises(ValueError, match="^grad_scale: expected a storage of at least 12 bytes, got 8"):
-        call(arguments(grad_scale=with_storage_of(scale, 8), per_row=True, reduction="none", num_items=None))
+        call(arguments(grad_scale=with_storage_of(scale, 8), reduction="none", num_items=None))
     images = [torch.zeros(2, C, 3), with_storage_of(torch.zeros(2, C, 3), 95)]
     with pytest.raises(ValueError, match="^logits: expected a storage of at least 96 bytes, got 95"):
         ops.ensemble_kd_value(images, torch.zeros(2, 3, dtype=torch.int64), **op_kwargs())

@@ -78,12 +78,12 @@ def test_opcheck_of_strides_and_grad_scale(layout, one_thread):
 NEW = {
     "images, class weights, num_items": (
         (2, 4, 18),
-        {"class_weights": torch.rand(4) + 0.1, "num_items": torch.tensor(30), "label_smoothing": 0.1},
+        {"class_weights": torch.rand(4) + 0.1, "num_items": 30, "label_smoothing": 0.1},
     ),
-    "rows": ((5, 4), {"per_row": True, "reduction": "none"}),
-    "rows of images": ((2, 4, 18), {"per_row": True, "reduction": "none"}),
-    "js": ((5, 4), {"divergence": 2, "beta": 0.3}),
-    "reverse, images": ((2, 4, 3), {"divergence": 1}),
+    "rows": ((5, 4), {"reduction": "none"}),
+    "rows of images": ((2, 4, 18), {"reduction": "none"}),
+    "js": ((5, 4), {"divergence": "js", "beta": 0.3}),
+    "reverse, images": ((2, 4, 3), {"divergence": "reverse"}),
 }
 
 
@@ -98,7 +98,7 @@ def test_opcheck_of_the_arguments_of_cross_entropy(op, name, soft, one_thread):
     kwargs = op_kwargs(**options)
     if op is OPS[2]:
         kwargs["out"] = [torch.full_like(z, math.nan) for z in logits]
-    if "per_row" in options and op is not OPS[0]:
+    if "reduction" in options and op is not OPS[0]:
         kwargs["grad_scale"] = torch.rand(math.prod(rows))
     torch.library.opcheck(op.default, (logits, target), kwargs)
     if op is OPS[0]:
@@ -141,7 +141,6 @@ BAD_OP = {
     "num_items nan": ({"num_items": torch.tensor(math.nan)}, "num_items"),
     "two num_items": ({"num_items": torch.ones(2)}, "num_items"),
     "a mean of rows": ({"per_row": True}, "per_row"),
-    "divergence 3": ({"divergence": 3}, "divergence"),
     "beta 1": ({"beta": 1.0}, "beta"),
     "beta nan": ({"beta": math.nan}, "beta"),
     "weights of other length": ({"ensemble_weights": torch.ones(3)}, "ensemble_weights"),
@@ -184,6 +183,12 @@ def test_ops_check_their_arguments(name):
     changed, argument = BAD_OP[name]
     with pytest.raises((ValueError, TypeError), match=f"{argument}: expected"):
         op_value_and_grad(**changed)
+
+
+def test_ops_raise_for_an_unknown_divergence():
+    kwargs = op_kwargs() | {"divergence": 3}
+    with pytest.raises(ValueError, match="^divergence: expected 0, 1 or 2, got 3"):
+        torch.ops.oekd_fast.ensemble_kd_value(LOGITS, TARGET, **kwargs)
 
 
 def test_ops_raise_for_a_grad_scale_of_two_elements():

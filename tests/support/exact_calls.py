@@ -43,6 +43,7 @@ class ExactCall:
 
     Attributes:
         results: loss and ensemble_ce, scalars; ce and kd, [S]; grads, [S, B, C]; with weights, weights_grad as these.
+            Without a reduction, loss and ensemble_ce are [B], ce and kd [S, B].
         correct: [S + 1] rows whose first largest logit is the label.
         unsure: rows in which rounding decides whether the ensemble is correct.
     """
@@ -53,10 +54,11 @@ class ExactCall:
         self.teachers = call.options.get("teacher_logits", [])
         self.temperature = float(self.options["temperature"])
         self.counted = torch.ones(self.z.shape[1], dtype=torch.bool)
-        if self.target is not None:
+        if self.target is not None and not call.has_probabilities:
+            self.target = self.target.long()
             self.counted = self.target != self.options["ignore_index"]
-        share = self.counted.sum().clamp(min=1) if self.options["reduction"] == "mean" else 1
-        self.each = self.counted.double() / share
+        self.each = self._shares(self.counted.double())
+        self.each_label = self._shares(self._label_weights())
         weights = self.options.get("ensemble_weights")
         given = weights
         if weights is None:
@@ -65,8 +67,8 @@ class ExactCall:
         self.ensemble = _weighted(self.weights, self.z)
 
         kd, grads, terms = self._divergences()
-        zero = torch.zeros(len(self.z), dtype=torch.float64)
-        ce, ensemble_ce = Exact(zero, zero), Exact(zero.sum(), zero.sum())
+        zero = self._reduced(torch.zeros(self.z.shape[:2], dtype=torch.float64), self.each)
+        ce, ensemble_ce = Exact(zero, zero), Exact(zero.sum(dim=0), zero.sum(dim=0))
         weights_grad = torch.zeros(2, *self.z.shape[:2], dtype=torch.float64)
         self.correct, self.unsure = torch.zeros(len(self.z) + 1, dtype=torch.int64), 0
         if self.target is not None:
@@ -74,24 +76,29 @@ class ExactCall:
             ce, ensemble_ce = self._cross_entropies(label)
             p, of_ensemble = self.z.softmax(dim=2), self.ensemble.softmax(dim=1)
             ce_weight, ensemble_weight = (float(self.options[n]) for n in ("ce_weight", "ensemble_ce_weight"))
-            grads = grads + ce_weight * (p - label) + ensemble_weight * self.weights * (of_ensemble - label)
+            each, total = self.each_label[:, None], label.sum(dim=1, keepdim=True)
+            grads = grads + each * ce_weight * (total * p - label)
+            grads = grads + each * ensemble_weight * self.weights * (total * of_ensemble - label)
             sizes = self._ensemble_sizes()
             changes = softmax_changes(of_ensemble, sizes)
-            terms = terms + abs(ce_weight) * (p + label)
-            terms = terms + abs(ensemble_weight) * self.weights.abs() * (of_ensemble + label + changes)
+            terms = terms + each * abs(ce_weight) * (total * p + label)
+            terms = terms + each * abs(ensemble_weight) * self.weights.abs() * (total * (of_ensemble + changes) + label)
             finite = _finite(self.z)
             mean = (of_ensemble * finite).sum(dim=2)
             distances = (finite - mean[:, :, None]).abs()
-            weights_terms = (of_ensemble + label) * finite.abs() + of_ensemble * distances * sizes
-            weights_grad = ensemble_weight * torch.stack([mean - (label * finite).sum(dim=2), weights_terms.sum(dim=2)])
+            weights_terms = (total * of_ensemble + label) * finite.abs() + total * of_ensemble * distances * sizes
+            weights_grad = ensemble_weight * torch.stack(
+                [total[:, 0] * mean - (label * finite).sum(dim=2), weights_terms.sum(dim=2)]
+            )
             self._count_correct()
-        scale = float(self.options.get("grad_scale", 1.0))
-        grads, terms = (
-            scale * (x * self.each[:, None]).masked_fill(~self.counted[:, None], 0.0) for x in (grads, terms)
-        )
+        scale = torch.as_tensor(self.options.get("grad_scale", 1.0), dtype=torch.float64)
+        of_rows = scale[:, None] if scale.dim() else scale
+        grads, terms = (of_rows * x.masked_fill(~self.counted[:, None], 0.0) for x in (grads, terms))
         self.results = {"ce": ce, "kd": kd, "ensemble_ce": ensemble_ce, "grads": Exact(grads, terms.abs() + FLUSHED)}
         if given is not None:
-            of_rows = scale * (weights_grad * self.each).masked_fill(~self.counted, 0.0).transpose(1, 2)  # [2, B, S]
+            of_rows = (
+                (scale * weights_grad * self.each_label).masked_fill(~self.counted, 0.0).transpose(1, 2)
+            )  # [2, B, S]
             value, terms = of_rows if given.dim() == 2 else of_rows.sum(dim=1)
             self.results["weights_grad"] = Exact(value, terms.abs() + FLUSHED)
         self.results["loss"] = self._loss()
@@ -101,27 +108,52 @@ class ExactCall:
         for name, option in (("kd", "kd_weight"), ("ce", "ce_weight"), ("ensemble_ce", "ensemble_ce_weight")):
             weight = float(self.options[option])
             if weight or name == "kd":  # a term of weight 0 is left out, except for the divergence
-                value = value + weight * self.results[name].value.sum()
-                terms = terms + abs(weight) * self.results[name].terms.sum()
+                of_students = self.results[name].value, self.results[name].terms
+                if name != "ensemble_ce":
+                    of_students = (x.sum(dim=0) for x in of_students)
+                plain, size = of_students
+                value, terms = value + weight * plain, terms + abs(weight) * size
         return Exact(value, terms)
 
-    def _reduced(self, per_row: Tensor) -> Tensor:
-        return per_row.masked_fill(~self.counted, 0.0) @ self.each
+    def _shares(self, weights: Tensor) -> Tensor:
+        """Return what each row contributes to a mean whose divisor is the sum of these weights."""
+        if self.options["reduction"] != "mean":
+            return self.counted.double()
+        divisor = float(self.options.get("num_items") or weights.sum())
+        return self.counted.double() / (divisor or 1.0)
+
+    def _label_weights(self) -> Tensor:
+        """Return the weights of the labels; 1 for probabilities."""
+        if self.target is None or self.target.is_floating_point():
+            return self.counted.double()
+        weight = self.options.get("weight")
+        weight = torch.ones(self.z.shape[2], dtype=torch.float64) if weight is None else weight
+        return weight[self.target.where(self.counted, 0)].where(self.counted, 0.0)
+
+    def _reduced(self, per_row: Tensor, each: Tensor) -> Tensor:
+        values = per_row.masked_fill(~self.counted, 0.0) * each
+        return values if self.options["reduction"] == "none" else values.sum(dim=-1)
 
     def _label(self) -> Tensor:
-        """Return the labels as distributions, [B, C]."""
+        """Return the labels as distributions times the class weights, [B, C]."""
         smoothing, rows = self.options["label_smoothing"], self.counted.nonzero()[:, 0]
-        label = torch.zeros_like(self.z[0])
-        label[rows, self.target[rows]] = 1.0 - smoothing
-        return label + smoothing / label.shape[1]
+        if self.target.is_floating_point():
+            label = (1.0 - smoothing) * self.target
+        else:
+            label = torch.zeros_like(self.z[0])
+            label[rows, self.target[rows]] = 1.0 - smoothing
+        label = label + smoothing / label.shape[1]
+        return label if "weight" not in self.options else label * self.options["weight"]
 
     def _cross_entropies(self, label: Tensor) -> tuple[Exact, Exact]:
         """Return the cross-entropies of the students and of the ensemble."""
+        total = label.sum(dim=1)
 
         def of(z: Tensor, sizes: Tensor | float) -> Exact:
             log_p = z.log_softmax(dim=-1)
-            value = self._reduced(-(label * log_p).masked_fill(label == 0, 0.0).sum(dim=-1))
-            return Exact(value, value + self._reduced(log_sum_terms(log_p)[..., 0] + sizes))
+            value = self._reduced(-(label * log_p).masked_fill(label == 0, 0.0).sum(dim=-1), self.each_label)
+            sums = self._reduced(total * (log_sum_terms(log_p)[..., 0] + sizes), self.each_label)
+            return Exact(value, value + sums)
 
         # The logits of the ensemble are rounded.
         return of(self.z, 0.0), of(self.ensemble, self._ensemble_sizes().amax(dim=1))
@@ -131,7 +163,8 @@ class ExactCall:
 
     def _count_correct(self) -> None:
         for j, scores in enumerate((*self.z, self.ensemble)):
-            self.correct[j] = ((scores.argmax(dim=1) == self.target) & self.counted).sum()
+            target = self.target.argmax(dim=1) if self.target.is_floating_point() else self.target
+            self.correct[j] = ((scores.argmax(dim=1) == target) & self.counted).sum()
         largest = self.ensemble.topk(min(2, self.ensemble.shape[1]), dim=1).values
         self.unsure = int((largest[:, 0] - largest[:, -1] <= 1e-6 * self._ensemble_sizes().amax(dim=1)).sum())
 
@@ -152,10 +185,12 @@ class ExactCall:
             change = t * (gap - divergence.nan_to_num(posinf=0.0)).abs() * sizes
             of_sums = log_sum_terms(log_q) + log_sum_terms(log_t)
             terms = terms + (weight.abs() * ((of_class + change).sum(dim=2, keepdim=True) + of_sums))[:, :, 0]
-            grads += factor * weight * (q - t)
-            grad_terms += abs(factor) * weight.abs() * (q + t + softmax_changes(t, sizes))
+            each = self.each[:, None]
+            grads += each * factor * weight * (q - t)
+            grad_terms += each * abs(factor) * weight.abs() * (q + t + softmax_changes(t, sizes))
         squared = self.temperature**2
-        return Exact(squared * self._reduced(value), squared * self._reduced(terms)), grads, grad_terms
+        reduced = (squared * self._reduced(x, self.each) for x in (value, terms))
+        return Exact(*reduced), grads, grad_terms
 
     def _targets(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return weights, log-probabilities from which the students learn, and sizes of their exponents.

@@ -32,15 +32,17 @@ class RandomCall:
 
     Attributes:
         logits: S tensors [B, C].
-        target: int64 [B], or None.
+        target: class indices [B] of any integer dtype, probabilities [B, C], or None.
         options: keyword arguments, tensors included; without ``out``.
         out_layout: layout of the buffers for the gradients; None: the call has none.
+        images: number of images that the rows are the positions of; None: the call has logits [B, C].
     """
 
     logits: list[Tensor]
     target: Tensor | None
     options: dict[str, Any]
     out_layout: str | None
+    images: int | None = None
 
     def __str__(self) -> str:
         def show(value: Any) -> str:
@@ -49,7 +51,8 @@ class RandomCall:
                 return f"{shape} = {value.item():g}" if value.numel() == 1 else f"{shape}, strides {value.stride()}"
             return f"[{', '.join(map(show, value))}]" if isinstance(value, list) else repr(value)
 
-        given = {"logits": self.logits, "target": self.target, **self.options, "out": self.out_layout}
+        given = {"logits": self.logits, "target": self.target, **self.options}
+        given |= {"out": self.out_layout, "images": self.images}
         return "; ".join(f"{name}: {show(value)}" for name, value in given.items() if value is not None)
 
     def exact(self) -> RandomCall:
@@ -65,7 +68,27 @@ class RandomCall:
             return [changed(item) for item in value] if isinstance(value, list) else value
 
         options = {name: changed(value) for name, value in self.options.items()}
-        return replace(self, logits=changed(self.logits), options=options)
+        return replace(self, logits=changed(self.logits), target=changed(self.target), options=options)
+
+    @property
+    def has_probabilities(self) -> bool:
+        return self.target is not None and self.target.is_floating_point()
+
+    def as_images(self) -> RandomCall:
+        """Return the call with logits [images, C, B / images], whose rows are adjacent in memory."""
+        if self.images is None:
+            return self
+
+        def image(z: Tensor) -> Tensor:
+            return z.reshape(self.images, -1, z.shape[1]).movedim(-1, 1).contiguous()
+
+        options = dict(self.options)
+        if "teacher_logits" in options:
+            options["teacher_logits"] = [image(teacher) for teacher in options["teacher_logits"]]
+        target = self.target
+        if target is not None:
+            target = image(target) if self.has_probabilities else target.reshape(self.images, -1)
+        return replace(self, logits=[image(z) for z in self.logits], target=target, options=options)
 
     def reordered(self, generator: torch.Generator) -> tuple[RandomCall, Tensor, Tensor, Tensor]:
         """Return the call with students, rows and classes in another order, and the three orders.
@@ -80,7 +103,10 @@ class RandomCall:
 
         options = dict(self.options)
         target = None if self.target is None else self.target[rows]
-        if target is not None:
+        if self.has_probabilities:
+            target = target[:, classes]
+        elif target is not None:
+            target = target.long()
             counts = target != options["ignore_index"]
             target = torch.where(counts, classes.argsort()[target.clamp(0, shape[2] - 1)], target)
             # A label may now equal an ignore_index that is a class.
@@ -90,6 +116,10 @@ class RandomCall:
             options["ensemble_weights"] = weights[students] if weights.dim() == 1 else weights[rows][:, students]
         if "teacher_logits" in options:
             options["teacher_logits"] = [matrix(teacher) for teacher in options["teacher_logits"]]
+        if "weight" in options:
+            options["weight"] = options["weight"][classes]
+        if (scale := options.get("grad_scale")) is not None and scale.numel() > 1:
+            options["grad_scale"] = scale[rows]
         if "mixing" in options:
             teachers = torch.arange(shape[0], options["mixing"].shape[1])
             options["mixing"] = options["mixing"][students][:, torch.cat([students, teachers])]
@@ -185,13 +215,20 @@ class _Maker:
             "temperature": self.number(self.temperature(), dtype),
             "kd_weight": self.number(self.weight(), dtype),
             "ignore_index": self.random.choice((-100, -100, -1, 0, classes - 1, classes, 2**62)),
-            "reduction": self.random.choice(("mean", "mean", "sum")),
+            "reduction": self.random.choice(("mean", "mean", "sum", "none")),
             "label_smoothing": self.random.choice((0.0, 0.0, 0.1, 1.0, self.random.random())),
         }
         target = None if self.chance(0.1) else self.labels(rows, classes, options["ignore_index"])
         options["ce_weight"] = 0.0 if target is None else self.number(self.weight(), dtype)
         options["ensemble_ce_weight"] = 0.0 if target is None or self.chance(0.6) else self.number(self.weight(), dtype)
+        if target is not None and self.chance(0.25):
+            target = self.probabilities(rows, classes)
         masked = options["label_smoothing"] == 0 and self.chance(0.15) and classes > 1
+        masked = masked and not (target is not None and target.is_floating_point())
+        if target is not None and self.chance(0.3):
+            options["weight"] = self.class_weights(classes)
+        if options["reduction"] == "mean" and self.chance(0.2):
+            options["num_items"] = self.random.choice((1, 7, 3.5, torch.tensor(1000), torch.tensor(33.0)))
         logits = self.logits(students, rows, classes, dtype)
         self.objective(options, students, rows, classes, positive=masked)
         given = logits + options.get("teacher_logits", [])
@@ -204,10 +241,15 @@ class _Maker:
                 if (masked and chosen.startswith("same")) or (chosen == "negated" and z.dtype != torch.float32):
                     chosen = "contiguous"
                 tensors[j] = laid_out(z, chosen)
-        if self.chance(0.2):
+        if options["reduction"] == "none" and self.chance(0.7):
+            options["grad_scale"] = self.randn(rows).to(self.random.choice((torch.float32, torch.float64)))
+        elif self.chance(0.2):
             options["grad_scale"] = torch.tensor(self.random.choice((1.0, 0.5, 128.0, -3.7, 0.0)))
         out = self.random.choice((None, None, "contiguous", "transposed", "padded", "every second", "offset"))
-        return RandomCall(logits, target, options, out)
+        images = self.random.choice([n for n in (1, 2, 3, 5) if rows % n == 0]) if self.chance(0.3) else None
+        if images:
+            out = None
+        return RandomCall(logits, target, options, out, images)
 
     def labels(self, rows: int, classes: int, ignore_index: int) -> Tensor:
         target = torch.randint(classes, (rows,), generator=self.generator)
@@ -216,7 +258,32 @@ class _Maker:
         share = self.random.choice((0.0, 0.0, 0.2, 0.2, 0.9, 1.0))
         ignored = torch.rand(rows, generator=self.generator) < share
         target[ignored] = ignore_index
+        if self.chance(0.2):
+            narrow = self.random.choice((torch.int32, torch.int16, torch.int8, torch.uint8))
+            held = torch.iinfo(narrow)
+            if not ignored.any() or held.min <= ignore_index <= held.max:
+                target = target.to(narrow) if classes <= held.max else target
         return torch.stack([target, target], dim=1)[:, 0] if self.chance(0.2) else target
+
+    def probabilities(self, rows: int, classes: int) -> Tensor:
+        """Make labels as mixup and label files hold them: spread, mixed from two classes, or one-hot in some rows."""
+        soft = (self.random.choice((0.3, 2.0, 10.0)) * self.randn(rows, classes)).softmax(dim=1)
+        first, second = (torch.randint(classes, (rows,), generator=self.generator) for _ in range(2))
+        kind = self.random.random()
+        if kind < 0.5:
+            share = torch.rand(rows, 1, generator=self.generator)
+            one, two = (torch.nn.functional.one_hot(label, classes).float() for label in (first, second))
+            mixed = share * one + (1 - share) * two
+            soft = mixed if kind < 0.3 else torch.where(torch.rand(rows, 1, generator=self.generator) < 0.5, one, soft)
+        soft = soft.to(self.random.choice(FLOATS))
+        return laid_out(soft, self.random.choice(("contiguous", "transposed", "padded", "every second", "offset")))
+
+    def class_weights(self, classes: int) -> Tensor:
+        weights = 3 * torch.rand(classes, generator=self.generator)
+        if self.chance(0.3):
+            weights *= torch.rand(classes, generator=self.generator) < 0.6
+        weights[self.random.randrange(classes)] += 0.1
+        return weights.to(self.random.choice(FLOATS))
 
     def logits(self, students: int, rows: int, classes: int, dtype: torch.dtype) -> list[Tensor]:
         logits = [(self.scale * self.randn(rows, classes)).to(dtype) for _ in range(students)]
