@@ -73,7 +73,7 @@ def ensemble_kd(call: EnsembleKDCall) -> EnsembleKDOutput:
             return total
         if call.num_items is not None:
             divisor = torch.as_tensor(call.num_items, device=total.device).detach().reshape(()).to(dtype)
-        return total / divisor.where(divisor > 0, 1.0)
+        return (total / divisor.where(divisor > 0, 1.0)).where(divisor > 0, 0.0)
 
     def distribution(scores: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = F.log_softmax(_divide(scores, temperature), dim=1)

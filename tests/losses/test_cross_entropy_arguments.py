@@ -215,10 +215,12 @@ def test_ignored_rows_have_loss_and_gradient_zero_without_a_reduction(backend):
     assert not output.ce[:, ignored].any() and not any(grad[ignored].any() for grad in grads)
 
 
-def test_labels_of_total_weight_zero_give_no_cross_entropy(backend):
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_labels_of_total_weight_zero_give_no_cross_entropy(backend, smoothing):
     logits, target = random_logits((4, 3)), torch.zeros(4, dtype=torch.int64)
+    weight = torch.tensor([0.0, 1.0, 1.0])
     output, grads = ensemble_kd_value_and_grad(
-        logits, target, weight=torch.tensor([0.0, 1.0, 1.0]), kd_weight=0.0, backend=backend
+        logits, target, weight=weight, kd_weight=0.0, label_smoothing=smoothing, backend=backend
     )
     assert output.loss == 0 and not output.ce.any() and not any(grad.any() for grad in grads)
 

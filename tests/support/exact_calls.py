@@ -120,7 +120,7 @@ class ExactCall:
         if self.options["reduction"] != "mean":
             return self.counted.double()
         divisor = float(self.options.get("num_items") or weights.sum())
-        return self.counted.double() / (divisor or 1.0)
+        return self.counted.double() / divisor if divisor else torch.zeros_like(self.counted, dtype=torch.float64)
 
     def _label_weights(self) -> Tensor:
         """Return the weights of the labels; 1 for probabilities."""
