@@ -8,6 +8,7 @@ import pytest
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.run import train
 
+from ..support.forked_runs import MODEL, smallest_runs
 from ..support.small_runs import QUIET, write_colours
 
 
@@ -31,6 +32,13 @@ def picture() -> None:
 @pytest.fixture
 def config(arrays, tmp_path) -> TrainConfig:
     return small_config(arrays, tmp_path / "run")
+
+
+@pytest.fixture
+def smallest(config) -> TrainConfig:
+    """A config of one epoch of the smallest network, for tests of what surrounds the training."""
+    with smallest_runs():
+        yield replace(config, model=MODEL, epochs=1, executor="sequential")
 
 
 @pytest.fixture(scope="module")

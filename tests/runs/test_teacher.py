@@ -67,15 +67,14 @@ def half():
 def of_transformers():
     return Wrapped(lambda logits, images: Output(logits))
 
-def hints():  # maps of 16, 32 and 64 channels, with the height and width of those of resnet20
-    return Wrapped(lambda logits, images: (logits, [images.mean(1, keepdim=True).expand(-1, c, -1, -1)[..., ::s, ::s]
-                                                    for c, s in ((16, 1), (32, 2), (64, 4))]))
+def one_map():  # of the height and width of that of the smallest network
+    return Wrapped(lambda logits, images: (logits, [images[..., ::4, ::4]]))
 
 def shallow():
     return Wrapped(lambda logits, images: (logits, [images]))
 
 def small():
-    return Wrapped(lambda logits, images: (logits, [images[..., :2, :2]] * 3))
+    return Wrapped(lambda logits, images: (logits, [images[..., ::4, ::4]] * 3))
 
 def wide(): return Net(10)
 def flat(): return Wrapped(lambda logits, images: logits.flatten())
@@ -192,7 +191,6 @@ def test_a_program_computes_as_the_network_and_tells_its_size(config, module, tm
     assert teacher.train().network.program is not None  # a program keeps its mode
 
 
-@pytest.mark.slow
 def test_programs_that_cannot_teach_raise_in_one_line(config, module, tmp_path):
     file = export(network(module).train(), tmp_path / "training.pt2")
     message = (
@@ -267,12 +265,10 @@ def test_options_of_a_teacher_need_one():
         TrainConfig(objective="kd", teacher="x", teacher_std=(0.5, 0.0))
 
 
-@pytest.mark.slow
-def test_a_student_and_hints_of_a_module_teach_runs(config, students, module):
-    config = replace(config, epochs=1)
-    for objective, teacher in (("kd", students), ("fitnets", f"{module}:hints")):
-        output = config.output_dir / f"{objective}-{Path(teacher).suffix[1:4]}"
-        summary = train(replace(config, objective=objective, teacher=Path(teacher), output_dir=output), QUIET)
+def test_a_student_and_hints_of_a_module_teach_runs(smallest, students, module):
+    for objective, teacher in (("kd", students), ("fitnets", f"{module}:one_map")):
+        output = smallest.output_dir / f"{objective}-{Path(teacher).suffix[1:4]}"
+        summary = train(replace(smallest, objective=objective, teacher=Path(teacher), output_dir=output), QUIET)
         assert len(summary["students"]) == 2
         stored = json.loads((output / "config.json").read_text())
         assert stored["teacher"] == str(teacher)
@@ -280,11 +276,10 @@ def test_a_student_and_hints_of_a_module_teach_runs(config, students, module):
         assert state["teacher"]["weights"] != "" and "teacher_mean" in state["config"]
 
 
-@pytest.mark.slow
-def test_a_stopped_run_resumes_with_the_same_teacher_alone(config, module, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_with_the_same_teacher_alone(smallest, module, tmp_path, monkeypatch):
     file = tmp_path / "nets.py"
     file.write_text(module.read_text())
-    config = replace(config, objective="kd", teacher=Path(f"{file}:like_timm"), epochs=1, num_students=1)
+    config = replace(smallest, objective="kd", teacher=Path(f"{file}:like_timm"))
     whole = replace(config, output_dir=tmp_path / "whole")
     train(whole, QUIET)
     with monkeypatch.context() as patch:
