@@ -9,8 +9,17 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import last_to_arrive
+from .labels import (
+    divided,
+    load_class_weights,
+    load_labels,
+    load_probabilities,
+    of_every_class,
+    weight_of_labels,
+)
 from .row_statistics import (
     CROSS,
+    LABELS_SUM,
     LOG2_E,
     MAXIMUM,
     QUADS,
@@ -38,14 +47,30 @@ def load_columns(row_statistics, r, counts, FIELD: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
-def upstream_scale(grad_scale, number, MEAN: tl.constexpr):
-    """The factor of all gradients: the upstream gradient, divided by the number of counted rows if MEAN."""
+def upstream_scales(
+    grad_scale, grad_scale_row, num_items, total, of_labels, MEAN: tl.constexpr, DIVISORS: tl.constexpr
+):
+    """The factors of all gradients of the distillation terms and of the cross-entropies.
+
+    They are the upstream gradient, divided by `total` and `of_labels` if MEAN.
+    """
     scale = 1.0
-    if grad_scale is not None:
+    if grad_scale is not None and grad_scale_row is None:
         scale = tl.load(grad_scale).to(tl.float32)
+    of_ce = scale
     if MEAN:
-        scale /= tl.maximum(number, 1.0)
-    return scale
+        scale = divided(scale, total, num_items is None)
+        of_ce = divided(of_ce, of_labels, False) if DIVISORS == 2 else scale
+    return scale, of_ce
+
+
+@triton.jit
+def scales_of_rows(scales, grad_scale, grad_scale_row, r, counts):
+    """The factors of rows r: the same two for all, or [R] if each row has an upstream gradient of its own."""
+    if grad_scale_row is not None:
+        scale = tl.load(grad_scale + r * grad_scale_row, mask=counts, other=0.0).to(tl.float32)
+        scales = scale, scale
+    return scales
 
 
 @triton.jit
@@ -62,9 +87,9 @@ def student_weight(
 @triton.jit
 def write_gradients(
     logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride, row_statistics,
-    weight_sums, r, inside, counts, label, first, tiles, scale, temperature, ce_weight, kd_weight, label_smoothing,
-    CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr,
-    POWER: tl.constexpr, SMOOTH: tl.constexpr, DETACH: tl.constexpr,
+    weight_sums, r, inside, counts, label, probabilities, class_weights, first, tiles, scales, temperature, ce_weight,
+    kd_weight, label_smoothing, CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
+    WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, DETACH: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of rows r [R] in classes first .. first + tiles * BLOCK.
 
@@ -76,16 +101,21 @@ def write_gradients(
     m = load_columns(row_statistics, r, counts, MAXIMUM, S + 1, WIDTH)
     s = load_columns(row_statistics, r, counts, SUM, S + 1, WIDTH)
     s1 = load_columns(row_statistics, r, counts, SUM_1, S, WIDTH)
+    scale, of_ce = scales
+    own = of_ce * ce_weight
+    if WEIGHTED:
+        at = row_statistics + r * (QUADS * 4 * WIDTH) + place(LABELS_SUM, 0, WIDTH)
+        own = own * tl.load(at, mask=counts, other=0.0, cache_modifier=".cg")
     at_t = ()
     at_1 = ()
     for j in tl.static_range(S):
         at_t = at_t + (tl.where(counts, scale * kd_weight * temperature / s[j], 0.0),)
-        at_1 = at_1 + (tl.where(counts, scale * ce_weight / s1[j], 0.0),)
+        at_1 = at_1 + (tl.where(counts, own / s1[j], 0.0),)
     per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
-    per_label = tl.where(counts, scale * ce_weight, 0.0)
-    per_class = None
-    if SMOOTH:
-        per_class = per_label * (label_smoothing / CLASSES)
+    per_label = tl.where(counts, of_ce * ce_weight, 0.0)
+    at_label = per_label * (1.0 - label_smoothing)
+    if WEIGHTED and len(probabilities) == 0:
+        at_label *= weight_of_labels(class_weights, label, counts & (label >= 0) & (label < CLASSES))
     if not DETACH:
         cross = load_columns(row_statistics, r, counts, CROSS, S + 1, WIDTH)
         mean_gap = cross[S]  # 0
@@ -102,7 +132,18 @@ def write_gradients(
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
         mixed_d = mixture(z, weights, weights_stride, mask) - m[S][:, None]
         mixed_e = tl.exp2(mixed_d * k)
-        common = common_gradient(mixed_e, per_t, c, label, per_label * (1.0 - label_smoothing), per_class)
+        u = None
+        w = None
+        per_class = None
+        if len(class_weights) > 0:
+            w = load_class_weights(class_weights, c, CLASSES)
+        if len(probabilities) > 0:
+            u = load_probabilities(probabilities, r, c, mask)
+            if w is not None:
+                u = u * w
+        if SMOOTH:
+            per_class = of_every_class(per_label, w, label_smoothing, CLASSES)
+        common = common_gradient(mixed_e, per_t, c, label, u, at_label, per_class)
         if not DETACH:
             gaps = S * mixed_d
             for j in tl.static_range(S):
@@ -125,13 +166,16 @@ def write_gradients(
 
 @triton.jit(do_not_specialize=["rows", "ignore_index"])
 def gradients(
-    logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
+    logits, logits_row, logits_class,  # S pointers [rows, CLASSES], row strides, class strides; see row_statistics
     grads, grads_row, grads_class,  # the same for the gradients
-    target, target_stride,  # int64 [rows], or None
+    target, target_stride,  # integers [rows], or None
+    probabilities,  # (pointer, row strides, class stride), or () without
+    class_weights,  # (w [CLASSES], mean of w), or () without
     weights, weights_stride,  # [S], or None for 1/S each
-    grad_scale,  # one element
+    grad_scale, grad_scale_row,  # one element and None; or [rows] and its stride
     device_scalars,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
-    counted,  # fp32 [], the number of counted rows
+    num_items,  # one element that replaces the divisors, or None
+    counted,  # fp32 [DIVISORS], the divisors
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     weights_grad,  # fp32 [S] dL/dw, or None
     partials,  # fp32 [programs, S], or None
@@ -139,13 +183,19 @@ def gradients(
     rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr,
-    DETACH: tl.constexpr,
+    DETACH: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all rows, and dL/dw if `weights_grad` is given."""
     S: tl.constexpr = len(logits)
     CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
     temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
-    scale = upstream_scale(grad_scale, tl.load(counted), MEAN)
+    if num_items is not None:
+        total = tl.load(num_items).to(tl.float32)
+        of_labels = total
+    else:
+        total = tl.load(counted)
+        of_labels = tl.load(counted + 1) if DIVISORS == 2 else total
+    scales = upstream_scales(grad_scale, grad_scale_row, num_items, total, of_labels, MEAN, DIVISORS)
     weight_sums = ()
     if weights_grad is not None:
         for _ in tl.static_range(S):
@@ -157,12 +207,13 @@ def gradients(
         counts = inside
         label = None
         if target is not None:
-            label = tl.load(target + r * target_stride, mask=inside, other=ignore_index)
+            label = load_labels(target, r * target_stride, inside, ignore_index)
             counts = inside & (label != ignore_index)
         weight_sums = write_gradients(
             logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride, row_statistics,
-            weight_sums, r, inside, counts, label, (item % CHUNKS) * (TILES * BLOCK), TILES, scale, temperature,
-            ce_weight, kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH,
+            weight_sums, r, inside, counts, label, probabilities, class_weights, (item % CHUNKS) * (TILES * BLOCK),
+            TILES, scales_of_rows(scales, grad_scale, grad_scale_row, r, counts), temperature, ce_weight, kd_weight,
+            label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH, WEIGHTED,
         )  # fmt: skip
     if weights_grad is not None:
         for j in tl.static_range(S):

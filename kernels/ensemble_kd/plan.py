@@ -1,9 +1,11 @@
 """Layout of the ensemble distillation kernels on a GPU, from (S, C, dtype) alone.
 
 The layouts are heuristics. Nothing is tuned at run time, since tuning would compile kernels while a CUDA graph is being
-captured. There are three regimes:
+captured. There are four regimes:
 
 - "rows": few classes. A warp takes whole rows, several if they are short, so that every reduction stays in a warp.
+- "side by side": the logits of a class in neighbouring rows are neighbours in memory, as in [B, C, H, W]. The threads
+  of a warp take neighbouring rows, so that each of its accesses is whole sectors of 32 bytes.
 - "resident": a row of all S students fits the registers of one program: 1 read and 1 write of device memory.
 - "streamed": long rows. Programs take chunks of rows in turn. The gradients of a row follow its statistics closely
   enough to find the logits in the L2 cache: again about 1 read and 1 write.
@@ -24,6 +26,7 @@ VALUES_A_PROGRAM = 24 << 10
 # Bytes of all students' logits in a streamed chunk. The chunks between the two passes of all programs should fit the L2
 # cache, and the reductions at the end of a chunk should be few against its elements.
 CHUNK_BYTES = 80 << 10
+SECTOR_BYTES = 32  # the smallest part of device memory that is read or written
 # Each program counts the rows of a mean itself, before its first gradient. With more rows, a launch that counts them
 # takes less time.
 MOST_ROWS_COUNTED = 16384
@@ -33,7 +36,7 @@ MOST_ROWS_COUNTED = 16384
 class Plan:
     """Tile and programs of one launch."""
 
-    regime: str  # "rows", "resident" or "streamed"; "rows" runs the resident kernel
+    regime: str  # "rows", "side by side", "resident" or "streamed"; the first two run the resident kernel
     rows: int  # rows of a tile
     block: int  # classes of a tile, a power of two
     tiles: int  # tiles that a program processes in a chunk of a row
@@ -67,9 +70,14 @@ def classes_a_thread(students: int, itemsize: int) -> int:
     return power_of_2(values // (students + 1) + 1) // 2 or 1
 
 
-def plan_ensemble_kd(students: int, classes: int, itemsize: int) -> Plan:
-    """Plan the loss, with or without gradients, of S students and C classes; logits have `itemsize` bytes."""
+def plan_ensemble_kd(students: int, classes: int, itemsize: int, side_by_side: bool = False) -> Plan:
+    """Plan the loss, with or without gradients, of S students and C classes; logits have `itemsize` bytes.
+
+    `side_by_side` says that rows, not classes, are neighbours in memory.
+    """
     block = power_of_2(max(classes, 4))
+    if side_by_side and block * (students + 1) <= VALUES_A_PROGRAM:
+        return side_by_side_plan(students, block, itemsize)
     if block <= 4 * WARP:
         return Plan("rows", 4 * WARP // block, block, 1, 1, 16)
     if block * (students + 1) <= VALUES_A_PROGRAM:
@@ -77,6 +85,16 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int) -> Plan:
         # As many programs as registers allow: about 190 registers for each thread with 16-bit logits, 120 with fp32.
         return Plan("resident", 1, block, 1, warps, max(1, (10 if itemsize <= 2 else 16) // warps))
     return streamed_plan(students, itemsize)
+
+
+def side_by_side_plan(students: int, block: int, itemsize: int) -> Plan:
+    """Plan for rows that are neighbours in memory: as many threads in the direction of rows as fill a sector."""
+    of_classes = max(1, block // classes_a_thread(students, itemsize))  # threads that share a row
+    rows = max(SECTOR_BYTES // itemsize, WARP // of_classes)
+    rows = min(rows, power_of_2(VALUES_A_PROGRAM // (block * (students + 1)) + 1) // 2)
+    warps = min(16, max(1, rows * of_classes // WARP))
+    programs = 16 if warps == 1 else max(1, (10 if itemsize <= 2 else 16) // warps)
+    return Plan("side by side", rows, block, 1, warps, programs)
 
 
 def covers_objectives(held: int, classes: int, itemsize: int) -> bool:

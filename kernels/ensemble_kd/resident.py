@@ -1,7 +1,8 @@
 """The loss for rows that fit the registers of one program: each logit is read once, each gradient written once.
 
 A program processes several tiles [ROWS, BLOCK] of all students in a loop, since a launch has no more programs than the
-GPU can hold at a time. It then sums the losses of its rows. The last program to finish adds the sums of all programs.
+GPU can hold at a time. It then sums the losses of its rows; without `row_statistics` it sums them in the loop. The last
+program to finish adds the sums of all programs.
 """
 
 from __future__ import annotations
@@ -10,12 +11,30 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import last_to_arrive
-from .gradients import student_weight, upstream_scale
+from .divergences import (
+    FORWARD,
+    REVERSE,
+    js_divergences,
+    js_gradient,
+    reverse_divergences,
+    reverse_gradient,
+)
+from .gradients import scales_of_rows, student_weight, upstream_scales
+from .labels import (
+    count_labels,
+    first_largest,
+    load_class_weights,
+    load_labels,
+    load_probabilities,
+    of_every_class,
+    smoothed,
+    total_of_labels,
+    weight_of_labels,
+    weighted,
+)
 from .row_statistics import (
     LOG2_E,
-    add_rows,
     common_gradient,
-    counted_rows,
     ensemble_gradient,
     exp_at_1,
     in_force,
@@ -24,13 +43,11 @@ from .row_statistics import (
     places,
     stack,
     store_quads,
-    store_sums,
     student_gradient,
     sum_together,
     thread_max,
     thread_sum,
     unstack,
-    write_statistics,
 )
 from .targets import (
     ENSEMBLE,
@@ -43,45 +60,71 @@ from .targets import (
     target_gradient,
     teacher_of,
 )
+from .totals import (
+    add_losses,
+    add_rows,
+    cross_entropy_of,
+    divergence_of,
+    no_sums,
+    store_losses,
+    store_sums,
+    write_statistics,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore_index"])
 def resident(
-    logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
+    logits, logits_row, logits_class,  # S pointers [rows, CLASSES], row strides, class strides; see row_statistics
     grads, grads_row, grads_class,  # the same for the gradients, or () if none are computed
-    target, target_stride,  # int64 [rows], or None
+    target, target_stride,  # integers [rows], or None
+    probabilities,  # (pointer, row strides, class stride), or () without
+    class_weights,  # (w [CLASSES], mean of w), or () without
     weights, weights_stride,  # [S], or None for 1/S each
     weights_row,  # row stride of a gate [rows, S], or None
     teachers, teachers_row, teachers_class,  # K pointers [rows, CLASSES], row strides, class strides; or ()
     mixing,  # fp32 [S, S + K], or None
-    grad_scale,  # one element, or None for 1
+    grad_scale, grad_scale_row,  # one element, or None for 1, and None; or [rows] and its stride
     device_scalars,  # fp32 [3] in place of temperature, ce_weight, kd_weight, or [4] and of ensemble_ce_weight; or None
     ensemble_ce_weight,  # None if it is not part of the loss
     weights_grad,  # fp32 [rows, S] dL/dw of each row, or None
-    number,  # one element, the number of counted rows; None if each program counts them
-    loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
-    counted,  # fp32 [], the number of counted rows, for a backward pass; or None
-    row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
+    num_items,  # one element that replaces the divisors, or None
+    number,  # DIVISORS pointers, the divisors; () if each program counts them
+    loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], [], or PER_ROW [rows], [S, rows] ...; int64 [S + 1]
+    counted,  # fp32 [DIVISORS], for a backward pass; or None
+    row_statistics,  # fp32 [rows, QUADS, WIDTH, 4], or None
     partials,  # fp32 [programs, 4 WIDTH]
     done,  # int32 [1], 0 before and after
-    rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
+    rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index, beta,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
     ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
-    TARGETS: tl.constexpr,
+    PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr, TARGETS: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
+    LABELLED: tl.constexpr = target is not None or len(probabilities) > 0
+    # The divergence is not that of the ensemble, which is computed from the statistics of a row.
+    READY: tl.constexpr = TARGETS != ENSEMBLE or DIVERGENCE != FORWARD
+    rows_losses = (loss, ce, kd, ensemble_ce) if PER_ROW else ()
+    sums = ()
+    if row_statistics is None:
+        sums = no_sums(ROWS, WIDTH, 2 + DIVISORS)
     if ensemble_ce_weight is not None and device_scalars is not None:
         ensemble_ce_weight = tl.load(device_scalars + 3)
     # Device scalars are read again wherever they are needed, since keeping them would spill registers.
     k = LOG2_E / in_force(device_scalars, temperature, ce_weight, kd_weight)[0]
     c = tl.arange(0, BLOCK)[None, :]
     tiles = tl.cdiv(rows, ROWS)
-    scale = 1.0
+    scales = 1.0, 1.0
     if GRADS:
-        total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
-        scale = upstream_scale(grad_scale, total, MEAN)
+        total = 1.0
+        of_labels = 1.0
+        if MEAN:
+            total, of_labels = count_labels(
+                num_items, number, target, target_stride, class_weights, rows, ignore_index, CLASSES, LABELS
+            )
+        scales = upstream_scales(grad_scale, grad_scale_row, num_items, total, of_labels, MEAN, DIVISORS)
 
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         r = tile * ROWS + tl.arange(0, ROWS)
@@ -90,10 +133,15 @@ def resident(
         counts = inside
         label = None
         if target is not None:
-            label = tl.load(target + r * target_stride, mask=inside, other=ignore_index)
+            label = load_labels(target, r * target_stride, inside, ignore_index)
             counts = inside & (label != ignore_index)
             valid = counts & (label >= 0) & (label < CLASSES)
         mask = counts[:, None] & (c < CLASSES)
+        u = None
+        if len(probabilities) > 0:
+            u = load_probabilities(probabilities, r, c, mask)
+            label = first_largest(u, c, mask, CLASSES)
+            valid = counts & (label < CLASSES)
 
         # The logits of an ignored row are read as -inf, so that all of its exponentials are 0.
         z = ()
@@ -111,7 +159,7 @@ def resident(
         most = tl.max(stack(most, -float("inf"), WIDTH), 1)
         most = tl.where(counts[:, None], most, 0.0)
         m = unstack(most, WIDTH)
-        if target is not None:
+        if LABELLED:
             # Bit j is set if a class before the label equals student j's maximum.
             bits: tl.constexpr = tl.int32 if S < 31 else tl.int64
             before = tl.where(c < label[:, None], 0.0, -float("inf"))
@@ -120,6 +168,19 @@ def resident(
                 first = thread_max(z[j] + before, THREADS, RUN)
                 early |= tl.where(first == m[j][:, None], tl.full([], 1, bits) << j, 0)
             early = tl.reduce_or(early, 1)
+        # The weights of the classes, and those of the labels: their sum Y, and of an index its own.
+        w = None
+        label_weight = None
+        labels_sum = None
+        if len(class_weights) > 0:
+            w = load_class_weights(class_weights, c, CLASSES)
+        if len(probabilities) > 0:
+            if w is not None:
+                u = u * w
+            labels_sum = total_of_labels(tl.sum(u, 1), class_weights, label_smoothing, SMOOTH)
+        elif WEIGHTED:
+            label_weight = weight_of_labels(class_weights, label, valid)
+            labels_sum = total_of_labels(label_weight, class_weights, label_smoothing, SMOOTH)
 
         # One exponential for each element, kept in registers until the gradient is computed from it.
         d, e, s, s1, cross, even = (), (), (), (), (), ()
@@ -131,44 +192,82 @@ def resident(
             s1 = s1 + (thread_sum(exp_at_1(e[j], d[j], POWER), THREADS, RUN),)
             if TARGETS == PROBABILITIES or j > S:
                 cross = cross + (0.0 * s[j],)
+            elif DIVERGENCE == REVERSE:
+                teacher_d = d[teacher_of(j, S, TARGETS)]
+                cross = cross + (cross_sum(teacher_d, d[j], e[j], THREADS, RUN),)
             else:
                 teacher_d, teacher_e = d[teacher_of(j, S, TARGETS)], e[teacher_of(j, S, TARGETS)]
                 cross = cross + (cross_sum(d[j], teacher_d, teacher_e, THREADS, RUN),)
-            even = even + ((thread_sum(tl.where(mask, d[j], 0.0), THREADS, RUN) if SMOOTH else 0.0 * s[j]),)
+            if SMOOTH:
+                given = tl.where(mask, d[j], 0.0) if w is None else tl.where(mask, weighted(w, d[j]), 0.0)
+                even = even + (thread_sum(given, THREADS, RUN),)
+            else:
+                even = even + (0.0 * s[j],)
         s, s1, cross, even = sum_together(
             stack(s, 0.0, WIDTH), stack(s1, 0.0, WIDTH), stack(cross, 0.0, WIDTH), stack(even, 0.0, WIDTH)
         )
 
-        store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
+        if row_statistics is not None:
+            store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
         kl = s
-        if TARGETS != ENSEMBLE:
+        if READY:
             temperature = in_force(device_scalars, temperature, ce_weight, kd_weight)[0]
-            kl = divergences(d, e, s, cross, mixing, temperature, S, THREADS, RUN, WIDTH, TARGETS)
-            if target is None:
+            if DIVERGENCE == FORWARD:
+                kl = divergences(d, e, s, cross, mixing, temperature, S, THREADS, RUN, WIDTH, TARGETS)
+            elif DIVERGENCE == REVERSE:
+                kl = reverse_divergences(s, cross, temperature, S, WIDTH, TARGETS)
+            else:
+                kl, of_q = js_divergences(d, e, s, beta, temperature, S, THREADS, RUN, WIDTH, TARGETS)
+            if not LABELLED and row_statistics is not None:
                 store_quads(row_statistics, r, inside, 1, kl, kl, kl, kl, WIDTH)
-        if target is not None:
+        at_label = None
+        right = None
+        if LABELLED:
             z_y = logits_at(
                 logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC, WIDTH, weights_row
             )
             at_label = z_y - most
+            if u is not None:
+                of_u = ()
+                for j in tl.static_range(S + 1):
+                    of_u = of_u + (thread_sum(weighted(u, d[j]), THREADS, RUN),)
+                at_label = tl.where(valid[:, None], tl.sum(stack(of_u, 0.0, WIDTH), 1), float("nan"))
+            elif WEIGHTED:
+                at_label = tl.where(valid[:, None], weighted(label_weight[:, None], at_label), float("nan"))
             if SMOOTH:
-                at_label = (1.0 - label_smoothing) * at_label + label_smoothing / CLASSES * even
+                at_label = smoothed(at_label, even, label_smoothing, CLASSES)
             right = ((z_y == most) & (early[:, None] >> tl.arange(0, WIDTH)[None, :] & 1 == 0)).to(tl.float32)
-            store_quads(
-                row_statistics, r, inside, 1, at_label, right, kl if TARGETS != ENSEMBLE else right, right, WIDTH
-            )
+            if row_statistics is not None:
+                labels = right if labels_sum is None else labels_sum[:, None] + 0.0 * right
+                store_quads(row_statistics, r, inside, 1, at_label, right, kl if READY else right, labels, WIDTH)
+        if row_statistics is None:
+            temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
+            of_kl = kl if READY else divergence_of(s, cross, temperature, S, WIDTH)
+            of_ce = None
+            if LABELLED:
+                of_ce = cross_entropy_of(s1, at_label, None if labels_sum is None else labels_sum[:, None])
+            if PER_ROW:
+                store_losses(
+                    rows_losses, r, inside, counts, of_ce, of_kl, temperature, ce_weight, kd_weight,
+                    ensemble_ce_weight, rows, S, WIDTH,
+                )  # fmt: skip
+            sums = add_losses(sums, counts, of_ce, of_kl, right, label_weight, S, WIDTH)
 
         if GRADS:
             temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
+            scale, scale_ce = scales_of_rows(scales, grad_scale, grad_scale_row, r, counts)
             s = unstack(s, WIDTH)
             s1 = unstack(s1, WIDTH)
             per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
-            per_label = tl.where(counts, scale * ce_weight, 0.0)
+            per_label = tl.where(counts, scale_ce * ce_weight, 0.0)
+            to_label = per_label * (1.0 - label_smoothing)
+            if label_weight is not None:
+                to_label *= label_weight
             per_class = None
             if SMOOTH:
-                per_class = per_label * (label_smoothing / CLASSES)
-            of_target = per_t if TARGETS == ENSEMBLE else 0.0 * per_t
-            common = common_gradient(e[S], of_target, c, label, per_label * (1.0 - label_smoothing), per_class)
+                per_class = of_every_class(per_label, w, label_smoothing, CLASSES)
+            of_target = 0.0 * per_t if READY else per_t
+            common = common_gradient(e[S], of_target, c, label, u, to_label, per_class)
             MOVED: tl.constexpr = not DETACH or ensemble_ce_weight is not None
             if not DETACH:
                 cross = unstack(cross, WIDTH)
@@ -180,21 +279,34 @@ def resident(
                 mean_gap = tl.where(counts, mean_gap / s[S], 0.0)
                 through = ensemble_gradient(e[S], gaps, per_t, mean_gap, temperature)
             if ensemble_ce_weight is not None:
-                per_own = tl.where(counts, scale * ensemble_ce_weight, 0.0)
-                learning = label_gradient(e[S], d[S], s1[S], per_own, c, label, label_smoothing, CLASSES, POWER)
+                per_own = tl.where(counts, scale_ce * ensemble_ce_weight, 0.0)
+                learning = label_gradient(
+                    e[S], d[S], s1[S], per_own, c, label, u, w, label_weight, labels_sum, label_smoothing, CLASSES,
+                    POWER,
+                )  # fmt: skip
                 learning = tl.where(mask, learning, 0.0)
                 through = learning if DETACH else through + learning
             if weights_grad is not None:
                 store_weight_gradients(weights_grad, z, through, r, inside, mask, S, THREADS, RUN, WIDTH)
             for j in tl.static_range(S):
                 at_t = tl.where(counts, scale * kd_weight * temperature / s[j], 0.0)
-                at_1 = tl.where(counts, scale * ce_weight / s1[j], 0.0)
+                own = scale_ce * ce_weight
+                if labels_sum is not None:
+                    own = own * labels_sum
+                at_1 = tl.where(counts, own / s1[j], 0.0)
                 less = common
-                if TARGETS != ENSEMBLE:
+                if READY:
                     per_kd = tl.where(counts, scale * kd_weight * temperature, 0.0)
-                    of_targets, own = target_gradient(e, s, mixing, per_kd, j, S, TARGETS)
+                    if DIVERGENCE == FORWARD:
+                        of_targets, share = target_gradient(e, s, mixing, per_kd, j, S, TARGETS)
+                        at_t *= share
+                    elif DIVERGENCE == REVERSE:
+                        of_targets = reverse_gradient(d, e, s, unstack(cross, WIDTH), per_kd, temperature, j, S, TARGETS)
+                        at_t *= 0.0
+                    else:
+                        of_targets = js_gradient(d, e, s, unstack(of_q, WIDTH), per_kd, beta, temperature, j, S, TARGETS)
+                        at_t *= 0.0
                     less += tl.where(mask, of_targets, 0.0)
-                    at_t *= own
                 grad = student_gradient(e[j], d[j], at_t, at_1, less, POWER)
                 if MOVED:
                     grad += student_weight(weights, weights_stride, j, S, weights_row, r, counts) * through
@@ -202,22 +314,22 @@ def resident(
                 tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
 
     temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
-    # Sum the losses of this program's rows, many rows at a time.
-    tl.debug_barrier()
-    sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
-    mine = tl.cdiv(tiles - tl.program_id(0), tl.num_programs(0)) * ROWS
-    for first in range(0, mine, SUM_ROWS):
-        i = first + tl.arange(0, SUM_ROWS)
-        r = (tl.program_id(0) + (i // ROWS) * tl.num_programs(0)) * ROWS + i % ROWS
-        counts = (i < mine) & (r < rows)
-        if target is not None:
-            counts &= tl.load(target + r.to(tl.int64) * target_stride, mask=counts, other=ignore_index) != ignore_index
-        sums = add_rows(
-            sums, row_statistics, r.to(tl.int64), counts, target is not None, temperature, S, WIDTH, TARGETS != ENSEMBLE
-        )
+    if row_statistics is not None:
+        # Sum the losses of this program's rows, many rows at a time.
+        tl.debug_barrier()
+        sums = no_sums(SUM_ROWS, WIDTH, 2 + DIVISORS)
+        mine = tl.cdiv(tiles - tl.program_id(0), tl.num_programs(0)) * ROWS
+        for first in range(0, mine, SUM_ROWS):
+            i = first + tl.arange(0, SUM_ROWS)
+            r = (tl.program_id(0) + (i // ROWS) * tl.num_programs(0)) * ROWS + i % ROWS
+            sums = add_rows(
+                sums, rows_losses, row_statistics, r, (i < mine) & (r < rows), target, target_stride, class_weights,
+                rows, temperature, ce_weight, kd_weight, ensemble_ce_weight, ignore_index, CLASSES, S, WIDTH, LABELLED,
+                WEIGHTED, READY,
+            )  # fmt: skip
     store_sums(partials, sums, WIDTH)
     if last_to_arrive(done, tl.num_programs(0)):
         write_statistics(
-            partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight, S, WIDTH,
-            ENTRIES, MEAN, ensemble_ce_weight,
+            partials, num_items, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
+            ensemble_ce_weight, S, WIDTH, ENTRIES, MEAN, PER_ROW, DIVISORS,
         )  # fmt: skip

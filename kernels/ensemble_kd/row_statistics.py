@@ -9,10 +9,15 @@ e = exp(d / T); s = sum e; s1 = sum exp(d); t = eE / sE, the ensemble's softmax 
 If T is a small integer POWER, exp(d) = e^POWER needs no exponential of its own. POWER is 0 for any other T, and for a
 T in device memory.
 
-The statistics of a row are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (d[y], whether the
-label is the first maximum, KL_j if the target is not the ensemble, unused). They stay in device memory for a backward
-pass. Their logarithms are computed for many rows at a time: in the pass over the logits every thread of a row would
-compute the same ones.
+Probabilities, class weights and label smoothing replace y by other labels, whose sum may differ from 1 (labels.py).
+
+The statistics of a row are [2, WIDTH, 4]: for each student, then the ensemble, (m, s, s1, cross) and (sum y d, whether
+the label is the first maximum, the divergence if it is not KL_j of the ensemble, the sum of the labels if it is not 1).
+They stay in device memory for a backward pass. Their logarithms are computed for many rows at a time: in the pass over
+the logits every thread of a row would compute the same ones.
+
+A row r is (o, i) of logits [O, C, I], with r = o * I + i. The strides of rows are (stride,) if one stride leads from
+each row to the next, else (stride of o, stride of i, I); the first two are divided by VEC.
 """
 
 from __future__ import annotations
@@ -28,18 +33,42 @@ CROSS = tl.constexpr((0, 3))
 AT_LABEL = tl.constexpr((1, 0))
 RIGHT = tl.constexpr((1, 1))
 DIVERGENCE = tl.constexpr((1, 2))
+LABELS_SUM = tl.constexpr((1, 3))
 QUADS = tl.constexpr(2)
-SUMS = tl.constexpr(3)  # sums [WIDTH] of a program: CE, KL (its ensemble column counts rows), hits; a fourth is unused
 
 
 @triton.jit
-def places(r, c, row_stride, class_stride, VEC: tl.constexpr, UNIT: tl.constexpr):
-    """Offsets [R, C] of classes c [1, C] in rows r [R]. The factor VEC tells the compiler how rows are aligned."""
-    if UNIT:
-        at = (r * (row_stride * VEC))[:, None] + c
+def row_places(r, row_strides, VEC: tl.constexpr):
+    """Offsets of rows r. The factor VEC tells the compiler how rows are aligned."""
+    if len(row_strides) == 1:
+        at = r * (row_strides[0] * VEC)
     else:
-        at = (r * (row_stride * VEC))[:, None] + c.to(tl.int64) * class_stride
+        whole = r.to(tl.int32)  # a division in 64 bits would take many instructions
+        o = (whole // row_strides[2]).to(tl.int64)
+        i = (whole % row_strides[2]).to(tl.int64)
+        at = o * (row_strides[0] * VEC) + i * (row_strides[1] * VEC)
     return at
+
+
+@triton.jit
+def places(r, c, row_strides, class_stride, VEC: tl.constexpr, UNIT: tl.constexpr):
+    """Offsets [R, C] of classes c [1, C] in rows r [R]. UNIT is the axis with stride 1: 0, 1, or -1 for neither."""
+    if UNIT == 1:
+        at = row_places(r, row_strides, VEC)[:, None] + c
+    else:
+        at = row_places(r, row_strides, VEC)[:, None] + c.to(tl.int64) * class_stride
+        if UNIT == 0:
+            # Neighbouring threads take neighbouring rows. The end of a row of I does not matter, since no thread loads
+            # several rows at once: nothing is known of the alignment of I.
+            at = tl.max_contiguous(at, (r.shape[0], 1))
+    return at
+
+
+@triton.jit
+def load_tile(pointer, row_strides, class_stride, r, c, mask, other):
+    """Load [R, C] of a tensor with any strides and floating dtype, such as a teacher's logits, in float32."""
+    at = places(r, c, row_strides, class_stride, 1, -1)
+    return tl.load(pointer + at, mask=mask, other=other).to(tl.float32)
 
 
 @triton.jit
@@ -175,7 +204,7 @@ def logits_at(
     """z_j[y] and zE[y] of rows r as a table [R, WIDTH]; NaN if the label is not a class."""
     z_y = ()
     for j in tl.static_range(len(logits)):
-        at = logits[j] + (r * (logits_row[j] * VEC) + label * logits_class[j])
+        at = logits[j] + (row_places(r, logits_row[j], VEC) + label * logits_class[j])
         z_y = z_y + (tl.where(valid, tl.load(at, mask=valid, other=0.0).to(tl.float32), float("nan"))[:, None],)
     z_y = z_y + (mixture(z_y, weights, weights_stride, valid[:, None], weights_row, r, valid),)
     return stack(z_y, 0.0, WIDTH).reshape(r.shape[0], WIDTH)
@@ -192,30 +221,19 @@ def in_force(device_scalars, temperature, ce_weight, kd_weight):
 
 
 @triton.jit
-def counted_rows(number, target, target_stride, rows, ignore_index, LABELS: tl.constexpr):
-    """The number of rows that are not ignored: read from `number` if given, else counted by every program."""
-    if number is not None:
-        total = tl.load(number).to(tl.float32)
-    elif target is None:
-        total = rows.to(tl.float32)
+def common_gradient(mixed_e, per_t, c, label, u, per_label, per_class):
+    """The terms that every student's gradient [R, C] subtracts: kd_weight T t + ce_weight y, scaled.
+
+    `u` are the weighted probabilities, or None; `per_class` is the part of y [R, 1] or [R, C] that smoothing adds.
+    """
+    if u is not None:
+        common = tl.fma(mixed_e, per_t[:, None], u * per_label[:, None])  # rounded once, as the compiler does without u
     else:
-        counts = tl.zeros([LABELS], tl.int32)
-        for first in range(0, rows, LABELS):
-            r = first + tl.arange(0, LABELS)
-            labels = tl.load(target + r.to(tl.int64) * target_stride, mask=r < rows, other=ignore_index)
-            counts += (labels != ignore_index).to(tl.int32)
-        total = tl.sum(counts, 0).to(tl.float32)
-    return total
-
-
-@triton.jit
-def common_gradient(mixed_e, per_t, c, label, per_label, per_class):
-    """The terms that every student's gradient [R, C] subtracts: kd_weight T t + ce_weight y, scaled."""
-    common = mixed_e * per_t[:, None]
-    if label is not None:
-        common += tl.where(c == label[:, None], per_label[:, None], 0.0)
+        common = mixed_e * per_t[:, None]
+        if label is not None:
+            common += tl.where(c == label[:, None], per_label[:, None], 0.0)
     if per_class is not None:
-        common += per_class[:, None]
+        common += per_class
     return common
 
 
@@ -256,72 +274,3 @@ def load_field(statistics, r, inside, FIELD: tl.constexpr, WIDTH: tl.constexpr):
     """Load a field [R, WIDTH] of rows r, which another program of this launch may have stored; 1 outside."""
     at = statistics + (r * (QUADS * 4 * WIDTH))[:, None] + place(FIELD, tl.arange(0, WIDTH), WIDTH)[None, :]
     return tl.load(at, mask=inside[:, None], other=1.0, cache_modifier=".cg")
-
-
-@triton.jit
-def add_rows(
-    sums, row_statistics, r, counts, has_target, temperature,
-    STUDENTS: tl.constexpr, WIDTH: tl.constexpr, READY: tl.constexpr = False,
-):  # fmt: skip
-    """Add the losses and hits of rows r to `sums`, three [R, WIDTH]. READY: KL is part of the statistics."""
-    ce, kl, right = sums
-    column = tl.arange(0, WIDTH)[None, :]
-    if READY:
-        row = load_field(row_statistics, r, counts, DIVERGENCE, WIDTH)
-    else:
-        s = load_field(row_statistics, r, counts, SUM, WIDTH)
-        cross = load_field(row_statistics, r, counts, CROSS, WIDTH)
-        mixed_s = tl.sum(tl.where(column == STUDENTS, s, 0.0), 1)[:, None]
-        row = cross / (mixed_s * temperature) + tl.log(s / mixed_s)
-        row = tl.maximum(row, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a negative result of rounding becomes 0
-    kl += tl.where(counts[:, None], tl.where(column == STUDENTS, 1.0, row), 0.0)
-    if has_target:
-        s1 = load_field(row_statistics, r, counts, SUM_1, WIDTH)
-        at_label = load_field(row_statistics, r, counts, AT_LABEL, WIDTH)
-        ce += tl.where(counts[:, None], tl.log(s1) - at_label, 0.0)
-        right += tl.where(counts[:, None], load_field(row_statistics, r, counts, RIGHT, WIDTH), 0.0)
-    return ce, kl, right
-
-
-@triton.jit
-def store_sums(partials, sums, WIDTH: tl.constexpr):
-    """Sum `sums`, three [R, WIDTH], over R and store them in this program's row of `partials` [programs, 4 WIDTH]."""
-    at = partials + tl.program_id(0) * (4 * WIDTH) + tl.arange(0, WIDTH)
-    for i in tl.static_range(SUMS):
-        tl.store(at + i * WIDTH, tl.sum(sums[i], 0))
-    tl.store(at + SUMS * WIDTH, tl.zeros([WIDTH], tl.float32))
-
-
-@triton.jit
-def write_statistics(
-    partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight,
-    STUDENTS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr, ensemble_ce_weight=None,
-):  # fmt: skip
-    """Sum `partials` [programs, 4 WIDTH] in a fixed order and write the statistics of the loss."""
-    column = tl.arange(0, 4 * WIDTH)
-    total = tl.zeros([4 * WIDTH], tl.float64)
-    # All loads of a chunk are issued together: only this program still runs, so its time is the latency of its loads.
-    for first in range(0, tl.num_programs(0), CHUNK):
-        program = first + tl.arange(0, CHUNK)[:, None]
-        at = partials + program * (4 * WIDTH) + column[None, :]
-        # Other programs of this launch wrote these values, so they are not read from the L1 cache.
-        part = tl.load(at, mask=program < tl.num_programs(0), other=0.0, cache_modifier=".cg")
-        total += tl.sum(part, 0).to(tl.float64)
-    kind, student = column // WIDTH, column % WIDTH
-    number = tl.sum(tl.where(column == WIDTH + STUDENTS, total, 0.0), 0)
-    value = total * tl.where(kind == 1, temperature * temperature, 1.0)
-    if MEAN:
-        value /= tl.maximum(number, 1.0)
-    cross_entropy = (kind == 0) & (student < STUDENTS)
-    divergence = (kind == 1) & (student < STUDENTS)
-    weighted = tl.sum(tl.where(cross_entropy, ce_weight * value, 0.0), 0)
-    weighted += tl.sum(tl.where(divergence, kd_weight * value, 0.0), 0)
-    if ensemble_ce_weight is not None:
-        weighted += tl.sum(tl.where(column == STUDENTS, ensemble_ce_weight * value, 0.0), 0)
-    tl.store(loss, weighted.to(tl.float32))
-    tl.store(ce + student, value.to(tl.float32), mask=cross_entropy)
-    tl.store(kd + student, value.to(tl.float32), mask=divergence)
-    tl.store(ensemble_ce + 0 * column, value.to(tl.float32), mask=column == STUDENTS)
-    tl.store(correct + student, total.to(tl.int64), mask=(kind == 2) & (student <= STUDENTS))
-    if counted is not None:
-        tl.store(counted, number.to(tl.float32))

@@ -12,19 +12,27 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import last_to_arrive
-from .gradients import upstream_scale, write_gradients
+from .gradients import scales_of_rows, upstream_scales, write_gradients
+from .labels import (
+    count_labels,
+    load_class_weights,
+    load_labels,
+    smoothed,
+    total_of_labels,
+    weight_of_labels,
+    weighted,
+)
 from .row_statistics import (
     AT_LABEL,
     CROSS,
+    DIVERGENCE,
     LOG2_E,
     MAXIMUM,
     QUADS,
     RIGHT,
     SUM,
     SUM_1,
-    add_rows,
     by_thread,
-    counted_rows,
     exp_at_1,
     in_force,
     logits_at,
@@ -34,16 +42,17 @@ from .row_statistics import (
     places,
     stack,
     store_quads,
-    store_sums,
     sum_together,
     thread_max,
     thread_sum,
-    write_statistics,
 )
+from .totals import add_rows, no_sums, store_sums, write_statistics
 
-# Fields of a chunk: those of a row, but two hold the maximum before the label and the sum of z.
+# Fields of a chunk: those of a row, but three hold the maximum before the label, and with label smoothing sum w d and
+# sum w for class weights w, or 1.
 EARLY = AT_LABEL
 EVEN = RIGHT
+SEEN = DIVERGENCE
 LOWEST = tl.constexpr(-1e38)  # below all logits of interest, and finite, so that differences are not NaN
 TICKETS = tl.constexpr(0)
 DONE = tl.constexpr(1)
@@ -53,13 +62,14 @@ ARRIVED = tl.constexpr(2)
 
 @triton.jit
 def statistics_of_chunk(
-    logits, logits_row, logits_class, weights, weights_stride, r, counts, label, first, tiles, temperature,
-    CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
+    logits, logits_row, logits_class, weights, weights_stride, class_weights, r, counts, label, first, tiles,
+    temperature, CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
     """Statistics [1, WIDTH] of row r [1] in classes first .. first + tiles * BLOCK, relative to their own maxima.
 
-    Each thread keeps sums relative to its own maxima. Threads exchange them only at the end.
+    Each thread keeps sums relative to its own maxima. Threads exchange them only at the end. The last of the statistics,
+    [1, 1, 1], is the sum of the class weights.
     """
     S: tl.constexpr = len(logits)
     k = LOG2_E / temperature
@@ -71,6 +81,7 @@ def statistics_of_chunk(
         s1 = s1 + (tl.zeros([1, THREADS], tl.float32),)
         cross = cross + (tl.zeros([1, THREADS], tl.float32),)
         even = even + (tl.zeros([1, THREADS], tl.float32),)
+    seen = tl.zeros([1, THREADS], tl.float32)
     for i in range(0, tiles):
         c = first + i * BLOCK + tl.arange(0, BLOCK)[None, :]
         mask = counts[:, None] & (c < CLASSES)
@@ -87,8 +98,6 @@ def statistics_of_chunk(
             if label is not None:
                 # Tiles before the label's count as a whole; later tiles do not count.
                 new_early = new_early + (tl.where(first + (i + 1) * BLOCK <= label, highest, early[j]),)
-            if SMOOTH:
-                new_even = new_even + (even[j] + thread_sum(tl.where(mask, z[j], 0.0), THREADS, RUN),)
         if label is not None:
             if (first + i * BLOCK <= label) & (label < first + (i + 1) * BLOCK):
                 before = tl.where(c < label, 0.0, -float("inf"))
@@ -100,6 +109,10 @@ def statistics_of_chunk(
         mixed_d = by_thread(z[S], THREADS, RUN) - new_m[S][:, None, :, None]
         mixed_e = tl.exp2(mixed_d * k)
         given = mixed_e > 0
+        if SMOOTH:
+            w = tl.where(mask, 1.0, 0.0)
+            if len(class_weights) > 0:
+                w = tl.where(mask, load_class_weights(class_weights, c, CLASSES), 0.0)
         for j in tl.static_range(S + 1):
             d = mixed_d
             e = mixed_e
@@ -113,19 +126,25 @@ def statistics_of_chunk(
             moved = tl.where(scale[S] > 0, scale[S] * (cross[j] + s[S] * shift), 0.0)
             gap = mixed_e * tl.where(given, mixed_d - d, 0.0)
             new_cross = new_cross + (moved + tl.sum(tl.sum(gap, 3), 1),)
+            if SMOOTH:
+                moved = even[j] + seen * (m[j] - new_m[j])
+                new_even = new_even + (moved + tl.sum(tl.sum(weighted(by_thread(w, THREADS, RUN), d), 3), 1),)
         m, s, s1, cross = new_m, new_s, new_s1, new_cross
         if SMOOTH:
             even = new_even
+            seen += thread_sum(w, THREADS, RUN)
     infinite: tl.constexpr = -float("inf")
     threads = (stack(m, LOWEST, WIDTH), stack(s, 0.0, WIDTH), stack(s1, 0.0, WIDTH), stack(cross, 0.0, WIDTH),
-               stack(early, infinite, WIDTH), stack(even, 0.0, WIDTH))  # fmt: skip
-    return merge(threads, temperature, S, WIDTH, POWER)
+               stack(early, infinite, WIDTH), stack(even, 0.0, WIDTH), seen[:, :, None])  # fmt: skip
+    return merge(threads, temperature, S, WIDTH, POWER, SMOOTH)
 
 
 @triton.jit
-def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr):
+def merge(
+    tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr
+):
     """Merge statistics [1, N, WIDTH] of N parts of a row, relative to their own maxima, into [1, WIDTH]."""
-    m, s, s1, cross, early, even = tables
+    m, s, s1, cross, early, even, seen = tables
     column = tl.arange(0, WIDTH)[None, None, :]
     whole, early = max_together(m, early)
     moved = m - whole[:, None, :]
@@ -135,8 +154,11 @@ def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWE
     mixed_moved = tl.sum(tl.where(column == STUDENTS, moved, 0.0), 2)[:, :, None]
     cross = tl.where(mixed_scale > 0, mixed_scale * (cross + mixed_s * (mixed_moved - moved)), 0.0)  # not 0 * inf
     s1 = s1 * exp_at_1(scale, moved, POWER)
+    if SMOOTH:
+        even = tl.where(seen == 0, 0.0, even + seen * moved)  # the maximum of a part without classes is LOWEST
+        seen = tl.sum(seen, 1)
     s, s1, cross, even = sum_together(s * scale, s1, cross, even)
-    return whole, s, s1, cross, early, even
+    return whole, s, s1, cross, early, even, seen
 
 
 @triton.jit
@@ -159,31 +181,39 @@ def some_missing(arrived, inside, CHUNKS: tl.constexpr):
 @triton.jit
 def store_row(
     row_statistics, r, inside, tables, label, valid, logits, logits_row, logits_class, weights, weights_stride,
-    label_smoothing, CLASSES: tl.constexpr, VEC: tl.constexpr, WIDTH: tl.constexpr, SMOOTH: tl.constexpr,
+    class_weights, label_smoothing, CLASSES: tl.constexpr, VEC: tl.constexpr, WIDTH: tl.constexpr,
+    SMOOTH: tl.constexpr,
 ):  # fmt: skip
     """Store the statistics of row r [1], given the merged tables of its chunks."""
-    most, s, s1, cross, early, even = tables
+    most, s, s1, cross, early, even, _ = tables
     store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
     if label is not None:
         z_y = logits_at(logits, logits_row, logits_class, weights, weights_stride, r, label, valid, VEC, WIDTH)
         at_label = z_y - most
-        if SMOOTH:
-            at_label = (1.0 - label_smoothing) * at_label + label_smoothing * (even / CLASSES - most)
         right = ((z_y == most) & (early < most)).to(tl.float32)
-        store_quads(row_statistics, r, inside, 1, at_label, right, right, right, WIDTH)
+        labels_sum = right
+        if len(class_weights) > 0:
+            label_weight = weight_of_labels(class_weights, label, valid)
+            at_label = tl.where(valid[:, None], weighted(label_weight[:, None], at_label), float("nan"))
+            labels_sum = total_of_labels(label_weight, class_weights, label_smoothing, SMOOTH)[:, None] + 0.0 * right
+        if SMOOTH:
+            at_label = smoothed(at_label, even, label_smoothing, CLASSES)
+        store_quads(row_statistics, r, inside, 1, at_label, right, right, labels_sum, WIDTH)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore_index", "lag"])
 def streamed(
-    logits, logits_row, logits_class,  # S pointers [rows, CLASSES]; row strides / VEC, class strides
+    logits, logits_row, logits_class,  # S pointers [rows, CLASSES], row strides, class strides; see row_statistics
     grads, grads_row, grads_class,  # the same for the gradients, or () if none are computed
-    target, target_stride,  # int64 [rows], or None
+    target, target_stride,  # integers [rows], or None
+    class_weights,  # (w [CLASSES], mean of w), or () without
     weights, weights_stride,  # [S], or None for 1/S each
-    grad_scale,  # one element, or None for 1
+    grad_scale, grad_scale_row,  # one element, or None for 1, and None; or [rows] and its stride
     device_scalars,  # fp32 [3] in place of temperature, ce_weight, kd_weight; or None
-    number,  # one element, the number of counted rows; None if each program counts them
-    loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], []; int64 [S + 1]
-    counted,  # fp32 [], the number of counted rows, for a backward pass; or None
+    num_items,  # one element that replaces the divisors, or None
+    number,  # DIVISORS pointers, the divisors; () if each program counts them
+    loss, ce, kd, ensemble_ce, correct,  # fp32 [], [S], [S], [], or PER_ROW [rows], [S, rows] ...; int64 [S + 1]
+    counted,  # fp32 [DIVISORS], for a backward pass; or None
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4]
     chunk_statistics,  # fp32 [rows, CHUNKS, QUADS, WIDTH, 4]
     partials,  # fp32 [programs, 4 WIDTH]
@@ -192,15 +222,23 @@ def streamed(
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
     ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
+    PER_ROW: tl.constexpr, DIVISORS: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
+    WEIGHTED: tl.constexpr = len(class_weights) > 0
+    rows_losses = (loss, ce, kd, ensemble_ce) if PER_ROW else ()
     GRADS: tl.constexpr = len(grads) > 0
     CHUNKS: tl.constexpr = (CLASSES + TILES * BLOCK - 1) // (TILES * BLOCK)
     temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
-    scale = 1.0
+    scales = 1.0, 1.0
     if GRADS:
-        total = counted_rows(number, target, target_stride, rows, ignore_index, LABELS) if MEAN else 1.0
-        scale = upstream_scale(grad_scale, total, MEAN)
+        total = 1.0
+        of_labels = 1.0
+        if MEAN:
+            total, of_labels = count_labels(
+                num_items, number, target, target_stride, class_weights, rows, ignore_index, CLASSES, LABELS
+            )
+        scales = upstream_scales(grad_scale, grad_scale_row, num_items, total, of_labels, MEAN, DIVISORS)
     # Tickets alternate between the statistics of a row's chunks and the gradients of the row LAG rows before it.
     turns = rows
     if GRADS:
@@ -222,8 +260,8 @@ def streamed(
             label = None
             scalar_label = None
             if target is not None:
-                label = tl.load(target + r * target_stride)
-                scalar_label = tl.load(target + row.to(tl.int64) * target_stride)
+                label = tl.load(target + r * target_stride).to(tl.int64)
+                scalar_label = tl.load(target + row.to(tl.int64) * target_stride).to(tl.int64)
                 counts = label != ignore_index
                 valid = counts & (label >= 0) & (label < CLASSES)
             arrived = counters + ARRIVED + row
@@ -234,19 +272,22 @@ def streamed(
                     tl.debug_barrier()
                     write_gradients(
                         logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride,
-                        row_statistics, (), r, inside, counts, label, chunk * (TILES * BLOCK), TILES, scale,
-                        temperature, ce_weight, kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER,
-                        SMOOTH, DETACH,
+                        row_statistics, (), r, inside, counts, label, (), class_weights, chunk * (TILES * BLOCK), TILES,
+                        scales_of_rows(scales, grad_scale, grad_scale_row, r, counts), temperature, ce_weight,
+                        kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH, WEIGHTED,
                     )  # fmt: skip
             if not second:
                 parts = statistics_of_chunk(
-                    logits, logits_row, logits_class, weights, weights_stride, r, counts, scalar_label,
+                    logits, logits_row, logits_class, weights, weights_stride, class_weights, r, counts, scalar_label,
                     chunk * (TILES * BLOCK), TILES, temperature, CLASSES, BLOCK, VEC, UNIT, THREADS, RUN, WIDTH, POWER,
                     SMOOTH,
                 )  # fmt: skip
                 at = r * CHUNKS + chunk
                 store_quads(chunk_statistics, at, inside, 0, parts[0], parts[1], parts[2], parts[3], WIDTH)
-                store_quads(chunk_statistics, at, inside, 1, parts[4], parts[5], parts[4], parts[5], WIDTH)
+                seen = parts[4]
+                if SMOOTH:
+                    seen = tl.broadcast_to(parts[6], [1, WIDTH])
+                store_quads(chunk_statistics, at, inside, 1, parts[4], parts[5], seen, parts[5], WIDTH)
                 if last_to_arrive(arrived, CHUNKS):
                     chunks = (
                         load_chunks(chunk_statistics, r, MAXIMUM, LOWEST, CHUNKS, WIDTH),
@@ -255,17 +296,19 @@ def streamed(
                         load_chunks(chunk_statistics, r, CROSS, 0.0, CHUNKS, WIDTH),
                         load_chunks(chunk_statistics, r, EARLY, -float("inf"), CHUNKS, WIDTH),
                         load_chunks(chunk_statistics, r, EVEN, 0.0, CHUNKS, WIDTH),
+                        load_chunks(chunk_statistics, r, SEEN, 0.0, CHUNKS, WIDTH),
                     )
                     store_row(
-                        row_statistics, r, inside, merge(chunks, temperature, S, WIDTH, POWER), label, valid, logits,
-                        logits_row, logits_class, weights, weights_stride, label_smoothing, CLASSES, VEC, WIDTH, SMOOTH,
+                        row_statistics, r, inside, merge(chunks, temperature, S, WIDTH, POWER, SMOOTH), label, valid,
+                        logits, logits_row, logits_class, weights, weights_stride, class_weights, label_smoothing,
+                        CLASSES, VEC, WIDTH, SMOOTH,
                     )  # fmt: skip
                     tl.debug_barrier()
                     tl.atomic_add(arrived, CHUNKS + 1, sem="release")
         ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
 
     # Sum the losses of a share of the rows. All tickets are taken: each row is finished or held by a running program.
-    sums = (tl.zeros([SUM_ROWS, WIDTH], tl.float32),) * 3
+    sums = no_sums(SUM_ROWS, WIDTH, 2 + DIVISORS)
     mine = tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))
     for first in range(0, mine, SUM_ROWS):
         i = first + tl.arange(0, SUM_ROWS)
@@ -276,15 +319,15 @@ def streamed(
         # Adding 0 is a fence: the statistics are read after the counters.
         tl.atomic_add(counters + DONE, 0, sem="acq_rel")
         tl.debug_barrier()
-        counts = inside
-        if target is not None:
-            counts &= tl.load(target + r.to(tl.int64) * target_stride, mask=counts, other=ignore_index) != ignore_index
-        sums = add_rows(sums, row_statistics, r.to(tl.int64), counts, target is not None, temperature, S, WIDTH)
+        sums = add_rows(
+            sums, rows_losses, row_statistics, r, inside, target, target_stride, class_weights, rows, temperature,
+            ce_weight, kd_weight, None, ignore_index, CLASSES, S, WIDTH, target is not None, WEIGHTED, False,
+        )  # fmt: skip
     store_sums(partials, sums, WIDTH)
     if last_to_arrive(counters + DONE, tl.num_programs(0)):
         write_statistics(
-            partials, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight, S, WIDTH,
-            ENTRIES, MEAN,
+            partials, num_items, loss, ce, kd, ensemble_ce, correct, counted, temperature, ce_weight, kd_weight, None,
+            S, WIDTH, ENTRIES, MEAN, PER_ROW, DIVISORS,
         )  # fmt: skip
         for start in range(0, rows + ARRIVED, LABELS):
             counter = start + tl.arange(0, LABELS)

@@ -9,20 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .row_statistics import exp_at_1, places, stack, thread_sum
+from .labels import of_every_class
+from .row_statistics import exp_at_1, load_tile, stack, thread_sum
 
 # Values of TARGETS, the distribution that the students learn from.
 ENSEMBLE = tl.constexpr(0)
 TEACHER = tl.constexpr(1)
 LOGITS = tl.constexpr(2)
 PROBABILITIES = tl.constexpr(3)
-
-
-@triton.jit
-def load_teacher(teacher, teacher_row, teacher_class, r, c, mask):
-    """Logits [R, C] of an external teacher in float32; -inf where masked."""
-    at = places(r, c, teacher_row, teacher_class, 1, False)
-    return tl.load(teacher + at, mask=mask, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
@@ -45,7 +39,7 @@ def extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask
             extra = extra + (target,)
         # One external teacher at a time, so that registers hold only one.
         for i in tl.static_range(len(teachers)):
-            source = load_teacher(teachers[i], teachers_row[i], teachers_class[i], r, c, mask)
+            source = load_tile(teachers[i], teachers_row[i], teachers_class[i], r, c, mask, -float("inf"))
             targets = ()
             for j in tl.static_range(len(z)):
                 targets = targets + (add_source(extra[j], mixing, j * SOURCES + len(z) + i, source),)
@@ -56,7 +50,8 @@ def extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask
         extra = targets
     else:
         for i in tl.static_range(len(teachers)):
-            extra = extra + (load_teacher(teachers[i], teachers_row[i], teachers_class[i], r, c, mask),)
+            teacher = load_tile(teachers[i], teachers_row[i], teachers_class[i], r, c, mask, -float("inf"))
+            extra = extra + (teacher,)
     return extra
 
 
@@ -92,6 +87,17 @@ def teacher_of(j, students, targets):
 
 
 @triton.jit
+def teacher_sums(s, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, TARGETS: tl.constexpr):
+    """The sum of each student's target [R, WIDTH], out of the sums s of all members."""
+    column = tl.arange(0, WIDTH)[None, :]
+    teacher_s = tl.zeros_like(s)
+    for j in tl.static_range(STUDENTS):
+        of_teacher = tl.sum(tl.where(column == teacher_of(j, STUDENTS, TARGETS), s, 0.0), 1)[:, None]
+        teacher_s = tl.where(column == j, of_teacher, teacher_s)
+    return tl.where(column < STUDENTS, teacher_s, s)
+
+
+@triton.jit
 def divergences(
     d, e, s, cross, mixing, temperature,
     STUDENTS: tl.constexpr, THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, TARGETS: tl.constexpr,
@@ -111,11 +117,7 @@ def divergences(
             w = tl.load(mixing + column * SOURCES + i, mask=column < STUDENTS, other=0.0)
             kl += tl.where(w == 0, 0.0, w * divergence(of_pairs, teacher_s, s, temperature))
     else:
-        teacher_s = tl.zeros_like(s)
-        for j in tl.static_range(STUDENTS):
-            of_teacher = tl.sum(tl.where(column == teacher_of(j, STUDENTS, TARGETS), s, 0.0), 1)[:, None]
-            teacher_s = tl.where(column == j, of_teacher, teacher_s)
-        teacher_s = tl.where(column < STUDENTS, teacher_s, s)
+        teacher_s = teacher_sums(s, STUDENTS, WIDTH, TARGETS)
         kl = divergence(cross, teacher_s, s, temperature)
     return kl
 
@@ -141,11 +143,24 @@ def target_gradient(e, s, mixing, per_kd, j: tl.constexpr, STUDENTS: tl.constexp
 
 
 @triton.jit
-def label_gradient(e, d, s1, per_label, c, label, label_smoothing, CLASSES: tl.constexpr, POWER: tl.constexpr):
-    """per_label (softmax - y) [R, C] of the ensemble at T = 1, with smoothed labels y."""
-    grad = exp_at_1(e, d, POWER) * (per_label / s1)[:, None]
-    grad -= (per_label * (label_smoothing / CLASSES))[:, None]
-    return grad - tl.where(c == label[:, None], (per_label * (1.0 - label_smoothing))[:, None], 0.0)
+def label_gradient(
+    e, d, s1, per_label, c, label, u, w, label_weight, labels_sum, label_smoothing, CLASSES: tl.constexpr,
+    POWER: tl.constexpr,
+):  # fmt: skip
+    """per_label (Y softmax - y) [R, C] of the ensemble at T = 1, with smoothed and weighted labels y of sum Y."""
+    to_label = per_label * (1.0 - label_smoothing)
+    own = per_label / s1
+    if label_weight is not None:
+        to_label *= label_weight
+    if labels_sum is not None:
+        own *= labels_sum
+    grad = exp_at_1(e, d, POWER) * own[:, None]
+    grad -= of_every_class(per_label, w, label_smoothing, CLASSES)
+    if u is not None:
+        grad -= u * to_label[:, None]
+    else:
+        grad -= tl.where(c == label[:, None], to_label[:, None], 0.0)
+    return grad
 
 
 @triton.jit
