@@ -29,6 +29,7 @@ from .row_statistics import (
     ensemble_gradient,
     in_force,
     mixture,
+    of_student,
     place,
     places,
     student_gradient,
@@ -128,7 +129,7 @@ def write_gradients(
         mask = counts[:, None] & (c < CLASSES)
         z = ()
         for j in tl.static_range(S):
-            at = places(r, c, logits_row[j], logits_class[j], VEC, UNIT)
+            at = places(r, c, of_student(logits_row, j), of_student(logits_class, j), VEC, UNIT)
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
         mixed_d = mixture(z, weights, weights_stride, mask) - m[S][:, None]
         mixed_e = tl.exp2(mixed_d * k)
@@ -158,7 +159,7 @@ def write_gradients(
                 if len(weight_sums) > 0:
                     # 0 * -inf would be NaN; a class that the ensemble excludes adds 0.
                     sums = sums + (weight_sums[j] + tl.where(through != 0, through * z[j], 0.0),)
-            at = places(r, c, grads_row[j], grads_class[j], VEC, UNIT)
+            at = places(r, c, of_student(grads_row, j), of_student(grads_class, j), VEC, UNIT)
             tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
         weight_sums = sums
     return weight_sums

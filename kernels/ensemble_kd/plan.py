@@ -89,12 +89,13 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int, side_by_side: b
 
 def side_by_side_plan(students: int, block: int, itemsize: int) -> Plan:
     """Plan for rows that are neighbours in memory: as many threads in the direction of rows as fill a sector."""
-    of_classes = max(1, block // classes_a_thread(students, itemsize))  # threads that share a row
+    # Threads that share a row. Many classes leave few rows a program, whose statistics take more registers.
+    of_classes = max(1, block // classes_a_thread(students, itemsize if block <= 512 else 4))
     rows = max(SECTOR_BYTES // itemsize, WARP // of_classes)
-    rows = min(rows, power_of_2(VALUES_A_PROGRAM // (block * (students + 1)) + 1) // 2)
+    while rows > 1 and rows * of_classes > 8 * WARP:
+        rows //= 2
     warps = min(16, max(1, rows * of_classes // WARP))
-    programs = 16 if warps == 1 else max(1, (10 if itemsize <= 2 else 16) // warps)
-    return Plan("side by side", rows, block, 1, warps, programs)
+    return Plan("side by side", rows, block, 1, warps, max(1, 8 // warps))
 
 
 def covers_objectives(held: int, classes: int, itemsize: int) -> bool:

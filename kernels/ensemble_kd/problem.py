@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -130,9 +130,7 @@ class Problem:
         """The layout of the logits, their gradients and the tensors beside them."""
         return Layout.of((*self.logits, *grads), (*self.teachers, *self.probabilities))
 
-    def kernel_arguments(
-        self, layout: Layout, grads: Sequence[Tensor], grad_scale: Tensor | None
-    ) -> dict[str, Any]:
+    def kernel_arguments(self, layout: Layout, grads: Sequence[Tensor], grad_scale: Tensor | None) -> dict[str, Any]:
         """Arguments that all kernels share, under their names in the kernels."""
         students, rows, classes = self.shape
         labels = self.labels
@@ -140,11 +138,11 @@ class Problem:
         grad_scale = grad_scale.reshape(-1) if of_rows else grad_scale
         return {
             "logits": tuple(self.logits),
-            "logits_row": tuple(layout.vectors(z) for z in self.logits),
-            "logits_class": tuple(z.stride(1) for z in self.logits),
+            "logits_row": layout.shared(layout.vectors(z) for z in self.logits),
+            "logits_class": layout.shared(z.stride(1) for z in self.logits),
             "grads": tuple(grads),
-            "grads_row": tuple(layout.vectors(grad) for grad in grads),
-            "grads_class": tuple(grad.stride(1) for grad in grads),
+            "grads_row": layout.shared(layout.vectors(grad) for grad in grads),
+            "grads_class": layout.shared(grad.stride(1) for grad in grads),
             "target": labels,
             "target_stride": 0 if labels is None else labels.stride(0),
             "class_weights": self._class_weights(),
@@ -234,6 +232,14 @@ class Layout:
         """Strides of the rows of logits or gradients, in multiples of ``vec``."""
         strides = _strides(tensor, self.split)
         return *(stride // self.vec for stride in strides[:2]), *strides[2:]
+
+    def shared(self, strides: Iterable[Any]) -> tuple[Any, ...]:
+        """The strides of all students; only one if they are equal and the places of classes depend on them.
+
+        Registers would not hold the places of every class of every student.
+        """
+        strides = tuple(strides)
+        return strides[:1] if self.unit != 1 and len(set(strides)) == 1 else strides
 
 
 def one_stride(tensor: Tensor) -> int | None:

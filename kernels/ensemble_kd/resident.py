@@ -40,6 +40,7 @@ from .row_statistics import (
     in_force,
     logits_at,
     mixture,
+    of_student,
     places,
     stack,
     store_quads,
@@ -146,7 +147,7 @@ def resident(
         # The logits of an ignored row are read as -inf, so that all of its exponentials are 0.
         z = ()
         for j in tl.static_range(S):
-            at = places(r, c, logits_row[j], logits_class[j], VEC, UNIT)
+            at = places(r, c, of_student(logits_row, j), of_student(logits_class, j), VEC, UNIT)
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
         extra = ()
         if TARGETS != ENSEMBLE:
@@ -301,16 +302,20 @@ def resident(
                         of_targets, share = target_gradient(e, s, mixing, per_kd, j, S, TARGETS)
                         at_t *= share
                     elif DIVERGENCE == REVERSE:
-                        of_targets = reverse_gradient(d, e, s, unstack(cross, WIDTH), per_kd, temperature, j, S, TARGETS)
+                        of_targets = reverse_gradient(
+                            d, e, s, unstack(cross, WIDTH), per_kd, temperature, j, S, TARGETS
+                        )
                         at_t *= 0.0
                     else:
-                        of_targets = js_gradient(d, e, s, unstack(of_q, WIDTH), per_kd, beta, temperature, j, S, TARGETS)
+                        of_targets = js_gradient(
+                            d, e, s, unstack(of_q, WIDTH), per_kd, beta, temperature, j, S, TARGETS
+                        )
                         at_t *= 0.0
                     less += tl.where(mask, of_targets, 0.0)
                 grad = student_gradient(e[j], d[j], at_t, at_1, less, POWER)
                 if MOVED:
                     grad += student_weight(weights, weights_stride, j, S, weights_row, r, counts) * through
-                at = places(r, c, grads_row[j], grads_class[j], VEC, UNIT)
+                at = places(r, c, of_student(grads_row, j), of_student(grads_class, j), VEC, UNIT)
                 tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
 
     temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)

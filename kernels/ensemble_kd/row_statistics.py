@@ -38,6 +38,12 @@ QUADS = tl.constexpr(2)
 
 
 @triton.jit
+def of_student(strides, j: tl.constexpr):
+    """Student j's strides out of those of all students, or out of one that they share."""
+    return strides[j % len(strides)]
+
+
+@triton.jit
 def row_places(r, row_strides, VEC: tl.constexpr):
     """Offsets of rows r. The factor VEC tells the compiler how rows are aligned."""
     if len(row_strides) == 1:
@@ -58,9 +64,9 @@ def places(r, c, row_strides, class_stride, VEC: tl.constexpr, UNIT: tl.constexp
     else:
         at = row_places(r, row_strides, VEC)[:, None] + c.to(tl.int64) * class_stride
         if UNIT == 0:
-            # Neighbouring threads take neighbouring rows. The end of a row of I does not matter, since no thread loads
-            # several rows at once: nothing is known of the alignment of I.
-            at = tl.max_contiguous(at, (r.shape[0], 1))
+            # Neighbouring threads take neighbouring rows, but none takes several rows at once: their statistics would
+            # not fit its registers. Therefore the ends of rows of I do not matter.
+            at = tl.multiple_of(tl.max_contiguous(at, (r.shape[0], 1)), (1, 1))
     return at
 
 
@@ -204,7 +210,7 @@ def logits_at(
     """z_j[y] and zE[y] of rows r as a table [R, WIDTH]; NaN if the label is not a class."""
     z_y = ()
     for j in tl.static_range(len(logits)):
-        at = logits[j] + (row_places(r, logits_row[j], VEC) + label * logits_class[j])
+        at = logits[j] + (row_places(r, of_student(logits_row, j), VEC) + label * of_student(logits_class, j))
         z_y = z_y + (tl.where(valid, tl.load(at, mask=valid, other=0.0).to(tl.float32), float("nan"))[:, None],)
     z_y = z_y + (mixture(z_y, weights, weights_stride, valid[:, None], weights_row, r, valid),)
     return stack(z_y, 0.0, WIDTH).reshape(r.shape[0], WIDTH)

@@ -16,7 +16,6 @@ from .gradients import scales_of_rows, upstream_scales, write_gradients
 from .labels import (
     count_labels,
     load_class_weights,
-    load_labels,
     smoothed,
     total_of_labels,
     weight_of_labels,
@@ -38,6 +37,7 @@ from .row_statistics import (
     logits_at,
     max_together,
     mixture,
+    of_student,
     place,
     places,
     stack,
@@ -68,8 +68,8 @@ def statistics_of_chunk(
 ):  # fmt: skip
     """Statistics [1, WIDTH] of row r [1] in classes first .. first + tiles * BLOCK, relative to their own maxima.
 
-    Each thread keeps sums relative to its own maxima. Threads exchange them only at the end. The last of the statistics,
-    [1, 1, 1], is the sum of the class weights.
+    Each thread keeps sums relative to its own maxima. Threads exchange them only at the end. The last of the
+    statistics, [1, 1], is the sum of the class weights.
     """
     S: tl.constexpr = len(logits)
     k = LOG2_E / temperature
@@ -87,7 +87,7 @@ def statistics_of_chunk(
         mask = counts[:, None] & (c < CLASSES)
         z = ()
         for j in tl.static_range(S):
-            at = places(r, c, logits_row[j], logits_class[j], VEC, UNIT)
+            at = places(r, c, of_student(logits_row, j), of_student(logits_class, j), VEC, UNIT)
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
         z = z + (mixture(z, weights, weights_stride, mask),)
         new_m, new_early, new_s, new_s1, new_cross, new_even, scale = (), (), (), (), (), (), ()
@@ -140,9 +140,7 @@ def statistics_of_chunk(
 
 
 @triton.jit
-def merge(
-    tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr
-):
+def merge(tables, temperature, STUDENTS: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr):
     """Merge statistics [1, N, WIDTH] of N parts of a row, relative to their own maxima, into [1, WIDTH]."""
     m, s, s1, cross, early, even, seen = tables
     column = tl.arange(0, WIDTH)[None, None, :]
