@@ -13,7 +13,6 @@ from .labels import (
     divided,
     load_class_weights,
     load_labels,
-    load_probabilities,
     of_every_class,
     weight_of_labels,
 )
@@ -88,9 +87,9 @@ def student_weight(
 @triton.jit
 def write_gradients(
     logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride, row_statistics,
-    weight_sums, r, inside, counts, label, probabilities, class_weights, first, tiles, scales, temperature, ce_weight,
+    weight_sums, r, inside, counts, label, class_weights, first, tiles, scales, temperature, ce_weight,
     kd_weight, label_smoothing, CLASSES: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
-    WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, DETACH: tl.constexpr, WEIGHTED: tl.constexpr,
+    WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, DETACH: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of rows r [R] in classes first .. first + tiles * BLOCK.
 
@@ -102,6 +101,7 @@ def write_gradients(
     m = load_columns(row_statistics, r, counts, MAXIMUM, S + 1, WIDTH)
     s = load_columns(row_statistics, r, counts, SUM, S + 1, WIDTH)
     s1 = load_columns(row_statistics, r, counts, SUM_1, S, WIDTH)
+    WEIGHTED: tl.constexpr = len(class_weights) > 0
     scale, of_ce = scales
     own = of_ce * ce_weight
     if WEIGHTED:
@@ -115,7 +115,7 @@ def write_gradients(
     per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
     per_label = tl.where(counts, of_ce * ce_weight, 0.0)
     at_label = per_label * (1.0 - label_smoothing)
-    if WEIGHTED and len(probabilities) == 0:
+    if WEIGHTED:
         at_label *= weight_of_labels(class_weights, label, counts & (label >= 0) & (label < CLASSES))
     if not DETACH:
         cross = load_columns(row_statistics, r, counts, CROSS, S + 1, WIDTH)
@@ -133,18 +133,13 @@ def write_gradients(
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
         mixed_d = mixture(z, weights, weights_stride, mask) - m[S][:, None]
         mixed_e = tl.exp2(mixed_d * k)
-        u = None
         w = None
         per_class = None
-        if len(class_weights) > 0:
+        if WEIGHTED:
             w = load_class_weights(class_weights, c, CLASSES)
-        if len(probabilities) > 0:
-            u = load_probabilities(probabilities, r, c, mask)
-            if w is not None:
-                u = u * w
         if SMOOTH:
             per_class = of_every_class(per_label, w, label_smoothing, CLASSES)
-        common = common_gradient(mixed_e, per_t, c, label, u, at_label, per_class)
+        common = common_gradient(mixed_e, per_t, c, label, None, at_label, per_class)
         if not DETACH:
             gaps = S * mixed_d
             for j in tl.static_range(S):
@@ -170,7 +165,6 @@ def gradients(
     logits, logits_row, logits_class,  # S pointers [rows, CLASSES], row strides, class strides; see row_statistics
     grads, grads_row, grads_class,  # the same for the gradients
     target, target_stride,  # integers [rows], or None
-    probabilities,  # (pointer, row strides, class stride), or () without
     class_weights,  # (w [CLASSES], mean of w), or () without
     weights, weights_stride,  # [S], or None for 1/S each
     grad_scale, grad_scale_row,  # one element and None; or [rows] and its stride
@@ -184,7 +178,7 @@ def gradients(
     rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr,
-    DETACH: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr,
+    DETACH: tl.constexpr, DIVISORS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all rows, and dL/dw if `weights_grad` is given."""
     S: tl.constexpr = len(logits)
@@ -212,9 +206,9 @@ def gradients(
             counts = inside & (label != ignore_index)
         weight_sums = write_gradients(
             logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride, row_statistics,
-            weight_sums, r, inside, counts, label, probabilities, class_weights, (item % CHUNKS) * (TILES * BLOCK),
+            weight_sums, r, inside, counts, label, class_weights, (item % CHUNKS) * (TILES * BLOCK),
             TILES, scales_of_rows(scales, grad_scale, grad_scale_row, r, counts), temperature, ce_weight, kd_weight,
-            label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH, WEIGHTED,
+            label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH,
         )  # fmt: skip
     if weights_grad is not None:
         for j in tl.static_range(S):

@@ -132,5 +132,5 @@ def divided(value, divisor, COUNTED: tl.constexpr):
     if COUNTED:
         value /= tl.maximum(divisor, 1.0)
     else:
-        value = tl.where(divisor == 0, 0.0, value / divisor)
+        value = tl.where(divisor > 0, value / divisor, 0.0)
     return value

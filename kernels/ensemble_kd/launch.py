@@ -110,8 +110,7 @@ def loss_launch(
         }
         return result, Launch(streamed, programs, arguments, options)
     programs = max(1, min(at_once, -(-rows // plan.rows)))
-    arguments |= problem.label_arguments(layout) | problem.objective_arguments(layout, weights_grad)
-    arguments |= {
+    arguments |= problem.objective_arguments(layout, weights_grad) | {
         "partials": problem.new(programs, 4 * arguments["WIDTH"]),
         "done": zeroed(1, problem.device),
         "ROWS": plan.rows,
@@ -133,7 +132,7 @@ def gradients_launch(
     if plan is None:
         plan = plan_gradients(students, classes, problem.logits[0].element_size())
     layout = problem.layout(grads)
-    arguments = problem.kernel_arguments(layout, grads, grad_scale) | problem.label_arguments(layout)
+    arguments = problem.kernel_arguments(layout, grads, grad_scale)
     chunks = -(-classes // (plan.tiles * plan.block))
     at_once = multiprocessors(problem.device) * plan.programs_per_sm
     programs = max(1, min(at_once, -(-rows // plan.rows) * chunks))

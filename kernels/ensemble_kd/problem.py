@@ -121,9 +121,11 @@ class Problem:
             "mixing": None if self.mixing is None else self.mixing.float().contiguous(),
             "ensemble_ce_weight": self.ensemble_ce_weight if self.ensemble_learns else None,
             "weights_grad": weights_grad,
+            "probabilities": tuple(x for t in self.probabilities for x in (t, layout.rows(t), t.stride(1))),
             "beta": self.beta,
             "TARGETS": self.targets,
             "DIVERGENCE": self.divergence,
+            "WEIGHTED": self.target is not None and (self.class_weights is not None or bool(self.probabilities)),
         }
 
     def layout(self, grads: Sequence[Tensor]) -> Layout:
@@ -169,16 +171,9 @@ class Problem:
             "DIVISORS": self.divisors,
         }
 
-    def label_arguments(self, layout: Layout) -> dict[str, Any]:
-        """Arguments of the kernels that support probabilities."""
-        return {
-            "probabilities": tuple(x for t in self.probabilities for x in (t, layout.rows(t), t.stride(1))),
-            "WEIGHTED": self.class_weights is not None or bool(self.probabilities),
-        }
-
     def _class_weights(self) -> tuple[Tensor, ...]:
         """The class weights, with label smoothing their mean too; () without."""
-        if self.class_weights is None:
+        if self.class_weights is None or self.target is None:
             return ()
         weights = self.class_weights.contiguous()
         return (weights, weights.float().mean()) if self.label_smoothing > 0.0 else (weights,)

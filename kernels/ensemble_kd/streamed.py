@@ -270,9 +270,9 @@ def streamed(
                     tl.debug_barrier()
                     write_gradients(
                         logits, logits_row, logits_class, grads, grads_row, grads_class, weights, weights_stride,
-                        row_statistics, (), r, inside, counts, label, (), class_weights, chunk * (TILES * BLOCK), TILES,
+                        row_statistics, (), r, inside, counts, label, class_weights, chunk * (TILES * BLOCK), TILES,
                         scales_of_rows(scales, grad_scale, grad_scale_row, r, counts), temperature, ce_weight,
-                        kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH, WEIGHTED,
+                        kd_weight, label_smoothing, CLASSES, BLOCK, VEC, UNIT, WIDTH, POWER, SMOOTH, DETACH,
                     )  # fmt: skip
             if not second:
                 parts = statistics_of_chunk(

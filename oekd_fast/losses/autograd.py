@@ -25,7 +25,7 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)
     stacked = call.stacked is not None
-    if backend is TRITON and not call.extensions:
+    if backend is TRITON and TRITON.keeps_rows(call):
         return _LossFromRows.apply(ops, stacked, kwargs, weights, *call.inputs)
     # On a GPU the upstream gradient is unknown to the host, which would have to wait for it. That of one loss a row is
     # seldom 1.

@@ -138,32 +138,65 @@ class TritonBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if students > MAX_TRITON_STUDENTS:
             return f"expected at most {MAX_TRITON_STUDENTS} students, got {students}"
-        if (rows := call.students[0].shape[0]) >= 1 << 24:
+        if (rows := _number_of_rows(call)) >= 1 << 24:
             return f"expected fewer than 2^24 rows, since they are counted in float32, got {rows}"
-        if reason := _not_in_kernel(call) or _needs_reference(call) or _lost_in_export(call):
+        if reason := _needs_reference(call) or _lost_in_export(call):
             return reason
-        return self._unsupported_objective(call) if call.extensions else None
+        return self._unsupported_objective(call, names) if (names := self.resident_only(call)) else None
 
-    def _unsupported_objective(self, call: EnsembleKDCall) -> str | None:
-        """Check the size of a call that only the resident kernel supports: it holds whole rows in registers."""
+    def resident_only(self, call: EnsembleKDCall) -> list[str]:
+        """Names of the arguments that only the kernel supports which holds whole rows in registers."""
+        names = call.extensions
+        if call.has_probabilities:
+            names.append("probabilities as target")
+        if call.options.divergence != "forward":
+            names.append("divergence")
+        return names
+
+    def keeps_rows(self, call: EnsembleKDCall) -> bool:
+        """Whether backward computes the gradients from a few numbers a row, which the forward pass keeps.
+
+        For images of labels, with few classes and many rows, these numbers would take more memory than the logits, and
+        one launch computes value and gradients as fast.
+        """
+        if self.resident_only(call):
+            return False
+        return call.students[0].dim() == 2 or not _fits_registers(call, len(call.students) + 1)
+
+    def _unsupported_objective(self, call: EnsembleKDCall, names: list[str]) -> str | None:
+        """Check a call that only the resident kernel supports."""
         options, students, classes = call.options, len(call.students), call.students[0].shape[1]
+        if options.divergence != "forward":
+            if call.ensemble_attached:
+                return f"expected detach_ensemble=True beside divergence={options.divergence!r}, got False"
+            if options.mixing_space == "probabilities":
+                return f"expected mixing_space='logits' beside divergence={options.divergence!r}, got 'probabilities'"
         # The extra teachers of a row: the external ones, or the mixture of each student.
         mixes_logits = options.mixing is not None and options.mixing_space == "logits"
         extra = students if mixes_logits else len(call.teachers)
         gathered = options.ensemble_learns or options.mixing_space == "probabilities"
-        held = students + 1 + extra + gathered
-        fits = import_module("oekd_fast.kernels.ensemble_kd.plan").covers_objectives
-        if held - 1 > MAX_TRITON_STUDENTS or not fits(held, classes, call.students[0].element_size()):
+        held = students + 1 + extra + gathered + call.has_probabilities
+        if held - 1 > MAX_TRITON_STUDENTS or not _fits_registers(call, held):
             return (
                 "expected a row of all students and teachers to fit the registers with "
-                f"{' and '.join(call.extensions)}, "
-                f"got {students} students, {len(call.teachers)} teachers and C = {classes}"
+                f"{' and '.join(names)}, got {students} students, {len(call.teachers)} teachers and C = {classes}"
             )
         return None
 
     def ops(self, call: EnsembleKDCall):
         """The dispatcher on CUDA; on the CPU, where the ops are native, the interpreted kernels."""
         return triton_kernels() if call.device.type == "cpu" else torch.ops.oekd_fast
+
+
+def _number_of_rows(call: EnsembleKDCall) -> int:
+    shape = call.students[0].shape
+    return shape[0] if len(shape) == 2 else shape[0] * shape[2]
+
+
+def _fits_registers(call: EnsembleKDCall, held: int) -> bool:
+    """Whether the registers of a program hold `held` values of every class."""
+    fits = import_module("oekd_fast.kernels.ensemble_kd.plan").covers_objectives
+    return fits(held, call.students[0].shape[1], call.students[0].element_size())
 
 
 REFERENCE, NATIVE, TRITON = ReferenceBackend(), NativeBackend(), TritonBackend()

@@ -47,7 +47,8 @@ _library.define(
     f'Tensor(b!)? weights_grad=None, str isa="auto") -> ({_STATISTICS})'
 )
 # The differentiable loss on CUDA. The forward op returns statistics of the rows, from which the backward op computes
-# the gradients. The backward op returns dL/dw [S], or [0] if weights_grad is false.
+# the gradients, and the divisors of the means: the number of counted rows [], or [2] with the sum of the class weights
+# of their labels. The backward op returns dL/dw [S], or [0] if weights_grad is false.
 _library.define(f"ensemble_kd_value_and_rows({_ARGUMENTS}) -> ({_STATISTICS}, Tensor row_statistics, Tensor counted)")
 _library.define(
     f"ensemble_kd_grad_out({_ARGUMENTS}, Tensor row_statistics, Tensor counted, Tensor grad_scale, bool weights_grad, "
@@ -89,10 +90,12 @@ def _fake_statistics_and_grads(logits, target, **kwargs):
     return *_fake_statistics(logits, target, **kwargs), [torch.empty_like(z) for z in logits]
 
 
-def _fake_statistics_and_rows(logits, target, **kwargs):
+def _fake_statistics_and_rows(logits, target, class_weights=None, **kwargs):
     first, width = logits[0], 1 << len(logits).bit_length()
     rows = first.new_empty((_number_of_rows(first), 2, width, 4), dtype=torch.float32)
-    return *_fake_statistics(logits, target, **kwargs), rows, first.new_empty((), dtype=torch.float32)
+    weighted = class_weights is not None and target is not None
+    counted = first.new_empty((2,) if weighted else (), dtype=torch.float32)
+    return *_fake_statistics(logits, target, **kwargs), rows, counted
 
 
 def _fake_weights_grad(logits, target, *, weights_grad, **kwargs):
