@@ -52,6 +52,8 @@ class Row:
         ):
             if wide * r.threads < need:
                 yield f"{what}: {wide * r.threads} of {need} bytes in accesses of {8 * d.vector} bit or more"
+        if d.segment and r.segment is not None and r.segment < d.segment:
+            yield f"segments: {r.segment} of {d.segment} neighbouring bytes"
         if self.exponentials > d.exponentials:
             yield f"exponentials: {self.exponentials}, {d.exponentials} needed"
 
@@ -67,7 +69,8 @@ class Row:
             f"{self.case:<54} sm_{r.arch:<3} {self.launch}/{self.launches}  {r.registers:>3} reg x {r.threads:<4} "
             f"stack {r.stack:<4} local {r.local:<3} shared {r.shared:<6} "
             f"{8 * d.vector:>3} bit: loads {loads:<7} stores {stores:<7} "
-            f"EX2 {self.exponentials:>6}/{d.exponentials:<6} {r.code.instructions:>5} instr  "
+            f"segment {r.segment or '-':>3} EX2 {self.exponentials:>6}/{d.exponentials:<6} "
+            f"{r.code.instructions:>5} instr  "
             f"{r.occupancy.blocks:>2} blocks, {100 * r.occupancy.share:3.0f} % of warps ({r.occupancy.limit})"
         )
 
@@ -113,7 +116,8 @@ def main(all_cases: Callable[[], list[Case]] = cases) -> int:
         print("TRITON_INTERPRET is ignored: kernels are compiled.", file=sys.stderr)
     print(
         "Counts from the machine code, not measurements. Loads and stores: accesses of full width / all, in loops with "
-        "exponentials. EX2: exponentials of a program, each instruction once / needed."
+        "exponentials. Segment: neighbouring bytes of memory that a warp accesses at once. EX2: exponentials of a "
+        "program, each instruction once / needed."
     )
     rows: list[Row] = []
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:

@@ -22,7 +22,18 @@ OBJECTIVES = {
     "gate": ((128, 100), (1024, 1000)),
     "teacher": ((128, 100), (1024, 1000)),
     "probabilities": ((1024, 1000),),
+    "reverse": ((128, 100), (1024, 1000)),
+    "js": ((128, 100), (1024, 1000)),
 }
+# Forms of labels and means, at a size of each regime that supports them.
+LABELS = {
+    "class weights": ((128, 100), (1024, 1000), (8192, 32000)),
+    "smoothed class weights": ((128, 100), (1024, 1000), (8192, 32000)),
+    "soft labels": ((128, 100), (1024, 1000)),
+    "losses of rows": ((128, 100), (1024, 1000), (8192, 32000)),
+    "int32 labels over a number of items": ((128, 100), (1024, 1000), (8192, 32000)),
+}
+IMAGES = ((8, 2, 128 * 128), (8, 19, 256 * 512), (8, 19, 7 * 7), (8, 150, 128 * 128), (8, 1000, 14 * 14))  # (O, C, I)
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.
 BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 12), 8))
 
@@ -36,12 +47,14 @@ class Demand:
         loaded: Bytes that have to be loaded by accesses of that width.
         stored: Bytes that have to be stored by accesses of that width.
         exponentials: Exponentials that suffice.
+        segment: Neighbouring bytes of memory that a warp has to access at once; 0 demands none.
     """
 
     vector: int
     loaded: int
     stored: int
     exponentials: int
+    segment: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    return ensemble_kd_cases() + objective_cases() + feature_kd_cases()
+    return ensemble_kd_cases() + objective_cases() + label_cases() + image_cases() + feature_kd_cases()
 
 
 def ensemble_kd_cases() -> list[Case]:
@@ -83,6 +96,40 @@ def objective_cases() -> list[Case]:
         for dtype in DTYPES
         for rows, classes in sizes
     ]
+
+
+def label_cases() -> list[Case]:
+    """Return the cases of labels other than indices with equal weights, and of other divisors than their number."""
+    return [
+        Case(
+            f"ensemble_kd {name} {form} {rows}x{classes} {str(dtype).removeprefix('torch.')}",
+            partial(_with_labels, name, form == "differentiable", rows, classes, dtype),
+            ensemble_kd_demand,
+        )
+        for name, sizes in LABELS.items()
+        for dtype in DTYPES
+        for rows, classes in sizes
+        for form in ("value_and_grad", *(("differentiable",) if classes == sizes[-1][1] > 1000 else ()))
+    ]
+
+
+def image_cases() -> list[Case]:
+    """Return the cases of logits [O, C, I], in which rows are neighbours in memory."""
+    return [
+        Case(
+            f"ensemble_kd images {outer}x{classes}x{inner} {str(dtype).removeprefix('torch.')}",
+            partial(_images, outer, classes, inner, dtype),
+            image_demand,
+        )
+        for dtype in DTYPES
+        for outer, classes, inner in IMAGES
+    ]
+
+
+def image_demand(launch: Launch) -> Demand:
+    """Return the demand of a tile of neighbouring rows: whole sectors of memory, as far as a tile has the rows."""
+    itemsize = launch.arguments["logits"][0].element_size()
+    return replace(ensemble_kd_demand(launch), segment=min(32, launch.arguments["ROWS"] * itemsize))
 
 
 def _at(temperature: float | None) -> str:
@@ -114,6 +161,8 @@ def ensemble_kd_demand(launch: Launch) -> Demand:
     both = 1 if a["POWER"] else 2
     members = students + 1 + len(a.get("teachers", ()))
     statistics, gradients = both * members * tile, (both * students + 1) * tile
+    if a.get("DIVERGENCE") == 2:  # ratios of probabilities, for the value and again for the gradient
+        statistics += 2 * students * tile
     if streamed:
         # A thread rescales its sums to a new maximum once a tile, and merges them at the end of a chunk and of a row.
         exponentials = statistics + both * (students + 1 + 2 * a["WIDTH"]) * a["THREADS"]
@@ -153,18 +202,55 @@ def _objective(objective: str, rows: int, classes: int, dtype: torch.dtype) -> t
     more = {
         "gate": {"ensemble_weights": gate, "ensemble_ce_weight": 1.0},
         "teacher": {"teacher_logits": [torch.empty(rows, classes, dtype=dtype, device="meta")]},
+        "reverse": {"divergence": 1},
+        "js": {"divergence": 2},
         "probabilities": {"mixing": torch.empty(STUDENTS, STUDENTS, device="meta"), "mix_probabilities": True},
     }[objective]
     problem = replace(problem, **more)
     return (loss_launch(problem, grads, weights_grad=gate if objective == "gate" else None)[1],)
 
 
+def _with_labels(name: str, differentiable: bool, rows: int, classes: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.ensemble_kd.launch import loss_launch
+
+    problem, grads = _problem(rows, classes, dtype, 2.0)
+    weights = torch.empty(classes, device="meta")
+    more = {
+        "class weights": {"class_weights": weights},
+        "smoothed class weights": {"class_weights": weights, "label_smoothing": 0.1},
+        "soft labels": {"target": torch.empty(rows, classes, dtype=dtype, device="meta")},
+        "losses of rows": {"per_row": True, "mean": False},
+        "int32 labels over a number of items": {
+            "target": torch.empty(rows, dtype=torch.int32, device="meta"),
+            "num_items": torch.empty((), dtype=torch.int64, device="meta"),
+        },
+    }[name]
+    problem = replace(problem, **more)
+    upstream = torch.empty(rows, device="meta") if problem.per_row else torch.empty((), device="meta")
+    if differentiable:
+        return _both_passes(problem, grads, upstream)
+    return (loss_launch(problem, grads, upstream)[1],)
+
+
+def _images(outer: int, classes: int, inner: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.ensemble_kd.launch import loss_launch
+
+    problem, _ = _problem(1, 1, dtype, 2.0)
+    shape = STUDENTS, outer, classes, inner
+    logits, grads = (torch.empty(shape, dtype=dtype, device="meta").unbind() for _ in range(2))
+    target = torch.empty(outer, inner, dtype=torch.int64, device="meta")
+    return (loss_launch(replace(problem, logits=logits, target=target), grads)[1],)
+
+
 def _differentiable(*size) -> tuple[Launch, ...]:
+    problem, grads = _problem(*size)
+    return _both_passes(problem, grads, torch.empty((), device="meta"))
+
+
+def _both_passes(problem, grads, upstream) -> tuple[Launch, ...]:
     from oekd_fast.kernels.ensemble_kd.launch import gradients_launch, loss_launch
 
-    problem, grads = _problem(*size)
-    result, forward = loss_launch(problem)
-    upstream = torch.empty((), device="meta")
+    result, forward = loss_launch(problem, keep_rows=True)
     return forward, gradients_launch(problem, grads, upstream, result.row_statistics, result.counted)
 
 

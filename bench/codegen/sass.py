@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 
 from oekd_fast.kernels.common.launch import Launch, interpreted
 
+from .coalescing import narrowest_segment
 from .control_flow import Instruction, natural_loops
 from .occupancy import Occupancy, occupancy
 
@@ -82,6 +83,7 @@ class Resources:
     loops: tuple[Counts, ...]  # in the order of the code; an outer loop counts its inner ones too
     hot: Counts  # all loops with exponentials, or the whole code if no loop has any
     occupancy: Occupancy
+    segment: int | None  # neighbouring bytes of memory that a warp accesses at once, at least; None if unknown
 
     @property
     def threads(self) -> int:
@@ -126,6 +128,7 @@ def inspect(launch: Launch, arch: int = 90) -> Resources:
         loops=tuple(map(count, loops)),
         hot=count(_hot(code, loops)),
         occupancy=occupancy(arch, num_warps, registers, shared),
+        segment=narrowest_segment(compiled.asm["ttgir"], launch.arguments),
     )
 
 

@@ -81,7 +81,7 @@ def loss_launch(
     layout = problem.layout(grads)
     if plan is None:
         plan = plan_ensemble_kd(problem.held - 1, classes, problem.logits[0].element_size(), layout.unit == 0)
-    result = Loss.empty(problem, keep_rows or plan.regime != "side by side")
+    result = Loss.empty(problem, keep_rows or plan.regime != "adjacent")
     arguments = problem.kernel_arguments(layout, grads, grad_scale) | vars(result)
     threads = WARP * plan.warps
     arguments |= {

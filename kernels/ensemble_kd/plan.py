@@ -4,7 +4,7 @@ The layouts are heuristics. Nothing is tuned at run time, since tuning would com
 captured. There are four regimes:
 
 - "rows": few classes. A warp takes whole rows, several if they are short, so that every reduction stays in a warp.
-- "side by side": the logits of a class in neighbouring rows are neighbours in memory, as in [B, C, H, W]. The threads
+- "adjacent": the logits of a class in neighbouring rows are neighbours in memory, as in [B, C, H, W]. The threads
   of a warp take neighbouring rows, so that each of its accesses is whole sectors of 32 bytes.
 - "resident": a row of all S students fits the registers of one program: 1 read and 1 write of device memory.
 - "streamed": long rows. Programs take chunks of rows in turn. The gradients of a row follow its statistics closely
@@ -36,7 +36,7 @@ MOST_ROWS_COUNTED = 16384
 class Plan:
     """Tile and programs of one launch."""
 
-    regime: str  # "rows", "side by side", "resident" or "streamed"; the first two run the resident kernel
+    regime: str  # "rows", "adjacent", "resident" or "streamed"; the first two run the resident kernel
     rows: int  # rows of a tile
     block: int  # classes of a tile, a power of two
     tiles: int  # tiles that a program processes in a chunk of a row
@@ -70,14 +70,14 @@ def classes_a_thread(students: int, itemsize: int) -> int:
     return power_of_2(values // (students + 1) + 1) // 2 or 1
 
 
-def plan_ensemble_kd(students: int, classes: int, itemsize: int, side_by_side: bool = False) -> Plan:
+def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool = False) -> Plan:
     """Plan the loss, with or without gradients, of S students and C classes; logits have `itemsize` bytes.
 
-    `side_by_side` says that rows, not classes, are neighbours in memory.
+    `adjacent` says that rows, not classes, are neighbours in memory.
     """
     block = power_of_2(max(classes, 4))
-    if side_by_side and block * (students + 1) <= VALUES_A_PROGRAM:
-        return side_by_side_plan(students, block, itemsize)
+    if adjacent and block * (students + 1) <= VALUES_A_PROGRAM:
+        return adjacent_plan(students, block, itemsize)
     if block <= 4 * WARP:
         return Plan("rows", 4 * WARP // block, block, 1, 1, 16)
     if block * (students + 1) <= VALUES_A_PROGRAM:
@@ -87,7 +87,7 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int, side_by_side: b
     return streamed_plan(students, itemsize)
 
 
-def side_by_side_plan(students: int, block: int, itemsize: int) -> Plan:
+def adjacent_plan(students: int, block: int, itemsize: int) -> Plan:
     """Plan for rows that are neighbours in memory: as many threads in the direction of rows as fill a sector."""
     # Threads that share a row. Many classes leave few rows a program, whose statistics take more registers.
     of_classes = max(1, block // classes_a_thread(students, itemsize if block <= 512 else 4))
@@ -95,7 +95,7 @@ def side_by_side_plan(students: int, block: int, itemsize: int) -> Plan:
     while rows > 1 and rows * of_classes > 8 * WARP:
         rows //= 2
     warps = min(16, max(1, rows * of_classes // WARP))
-    return Plan("side by side", rows, block, 1, warps, max(1, 8 // warps))
+    return Plan("adjacent", rows, block, 1, warps, max(1, 8 // warps))
 
 
 def covers_objectives(held: int, classes: int, itemsize: int) -> bool:

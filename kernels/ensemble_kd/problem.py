@@ -104,9 +104,12 @@ class Problem:
 
     @property
     def held(self) -> int:
-        """Values of one class that a thread holds at a time: those of the members, labels, and a sum of gradients."""
+        """Values of one class that a thread holds at a time.
+
+        Those of the members; the labels; a sum of gradients; and with another divergence a difference of logits.
+        """
         gathered = self.ensemble_learns or self.targets == PROBABILITIES.value
-        return self.members + len(self.probabilities) + gathered
+        return self.members + len(self.probabilities) + gathered + (self.divergence != FORWARD.value)
 
     def objective_arguments(self, layout: Layout, weights_grad: Tensor | None) -> dict[str, Any]:
         """Arguments of the resident kernel beside those that all kernels share."""
@@ -216,8 +219,8 @@ class Layout:
         if all(tensor.stride(1) == 1 for tensor in every):
             strides = [stride for tensor in every for stride in _strides(tensor, split)[:2]]
             return cls(split, 1, gcd(VECTOR_BYTES // every[0].element_size(), *strides))
-        side_by_side = all(_strides(tensor, split)[:2][-1] == 1 for tensor in every)
-        return cls(split, 0 if side_by_side else -1, 1)
+        adjacent = all(_strides(tensor, split)[:2][-1] == 1 for tensor in every)
+        return cls(split, 0 if adjacent else -1, 1)
 
     def rows(self, tensor: Tensor) -> tuple[int, ...]:
         """Strides of the rows of a tensor, as the kernels read them."""

@@ -175,7 +175,7 @@ class TritonBackend(Backend):
         mixes_logits = options.mixing is not None and options.mixing_space == "logits"
         extra = students if mixes_logits else len(call.teachers)
         gathered = options.ensemble_learns or options.mixing_space == "probabilities"
-        held = students + 1 + extra + gathered + call.has_probabilities
+        held = students + 1 + extra + gathered + call.has_probabilities + (options.divergence != "forward")
         if held - 1 > MAX_TRITON_STUDENTS or not _fits_registers(call, held):
             return (
                 "expected a row of all students and teachers to fit the registers with "

@@ -20,6 +20,7 @@ GRADIENT_PLANS = {
     "rows": Plan("rows", rows=4, block=32, tiles=1, warps=1, programs_per_sm=1),
     "chunks": Plan("streamed", rows=1, block=8, tiles=2, warps=1, programs_per_sm=2),
 }
+ADJACENT = {"adjacent": Plan("adjacent", rows=8, block=32, tiles=1, warps=1, programs_per_sm=1)}
 RESIDENT = [name for name in PLANS if PLANS[name].regime != "streamed"]
 CLASSES = 30  # smaller than a tile, and not a multiple of one
 UNREAD = {"temperature": 0.0, "ce_weight": 0.0, "kd_weight": 0.0}  # arguments that device_scalars replaces
