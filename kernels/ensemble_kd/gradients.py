@@ -105,8 +105,7 @@ def write_gradients(
     scale, of_ce = scales
     own = of_ce * ce_weight
     if WEIGHTED:
-        at = row_statistics + r * (QUADS * 4 * WIDTH) + place(LABELS_SUM, 0, WIDTH)
-        own = own * tl.load(at, mask=counts, other=0.0, cache_modifier=".cg")
+        own = own * load_columns(row_statistics, r, counts, LABELS_SUM, 1, WIDTH)[0]
     at_t = ()
     at_1 = ()
     for j in tl.static_range(S):

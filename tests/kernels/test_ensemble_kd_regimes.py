@@ -12,7 +12,7 @@ from ..support import oracle
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from oekd_fast.kernels.ensemble_kd import launch as ensemble_kd
+from oekd_fast.kernels.ensemble_kd import problem as problems
 
 from ..support.ensemble_kd_launches import CLASSES, PLANS, UNREAD, case, problem, run
 
@@ -130,7 +130,7 @@ def test_repeated_launches_return_equal_bits(name):
 def test_rows_counted_before_the_launch_give_the_same_bits(name, monkeypatch):
     logits, target = case()
     expected, expected_grads = run(problem(logits, target), PLANS[name])
-    monkeypatch.setattr(ensemble_kd, "MOST_ROWS_COUNTED", 2)
+    monkeypatch.setattr(problems, "MOST_ROWS_COUNTED", 2)
     result, grads = run(problem(logits, target), PLANS[name])
     assert all(torch.equal(a, b) for a, b in zip(result.statistics, expected.statistics, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
