@@ -63,24 +63,6 @@ def _needs_reference(call: EnsembleKDCall) -> str | None:
     return None
 
 
-def _not_in_kernel(call: EnsembleKDCall) -> str | None:
-    """Return what no kernel computes yet, as "expected X, got Y"; None if there is nothing of that kind."""
-    options = call.options
-    if call.students[0].dim() != 2:
-        return f"expected logits whose rows have one stride, got shape {list(call.layout.shape)}"
-    if call.target is not None and call.target.dtype != torch.int64:
-        return f"expected a target of dtype torch.int64, got {call.target.dtype}"
-    if options.weight is not None:
-        return "expected weight None, got a tensor"
-    if call.num_items is not None:
-        return f"expected num_items None, got {call.num_items}"
-    if options.reduction == "none":
-        return "expected reduction='mean' or 'sum', got 'none'"
-    if options.divergence != "forward":
-        return f"expected divergence='forward', got {options.divergence!r}"
-    return None
-
-
 def _lost_in_export(call: EnsembleKDCall) -> str | None:
     """Return that torch.export would lose a gradient, which a Function in Python computes; None if none is needed."""
     needed = call.weights_need_grad or any(z.requires_grad for z in call.students)
