@@ -32,13 +32,15 @@ def test_fabric_in_bfloat16(example):
     assert 0 < distance(ensemble, whole_batch_step(family())) < 1e-3
 
 
-def test_two_ranks_have_the_gradients_of_the_whole_batch():
+def test_two_ranks_have_the_gradients_of_the_whole_batch_and_refuse_unused_adapters():
     if missing := [package for package in ("accelerate", "lightning") if find_spec(package) is None]:
         pytest.skip(f"{missing[0]} is not installed; pip install 'oekd_fast[integrations]'")
     command = [sys.executable, "-W", "ignore", "-m", "tests.support.host_ranks"]
     done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     found = dict(line.split() for line in done.stdout.splitlines() if "_loop " in line)
+    (error,) = (line for line in done.stdout.splitlines() if line.startswith("error "))
+    assert error.startswith("error Expected to have finished reduction in the prior iteration")
     assert found.keys() == {"accelerate_loop", "fabric_loop"}
     assert max(map(float, found.values())) < 1e-7
 
