@@ -33,9 +33,9 @@ def load_labels(target, at, inside, ignore_index):
 
 
 @triton.jit
-def load_probabilities(probabilities, r, c, mask):
+def load_probabilities(probabilities, r, c, mask, VEC: tl.constexpr, UNIT: tl.constexpr):
     """Load the probabilities [R, C] of rows r; 0 where masked."""
-    return load_tile(probabilities[0], probabilities[1], probabilities[2], r, c, mask, 0.0)
+    return load_tile(probabilities[0], probabilities[1], probabilities[2], r, c, mask, 0.0, VEC, UNIT)
 
 
 @triton.jit

@@ -119,15 +119,19 @@ class Problem:
             "weights_stride": 0 if weights is None else weights.stride(-1),
             "weights_row": weights.stride(0) if weights is not None and weights.dim() == 2 else None,
             "teachers": teachers,
-            "teachers_row": tuple(layout.rows(teacher) for teacher in teachers),
+            "teachers_row": tuple(layout.vectors(teacher, layout.vec_beside) for teacher in teachers),
             "teachers_class": tuple(teacher.stride(1) for teacher in teachers),
             "mixing": None if self.mixing is None else self.mixing.float().contiguous(),
             "ensemble_ce_weight": self.ensemble_ce_weight if self.ensemble_learns else None,
             "weights_grad": weights_grad,
-            "probabilities": tuple(x for t in self.probabilities for x in (t, layout.rows(t), t.stride(1))),
+            "probabilities": tuple(
+                x for t in self.probabilities for x in (t, layout.vectors(t, layout.vec_beside), t.stride(1))
+            ),
             "beta": self.beta,
             "TARGETS": self.targets,
             "DIVERGENCE": self.divergence,
+            "VEC_BESIDE": layout.vec_beside,
+            "UNIT_BESIDE": layout.unit_beside,
             "WEIGHTED": self.target is not None and (self.class_weights is not None or bool(self.probabilities)),
         }
 
@@ -143,10 +147,10 @@ class Problem:
         grad_scale = grad_scale.reshape(-1) if of_rows else grad_scale
         return {
             "logits": tuple(self.logits),
-            "logits_row": layout.shared(layout.vectors(z) for z in self.logits),
+            "logits_row": layout.shared(layout.vectors(z, layout.vec) for z in self.logits),
             "logits_class": layout.shared(z.stride(1) for z in self.logits),
             "grads": tuple(grads),
-            "grads_row": layout.shared(layout.vectors(grad) for grad in grads),
+            "grads_row": layout.shared(layout.vectors(grad, layout.vec) for grad in grads),
             "grads_class": layout.shared(grad.stride(1) for grad in grads),
             "target": labels,
             "target_stride": 0 if labels is None else labels.stride(0),
@@ -207,29 +211,24 @@ class Layout:
         split: rows have two strides, those of o and i, in some tensor.
         unit: the axis with stride 1 in the logits and their gradients: 1 (classes), 0 (rows), or -1 for neither.
         vec: elements, at most 16 bytes, that divide all strides of their rows.
+        unit_beside, vec_beside: the same for the teachers and probabilities.
     """
 
     split: bool
     unit: int
     vec: int
+    unit_beside: int
+    vec_beside: int
 
     @classmethod
     def of(cls, every: Sequence[Tensor], beside: Sequence[Tensor]) -> Layout:
         split = any(one_stride(tensor) is None for tensor in (*every, *beside))
-        if all(tensor.stride(1) == 1 for tensor in every):
-            strides = [stride for tensor in every for stride in _strides(tensor, split)[:2]]
-            return cls(split, 1, gcd(VECTOR_BYTES // every[0].element_size(), *strides))
-        adjacent = all(_strides(tensor, split)[:2][-1] == 1 for tensor in every)
-        return cls(split, 0 if adjacent else -1, 1)
+        return cls(split, *_unit_and_vec(every, split), *_unit_and_vec(beside, split))
 
-    def rows(self, tensor: Tensor) -> tuple[int, ...]:
-        """Strides of the rows of a tensor, as the kernels read them."""
-        return _strides(tensor, self.split)
-
-    def vectors(self, tensor: Tensor) -> tuple[int, ...]:
-        """Strides of the rows of logits or gradients, in multiples of ``vec``."""
+    def vectors(self, tensor: Tensor, vec: int) -> tuple[int, ...]:
+        """Strides of the rows of a tensor as the kernels read them, in multiples of `vec` elements."""
         strides = _strides(tensor, self.split)
-        return *(stride // self.vec for stride in strides[:2]), *strides[2:]
+        return *(stride // vec for stride in strides[:2]), *strides[2:]
 
     def shared(self, strides: Iterable[Any]) -> tuple[Any, ...]:
         """The strides of all students; only one if they are equal and the places of classes depend on them.
@@ -248,6 +247,15 @@ def one_stride(tensor: Tensor) -> int | None:
     if inner == 1:
         return tensor.stride(0)
     return tensor.stride(2) if outer == 1 or tensor.stride(0) == inner * tensor.stride(2) else None
+
+
+def _unit_and_vec(tensors: Sequence[Tensor], split: bool) -> tuple[int, int]:
+    """``unit`` and ``vec`` of :class:`Layout` for some tensors."""
+    strides = [_strides(tensor, split)[:2] for tensor in tensors]
+    if all(tensor.stride(1) == 1 for tensor in tensors):
+        widest = max((tensor.element_size() for tensor in tensors), default=VECTOR_BYTES)
+        return 1, gcd(VECTOR_BYTES // widest, *(stride for of_tensor in strides for stride in of_tensor))
+    return 0 if all(of_tensor[-1] == 1 for of_tensor in strides) else -1, 1
 
 
 def _strides(tensor: Tensor, split: bool) -> tuple[int, ...]:

@@ -100,7 +100,7 @@ def resident(
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
     ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
     PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr, TARGETS: tl.constexpr,
-    DIVERGENCE: tl.constexpr,
+    DIVERGENCE: tl.constexpr, VEC_BESIDE: tl.constexpr, UNIT_BESIDE: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
@@ -140,7 +140,7 @@ def resident(
         mask = counts[:, None] & (c < CLASSES)
         u = None
         if len(probabilities) > 0:
-            u = load_probabilities(probabilities, r, c, mask)
+            u = load_probabilities(probabilities, r, c, mask, VEC_BESIDE, UNIT_BESIDE)
             label = first_largest(u, c, mask, CLASSES)
             valid = counts & (label < CLASSES)
 
@@ -151,7 +151,9 @@ def resident(
             z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
         extra = ()
         if TARGETS != ENSEMBLE:
-            extra = extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask, TARGETS)
+            extra = extra_teachers(
+                z, teachers, teachers_row, teachers_class, mixing, r, c, mask, VEC_BESIDE, UNIT_BESIDE, TARGETS
+            )
         z = z + (mixture(z, weights, weights_stride, mask, weights_row, r, counts),) + extra
 
         most = ()

@@ -71,9 +71,9 @@ def places(r, c, row_strides, class_stride, VEC: tl.constexpr, UNIT: tl.constexp
 
 
 @triton.jit
-def load_tile(pointer, row_strides, class_stride, r, c, mask, other):
-    """Load [R, C] of a tensor with any strides and floating dtype, such as a teacher's logits, in float32."""
-    at = places(r, c, row_strides, class_stride, 1, -1)
+def load_tile(pointer, row_strides, class_stride, r, c, mask, other, VEC: tl.constexpr, UNIT: tl.constexpr):
+    """Load [R, C] of a tensor beside the logits, such as a teacher's, of any floating dtype, in float32."""
+    at = places(r, c, row_strides, class_stride, VEC, UNIT)
     return tl.load(pointer + at, mask=mask, other=other).to(tl.float32)
 
 

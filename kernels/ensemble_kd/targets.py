@@ -27,7 +27,10 @@ def add_source(target, mixing, at, z):
 
 
 @triton.jit
-def extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask, TARGETS: tl.constexpr):
+def extra_teachers(
+    z, teachers, teachers_row, teachers_class, mixing, r, c, mask, VEC: tl.constexpr, UNIT: tl.constexpr,
+    TARGETS: tl.constexpr,
+):  # fmt: skip
     """Logits [R, C] of the extra teachers; -inf where masked. `z` is the tuple of the students' logits."""
     extra = ()
     if TARGETS == LOGITS:
@@ -39,7 +42,7 @@ def extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask
             extra = extra + (target,)
         # One external teacher at a time, so that registers hold only one.
         for i in tl.static_range(len(teachers)):
-            source = load_tile(teachers[i], teachers_row[i], teachers_class[i], r, c, mask, -float("inf"))
+            source = load_tile(teachers[i], teachers_row[i], teachers_class[i], r, c, mask, -float("inf"), VEC, UNIT)
             targets = ()
             for j in tl.static_range(len(z)):
                 targets = targets + (add_source(extra[j], mixing, j * SOURCES + len(z) + i, source),)
@@ -50,7 +53,7 @@ def extra_teachers(z, teachers, teachers_row, teachers_class, mixing, r, c, mask
         extra = targets
     else:
         for i in tl.static_range(len(teachers)):
-            teacher = load_tile(teachers[i], teachers_row[i], teachers_class[i], r, c, mask, -float("inf"))
+            teacher = load_tile(teachers[i], teachers_row[i], teachers_class[i], r, c, mask, -float("inf"), VEC, UNIT)
             extra = extra + (teacher,)
     return extra
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="kernels are compiled by Triton, which is not installed")
 
+from bench.codegen.coalescing import narrowest_segment  # noqa: E402
 from bench.codegen.control_flow import natural_loops  # noqa: E402
 from bench.codegen.occupancy import Occupancy, occupancy  # noqa: E402
 from bench.codegen.sass import count, parse_sass, parse_usage  # noqa: E402
@@ -173,12 +174,36 @@ def test_occupancy(arch, num_warps, registers, shared, expected):
     assert occupancy(arch, num_warps, registers, shared) == expected
 
 
+LAYOUTS = """
+#blocked = #ttg.blocked<{sizePerThread = [1, 1], threadsPerWarp = [8, 4], warpsPerCTA = [1, 2], order = [0, 1]}>
+#blocked1 = #ttg.blocked<{sizePerThread = [1, 4], threadsPerWarp = [1, 32], warpsPerCTA = [1, 2], order = [1, 0]}>
+  %1 = tt.load %0, %mask : tensor<8x64x!tt.ptr<f32>, #blocked> loc(#loc1)
+  %3 = tt.load %2 : tensor<64x32x!tt.ptr<f32>, #blocked1> loc(#loc2)
+"""
+
+
+@pytest.mark.parametrize(
+    "text, unit, bytes_",
+    [
+        (LAYOUTS, 0, 32),
+        (LAYOUTS, 1, 4),  # the threads of a warp take other rows first
+        (LAYOUTS.replace("8x64x", "4x64x"), 0, None),  # no access to a tile
+        (LAYOUTS.replace("8x64x!tt.ptr<f32>, #blocked>", "8x64x!tt.ptr<bf16>, #blocked1>"), 1, 128),
+        (LAYOUTS, -1, None),
+    ],
+)
+def test_neighbouring_bytes_of_a_warp(text, unit, bytes_):
+    assert narrowest_segment(text, {"ROWS": 8, "BLOCK": 64, "UNIT": unit}) == bytes_
+
+
 @pytest.mark.slow
 def test_kernels_meet_their_cases():
     """On sm_90, kernels use no local memory, no narrow accesses, and no superfluous exponentials.
 
-    The kernel of long rows is compiled here; `make kernels` compiles all cases, which takes minutes.
+    The kernel of long rows, and that of images of labels, are compiled here; `make kernels` compiles all cases, which
+    takes minutes.
     """
-    done = run("bench.codegen", "--arch", "90", "--only", "value_and_grad 8192x32000 bfloat16 T=2.5")
+    cases = "value_and_grad 8192x32000 bfloat16 T=2.5", "images indices 8x19x49 float32"
+    done = run("bench.codegen", "--arch", "90", "--only", *cases)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no violations" in done.stdout
