@@ -19,6 +19,7 @@ The terms follow from a rounding analysis of first order, in units of the roundi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,16 @@ class Exact:
 
     value: Tensor
     terms: Tensor
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The divergence of the students from a target, [S, B, 1], its gradients over T, [S, B, C], and their terms."""
+
+    value: Tensor
+    terms: Tensor
+    grad: Tensor
+    grad_terms: Tensor
 
 
 class ExactCall:
@@ -171,26 +182,40 @@ class ExactCall:
     def _divergences(self) -> tuple[Exact, Tensor, Tensor]:
         """Return T^2 times the divergences, and the gradients of a row with their terms."""
         log_q = (self.z / self.temperature).log_softmax(dim=2)
-        q, value, terms = log_q.exp(), 0.0, 0.0
+        of_pair = {"forward": _forward, "reverse": _reverse, "js": self._jensen_shannon}
+        pair_of = of_pair[self.options.get("divergence", "forward")]
+        value, terms = 0.0, 0.0
         grads, grad_terms = torch.zeros_like(self.z), torch.zeros_like(self.z)
-        factor = float(self.options["kd_weight"]) * self.temperature
+        factor, each = float(self.options["kd_weight"]) * self.temperature, self.each[:, None]
         for weight, log_t, sizes in self._targets():
-            t = log_t.exp()
-            unused = (t == 0) | (weight == 0)
-            gap = (log_t - log_q).masked_fill(unused, 0.0)
-            divergence = (t * gap).sum(dim=2, keepdim=True)
-            value = value + (weight * divergence)[:, :, 0]
-            of_class = (t + FLUSHED) * -log_q.masked_fill(unused, 0.0)
-            # An infinite divergence is compared as such.
-            change = t * (gap - divergence.nan_to_num(posinf=0.0)).abs() * sizes
+            pair = pair_of(log_t, log_q, sizes, weight == 0)
+            value = value + (weight * pair.value)[:, :, 0]
             of_sums = log_sum_terms(log_q) + log_sum_terms(log_t)
-            terms = terms + (weight.abs() * ((of_class + change).sum(dim=2, keepdim=True) + of_sums))[:, :, 0]
-            each = self.each[:, None]
-            grads += each * factor * weight * (q - t)
-            grad_terms += each * abs(factor) * weight.abs() * (q + t + softmax_changes(t, sizes))
+            terms = terms + (weight.abs() * (pair.terms + of_sums))[:, :, 0]
+            grads += each * factor * weight * pair.grad
+            grad_terms += each * abs(factor) * weight.abs() * pair.grad_terms
         squared = self.temperature**2
         reduced = (squared * self._reduced(x, self.each) for x in (value, terms))
         return Exact(*reduced), grads, grad_terms
+
+    def _jensen_shannon(self, log_t: Tensor, log_q: Tensor, sizes: Tensor, unused: Tensor) -> _Pair:
+        beta = self.options["beta"]
+        t, q = log_t.exp(), log_q.exp()
+        log_m = torch.logaddexp(log_t + math.log(beta), log_q + math.log1p(-beta))  # of subnormal numbers too
+        of_t, of_q = (_log_terms(p, log_p - log_m, unused) for p, log_p in ((t, log_t), (q, log_q)))
+        kl_t, kl_q = (t * of_t).sum(dim=2, keepdim=True), (q * of_q).sum(dim=2, keepdim=True)
+        # Each ratio of probabilities is rounded, and each probability by its exponent times the rounding error.
+        size_t, size_q = (_log_terms(p, -log_p, unused) for p, log_p in ((t, log_t), (q, log_q)))
+        of_class = t * (1 + of_t.abs()) + q * (1 + of_q.abs())
+        change = beta * t * (of_t - kl_t).abs() * (sizes + size_t) + (1 - beta) * q * (of_q - kl_q).abs() * size_q
+        mean = (q * (1 + of_q.abs() + size_q)).sum(dim=2, keepdim=True)
+        moved = sizes + (t * sizes).sum(dim=-1, keepdim=True)
+        return _Pair(
+            beta * kl_t + (1 - beta) * kl_q,
+            (of_class + change).sum(dim=2, keepdim=True),
+            (1 - beta) * q * (of_q - kl_q),
+            (1 - beta) * q * (1 + of_q.abs() + size_q + mean + moved),
+        )
 
     def _targets(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return weights, log-probabilities from which the students learn, and sizes of their exponents.
@@ -214,6 +239,36 @@ class ExactCall:
             weights = mixing[:, :, None, None]
             return [(one, *of(_weighted(weights, sources), _weighted(weights.abs(), sizes)))]
         return [(w[:, None, None], *of(*source)) for w, *source in zip(mixing.unbind(1), sources, sizes, strict=True)]
+
+
+def _forward(log_t: Tensor, log_q: Tensor, sizes: Tensor, unused: Tensor) -> _Pair:
+    t, q = log_t.exp(), log_q.exp()
+    unused = (t == 0) | unused
+    gap = (log_t - log_q).masked_fill(unused, 0.0)
+    value = (t * gap).sum(dim=2, keepdim=True)
+    of_class = (t + FLUSHED) * -log_q.masked_fill(unused, 0.0)
+    # An infinite divergence is compared as such.
+    change = t * (gap - value.nan_to_num(posinf=0.0)).abs() * sizes
+    terms = (of_class + change).sum(dim=2, keepdim=True)
+    return _Pair(value, terms, q - t, q + t + softmax_changes(t, sizes))
+
+
+def _reverse(log_t: Tensor, log_q: Tensor, sizes: Tensor, unused: Tensor) -> _Pair:
+    t, q = log_t.exp(), log_q.exp()
+    gap = _log_terms(q, log_q - log_t, unused)
+    logs = _log_terms(q, -log_q - log_t, unused)  # sizes of the terms of the gap
+    value = (q * gap).sum(dim=2, keepdim=True)
+    terms = ((q + FLUSHED) * logs + (q - t).abs() * sizes).sum(dim=2, keepdim=True)
+    terms = terms + (q * (gap - value).abs() * logs).sum(dim=2, keepdim=True)
+    mean = (q * logs).sum(dim=2, keepdim=True)
+    moved = sizes + (t * sizes).sum(dim=-1, keepdim=True)
+    grad_terms = q * (logs + mean + moved + (gap - value).abs() * (logs + mean))
+    return _Pair(value, terms, q * (gap - value), grad_terms)
+
+
+def _log_terms(p: Tensor, logs: Tensor, unused: Tensor) -> Tensor:
+    """Return logarithms that p multiplies: 0 where p is 0."""
+    return logs.masked_fill((p == 0) | unused, 0.0)
 
 
 def _finite(z: Tensor) -> Tensor:

@@ -227,6 +227,9 @@ class _Maker:
         masked = masked and not (target is not None and target.is_floating_point())
         if target is not None and self.chance(0.3):
             options["weight"] = self.class_weights(classes)
+        if self.chance(0.25):
+            options["divergence"] = self.random.choice(("reverse", "js"))
+            options["beta"] = self.random.choice((0.5, 0.1, 0.9, self.random.uniform(0.05, 0.95)))
         if options["reduction"] == "mean" and self.chance(0.2):
             options["num_items"] = self.random.choice((1, 7, 3.5, torch.tensor(1000), torch.tensor(33.0)))
         logits = self.logits(students, rows, classes, dtype)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <optional>
 #include <string>
@@ -34,8 +35,8 @@ struct Shape {
 
   at::IntArrayRef sizes;
   int64_t rows, classes;
-  int64_t inner;                 // as in KDProblem
-  std::vector<int64_t> by_row;   // shape of what holds a number a row: [B] or [O, I]
+  int64_t inner;                        // as in KDProblem
+  c10::SmallVector<int64_t, 2> by_row;  // shape of what holds a number a row: [B] or [O, I]
 
   // `t` has these sizes.
   Matrix matrix(const at::Tensor& t) const;

@@ -77,7 +77,9 @@ Labels labels_of(const Tensor& target, const Shape& shape, const float* class_we
   check_memory("target", target);
   Labels labels{};
   if (!probabilities) {
-    labels.classes = labels.given = target.to(at::kLong).contiguous();
+    // Most labels are used as they are; the calls below would cost time in small problems.
+    const bool as_given = target.scalar_type() == at::kLong && target.is_contiguous();
+    labels.classes = labels.given = as_given ? target : target.to(at::kLong).contiguous();
     labels.ignore_index = ignore_index;
     count(labels, shape, class_weights);
     return labels;
