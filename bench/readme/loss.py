@@ -50,7 +50,7 @@ def all_processors(results: Path, pattern: str) -> str:
 
 
 def of_shapes(results: Path, file: str) -> str:
-    """Images of labels, sequences and soft labels on one processor, with quartiles."""
+    """Images of labels, sequences and soft labels on one processor: medians only."""
     result = load(results, file)
     if result is None:
         return ""
@@ -58,14 +58,13 @@ def of_shapes(results: Path, file: str) -> str:
         (
             f"{r['case']}: {' x '.join(map(str, r['shape']))}",
             r["students"],
-            *(_with_quartiles(r["milliseconds"][name]) for name in VARIANTS),
+            *(milliseconds(r["milliseconds"][name]["median"]) for name in VARIANTS),
             *(_times_faster(r[f"{ours}_speedup"]) for ours in OURS),
         )
         for r in result["results"]
     ]
     caption = (
-        "Milliseconds, median [quartiles], float32. Times faster: than eager / than torch.compile. "
-        f"{machine(result['machine'])}."
+        f"Milliseconds, median, float32. Times faster: than eager / than torch.compile. {machine(result['machine'])}."
     )
     return table(("logits of a student", "students", *VARIANTS.values(), *FASTER), rows, caption)
 

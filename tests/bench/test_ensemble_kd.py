@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.measure import interleave
+from bench.ops import ensemble_kd_shapes
 from bench.ops.ensemble_kd import main, naive_loss, variants
 from oekd_fast import ensemble_kd_loss
 
@@ -42,3 +43,23 @@ def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys):
     (result,) = json.loads(file.read_text())["results"]
     assert result["milliseconds"].keys() == {"eager", "compiled", "value_and_grad", "differentiable"}
     assert f"B={result['rows']}" in printed and "x eager" in printed
+
+
+@pytest.mark.parametrize(
+    "shape, class_dim, probabilities", [((2, 5, 3, 4), 1, False), ((2, 3, 5), -1, False), ((6, 5), 1, True)]
+)
+def test_the_naive_loss_of_shapes_is_the_same_loss(shape, class_dim, probabilities):
+    logits, target = ensemble_kd_shapes.Case(shape, class_dim, 3, probabilities).tensors()
+    expected = ensemble_kd_loss(logits, target, class_dim=class_dim).loss
+    torch.testing.assert_close(ensemble_kd_shapes.naive_loss(logits, target, class_dim), expected)
+
+
+def test_the_command_of_shapes_writes_its_file(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "out.json"
+    monkeypatch.setattr("bench.ops.ensemble_kd_shapes.compiled", lambda function: function)
+    monkeypatch.setattr(ensemble_kd_shapes, "CASES", {"small": ensemble_kd_shapes.Case((2, 5, 4, 5))})
+    monkeypatch.setattr(sys, "argv", ["shapes", "--cases", "small", "--seconds", "0.1", "--json", str(file)])
+    ensemble_kd_shapes.main()
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["shape"] == [2, 5, 4, 5] and result["value_and_grad_speedup"].keys() == {"eager", "compiled"}
+    assert "small: 2x5x4x5, S = 5" in capsys.readouterr().out
