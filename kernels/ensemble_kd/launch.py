@@ -114,6 +114,7 @@ def loss_launch(
         "partials": problem.new(programs, 4 * arguments["WIDTH"]),
         "done": zeroed(1, problem.device),
         "ROWS": plan.rows,
+        "IN_PLACE": overlap(problem.logits, grads),
     }
     return result, Launch(resident, programs, arguments, options)
 
@@ -211,6 +212,11 @@ def value_and_grad_of_weights(problem, grad_scale, out, weights_grad):
     gradients_launch(problem, out, grad_scale, result.row_statistics, result.counted, of_weights).run(problem.device)
     weights_grad.copy_(of_weights)
     return result.statistics
+
+
+def overlap(logits: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
+    """Whether gradients overwrite the logits. Tensors of the meta device have no memory."""
+    return any(z.data_ptr() == grad.data_ptr() != 0 for z, grad in zip(logits, grads, strict=False))
 
 
 @cache

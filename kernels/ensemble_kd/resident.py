@@ -101,6 +101,7 @@ def resident(
     ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
     PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr, TARGETS: tl.constexpr,
     DIVERGENCE: tl.constexpr, VEC_BESIDE: tl.constexpr, UNIT_BESIDE: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
@@ -257,6 +258,8 @@ def resident(
             sums = add_losses(sums, counts, of_ce, of_kl, right, label_weight, S, WIDTH)
 
         if GRADS:
+            if IN_PLACE:
+                tl.debug_barrier()  # every thread has read the logits of the labels, which gradients overwrite
             temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
             scale, scale_ce = scales_of_rows(scales, grad_scale, grad_scale_row, r, counts)
             s = unstack(s, WIDTH)

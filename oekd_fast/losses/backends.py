@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
 from oekd_fast import native
+from oekd_fast.kernels.ensemble_kd.plan import covers_objectives
 from oekd_fast.losses import transforms
 from oekd_fast.losses.calls import EnsembleKDCall
 from oekd_fast.losses.schemas import triton_kernels
@@ -177,8 +177,8 @@ def _number_of_rows(call: EnsembleKDCall) -> int:
 
 def _fits_registers(call: EnsembleKDCall, held: int) -> bool:
     """Whether the registers of a program hold `held` values of every class."""
-    fits = import_module("oekd_fast.kernels.ensemble_kd.plan").covers_objectives
-    return fits(held, call.students[0].shape[1], call.students[0].element_size())
+    # The kernels are compiled for a number of classes, so a dynamic one is fixed.
+    return covers_objectives(held, int(call.students[0].shape[1]), call.students[0].element_size())
 
 
 REFERENCE, NATIVE, TRITON = ReferenceBackend(), NativeBackend(), TritonBackend()

@@ -215,6 +215,17 @@ def test_labels_of_total_weight_zero(plan):
     assert output.loss == 0 and not output.ce.any() and not any(grad.any() for grad in grads)
 
 
+@pytest.mark.parametrize("plan", ["wide", "adjacent", "chunks"])
+def test_gradients_may_overwrite_the_logits(plan):
+    logits, target = images(), indices()
+    right, right_grads = launch(logits, target, {}, ALL[plan])
+    result, made = ensemble_kd.loss_launch(problem(logits, target), logits, plan=ALL[plan])
+    assert made.arguments.get("IN_PLACE", True)
+    made.run(logits[0].device)
+    for a, b in zip((*result.statistics, *logits), (*right, *right_grads), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("plan", ["adjacent", "chunks"])
 def test_no_rows(plan):
     logits, target = [torch.empty(0, CLASSES, INNER)] * 2, torch.empty(0, INNER, dtype=torch.int64)
