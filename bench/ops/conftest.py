@@ -33,7 +33,7 @@ def time_call(benchmark: BenchmarkFixture) -> Callable[..., None]:
             return
         timing = Timing.of([seconds * 1e3 for seconds in benchmark.stats.stats.data])
         benchmark.extra_info["milliseconds"] = timing.as_dict()
-        benchmark.extra_info["gigabytes_per_second"] = round(bytes_moved / timing.median / 1e6, 2)
+        benchmark.extra_info["gigabytes_per_second"] = float(f"{bytes_moved / timing.median / 1e6:.3g}")
 
     return run
 
