@@ -69,6 +69,24 @@ def of_shapes(results: Path, file: str) -> str:
     return table(("logits of a student", "students", *VARIANTS.values(), *FASTER), rows, caption)
 
 
+def of_classifiers(results: Path, file: str) -> str:
+    """The loss of classifiers in chunks of rows, with the memory of each form."""
+    result = load(results, file)
+    if result is None:
+        return ""
+    (r,) = result["results"]
+    rows = [
+        (name, milliseconds(timing["median"]), f"{r['peak_growth_megabytes'][name]:,.0f}")
+        for name, timing in r["milliseconds"].items()
+    ]
+    caption = (
+        f"{r['students']} students, {r['rows']:,} rows, {r['classes']:,} classes, hidden [{r['size']}], float32. "
+        "Milliseconds, median; MB by which one call raises the peak memory of its process, of which the gradients "
+        f"are {r['gradients_megabytes']:,.0f}. {machine(result['machine'])}."
+    )
+    return table(("form", "ms", "peak, MB"), rows, caption)
+
+
 def on_a_gpu(results: Path, pattern: str) -> str:
     """The sizes that bench.gpu measured, one report a card."""
     reports = load_all(results, pattern)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.measure import interleave
-from bench.ops import ensemble_kd_shapes
+from bench.ops import ensemble_kd_shapes, linear_ensemble_kd
 from bench.ops.ensemble_kd import main, naive_loss, variants
 from oekd_fast import ensemble_kd_loss
 
@@ -63,3 +63,20 @@ def test_the_command_of_shapes_writes_its_file(tmp_path, monkeypatch, capsys):
     (result,) = json.loads(file.read_text())["results"]
     assert result["shape"] == [2, 5, 4, 5] and result["value_and_grad_speedup"].keys() == {"eager", "compiled"}
     assert "small: 2x5x4x5, S = 5" in capsys.readouterr().out
+
+
+def test_the_command_of_classifiers_writes_its_file(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "out.json"
+    monkeypatch.setattr(linear_ensemble_kd, "growth", lambda name, *shape: 1.5)  # processes of their own otherwise
+    size = ["--rows", "6", "--classes", "10", "--size", "4", "--seconds", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["linear", *size, "--json", str(file)])
+    linear_ensemble_kd.main()
+    (result,) = json.loads(file.read_text())["results"]
+    assert tuple(result["milliseconds"]) == linear_ensemble_kd.VARIANTS
+    assert result["gradients_megabytes"] == 0.0 and result["peak_growth_megabytes"]["chunks"] == 1.5
+    assert "linear cross entropy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_memory_of_a_call_is_that_of_a_process_of_its_own():
+    assert linear_ensemble_kd.growth("whole logits", 64, 20000, 4) > 2 * 64 * 20000 * 4 / 1e6
