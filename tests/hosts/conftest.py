@@ -1,6 +1,7 @@
 """Packages that the examples need: tests are skipped where they are absent."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -8,6 +9,19 @@ import torch
 
 from ..support.host_examples import HOSTS, load
 from ..support.torchvision_operators import declare_missing_operators
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """Ignore warnings that are not the package's own.
+
+    pytest-xdist imports the modules of their classes in the process that collects them, where torchvision may not be
+    importable.
+    """
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("ignore:::(?!oekd_fast)"))
 
 
 @pytest.fixture(scope="session")

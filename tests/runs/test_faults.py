@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oekd_fast.losses import reference
-from oekd_fast.losses.calls import KDOptions
+from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.runs.checkpoint import load_latest_checkpoint
 from oekd_fast.runs.phase import TrainingDiverged
 from oekd_fast.runs.run import train
@@ -53,7 +53,7 @@ def test_a_label_out_of_range_is_reported_where_the_metrics_are_read(config, mon
     # A GPU does not check labels; the cross-entropies of the batch become NaN.
     def poison():
         logits = [torch.zeros(2, 10) for _ in range(config.num_students)]
-        output = reference.ensemble_kd(logits, torch.tensor([0, 99]), KDOptions())
+        output = reference.ensemble_kd(EnsembleKDCall.of(logits, torch.tensor([0, 99]), KDOptions()))
         engines[0].metrics.update(output, 2, None, output.loss)
 
     engines = []
