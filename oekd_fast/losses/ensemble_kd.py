@@ -109,8 +109,8 @@ def ensemble_kd_loss(
         beta: the number in (0, 1) of the divergence "js"; others ignore it.
         backend: "auto" takes the compiled kernel of the device if it is available and supports the call, and the
             reference otherwise, as in transforms of ``torch.func``, for dual tensors of forward-mode AD, and for a
-            temperature, weight or ``mixing`` that requires a gradient. "reference", "native" (CPU) or "triton" (CUDA)
-            takes exactly that backend.
+            temperature, ``ce_weight``, ``kd_weight``, ``ensemble_ce_weight``, ``mixing`` or probabilities that require
+            a gradient. "reference", "native" (CPU) or "triton" (CUDA) takes exactly that backend.
         validate: check the labels, the class weights, and the numbers that are tensors, on any device before the loss
             is computed. The host waits for the device. Calls in ``torch.compile`` or in transforms skip this check.
 

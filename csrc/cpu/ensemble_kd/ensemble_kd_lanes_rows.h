@@ -91,7 +91,7 @@ class LaneRows {
   vi* correct;      // [S + 1]
   float inv_t;
 
-  // Of the current vector of rows. In lanes of ignored rows, and beyond the last row, logits and factors are 0.
+  // Factors of the current vector of rows. In lanes of ignored rows, and beyond the last row, logits and factors are 0.
   Wide ce_scale, kd_scale, label_total, hit;  // label_total is the sum of y = hit e_target + v
   Wide keep;                                  // 1 in lanes of rows that count, else 0
 
@@ -213,8 +213,8 @@ class LaneRows {
     return static_cast<T*>(m.data) + row / p.inner * m.outer_stride + row % p.inner * m.inner_stride;
   }
 
-  // Copies n rows of all classes to a plane, and pads them with zeros to whole vectors. Fetches the rows behind them, which
-  // the next block copies: a class is too short a run for the hardware to do so.
+  // Copies n rows of all classes to a plane, and pads them with zeros to whole vectors. Prefetches the rows that the
+  // next block copies, because the run of a class is too short for the hardware to do so.
   void copy_plane(const Matrix& m, Scalar dtype, int64_t row, int64_t n, float* dst) const {
     with_dtype(dtype, [&]<class T>(T) {
       const T* src = address<const T>(m, row);
