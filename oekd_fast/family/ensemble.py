@@ -1,12 +1,13 @@
 """A family of students on one shared base (Walawalkar, Shen, Savvides, ECCV 2020, arXiv 2011.07449).
 
 Students are counted from 0. Student 0 is the full network, called the pseudo teacher. Student j has the same depth and
-(N - j) / N of its channels.
+(N - j) / N of its channels, or another share that is given.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from numbers import Real
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from oekd_fast.family.gate import Gate
 from oekd_fast.layers.scripting import Unscriptable
-from oekd_fast.models import Architecture, get_architecture
+from oekd_fast.models import Architecture, get_architecture, width_rule_of, with_widths
 from oekd_fast.models.in_place import InPlaceError, call_on_shared
 
+_DEFAULT_STUDENTS = 5
 _T = TypeVar("_T")
 
 
@@ -55,7 +57,7 @@ class StudentEnsemble(Unscriptable, nn.Module):
 
     Args:
         architecture: network to build.
-        num_students: N, which determines the widths of all students.
+        num_students: N. By default the number of shares in `widths` or of the architecture, or else 5.
         num_classes: C, the number of logits.
         in_channels: channels of the images.
         members: indices of the students to build, ascending in 0..N-1; by default all N. A family of one trains that
@@ -65,8 +67,13 @@ class StudentEnsemble(Unscriptable, nn.Module):
             teacher.
         adapters: False builds no adapters, so that all parameters have gradients from the loss on the logits alone, as
             ``torch.nn.parallel.DistributedDataParallel`` expects.
+        widths: share of the channels that each of the N students keeps, as (1, .75, .5, .25), from 1 in descending
+            order. By default those of the architecture, which are (N - j) / N for networks of the package.
+        width_divisor: channels become multiples of this number, as `WidthRule` describes. By default the
+            architecture's, which is 1 for networks of the package: all channels are int(c r).
 
-    The arguments `architecture`, `num_students`, `num_classes`, `in_channels` and `members` are attributes too.
+    The arguments `architecture` (with the widths), `num_students`, `num_classes`, `in_channels` and `members` are
+    attributes too.
 
     Attributes:
         base: module that all students share.
@@ -80,13 +87,15 @@ class StudentEnsemble(Unscriptable, nn.Module):
 
     Raises:
         ValueError: a number is below 1; `members` is empty, out of range or not ascending; `hint_channels` has another
-            number of blocks than the network, or is given with `adapters=False`.
+            number of blocks than the network, or is given with `adapters=False`; `widths` does not have N shares in
+            (0, 1] that descend from 1; `width_divisor` is larger than every number of channels.
+        TypeError: `widths` or `width_divisor` is given, and `architecture` is no `ScalableArchitecture`.
     """
 
     def __init__(
         self,
         architecture: Architecture,
-        num_students: int = 5,
+        num_students: int | None = None,
         num_classes: int = 10,
         in_channels: int = 3,
         members: tuple[int, ...] | None = None,
@@ -94,9 +103,12 @@ class StudentEnsemble(Unscriptable, nn.Module):
         gated: bool = False,
         hint_channels: tuple[int, ...] | None = None,
         adapters: bool = True,
+        widths: Sequence[Real] | None = None,
+        width_divisor: int | None = None,
     ) -> None:
         super().__init__()
-        _check_positive("num_students", num_students)
+        architecture = with_widths(architecture, widths, width_divisor)
+        num_students = _number_of_students(architecture, num_students)
         _check_positive("num_classes", num_classes)
         _check_positive("in_channels", in_channels)
         if hint_channels is not None and not adapters:
@@ -172,7 +184,7 @@ class StudentEnsemble(Unscriptable, nn.Module):
 
 def build_ensemble(
     model: str | Architecture,
-    num_students: int = 5,
+    num_students: int | None = None,
     num_classes: int = 10,
     in_channels: int = 3,
     members: tuple[int, ...] | None = None,
@@ -180,16 +192,19 @@ def build_ensemble(
     gated: bool = False,
     hint_channels: tuple[int, ...] | None = None,
     adapters: bool = True,
+    widths: Sequence[Real] | None = None,
+    width_divisor: int | None = None,
 ) -> StudentEnsemble:
     """Build the family of a network.
 
     Args:
         model: an architecture, or the name of one (see `architecture_names`).
-        num_students, num_classes, in_channels, members, gated, hint_channels, adapters: see `StudentEnsemble`.
+        num_students, num_classes, in_channels, members, gated, hint_channels, adapters, widths, width_divisor: see
+            `StudentEnsemble`.
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
-        TypeError: `model` is neither a name nor an architecture.
+        TypeError: `model` is neither a name nor an architecture, or an architecture that does not take other widths.
     """
     architecture = get_architecture(model) if isinstance(model, str) else model
     if not isinstance(architecture, Architecture):
@@ -203,6 +218,8 @@ def build_ensemble(
         gated=gated,
         hint_channels=hint_channels,
         adapters=adapters,
+        widths=widths,
+        width_divisor=width_divisor,
     )
 
 
@@ -243,6 +260,16 @@ def channels_of_base(base: nn.Module, in_channels: int, size: tuple[int, int]) -
     with torch.no_grad():
         on_meta = copy.deepcopy(base).to("meta").eval()
         return on_meta(torch.empty(1, in_channels, *size, device="meta")).shape[1]
+
+
+def _number_of_students(architecture: Architecture, given: int | None) -> int:
+    shares = width_rule_of(architecture).shares
+    if given is None:
+        return _DEFAULT_STUDENTS if shares is None else len(shares)
+    _check_positive("num_students", given)
+    if shares is not None and given != len(shares):
+        raise ValueError(f"num_students: expected {len(shares)}, one student for each share of widths, got {given}")
+    return given
 
 
 def _checked_members(members: tuple[int, ...] | None, num_students: int) -> tuple[int, ...]:

@@ -1,8 +1,15 @@
 """The interface of an architecture that can be trained as a family of students."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from torch import nn
+
+from oekd_fast.models.scaling import WidthRule
 
 
 @runtime_checkable
@@ -38,3 +45,56 @@ class Architecture(Protocol):
     def map_channels(self, j: int, n: int) -> tuple[int, ...]:
         """Return the number of channels of each feature map of student `j` of `n`, one entry per block."""
         ...
+
+
+@runtime_checkable
+class ScalableArchitecture(Architecture, Protocol):
+    """An architecture that can be asked for the same network with other widths of its students."""
+
+    @property
+    def width_rule(self) -> WidthRule:
+        """The shares and the divisor that `build_branch` and `map_channels` follow."""
+        ...
+
+    def with_widths(self, rule: WidthRule) -> ScalableArchitecture:
+        """Return the architecture, under the same name, whose students have the channels of `rule`."""
+        ...
+
+
+def width_rule_of(architecture: Architecture) -> WidthRule:
+    """Return the shares and the divisor of `architecture`; those of the paper if it does not say any."""
+    return architecture.width_rule if isinstance(architecture, ScalableArchitecture) else WidthRule()
+
+
+def with_widths(
+    architecture: Architecture, widths: Sequence[Real] | None = None, width_divisor: int | None = None
+) -> Architecture:
+    """Return `architecture` with other shares or another divisor; None keeps its own.
+
+    Args:
+        widths: share of the channels that each student keeps, as `WidthRule` takes them.
+        width_divisor: divisor of channels, as `WidthRule` takes it.
+
+    Raises:
+        TypeError: a value has the wrong type, or `architecture` has no `with_widths`.
+        ValueError: `WidthRule` does not accept the values, or `width_divisor` is larger than the channels of every
+            block of student 1.
+    """
+    given = {"shares": widths, "divisor": width_divisor}
+    rule = replace(width_rule_of(architecture), **{name: value for name, value in given.items() if value is not None})
+    if rule == width_rule_of(architecture):
+        return architecture
+    if not isinstance(architecture, ScalableArchitecture):
+        name = "widths" if widths is not None else "width_divisor"
+        raise TypeError(
+            f"{name}: {architecture.name} has widths of its own; expected None, or an architecture with "
+            f"with_widths(rule), got {type(architecture).__name__}"
+        )
+    scaled = architecture.with_widths(rule)
+    most = max(scaled.map_channels(0, 1 if rule.shares is None else len(rule.shares)))
+    if rule.divisor > most:
+        raise ValueError(
+            f"width_divisor: expected at most {most}, the largest number of channels of {architecture.name}, "
+            f"got {rule.divisor}"
+        )
+    return scaled

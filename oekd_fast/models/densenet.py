@@ -1,11 +1,13 @@
 """DenseNet-BC for CIFAR and DenseNet-121 (Huang et al. 2017), with a scaled growth rate of the branch.
 
+The growth rate is the only count that is scaled and rounded; transitions halve whatever channels there are.
+
 The base of a CIFAR network is its first convolution. The base of DenseNet-121 is its stem, first dense block and first
 transition. The branch of both has three dense blocks.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +99,7 @@ class _DenseNet:
         )
 
     def channels(self, width: Width) -> tuple[int, ...]:
-        channels, growth = [self._base_channels()], width(self.growth)
+        channels, growth = [self._base_channels()], self._scaled_growth(width)
         for layers in self.layers[:-1]:
             channels.append((channels[-1] + layers * growth) // 2)
         return *channels[1:], channels[-1] + self.layers[-1] * growth
@@ -105,10 +107,21 @@ class _DenseNet:
     def stages(self, width: Width) -> list[nn.Module]:
         inputs = (self._base_channels(), *self.channels(width)[:-1])
         *blocks, last = (
-            _DenseBlock(channels, width(self.growth), layers)
+            _DenseBlock(channels, self._scaled_growth(width), layers)
             for channels, layers in zip(inputs, self.layers, strict=True)
         )
         return [*(nn.Sequential(OrderedDict(block=b, transition=_transition(b.channels))) for b in blocks), last]
+
+    def _scaled_growth(self, width: Width) -> int:
+        """Return the growth rate of a student.
+
+        A multiple of the divisor that the next larger student has too is not taken: as all channels follow from the
+        growth rate, both students would be equal.
+        """
+        growth = width(self.growth)
+        if width.j > 0 and growth == (larger := replace(width, j=width.j - 1)(self.growth)):
+            return min(larger, replace(width, rule=replace(width.rule, divisor=1))(self.growth))
+        return growth
 
     def _base_channels(self) -> int:
         stem = 2 * self.growth

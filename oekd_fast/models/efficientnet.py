@@ -1,5 +1,6 @@
 """EfficientNet-B0 to B7 (Tan and Le 2019), with scaled stages and head; the stem is the base and keeps its width.
 
+Channels are multiples of 8, by the networks' own rule. A divisor that does not divide 8 is applied to these multiples.
 The caller chooses the image resolution. BatchNorm has the eps and momentum of torchvision.
 """
 
@@ -133,22 +134,25 @@ class _EfficientNet:
 
     def channels(self, width: Width) -> tuple[int, ...]:
         ends = (_STAGES[2].channels, _STAGES[4].channels, _HEAD_CHANNELS)
-        return tuple(round_channels(channels * self.width * width.ratio) for channels in ends)
+        return tuple(self._scaled(channels, width) for channels in ends)
 
     def blocks(self, width: Width) -> list[nn.Module]:
-        ratio = self.width * width.ratio
         repeats = [ceil(stage.repeats * self.depth) for stage in _STAGES]
         channels, blocks_built = round_channels(_STEM_CHANNELS * self.width), 0
         stages = []
         for stage, count in zip(_STAGES, repeats, strict=True):
-            layers, out = [], round_channels(stage.channels * ratio)
+            layers, out = [], self._scaled(stage.channels, width)
             for i in range(count):
                 drop = _DROP_CONNECT * blocks_built / sum(repeats)
                 layers.append(_MBConv(channels, out, stage, stage.stride if i == 0 else 1, drop, self.norm))
                 channels, blocks_built = out, blocks_built + 1
             stages.append(nn.Sequential(*layers))
-        stages.append(_conv_norm(channels, round_channels(_HEAD_CHANNELS * ratio), 1, 1, self.norm))
+        stages.append(_conv_norm(channels, self._scaled(_HEAD_CHANNELS, width), 1, 1, self.norm))
         return [nn.Sequential(*stages[:3]), nn.Sequential(*stages[3:5]), nn.Sequential(*stages[5:])]
+
+    def _scaled(self, channels: int, width: Width) -> int:
+        whole = channels * self.width
+        return width.rounded(round_channels(whole * width.ratio), round_channels(whole))
 
     def head(self, channels: int, num_classes: int) -> nn.Module:
         return nn.Sequential(

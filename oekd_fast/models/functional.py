@@ -1,7 +1,9 @@
 """Architectures made of plain functions, the building blocks of their branches, and shared initialisation."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -9,19 +11,20 @@ from torch import Tensor, nn
 
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models.in_place import call_on_shared
-from oekd_fast.models.scaling import Width
+from oekd_fast.models.scaling import Width, WidthRule
 
 
 @dataclass(frozen=True)
 class FunctionalArchitecture:
-    """A network that is cut into a base, blocks and a head; implements `Architecture`.
+    """A network that is cut into a base, blocks and a head; implements `ScalableArchitecture`.
 
     Args:
         name: name of the network in saved students and reports.
         base: `base(in_channels)` builds the part that all students share: images [B, in_channels, H, W] -> map.
         blocks: `blocks(width)` builds the modules that follow, which run one after the other: map -> map
-            [B, C_b, H_b, W_b]. `width(64)` is int(64 r), the student's share of 64 channels, and `width.ratio` is r.
-            The number of blocks and the sizes of their maps have to be the same for every width.
+            [B, C_b, H_b, W_b]. `width(64)` is the student's share of 64 channels, int(64 r) unless `width_rule` rounds
+            it, and `width.ratio` is r. The number of blocks and the sizes of their maps have to be the same for every
+            width.
         head: `head(channels, num_classes)` builds the classifier: last map -> logits [B, num_classes]. It may be
             ``torch.nn.Linear`` itself, which then receives the average of the map over height and width.
         initialise: function applied to every module of base and branch, or None.
@@ -29,6 +32,7 @@ class FunctionalArchitecture:
             the network on the meta device.
         block_type: type of the modules that `compile_blocks` compiles.
         image_shape: (C, H, W) of an image that the network accepts, for that run.
+        width_rule: shares of the channels of all students and divisor of channels; the paper's by default.
     """
 
     name: str
@@ -39,6 +43,7 @@ class FunctionalArchitecture:
     channels: Callable[[Width], tuple[int, ...]] | None = None
     block_type: type[nn.Module] = nn.Sequential
     image_shape: tuple[int, int, int] = (3, 32, 32)
+    width_rule: WidthRule = field(default_factory=WidthRule)
 
     def build_base(self, in_channels: int) -> nn.Module:
         """Build the base for images of `in_channels` channels."""
@@ -47,7 +52,7 @@ class FunctionalArchitecture:
     def build_branch(self, j: int, n: int, num_classes: int) -> nn.Module:
         """Build the blocks and the head of student `j` of `n`."""
         channels = self.map_channels(j, n)
-        return self._initialised(Branch(self.blocks(Width(j, n)), self.head(channels[-1], num_classes)))
+        return self._initialised(Branch(self.blocks(self._width(j, n)), self.head(channels[-1], num_classes)))
 
     def map_channels(self, j: int, n: int) -> tuple[int, ...]:
         """Return the channels of the map of each block.
@@ -55,8 +60,15 @@ class FunctionalArchitecture:
         Raises:
             ValueError: `channels` is None, and there are no blocks or one does not return a map [B, C, H, W].
         """
-        width = Width(j, n)
+        width = self._width(j, n)
         return _find_channels(self, width) if self.channels is None else self.channels(width)
+
+    def with_widths(self, rule: WidthRule) -> FunctionalArchitecture:
+        """Return this network with students of the channels of `rule`."""
+        return replace(self, width_rule=rule)
+
+    def _width(self, j: int, n: int) -> Width:
+        return Width(j, n, self.width_rule)
 
     def _initialised(self, module: nn.Module) -> nn.Module:
         return module if self.initialise is None else module.apply(self.initialise)
