@@ -49,6 +49,8 @@ class RunConfig(Section):
     """Also evaluate the test split after each epoch; it is never used to select an epoch."""
     test_flips: bool = False
     """Also evaluate the test split at the end by the mean logits of each image and its mirror image."""
+    latency: Literal["on", "off"] = "on"
+    """Measure the latency of the students and of the ensemble at the end, in at most 20 seconds."""
     checkpoint_every: int = setting(1, at_least(1))
     """Epochs between checkpoints; the last epoch always has one."""
     tracker: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"

@@ -20,10 +20,12 @@ from oekd_fast.distributed.rendezvous import joined
 from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.figures.plotting import write_png
+from oekd_fast.latency.measure import SECONDS
 from oekd_fast.models import get_architecture
 from oekd_fast.runs.build import initial_weights_note
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.data_fingerprint import DataFingerprint
+from oekd_fast.runs.deployment import with_file_sizes, with_latency
 from oekd_fast.runs.device_data import DeviceData, dataset_of
 from oekd_fast.runs.external_teacher import load_teacher, teacher_notes
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
@@ -127,7 +129,19 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
         summary = summarise(config, results, device, seconds, dataset.image_size, combined, combined_flipped)
         with failing_together(world):
             if world.is_main:
-                _write_results(folder, config, summary, results, dataset, data, console)
+                summary = _write_results(folder, config, summary, results, dataset, data)
+                if config.latency == "on":
+                    # The other ranks wait meanwhile.
+                    seconds = SECONDS if world.size == 1 else min(SECONDS, config.rank_timeout / 4)
+                    summary = with_latency(
+                        summary, folder.students, results[FAMILY], device, console,
+                        seconds=seconds, stopping=lambda: stop.signal_number is not None,
+                    )  # fmt: skip
+                    with _saying_how_to_go_on():
+                        folder.write_summary(summary)
+                problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
+                if problem is not None:
+                    print_line(console, problem)
         return json.loads(world.from_main(json.dumps(summary).encode())) if world.size > 1 else summary
 
 
@@ -138,16 +152,16 @@ def _write_results(
     results: Mapping[str, PhaseResult],
     dataset: ImageDataset,
     data: DeviceData,
-    console: Console,
-) -> None:
+) -> dict[str, Any]:
+    """Write the summary and the students, and return the summary with the sizes of their files."""
     with _saying_how_to_go_on():
         folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
         _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
         for name in baseline_names(config) if config.baseline else ():
             _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
-    problem = write_png(folder.report_file, lambda: draw_report(config, summary, results))
-    if problem is not None:
-        print_line(console, problem)
+        summary = with_file_sizes(summary, folder.students)
+        folder.write_summary(summary)
+    return summary
 
 
 def combined_accuracy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from oekd_fast import __version__
-from oekd_fast.common.tables import simple_table
+from oekd_fast.common.tables import table_of_columns
 from oekd_fast.common.text import print_line, shortened
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.family.flops import student_flops
+from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.family.flops import FamilyFlops, family_flops
 from oekd_fast.figures.curves import draw_accuracies, draw_losses
 from oekd_fast.figures.plotting import new_figure, shared_legend
 from oekd_fast.figures.sizes import draw_sizes
+from oekd_fast.latency.family import FamilyLatency
+from oekd_fast.latency.result import MARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +43,9 @@ def summarise(
     `student_flops` for one image. ``best_test_...`` is the highest test accuracy over all epochs, chosen separately for
     each student as the paper does; it overestimates the accuracy, and is null unless `track_test` is set.
     ``..._with_flips`` are accuracies by the mean logits of each image and its mirror image, and null unless
-    `test_flips` is set. ``trained_epochs`` is below ``epochs`` if the phase stopped early.
+    `test_flips` is set. ``trained_epochs`` is below ``epochs`` if the phase stopped early. ``file_bytes`` and
+    ``latency`` are null until `with_file_sizes` and `with_latency` add them. ``ensemble`` describes all students on
+    their shared base, and is null for objectives that train one network.
 
     Args:
         results: results of all phases by name.
@@ -51,7 +56,7 @@ def summarise(
     """
     family = results["ensemble"]
     counts = family.ensemble.parameter_counts()
-    flops = student_flops(family.ensemble, image_size)
+    flops = family_flops(family.ensemble, image_size)
     students = []
     for j, parameters in enumerate(counts):
         alone = results.get(f"baseline_{j + 1}")
@@ -62,7 +67,9 @@ def summarise(
                 "index": j + 1,
                 "parameters": parameters,
                 "relative_size": round(100.0 * parameters / counts[0], 4),
-                "flops": flops[j],
+                "flops": flops.base + flops.branches[j],
+                "file_bytes": None,
+                "latency": None,
                 "accuracy": accuracy,
                 "baseline_accuracy": baseline,
                 "accuracy_with_flips": _with_flips(family, j),
@@ -81,6 +88,7 @@ def summarise(
         "trained_epochs": len(family.history),
         "selected_epoch": family.selected_epoch,
         "students": students,
+        "ensemble": None if config.family_objective.alone else _ensemble_size(family.ensemble, flops),
         **_ensemble_accuracies(config, family, combined),
         "ensemble_accuracy_with_flips": _ensemble_with_flips(family, combined_with_flips),
         "test_images": family.test.images,
@@ -103,6 +111,19 @@ def summarise(
             "python": platform.python_version(),
         },
         "objective": config.objective,
+        "latency": None,
+    }
+
+
+def _ensemble_size(ensemble: StudentEnsemble, flops: FamilyFlops) -> dict[str, Any]:
+    """Return the size of all students with one base, without the adapters, as it would be in one file."""
+    parts = [ensemble.base, ensemble.branches, *([] if ensemble.gate is None else [ensemble.gate])]
+    tensors = [tensor for part in parts for tensor in part.state_dict().values()]
+    return {
+        "parameters": sum(parameter.numel() for parameter in ensemble.network_parameters()),
+        "flops": flops.base + sum(flops.branches),
+        "file_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "latency": None,
     }
 
 
@@ -144,7 +165,7 @@ def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float])
 
 
 # Columns of the table that are left out first where the output is narrow, in this order.
-_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %", "parameters", "with flips %")
+_OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %", "ms", "parameters", "with flips %")
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -168,17 +189,32 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         f"{'' if with_flips is None else f'{with_flips:.2f} % with flips, '}{summary['test_images']:,} test images, "
         f"epoch {summary['selected_epoch']} of {summary['trained_epochs']} selected on validation images",
     )
+    latency = FamilyLatency.of(summary)
+    if latency is not None:
+        for line in _latency_lines(latency):
+            print_line(console, line)
+
+
+def _latency_lines(latency: FamilyLatency) -> Iterator[str]:
+    setting = latency.preferred
+    ensemble = f"; ensemble {latency.ensemble[setting].text} ms" if setting in latency.ensemble else ""
+    yield f"ms: median latency of one image ({setting.place}){ensemble}"
+    for remark in latency.remarks(setting):
+        yield f"{MARK} {remark}"
 
 
 def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table | None:
     """Return the table of the students, with the columns that fit into `width` characters; None if two do not fit."""
     columns: dict[str, list[str]] = {}
-    for student in summary["students"]:
+    latency = FamilyLatency.of(summary)
+    cells = [""] * len(summary["students"]) if latency is None else latency.cells(latency.preferred)
+    for student, milliseconds in zip(summary["students"], cells, strict=True):
         for heading, cell in (
             ("student", str(student["index"])),
             ("parameters", f"{student['parameters']:,}"),
             ("size %", f"{student['relative_size']:.2f}"),
             ("MFLOPs", f"{student['flops'] / 1e6:,.1f}"),
+            ("ms", milliseconds),
             ("baseline %", _number(student["baseline_accuracy"], ".2f")),
             ("accuracy %", f"{student['accuracy']:.2f}"),
             ("with flips %", _number(student["accuracy_with_flips"], ".2f")),
@@ -187,22 +223,9 @@ def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table | None:
             columns.setdefault(heading, []).append(cell)
     if summary["ensemble_accuracy_with_flips"] is None:
         del columns["with flips %"]
-    for heading in _OPTIONAL_COLUMNS:
-        if heading in columns and _table_width(columns) > width:
-            del columns[heading]
-    if _table_width(columns) > width:
-        return None
-    table = simple_table()
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    return table
-
-
-def _table_width(columns: Mapping[str, list[str]]) -> int:
-    """Width of the table in characters; two spaces separate columns."""
-    return sum(max(map(len, (heading, *cells))) + 2 for heading, cells in columns.items()) - 2
+    if latency is None:
+        del columns["ms"]
+    return table_of_columns(columns, _OPTIONAL_COLUMNS, width)
 
 
 def _number(value: float | None, form: str) -> str:

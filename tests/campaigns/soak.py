@@ -118,6 +118,7 @@ class Rounds:
         self._config = TrainConfig(
             dataset="digits", model="resnet20", num_students=3, batch_size=64, epochs=1000, warmup_epochs=0.0,
             train_images=train_images, executor="parallel", device="cpu", clip_norm=1.0, ema_decay=0.9, progress=False,
+            latency="off",
         )  # fmt: skip
         self._dataset = dataset_of(self._config)
         self._data = DeviceData.of(self._dataset, self._config, CPU)

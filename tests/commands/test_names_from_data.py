@@ -46,6 +46,7 @@ def test_names_are_accepted_and_shown(images, tmp_path, monkeypatch, one_thread)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
     monkeypatch.setenv("COLUMNS", "10")
     arguments = ["--dataset", images, "--epochs", 1, "--num-students", 2, "--batch-size", 8, "--output-dir", run]
+    arguments += ["--latency", "off"]
     monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments), "--device", "cpu"])
     assert oekd_fast.train.main() == 0
     monkeypatch.setattr(sys, "argv", ["report", str(run), "--with-data", "--images", "4", "--device", "cpu"])

@@ -16,7 +16,7 @@ pytestmark = [
 
 def run(arrays, folder, *more):
     options = ["--num-students", "3", "--epochs", "3", "--batch-size", "20", "--validation-fraction", "0.2"]
-    options += ["--deterministic", "--device", "cuda", "--output-dir", str(folder)]
+    options += ["--deterministic", "--device", "cuda", "--latency", "off", "--output-dir", str(folder)]
     launched = Launched(["oekd_fast.train", "--dataset", str(arrays), *options, *more])
     assert launched.wait() == 0, launched.output
     return launched.output, load_checked((folder / "summary.json").read_bytes())

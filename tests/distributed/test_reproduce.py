@@ -20,7 +20,14 @@ def time_on_rank(world, config):
 
 def test_ranks_reproduce_a_recipe_together(ranks, tmp_path):
     config = recipe_config(
-        RECIPE, epochs=1, train_images=64, batch_size=16, num_students=2, output_dir=tmp_path / "digits", progress=False
+        RECIPE,
+        epochs=1,
+        train_images=64,
+        batch_size=16,
+        num_students=2,
+        output_dir=tmp_path / "digits",
+        progress=False,
+        latency="off",
     )
     first, second = ranks.run(2, reproduce_on_rank, config)
     assert first == second

@@ -19,7 +19,17 @@ EPOCHS = 16
 
 def command(arrays, folder, *more) -> list[str]:
     options = ["--num-students", "2", "--epochs", str(EPOCHS), "--batch-size", "20", "--validation-fraction", "0.2"]
-    options += ["--warmup-epochs", "0.5", "--learning-rate", "0.05", "--deterministic", "--device", "cpu"]
+    options += [
+        "--warmup-epochs",
+        "0.5",
+        "--learning-rate",
+        "0.05",
+        "--deterministic",
+        "--device",
+        "cpu",
+        "--latency",
+        "off",
+    ]
     return ["oekd_fast.train", "--dataset", str(arrays), *options, "--output-dir", str(folder), *more]
 
 

@@ -23,7 +23,11 @@ WITH_COMMANDS = [page for page in PAGES if commands(page.read_text())]
 
 @pytest.fixture
 def inputs(tmp_path, monkeypatch):
-    """Work in an empty folder that holds what the pages assume: a student of a run, and images for it."""
+    """Work in an empty folder that holds what the pages assume: a student of a run, and images for it.
+
+    Runs of the pages measure no latency, which takes longer than their training.
+    """
+    monkeypatch.setattr("oekd_fast.runs.run.with_latency", lambda summary, *_, **__: summary)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_ARCHITECTURES", dict(registry._ARCHITECTURES))
     students = tmp_path / "runs" / "x" / "students"

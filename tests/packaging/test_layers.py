@@ -13,6 +13,7 @@ LEVELS = (
     {"losses", "layers", "parallel", "distributed", "figures", "paper"},
     {"config", "models"},
     {"family"},
+    {"latency"},
     {"training", "reporting"},
     {"runs"},
     {"reproduction"},

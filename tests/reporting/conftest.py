@@ -21,7 +21,7 @@ def trained(tmp_path_factory) -> Path:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     config = TrainConfig(dataset=str(data), num_students=2, epochs=2, batch_size=20, output_dir=folder / "run",
-                         learning_rate=0.05, baseline=True, progress=False)  # fmt: skip
+                         learning_rate=0.05, baseline=True, progress=False, latency="off")  # fmt: skip
     train(config, QUIET)
     torch.set_num_threads(before)
     return config.run_folder

@@ -133,7 +133,7 @@ def test_a_missing_gate_is_noted(run):
 def gated(trained) -> Path:
     """A run with the objective "one", which has a gate, on the data of the other run."""
     config = TrainConfig(dataset=str(trained.parent / "a<b>&c"), objective="one", num_students=2, epochs=1,
-                         batch_size=20, output_dir=trained.parent / "gated", progress=False)  # fmt: skip
+                         batch_size=20, output_dir=trained.parent / "gated", progress=False, latency="off")  # fmt: skip
     train(config, QUIET)
     return config.run_folder
 

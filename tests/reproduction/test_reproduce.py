@@ -122,7 +122,7 @@ def config(tmp_path) -> TrainConfig:
     """Two students and two steps per epoch."""
     return recipe_config(
         DIGITS, epochs=2, num_students=2, train_images=60, batch_size=20, baseline=True, track_test=True,
-        progress=False, output_dir=tmp_path / "out",
+        progress=False, latency="off", output_dir=tmp_path / "out",
     )  # fmt: skip
 
 

@@ -68,4 +68,5 @@ def small_config(arrays: Path, output_dir: Path) -> TrainConfig:
         warmup_epochs=0.5,
         learning_rate=0.05,
         progress=False,
+        latency="off",
     )

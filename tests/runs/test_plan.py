@@ -39,7 +39,14 @@ def test_phase_names(fields, names):
 
 
 RUN = TrainConfig(
-    dataset="digits", num_students=2, epochs=2, batch_size=128, train_images=256, progress=False, augment=False
+    dataset="digits",
+    num_students=2,
+    epochs=2,
+    batch_size=128,
+    train_images=256,
+    progress=False,
+    augment=False,
+    latency="off",
 )
 
 

@@ -35,7 +35,7 @@ def trained(tmp_path_factory, smallest_model):
 def config_of(root, data="data", **changes):
     return TrainConfig(
         dataset=str(root / data), model=MODEL, num_students=2, epochs=1, batch_size=8, output_dir=root / "run",
-        progress=False, **{"resume": True, **changes},
+        progress=False, latency="off", **{"resume": True, **changes},
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ def run_command(*arguments, folder):
 
 @pytest.mark.slow
 def test_the_command_prints_the_table_and_the_run_folder(arrays, tmp_path):
-    done = run_command("--dataset", arrays, "--epochs", 1, "--num-students", 2, "--output-dir", "out", folder=tmp_path)
+    options = ["--epochs", 1, "--num-students", 2, "--latency", "off", "--output-dir", "out"]
+    done = run_command("--dataset", arrays, *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for text in ("student", "parameters", "size %", "baseline %", "accuracy %", "gain %", "Run folder: out"):
         assert text in done.stdout

@@ -40,6 +40,7 @@ def smallest_config(folder: Path) -> TrainConfig:
     return TrainConfig(
         dataset=str(folder), model=MODEL, num_students=2, epochs=2, batch_size=8, validation_fraction=0.25,
         warmup_epochs=0.5, learning_rate=0.05, progress=False, baseline=True, executor="sequential",
+        latency="off",
     )  # fmt: skip
 
 

@@ -1,0 +1,66 @@
+"""The latencies of a family as a summary holds them, by setting, and what is said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oekd_fast.latency.result import MARK, Latency, Setting, preferred
+
+
+@dataclass(frozen=True)
+class FamilyLatency:
+    """Latencies of all students and of the ensemble.
+
+    Args:
+        students: for each student, its latency by setting. All students have the same settings.
+        ensemble: that of the ensemble by setting; settings may be missing.
+    """
+
+    students: tuple[dict[Setting, Latency], ...]
+    ensemble: dict[Setting, Latency]
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> FamilyLatency | None:
+        """Return the latencies in `summary`, which have been checked; None if it has none."""
+        rows = [student.get("latency") or [] for student in summary["students"]]
+        ensemble = (summary.get("ensemble") or {}).get("latency") or []
+        latency = cls(tuple(map(_by_setting, rows)), _by_setting(ensemble))
+        return latency if latency.settings else None
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Settings in which all students were measured, in the order of the summary."""
+        return tuple(setting for setting in self.students[0] if all(setting in rows for rows in self.students))
+
+    @property
+    def preferred(self) -> Setting:
+        """The setting that is shown where there is room for one."""
+        return preferred(self.settings)
+
+    def at(self, setting: Setting) -> list[Latency]:
+        """Return the latency of each student in `setting`, one of `settings`."""
+        return [rows[setting] for rows in self.students]
+
+    def cells(self, setting: Setting) -> list[str]:
+        """Return the median of each student in `setting` for a column of a table, aligned beside marks."""
+        texts = [latency.text for latency in self.at(setting)]
+        marked = any(text.endswith(MARK) for text in texts)
+        return [text if text.endswith(MARK) or not marked else f"{text} " for text in texts]
+
+    def remarks(self, setting: Setting) -> Iterator[str]:
+        """Yield a sentence for each student that is not faster than a larger one in `setting`."""
+        for number, latency in enumerate(self.at(setting), start=1):
+            if latency.not_faster_than:
+                yield f"Student {number} is not faster than {_students(latency.not_faster_than)}"
+
+
+def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[Setting, Latency]:
+    return {latency.setting: latency for latency in map(Latency.from_dict, rows)}
+
+
+def _students(numbers: Sequence[int]) -> str:
+    """Return "student 1", "students 1 and 2" or "students 1, 2 and 3"."""
+    *first, last = map(str, numbers)
+    return f"students {', '.join(first)} and {last}" if first else f"student {last}"
