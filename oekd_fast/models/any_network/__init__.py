@@ -1,4 +1,17 @@
 """Families of any network: a module is copied at several widths and cut into a base and blocks.
 
+- `scaling`: `scale_module` returns a copy of a network at a smaller width.
+- `following` runs the network and follows its channels through every operation: `calls` describes one that ran,
+  `operations` lists the known ones, and `rules`, `combine` and `groups` say what each kind does to channels.
+  `channel_sets` and `layouts` hold which channels belong together and which element of a tensor belongs to which.
+- `selection` chooses the channels that remain, `resizing` removes the others, and `checking` (with `expectation` and
+  `kept_channels`) runs the copy and compares every operation.
 - `scaling_errors`: the error of a network that cannot be scaled.
+
+A new operation is one entry in `operations.RULES`.
 """
+
+from oekd_fast.models.any_network.scaling import scale_module
+from oekd_fast.models.any_network.scaling_errors import ScalingError
+
+__all__ = ["ScalingError", "scale_module"]

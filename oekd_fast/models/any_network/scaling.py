@@ -1,0 +1,115 @@
+"""Copies a network at a smaller width."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from oekd_fast.models.any_network.channel_sets import ChannelSets
+from oekd_fast.models.any_network.checking import Checking
+from oekd_fast.models.any_network.expectation import Expectation
+from oekd_fast.models.any_network.following import Following, Modules, evaluated, outputs_of
+from oekd_fast.models.any_network.resizing import resize_attributes, resize_tensors
+from oekd_fast.models.any_network.scaling_errors import ScalingError
+from oekd_fast.models.any_network.selection import kept_channels
+
+Start = Literal["slice", "fresh"]
+
+
+def scale_module(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    width: Callable[[int], int],
+    *,
+    keep: Sequence[str] = (),
+    start: Start = "slice",
+) -> nn.Module:
+    """Return a copy of `module` with `width(channels)` channels in every hidden dimension.
+
+    The module runs once on the example inputs while its channels are followed from operation to operation, so that
+    control flow in Python needs no tracing. Channels that are added, multiplied or contracted with one another are
+    removed together. The copy then runs too, and every operation is compared with the same operation of the module:
+    its sizes, and which channel is where.
+
+    - The channels of the inputs and outputs are kept.
+    - Grouped convolutions and group normalisation: fewer groups, or the same number of thinner groups, whichever comes
+      closer to the width; depthwise convolutions have fewer groups.
+    - Attention: all heads remain and become thinner. Layers as wide as all heads together stay divisible by their
+      number.
+
+    Args:
+        module: any network that runs in evaluation mode. It is not changed.
+        example_inputs: the arguments of a call, such as images [2, 3, H, W].
+        width: returns the scaled number of channels, such as a `Width`.
+        keep: names of modules the channels of whose outputs are all kept.
+        start: "slice" keeps the most important channels and their weights (see `kept_channels`); "fresh" then calls
+            `reset_parameters` of every module that has this method.
+
+    Returns:
+        The copy, in the mode of the module.
+
+    Raises:
+        ScalingError: the module cannot be scaled; the error names module, operation, line and reason.
+        ValueError: `keep` names a module that does not exist, or `start` is neither "slice" nor "fresh".
+    """
+    names = dict(module.named_modules(remove_duplicate=False))
+    if unknown := [name for name in keep if name not in names]:
+        raise ValueError(f"keep: expected names of modules, got {unknown[0]!r}")
+    if start not in ("slice", "fresh"):
+        raise ValueError(f"start: expected 'slice' or 'fresh', got {start!r}")
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    network = _copied(module)
+    tensors = _tensors(network)
+    sets, modules = ChannelSets(), Modules()
+    following = Following(sets, tensors, width, modules)
+    with evaluated(network):
+        with outputs_of(network, keep) as whole, modules.watched(network), following:
+            result = _run(network, inputs, modules)
+        following.fix((result, whole))
+        kept = kept_channels(sets, following.layouts_of_tensors, tensors, width)
+        _narrow(network, inputs, tensors, following, kept)
+    if start == "fresh":
+        for part in network.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+    return network
+
+
+def _narrow(
+    network: nn.Module, inputs: tuple, tensors: Mapping[str, Tensor], following: Following, kept: Tensor
+) -> None:
+    """Remove channels from `network`, and check that it does the same with the others."""
+    expectation = Expectation(following.sets, kept)
+    expectation.add_tensors(following.layouts_of_tensors)
+    for step in following.steps:
+        expectation.add_step(step)
+    resize_tensors(tensors, following.layouts_of_tensors, following.sets, kept)
+    resize_attributes(network, expectation.sizes, expectation.groups)
+    modules = Modules()
+    checking = Checking(expectation.steps, tensors, expectation.layouts, modules)
+    with modules.watched(network), checking:
+        _run(network, inputs, modules)
+    checking.finish()
+
+
+def _run(network: nn.Module, inputs: tuple, modules: Modules) -> object:
+    try:
+        return network(*inputs)
+    except ScalingError:
+        raise
+    except Exception as error:
+        raise ScalingError(modules.where(type(error).__name__, error), str(error)) from error
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ScalingError(type(module).__name__, f"it cannot be copied: {error}") from error
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
