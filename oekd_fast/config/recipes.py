@@ -33,7 +33,7 @@ class Recipe:
     Args:
         name: group/dataset/model.
         source: where the protocol is from, and what differs from there.
-        fields: values of fields of `TrainConfig`; other fields have the config's defaults.
+        fields: values of fields of `TrainConfig`; other fields have the config's defaults, 5 students among them.
     """
 
     name: str
@@ -138,7 +138,7 @@ _STEPS = dict(optimizer="sgd", learning_rate=0.1, momentum=0.9, schedule="multis
 _EFFICIENTNET = dict(
     optimizer="rmsprop", learning_rate=0.256, momentum=0.9, schedule="exponential", decay=0.97, decay_epochs=3.0
 )
-_LOSS = dict(temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15, num_students=5)
+_LOSS = dict(temperature=2.0, ce_weight=0.7, feature_weight=0.15, kd_weight=0.15)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _paper() -> Iterator[Recipe]:
 
 # -- configurations of the code that the authors released
 
-_RELEASED = dict(num_students=5, batch_size=128, schedule="multistep", warmup_epochs=0.0, adapter_rate=0.5)
+_RELEASED = dict(batch_size=128, schedule="multistep", warmup_epochs=0.0, adapter_rate=0.5)
 
 
 def _published() -> Iterator[Recipe]:

@@ -13,12 +13,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.common.width_rule import DEFAULT_STUDENTS
 from oekd_fast.family.gate import Gate
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models import Architecture, get_architecture, width_rule_of, with_widths
 from oekd_fast.models.in_place import InPlaceError, call_on_shared
 
-_DEFAULT_STUDENTS = 5
 _T = TypeVar("_T")
 
 
@@ -265,7 +265,7 @@ def channels_of_base(base: nn.Module, in_channels: int, size: tuple[int, int]) -
 def _number_of_students(architecture: Architecture, given: int | None) -> int:
     shares = width_rule_of(architecture).shares
     if given is None:
-        return _DEFAULT_STUDENTS if shares is None else len(shares)
+        return DEFAULT_STUDENTS if shares is None else len(shares)
     _check_positive("num_students", given)
     if shares is not None and given != len(shares):
         raise ValueError(f"num_students: expected {len(shares)}, one student for each share of widths, got {given}")

@@ -12,9 +12,12 @@ import torch
 
 from oekd_fast import __version__
 from oekd_fast.common.text import shortened
+from oekd_fast.common.width_rule import WidthRule
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.models import width_rule_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+_WIDTH_FIELDS = frozenset(("shares", "width_divisor"))  # in format 2 only
 LARGEST_IMAGE_SIZE = 4096  # pixels; readers make images of this size
 _CHECKSUM_FIELD = "weights_sha256"
 _SHOWN = 3
@@ -34,7 +37,8 @@ class StudentMetadata:
     """Everything that is needed to build and use a student. The JSON file has these fields under the same names.
 
     Args:
-        format_version: version of the file format.
+        format_version: version of the file format; by default 1 for a student with the channels of the paper and 2 for
+            others. Files of version 1 do not have the fields `shares` and `width_divisor`.
         model: name of the architecture.
         num_students: number of students of the family.
         index: number of the student in the family, from 1.
@@ -47,13 +51,15 @@ class StudentMetadata:
         accuracy: test accuracy in percent, or None if it was not measured.
         normalisation: statistics that `preprocess` uses.
         oekd_fast_version: version of the package that saved the student.
+        shares: share of the channels of each student of the family, or None for (N - j) / N; see `WidthRule`.
+        width_divisor: divisor of the channels of the family's students.
 
     Raises:
         ValueError: a field has another type or is out of range, or fields contradict each other; the message names the
             field.
     """
 
-    format_version: int = FORMAT_VERSION
+    format_version: int | None = None
     model: str
     num_students: int
     index: int
@@ -66,8 +72,12 @@ class StudentMetadata:
     accuracy: float | None
     normalisation: Normalisation
     oekd_fast_version: str = __version__
+    shares: tuple[float, ...] | None = None
+    width_divisor: int = 1
 
     def __post_init__(self) -> None:
+        if self.format_version is None:
+            object.__setattr__(self, "format_version", 1 if (self.shares, self.width_divisor) == (None, 1) else 2)
         for name in ("format_version", "num_students", "index", "in_channels", "image_size", "num_classes"):
             _check_integer(name, getattr(self, name), at_least=1)
         _check_integer("parameters", self.parameters, at_least=0)
@@ -95,6 +105,27 @@ class StudentMetadata:
             _check_finite("accuracy", self.accuracy)
             if not 0 <= self.accuracy <= 100:
                 raise ValueError(f"accuracy: expected a percentage in 0..100 or null, got {self.accuracy}")
+        self._check_widths()
+
+    def _check_widths(self) -> None:
+        _check_integer("width_divisor", self.width_divisor, at_least=1)
+        if self.shares is not None:
+            _check_tuple("shares", self.shares, self.num_students)
+            for share in self.shares:
+                _check_finite("shares", share)
+        try:
+            rule = self.width_rule
+        except ValueError as error:  # names `widths`, the option
+            raise ValueError(f"shares: {str(error).removeprefix('widths: ')}") from error
+        versions = FORMAT_VERSIONS if rule == WidthRule() else FORMAT_VERSIONS[1:]
+        if self.format_version not in versions:
+            expected = " or ".join(map(str, versions))
+            raise ValueError(f"format_version: expected {expected} for these widths, got {self.format_version}")
+
+    @property
+    def width_rule(self) -> WidthRule:
+        """The shares and the divisor of the channels of the family's students."""
+        return WidthRule(self.shares, self.width_divisor)
 
     @classmethod
     def of(
@@ -108,6 +139,9 @@ class StudentMetadata:
         accuracy: float | None = None,
     ) -> StudentMetadata:
         """Return the metadata of student `j` of `ensemble`, counted from 0."""
+        rule = width_rule_of(ensemble.architecture)
+        if rule.is_default(ensemble.num_students):
+            rule = WidthRule()
         return cls(
             model=ensemble.architecture.name,
             num_students=ensemble.num_students,
@@ -120,19 +154,31 @@ class StudentMetadata:
             parameters=sum(p.numel() for p in ensemble.student(j).parameters()),
             accuracy=accuracy,
             normalisation=normalisation,
+            shares=None if rule.shares is None else tuple(map(float, rule.shares)),
+            width_divisor=rule.divisor,
         )
 
 
 def dump_metadata(metadata: StudentMetadata, weights_sha256: str) -> bytes:
     """Return the content of the JSON file: `metadata` and the checksum of the file of weights."""
-    document = {**asdict(metadata), _CHECKSUM_FIELD: weights_sha256}
+    document = {**_document(metadata), _CHECKSUM_FIELD: weights_sha256}
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
 def digest(metadata: StudentMetadata) -> str:
     """Return the SHA-256 of `metadata` in a canonical form, which the file of weights holds."""
-    text = json.dumps(asdict(metadata), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_document(metadata), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _document(metadata: StudentMetadata) -> dict[str, Any]:
+    names = _fields_of(metadata.format_version)
+    return {name: value for name, value in asdict(metadata).items() if name in names}
+
+
+def _fields_of(version: int) -> set[str]:
+    names = {field.name for field in fields(StudentMetadata)}
+    return names - _WIDTH_FIELDS if version == 1 else names
 
 
 def parse_metadata(content: bytes) -> tuple[StudentMetadata, str]:
@@ -150,9 +196,9 @@ def parse_metadata(content: bytes) -> tuple[StudentMetadata, str]:
     if not isinstance(document, dict):
         raise ValueError(f"expected a JSON object, got {type(document).__name__}")
     version = document.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"expected format_version {FORMAT_VERSION}, got {_brief(version)}")
-    expected = {field.name for field in fields(StudentMetadata)} | {_CHECKSUM_FIELD}
+    if type(version) is not int or version not in FORMAT_VERSIONS:
+        raise ValueError(f"expected format_version {' or '.join(map(str, FORMAT_VERSIONS))}, got {_brief(version)}")
+    expected = _fields_of(version) | {_CHECKSUM_FIELD}
     check_names(document.keys(), expected, f"the fields are not those of format {version}")
     checksum = document.pop(_CHECKSUM_FIELD)
     _check_type(_CHECKSUM_FIELD, checksum, str, "text")
@@ -171,6 +217,8 @@ def _from_document(document: Mapping[str, Any]) -> StudentMetadata:
     _check_type("normalisation", statistics, dict, "an object")
     check_names(statistics.keys(), {"mean", "std"}, "normalisation: expected mean and std")
     lists = {name: _as_tuple(name, document[name]) for name in ("classes", "widths")}
+    if document.get("shares") is not None:
+        lists["shares"] = _as_tuple("shares", document["shares"])
     of_channels = {name: _as_tuple(f"normalisation.{name}", values) for name, values in statistics.items()}
     return StudentMetadata(**{**document, **lists, "normalisation": Normalisation(**of_channels)})
 

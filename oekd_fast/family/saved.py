@@ -19,7 +19,7 @@ from oekd_fast.common.text import plain
 from oekd_fast.family.ensemble import Student
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.metadata import Normalisation, StudentMetadata, check_names, digest, dump_metadata, parse_metadata
-from oekd_fast.models import Architecture, architecture_names, get_architecture
+from oekd_fast.models import Architecture, ScalableArchitecture, architecture_names, get_architecture
 
 __all__ = [
     "GATE_FILE",
@@ -218,6 +218,8 @@ def _build(metadata: StudentMetadata, architecture: Architecture | None) -> Load
         ValueError: the network is unknown, or `metadata` describes another one.
     """
     architecture = _architecture_of(metadata, architecture)
+    if isinstance(architecture, ScalableArchitecture):
+        architecture = architecture.with_widths(metadata.width_rule)
     j, n = metadata.index - 1, metadata.num_students
     with torch.device("meta"):
         base = architecture.build_base(metadata.in_channels)

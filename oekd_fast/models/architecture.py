@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from oekd_fast.models.scaling import WidthRule
+from oekd_fast.common.width_rule import WidthRule
 
 
 @runtime_checkable

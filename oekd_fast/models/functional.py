@@ -9,9 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.common.width_rule import WidthRule
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models.in_place import call_on_shared
-from oekd_fast.models.scaling import Width, WidthRule
+from oekd_fast.models.scaling import Width
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from oekd_fast.common.width_rule import WidthRule
 from oekd_fast.data.known import known_name
 from oekd_fast.paper import paper_tables
 
 STUDENTS = 5
 
 
-def paper_results(dataset: str, model: str, num_students: int, objective: str) -> dict[str, Any] | None:
+def paper_results(
+    dataset: str, model: str, num_students: int, objective: str, widths: Sequence[float] | None = None
+) -> dict[str, Any] | None:
     """Return the paper's results, or None if it has none for this data set, model, family and objective.
 
-    The paper has results for families of five students trained with the objective "oekd".
+    The paper has results for families of five students with its own shares of the channels (`widths`, None for the
+    default), trained with the objective "oekd".
 
     Returns:
         ``family`` and ``baseline`` (accuracy in percent, one entry per student), ``gain_points`` and ``gain_percent``
@@ -22,7 +27,7 @@ def paper_results(dataset: str, model: str, num_students: int, objective: str) -
     """
     tables, dataset = paper_tables(), _name_in_paper(dataset)
     row = tables["accuracy"].get(dataset, {}).get(model)
-    if row is None or num_students != STUDENTS or objective != "oekd":
+    if row is None or num_students != STUDENTS or objective != "oekd" or not WidthRule(widths).is_default(STUDENTS):
         return None
     pairs = list(zip(row["ensemble"], row["baseline"], strict=True))
     errors = tables["ensemble_error_percent"]

@@ -100,7 +100,7 @@ class Section:
         runs, first = self._runs, self._runs[0].summary
         summaries = [run.summary for run in runs]
         config = runs[0].config
-        paper = paper_results(config.dataset, config.model, config.num_students, config.objective)
+        paper = paper_results(config.dataset, config.model, config.num_students, config.objective, config.widths)
         yield page.heading(3, "Accuracy against parameters and operations")
         seeds = ", ".join(str(run.config.seed) for run in runs)
         numbers = f"Mean ± standard deviation of {len(runs)} runs (seeds {seeds})"
@@ -145,10 +145,12 @@ class Section:
         yield self._picture(
             "sizes", lambda: size_figure(summaries, paper), "Test accuracy against parameters and against FLOPs"
         )
+        divisor = config.width_rule.divisor
         if paper:
             yield page.paragraph(
                 "The paper's results (Walawalkar et al., ECCV 2020) are means over five runs at the best test epoch, "
                 "drawn at the sizes of the networks of these runs."
+                + (f" Its students' channels are not rounded to multiples of {divisor}." if divisor > 1 else "")
             )
         if flipped:
             yield page.paragraph(

@@ -55,7 +55,7 @@ def gather(
         ],
         "test_images": runs[0]["test_images"],
         "accuracy": {measure: accuracies(runs, measure) for measure in MEASURES},
-        "paper": paper_results(config.dataset, config.model, config.num_students, config.objective),
+        "paper": paper_results(config.dataset, config.model, config.num_students, config.objective, config.widths),
         "timing": None,
         "ablations": {},
         "trained_on": sorted({run["device"] for run in runs}),
@@ -107,6 +107,8 @@ def protocol(config: TrainConfig) -> str:
         f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "",
         f"EMA {config.ema_decay:g}" if config.ema_decay is not None else "",
         f"{config.train_images:,} training images" if config.train_images is not None else "",
+        "widths " + " ".join(f"{share:g}" for share in config.widths) if config.widths is not None else "",
+        f"channels in multiples of {config.width_divisor}" if config.width_rule.divisor > 1 else "",
         config.precision,
     ]
     return "; ".join(part for part in parts if part)

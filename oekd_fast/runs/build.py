@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
-from oekd_fast.models import load_standard_weights
+from oekd_fast.models import Architecture, load_standard_weights, width_rule_of
 from oekd_fast.models.published_weights import find_standard_weights
 from oekd_fast.runs.tasks import PhaseTask
 
@@ -31,6 +32,8 @@ def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_chan
         task.members,
         gated=config.family_objective.gated and not task.from_labels,
         hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+        widths=config.widths,
+        width_divisor=config.width_divisor,
     )
     if config.initial_weights is not None:
         _load_published(ensemble, config.initial_weights)
@@ -50,6 +53,17 @@ def initial_weights_note(path: Path) -> str | None:
     with _naming_option(path):
         taken = find_standard_weights(path).taken
     return f"Initial weights of {path}: {taken}" if taken else None
+
+
+def width_notes(architecture: Architecture, num_students: int) -> list[str]:
+    """Return a line for each pair of neighbouring students that rounding has given the same channels."""
+    divisor = width_rule_of(architecture).divisor
+    channels = [architecture.map_channels(j, num_students) for j in range(num_students)] if divisor > 1 else []
+    return [
+        f"Students {j} and {j + 1} have the same channels with width_divisor {divisor}"
+        for j, (larger, smaller) in enumerate(pairwise(channels), 1)
+        if larger == smaller
+    ]
 
 
 @contextmanager

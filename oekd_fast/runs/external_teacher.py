@@ -126,7 +126,9 @@ def _check_maps(maps: tuple[Tensor, ...], config: TrainConfig, image_shape: tupl
             f"returns logits and a list of maps, got logits alone from {config.teacher}"
         )
     with torch.device("meta"):
-        family = build_ensemble(config.model, config.num_students, classes, image_shape[0], (0,)).eval()
+        family = build_ensemble(
+            config.model, config.num_students, classes, image_shape[0], (0,), widths=config.widths
+        ).eval()
         own = family(torch.empty(1, *image_shape)).features[0]
     if len(maps) != len(own):
         raise ValueError(

@@ -21,8 +21,8 @@ from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.latency.measure import SECONDS
-from oekd_fast.models import get_architecture
-from oekd_fast.runs.build import initial_weights_note
+from oekd_fast.models import get_architecture, with_widths
+from oekd_fast.runs.build import initial_weights_note, width_notes
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.deployment import with_file_sizes, with_latency
@@ -80,7 +80,8 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
     start = time.perf_counter()
     with ExitStack() as stack:
         with failing_together(world):
-            get_architecture(config.model)  # raises before the data set is loaded if the model is unknown
+            # Raises before the data set is loaded if the model is unknown or cannot have these widths.
+            architecture = with_widths(get_architecture(config.model), config.widths, config.width_divisor)
             stack.enter_context(threads_of_rank(config.threads, world))
             device = device_of_rank(config.device, world)
             folder = stack.enter_context(RunFolder(config, writes=world.is_main))
@@ -98,7 +99,8 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
             if config.initial_weights is not None:
                 initial = initial_weights_note(config.initial_weights)
         check_same_run(world, config, fingerprint, None if teacher is None else teacher.fingerprint)
-        notes = [*data.notes, *([] if teacher is None else teacher_notes(teacher, config))]
+        notes = [*data.notes, *width_notes(architecture, config.num_students)]
+        notes += [] if teacher is None else teacher_notes(teacher, config)
         for note in notes:
             print_line(console, note)
         if config.initial_weights is not None and initial:

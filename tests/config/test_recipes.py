@@ -50,6 +50,7 @@ def test_the_protocol_of_the_paper():
     assert [rates[2 * epoch].item() for epoch in (0, 224, 225, 337)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
     assert rates[-1].item() == pytest.approx(0.001)
     assert recipe_config("paper/imagenet_1k/resnet50").batch_size == 256
+    assert config.num_students == 5 and config.width_rule.is_default(5)
 
 
 def test_the_efficientnets_of_the_paper():
@@ -79,6 +80,12 @@ def test_other_epochs_scale_the_schedule(name):
 def test_explicit_values_are_not_scaled():
     config = recipe_config("paper/cifar100/efficientnet_b0", epochs=45, decay_epochs=7.0)
     assert (config.decay_epochs, config.ramp_epochs) == (7.0, 8.0)
+
+
+def test_other_shares_set_the_number_of_students_of_a_recipe():
+    name = "paper/cifar100/resnet110"
+    assert recipe_config(name, widths=(1, 0.5, 0.25)).num_students == 3
+    assert parse("--recipe", name, "--widths", "1", ".5", ".25") == recipe_config(name, widths=(1, 0.5, 0.25))
 
 
 def test_another_objective_uses_its_own_weights():

@@ -44,7 +44,7 @@ WIDE = {"normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}}
         ),
         ({"normalisation": {**WIDE["normalisation"], "x": 1}}, "normalisation: .* unexpected: x"),
         ({"normalisation": [1]}, "normalisation: expected an object, got list"),
-        ({"format_version": True}, "expected format_version 1, got True"),
+        ({"format_version": True}, "expected format_version 1 or 2, got True"),
         ({"weights_sha256": 5}, "weights_sha256: expected text, got 5"),
         ({"oekd_fast_version": None}, "oekd_fast_version: expected text, got None"),
     ],

@@ -158,6 +158,13 @@ def test_a_share_that_is_no_number_is_rejected(share):
         WidthRule((1, share))
 
 
+def test_shares_that_are_no_sequence_are_rejected():
+    for shares in (0.5, "1 .5"):
+        with pytest.raises(TypeError, match="widths: expected a sequence of numbers"):
+            WidthRule(shares)
+    assert WidthRule(share for share in (1, 0.5)) == WidthRule([1, 0.5])
+
+
 def test_a_divisor_below_one_is_rejected():
     with pytest.raises(ValueError, match="width_divisor: expected an integer >= 1, got 0"):
         WidthRule(divisor=0)
