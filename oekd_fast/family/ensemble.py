@@ -4,20 +4,29 @@ Students are counted from 0. Student 0 is the full network, called the pseudo te
 (N - j) / N of its channels, or another share that is given.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from numbers import Real
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from oekd_fast.common.width_rule import DEFAULT_STUDENTS
 from oekd_fast.family.gate import Gate
+from oekd_fast.family.student import Student
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models import Architecture, get_architecture, width_rule_of, with_widths
 from oekd_fast.models.in_place import InPlaceError, call_on_shared
+
+if TYPE_CHECKING:
+    from oekd_fast.family.exporting.export import ExportedFile
+    from oekd_fast.family.metadata import Normalisation
 
 _T = TypeVar("_T")
 
@@ -34,19 +43,8 @@ class EnsembleOutput(NamedTuple):
     features: tuple[tuple[Tensor, ...], ...]
 
 
-class Student(Unscriptable, nn.Module):
-    """One student, made of the base and its branch: images [B, C_in, H, W] -> logits [B, C]."""
-
-    def __init__(self, base: nn.Module, branch: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        self.branch = branch
-        # The modules may belong to a family in evaluation mode.
-        self.training = base.training
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits, _ = self.branch(self.base(images))
-        return logits
+# torch.export.save stores the types of outputs by name. PyTorch has no public function that names a NamedTuple.
+_pytree._register_namedtuple(EnsembleOutput, serialized_type_name="oekd_fast.EnsembleOutput")
 
 
 class StudentEnsemble(Unscriptable, nn.Module):
@@ -167,6 +165,34 @@ class StudentEnsemble(Unscriptable, nn.Module):
         if j not in self.members:
             raise ValueError(f"j: expected one of the members {self.members}, got {j}")
         return Student(self.base, self.branches[self.members.index(j)])
+
+    def export(
+        self,
+        path: Path | str,
+        *,
+        preprocessing: bool = True,
+        batch: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        normalisation: Normalisation | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> ExportedFile:
+        """Write all members and their ensemble to one file, as `Student.export` writes a student.
+
+        The outputs are ``logits_1``, ``logits_2``, ..., one for each member by its number in the family from 1, and
+        ``ensemble``, all [B, C]. The ensemble is the mean of the members' logits, weighted by the gate if there is one.
+        A program of torch.export returns them as a dictionary.
+        """
+        from oekd_fast.family.exporting.students import export_family
+
+        return export_family(
+            self,
+            path,
+            preprocessing=preprocessing,
+            batch=batch,
+            image_shape=image_shape,
+            normalisation=normalisation,
+            classes=classes,
+        )
 
     def parameter_counts(self) -> list[int]:
         """Return the number of parameters of each member, base and branch, in the order of `members`."""

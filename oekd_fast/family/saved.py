@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from oekd_fast.common.files import read_regular, write_atomically
 from oekd_fast.common.tensors import not_finite
 from oekd_fast.common.text import plain
-from oekd_fast.family.ensemble import Student
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.metadata import Normalisation, StudentMetadata, check_names, digest, dump_metadata, parse_metadata
+from oekd_fast.family.student import Student
 from oekd_fast.models import Architecture, ScalableArchitecture, architecture_names, get_architecture
+
+if TYPE_CHECKING:
+    from oekd_fast.family.exporting.export import ExportedFile
 
 __all__ = [
     "GATE_FILE",
@@ -64,6 +67,31 @@ class LoadedStudent(Student):
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"images: expected the shape [B, {channels}, H, W], got {list(images.shape)}")
         return (images.float() / 255 - self.mean.float()) / self.std.float()
+
+    def export(self, path: Path | str, *, preprocessing: bool = True, batch: int | None = None) -> ExportedFile:
+        """Write the student to an ONNX file or a program of torch.export; see `Student.export`.
+
+        The images have the size of the training images, and the file holds the `metadata`.
+
+        Args:
+            path: ``<name>.onnx`` or ``<name>.pt2``, in a folder that exists; "~" is expanded.
+            preprocessing: whether the file takes uint8 images [B, in_channels, H, W] and does what `preprocess` does.
+                Without, it takes the float32 images that `preprocess` returns.
+            batch: number of images B of each call; None for any number.
+        """
+        from oekd_fast.family.exporting.students import export_student
+
+        metadata = self.metadata
+        return export_student(
+            self,
+            path,
+            preprocessing=preprocessing,
+            batch=batch,
+            image_shape=(metadata.in_channels, metadata.image_size, metadata.image_size),
+            normalisation=metadata.normalisation,
+            classes=None,
+            metadata=metadata,
+        )
 
 
 def save_student(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oekd_fast.data import normalise
-from oekd_fast.family.ensemble import Student
+from oekd_fast.family.student import Student
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

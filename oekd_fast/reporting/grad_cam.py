@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oekd_fast.family.ensemble import Student
+from oekd_fast.family.student import Student
 
 
 @torch.enable_grad()

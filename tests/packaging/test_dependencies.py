@@ -17,6 +17,10 @@ FOLDERS = {
     "": ("oekd_fast", "kernels"),
     "train": ("oekd_fast",),
     "trackers": ("oekd_fast",),
+    "students": ("oekd_fast",),
+    "scaling": ("oekd_fast",),
+    "export": ("oekd_fast",),
+    "hub": ("oekd_fast",),
     "gpu": ("oekd_fast", "kernels"),
     "integrations": ("examples",),
     "bench": ("bench",),
@@ -24,12 +28,13 @@ FOLDERS = {
     "docs": ("docs",),
     "dev": ("setup.py",),
 }
+FOR_STUDENTS = {"students", "scaling", "export", "hub"}
 # The extras that an installation which runs a folder's code has, besides the dependencies.
 INSTALLED = {
-    "oekd_fast": {"train", "gpu", "trackers"},
+    "oekd_fast": {"train", "gpu", "trackers", *FOR_STUDENTS},
     "kernels": {"gpu"},
     "bench": {"train", "gpu", "bench"},
-    "tests": {"train", "gpu", "integrations", "bench", "test", "trackers"},
+    "tests": {"train", "gpu", "integrations", "bench", "test", "trackers", *FOR_STUDENTS},
     "docs": {"train", "gpu", "bench", "test", "docs"},
     "examples": {"train", "integrations"},
     "setup.py": {"dev"},
@@ -44,7 +49,6 @@ TOOLS = {
 }
 UNDECLARED = {
     "docutils": "sphinx requires it",
-    "huggingface_hub": "datasets requires it",
     "markdown_it": "rich requires it",
     "torchvision": "timm requires it",
     "liger_kernel": "bench.gpu compares with it if it is installed",
@@ -55,6 +59,7 @@ MODULES = {
     "pillow": "PIL",
     "pytest-benchmark": "pytest_benchmark",
     "scikit-learn": "sklearn",
+    "torch-pruning": "torch_pruning",
 }
 OWN = {"oekd_fast", "bench", "tests", "kernels"}
 IMPORTING = {"require", "import_module", "importorskip", "find_spec"}  # functions that import a module by its name

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from oekd_fast.family.ensemble import Student, build_ensemble
+from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.family.student import Student
 from oekd_fast.models import architecture_names
 from oekd_fast.reporting.grad_cam import grad_cam
 
