@@ -97,6 +97,15 @@ def student_color(j: int, count: int) -> tuple[float, float, float, float]:
     return colormaps["viridis"](0.88 * j / max(count - 1, 1))
 
 
+def number_of_student(axes: Axes, number: int, point: tuple[float, float], *, above: bool = True) -> None:
+    """Write the number of a student above or below its point."""
+    axes.annotate(
+        str(number), point, (0, 9 if above else -9), textcoords="offset points",
+        ha="center", va="bottom" if above else "top", fontsize="x-small",
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+    )  # fmt: skip
+
+
 def shared_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
     """Draw the legend of `axes` below the whole figure."""
     handles, labels = axes.get_legend_handles_labels()

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from oekd_fast.common.spread import Spread, spread
-from oekd_fast.figures.plotting import ALONE, ENSEMBLE, FAMILY, logarithmic, new_figure, percent_axis, shared_legend
+from oekd_fast.figures.plotting import (
+    ALONE,
+    ENSEMBLE,
+    FAMILY,
+    logarithmic,
+    new_figure,
+    number_of_student,
+    percent_axis,
+    shared_legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,11 +61,7 @@ def draw_sizes(
     for j, value in enumerate(family):
         # The label is on the side away from the line of students alone.
         above = not alone or alone[j].mean <= value.mean
-        axes.annotate(
-            str(j + 1), (x[j], value.mean), (0, 9 if above else -9), textcoords="offset points",
-            ha="center", va="bottom" if above else "top", fontsize="x-small",
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-        )  # fmt: skip
+        number_of_student(axes, j + 1, (x[j], value.mean), above=above)
     ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
     axes.axhline(ensemble.mean, color=ENSEMBLE, linestyle=":", label=f"ensemble{runs}")
     if ensemble.deviation:

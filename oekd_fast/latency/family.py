@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oekd_fast.figures.latency import LatencyCurve
 from oekd_fast.latency.result import MARK, Latency, Setting, preferred
 
 
@@ -42,6 +43,27 @@ class FamilyLatency:
     def at(self, setting: Setting) -> list[Latency]:
         """Return the latency of each student in `setting`, one of `settings`."""
         return [rows[setting] for rows in self.students]
+
+    @property
+    def batches(self) -> dict[int, list[Setting]]:
+        """The settings by the size of their batch, ascending."""
+        return {
+            batch: [setting for setting in self.settings if setting.batch == batch]
+            for batch in sorted({setting.batch for setting in self.settings})
+        }
+
+    def curves(self, settings: Sequence[Setting]) -> list[LatencyCurve]:
+        """Return the curve of each of `settings` in a figure."""
+        return [
+            LatencyCurve(
+                label=setting.place,
+                medians=[latency.median_ms for latency in self.at(setting)],
+                p95s=[latency.p95_ms for latency in self.at(setting)],
+                not_faster=[bool(latency.not_faster_than) for latency in self.at(setting)],
+                ensemble=self.ensemble[setting].median_ms if setting in self.ensemble else None,
+            )
+            for setting in settings
+        ]
 
     def cells(self, setting: Setting) -> list[str]:
         """Return the median of each student in `setting` for a column of a table, aligned beside marks."""

@@ -32,6 +32,7 @@ from oekd_fast.reporting.evidence import (
     one_of_each_class,
 )
 from oekd_fast.reporting.finished_runs import Group, Run
+from oekd_fast.reporting.latency_section import latency_parts
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.predictions import Predictions, predict
 
@@ -81,6 +82,7 @@ class Section:
         if self.group.differences:
             yield page.paragraph("Trained with " + ", ".join(self.group.differences) + ".")
         yield from self._results()
+        yield from latency_parts(self._runs, self._picture)
         yield from self._curves()
         try:
             evidence = list(self._evidence())

@@ -17,6 +17,7 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.flops import FamilyFlops, family_flops
 from oekd_fast.figures.curves import draw_accuracies, draw_losses
+from oekd_fast.figures.latency import draw_latency
 from oekd_fast.figures.plotting import new_figure, shared_legend
 from oekd_fast.figures.sizes import draw_sizes
 from oekd_fast.latency.family import FamilyLatency
@@ -233,15 +234,26 @@ def _number(value: float | None, form: str) -> str:
 
 
 def draw_report(config: TrainConfig, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]) -> Figure:
-    """Draw report.png: accuracy against parameters, training loss and validation accuracy."""
+    """Draw report.png: accuracy against parameters and, if it was measured, latency; training loss and validation
+    accuracy."""
     dataset, epochs = shortened(config.dataset, 80), f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
-    figure = new_figure(15, 5.2, f"{shortened(config.model, 40)} x {config.num_students} on {dataset}, {epochs}")
-    sizes, losses, accuracies = figure.subplots(1, 3)
+    latency = FamilyLatency.of(summary)
+    panels = 3 if latency is None else 4
+    figure = new_figure(
+        5 * panels, 5.2, f"{shortened(config.model, 40)} x {config.num_students} on {dataset}, {epochs}"
+    )
+    sizes, *of_latency, losses, accuracies = figure.subplots(1, panels)
     histories = {name: result.history for name, result in results.items()}
     draw_sizes(sizes, [summary])
     draw_losses(losses, [histories])
     draw_accuracies(accuracies, [histories], [summary["selected_epoch"]])
     sizes.set_title("accuracy against size")
+    for axes in of_latency:
+        batch, settings = next(iter(latency.batches.items()))
+        of_students = [student["accuracy"] for student in summary["students"]]
+        draw_latency(axes, of_students, summary["ensemble_accuracy"], latency.curves(settings))
+        axes.set_title(f"accuracy against latency, batch {batch}")
+        axes.legend(loc="lower right", fontsize="small")
     sizes.legend(loc="lower right", fontsize="small")
     shared_legend(figure, accuracies, columns=7)
     return figure

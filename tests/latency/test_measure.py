@@ -54,7 +54,7 @@ def test_the_networks_are_the_students_and_their_ensemble(saved_family):
 
 def test_every_network_is_called_with_one_image_and_many_on_one_thread_and_all(students, threads, instant):
     threads(2)
-    report = measure_students(students, FLOPS, device=CPU)
+    report = measure_students(students, FLOPS, device=CPU, seconds=1e6)
     expected = [f"eager, {count}, batch {batch}" for batch in (1, 64) for count in ("2 threads", "1 thread")]
     for rows in (*report.students, report.ensemble):
         assert settings(rows) == expected
@@ -65,7 +65,7 @@ def test_every_network_is_called_with_one_image_and_many_on_one_thread_and_all(s
 
 
 def test_with_one_thread_there_is_no_second_number_of_threads(students, one_thread, instant):
-    report = measure_students(students, FLOPS, device=CPU)
+    report = measure_students(students, FLOPS, device=CPU, seconds=1e6)
     assert settings(report.ensemble) == ["eager, 1 thread, batch 1", "eager, 1 thread, batch 64"]
 
 
@@ -107,7 +107,7 @@ def test_what_was_left_out_is_tried_again_and_rows_keep_their_order(students, on
         return None if len(tries) == 1 else [Timing(((1.0,),) * 5) for _ in costs]
 
     monkeypatch.setattr(measure, "time_in_turns", timed)
-    report = measure_students(students, FLOPS, device=CPU)
+    report = measure_students(students, FLOPS, device=CPU, seconds=1e6)
     assert settings(report.students[0]) == ["eager, 1 thread, batch 1", "eager, 1 thread, batch 64"]
     assert report.notes == () and len(tries) == 3 and tries[2] > tries[0]
 
@@ -131,7 +131,7 @@ def test_a_smaller_student_that_is_not_faster_is_marked(students, one_thread, mo
     slow, fast = Timing(((2.0,),) * 5), Timing(((1.0,),) * 5)
     found = iter([[fast, slow, slow], [slow, fast, slow]])
     monkeypatch.setattr(measure, "time_in_turns", lambda *_, **__: next(found))
-    report = measure_students(students, FLOPS, device=CPU)
+    report = measure_students(students, FLOPS, device=CPU, seconds=1e6)
     assert [row.not_faster_than for row in report.students[0]] == [(), ()]
     assert [row.not_faster_than for row in report.students[1]] == [(1,), ()]
     assert [row.not_faster_than for row in report.ensemble] == [(), ()]

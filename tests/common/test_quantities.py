@@ -1,0 +1,44 @@
+"""Numbers as people write them."""
+
+import pytest
+
+from oekd_fast.common.quantities import bytes_text, parse_bytes, parse_count
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("100000", 100_000), ("100k", 100_000), ("1.5M", 1_500_000), (" 2 G ", 2 * 10**9), ("0.272186M", 272_186)],
+)
+def test_counts(text, number):
+    assert parse_count(text) == parse_bytes(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500kB", 500_000), ("1MB", 10**6), ("2MiB", 2 * 2**20), ("1.5Ki", 1536), ("1GiB", 2**30), ("7B", 7)],
+)
+def test_bytes(text, number):
+    assert parse_bytes(text) == number
+    with pytest.raises(ValueError, match="^expected a number such as 100000, 100k or 1.5M, got"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "k", "-1", "+5", "1e6", "1,000", "1_000", "0", "0k", "nan", "1.5", "1.0001k", "1 k B", "5m", "5 K", "٣"],
+)
+def test_other_texts_are_refused(text):
+    for parse in (parse_count, parse_bytes):
+        with pytest.raises(ValueError, match="^expected .*, got "):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1, "1 B"), (999, "999 B"), (1000, "1.00 kB"), (41_943, "41.9 kB"), (999_499, "999 kB"),
+        (1_094_000, "1.09 MB"), (99_960_000, "100 MB"), (25_557_032_000, "25.6 GB"),
+    ],
+)  # fmt: skip
+def test_bytes_as_text(count, text):
+    assert bytes_text(count) == text
