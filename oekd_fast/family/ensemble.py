@@ -6,7 +6,6 @@ Students are counted from 0. Student 0 is the full network, called the pseudo te
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from numbers import Real
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.common.width_rule import DEFAULT_STUDENTS
+from oekd_fast.family.from_networks import FromNetworks
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.student import Student
 from oekd_fast.layers.scripting import Unscriptable
@@ -47,7 +48,7 @@ class EnsembleOutput(NamedTuple):
 _pytree._register_namedtuple(EnsembleOutput, serialized_type_name="oekd_fast.EnsembleOutput")
 
 
-class StudentEnsemble(Unscriptable, nn.Module):
+class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
     """A family of students: a shared base, one branch per student, and adapters between their feature maps.
 
     `forward` takes floating-point images [B, in_channels, H, W] and returns an `EnsembleOutput` in the order of
@@ -284,8 +285,7 @@ def channels_of_base(base: nn.Module, in_channels: int, size: tuple[int, int]) -
         size: height and width of an image that it accepts, in pixels.
     """
     with torch.no_grad():
-        on_meta = copy.deepcopy(base).to("meta").eval()
-        return on_meta(torch.empty(1, in_channels, *size, device="meta")).shape[1]
+        return meta_copy(base).eval()(torch.empty(1, in_channels, *size, device="meta")).shape[1]
 
 
 def _number_of_students(architecture: Architecture, given: int | None) -> int:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.layers.fast_module import use_direct_convs, use_fused_norms
 
 
 class FamilyFlops(NamedTuple):
@@ -26,7 +28,7 @@ class FamilyFlops(NamedTuple):
 def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -> list[int]:
     """Count the floating-point operations of each student, base and branch, for one image.
 
-    Convolutions and matrix products are counted, with two operations per multiply-add. The networks are built again on
+    Convolutions and matrix products are counted, with two operations per multiply-add. Copies of the networks run on
     the meta device, so that nothing is computed.
 
     Args:
@@ -49,17 +51,17 @@ def family_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"image_size: expected one or two numbers >= 1, got {image_size!r}")
-    architecture, n = ensemble.architecture, ensemble.num_students
-    with torch.device("meta"):
-        shared, base = _count(
-            architecture.build_base(ensemble.in_channels), torch.empty(1, ensemble.in_channels, *size)
-        )
-        branches = [architecture.build_branch(j, n, ensemble.num_classes) for j in ensemble.members]
-    return FamilyFlops(base, tuple(_count(branch, shared)[1] for branch in branches))
+    images = torch.empty(1, ensemble.in_channels, *size, device="meta")
+    shared, base = _count(ensemble.base, images)
+    return FamilyFlops(base, tuple(_count(branch, shared)[1] for branch in ensemble.branches))
 
 
 def _count(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Return the output of `module` for `x`, and its number of operations."""
-    with FlopCounterMode(display=False) as counter:
-        result = module.eval()(x)
+    """Return the output of a copy of `module` for `x`, and its number of operations."""
+    copied = meta_copy(module).eval()
+    # The forms of PyTorch, which the counter knows.
+    use_fused_norms(copied, False)
+    use_direct_convs(copied, False)
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        result = copied(x)
     return result, counter.get_total_flops()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.common.files import read_regular, write_atomically
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.common.tensors import not_finite
 from oekd_fast.common.text import plain
 from oekd_fast.family.gate import Gate
@@ -242,6 +243,8 @@ def _header_metadata(content: bytes) -> dict[str, str]:
 def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:
     """Build the student on the meta device, without memory for its weights and without drawing random numbers.
 
+    An architecture that returns modules with weights has them copied, so that no weights of others are replaced.
+
     Raises:
         ValueError: the network is unknown, or `metadata` describes another one.
     """
@@ -249,11 +252,11 @@ def _build(metadata: StudentMetadata, architecture: Architecture | None) -> Load
     if isinstance(architecture, ScalableArchitecture):
         architecture = architecture.with_widths(metadata.width_rule)
     j, n = metadata.index - 1, metadata.num_students
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         base = architecture.build_base(metadata.in_channels)
         branch = architecture.build_branch(j, n, metadata.num_classes)
         widths = tuple(architecture.map_channels(j, n))
-    student = LoadedStudent(base, branch, metadata)
+    student = LoadedStudent(meta_copy(base, buffers=False), meta_copy(branch, buffers=False), metadata)
     if metadata.widths != widths:
         raise ValueError(f"widths: expected {list(widths)}, as {metadata.model} has, got {list(metadata.widths[:20])}")
     parameters = sum(p.numel() for p in student.parameters())

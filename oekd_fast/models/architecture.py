@@ -91,7 +91,7 @@ def with_widths(
             f"with_widths(rule), got {type(architecture).__name__}"
         )
     scaled = architecture.with_widths(rule)
-    most = max(scaled.map_channels(0, 1 if rule.shares is None else len(rule.shares)))
+    most = max(scaled.map_channels(0, 1 if rule.shares is None else len(rule.shares)), default=rule.divisor)
     if rule.divisor > most:
         raise ValueError(
             f"width_divisor: expected at most {most}, the largest number of channels of {architecture.name}, "

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.common.width_rule import WidthRule
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models.in_place import call_on_shared
@@ -96,8 +97,12 @@ class Branch(Unscriptable, nn.Module):
         maps = []
         for b, stage in enumerate(self.stages):
             x = call_on_shared(stage, x, f"blocks[{b}]")
-            maps.append(x)
+            maps.append(self.map_of(b, x))
         return call_on_shared(self._classify, x, "head"), tuple(maps)
+
+    def map_of(self, b: int, x: Tensor) -> Tensor:
+        """Return the map [B, C_b, H_b, W_b] of block `b` for what its stage returned."""
+        return x
 
     def _classify(self, x: Tensor) -> Tensor:
         return self.classifier(self.pool(x))
@@ -123,8 +128,10 @@ def kaiming_fan_out(module: nn.Module) -> None:
 @torch.no_grad()
 def _find_channels(architecture: FunctionalArchitecture, width: Width) -> tuple[int, ...]:
     with torch.device("meta"):
-        x = architecture.base(architecture.image_shape[0]).eval()(torch.empty(1, *architecture.image_shape))
-        blocks = architecture.blocks(width)
+        # Copies, because the functions may return modules that exist and have weights.
+        base = meta_copy(architecture.base(architecture.image_shape[0]))
+        blocks = [meta_copy(block) for block in architecture.blocks(width)]
+        x = base.eval()(torch.empty(1, *architecture.image_shape))
     channels = []
     for b, block in enumerate(blocks):
         x = block.eval()(x)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.common.tensors import digest_of
 from oekd_fast.common.text import reason_of
 from oekd_fast.config.distillation import DistillationConfig
@@ -126,9 +127,8 @@ def _check_maps(maps: tuple[Tensor, ...], config: TrainConfig, image_shape: tupl
             f"returns logits and a list of maps, got logits alone from {config.teacher}"
         )
     with torch.device("meta"):
-        family = build_ensemble(
-            config.model, config.num_students, classes, image_shape[0], (0,), widths=config.widths
-        ).eval()
+        family = build_ensemble(config.model, config.num_students, classes, image_shape[0], (0,), widths=config.widths)
+        family = meta_copy(family).eval()
         own = family(torch.empty(1, *image_shape)).features[0]
     if len(maps) != len(own):
         raise ValueError(

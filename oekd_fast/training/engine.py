@@ -360,6 +360,8 @@ def _compares_features(ensemble: StudentEnsemble, feature_weight: float) -> bool
     if feature_weight == 0:
         return False
     if 0 in ensemble.members and len(ensemble.members) > 1 and not ensemble.adapters:
+        if not ensemble.architecture.map_channels(0, ensemble.num_students):  # students without maps
+            return False
         raise ValueError(
             f"ensemble: expected adapters, since feature_weight is {feature_weight:g}, got a family built with "
             "adapters=False"

@@ -6,7 +6,11 @@
   `channel_sets` and `layouts` hold which channels belong together and which element of a tensor belongs to which.
 - `selection` chooses the channels that remain, `resizing` removes the others, and `checking` (with `expectation` and
   `kept_channels`) runs the copy and compares every operation.
-- `scaling_errors`: the error of a network that cannot be scaled.
+- `architectures`: the architecture of a module, or of a function that builds modules. `module_architecture` has the
+  networks of `sources` cut and puts base and branches together, with `entry` and `branch`.
+- `trace` and `modes` follow a network by torch.fx, `values` finds where one tensor alone leads on, `units` and `cut`
+  choose the places of the cut, and `pieces` (with `map_views`) makes the modules. `inspection` runs them for checks.
+- `scaling_errors`, `errors`: the errors of a network that cannot be scaled, and of one that cannot be cut.
 
 A new operation is one entry in `operations.RULES`.
 """

@@ -51,6 +51,19 @@ def resize_tensors(
             tensors[name].data = data.clone(memory_format=torch.contiguous_format)
 
 
+def remaining_rows(layouts: Mapping[str, Layout], sets: ChannelSets, kept: Tensor) -> dict[str, Tensor]:
+    """Return the positions of dimension 0 whose channels remain, for each tensor in which some are removed there.
+
+    The arguments are those of `resize_tensors`; the positions are int64.
+    """
+    return {
+        name: kept[sets.find(factor).reshape(-1)].nonzero()[:, 0]
+        for name, layout in layouts.items()
+        for factor in layout.factors
+        if dims_of(factor) == (0,)
+    }
+
+
 def resize_attributes(
     network: nn.Module, sizes: Mapping[str, Mapping[int, set[int]]], groups: Mapping[str, int]
 ) -> None:

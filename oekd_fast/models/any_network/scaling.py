@@ -12,7 +12,7 @@ from oekd_fast.models.any_network.channel_sets import ChannelSets
 from oekd_fast.models.any_network.checking import Checking
 from oekd_fast.models.any_network.expectation import Expectation
 from oekd_fast.models.any_network.following import Following, Modules, evaluated, outputs_of
-from oekd_fast.models.any_network.resizing import resize_attributes, resize_tensors
+from oekd_fast.models.any_network.resizing import remaining_rows, resize_attributes, resize_tensors
 from oekd_fast.models.any_network.scaling_errors import ScalingError
 from oekd_fast.models.any_network.selection import kept_channels
 
@@ -55,6 +55,21 @@ def scale_module(
         ScalingError: the module cannot be scaled; the error names module, operation, line and reason.
         ValueError: `keep` names a module that does not exist, or `start` is neither "slice" nor "fresh".
     """
+    return scale_noting_rows(module, example_inputs, width, keep=keep, start=start)[0]
+
+
+def scale_noting_rows(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    width: Callable[[int], int],
+    *,
+    keep: Sequence[str] = (),
+    start: Start = "slice",
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return what `scale_module` does, and for each parameter and buffer the positions of dimension 0 that remain.
+
+    The arguments and errors are those of `scale_module`. The positions are int64, by the name of the parameter.
+    """
     names = dict(module.named_modules(remove_duplicate=False))
     if unknown := [name for name in keep if name not in names]:
         raise ValueError(f"keep: expected names of modules, got {unknown[0]!r}")
@@ -70,12 +85,13 @@ def scale_module(
             result = _run(network, inputs, modules)
         following.fix((result, whole))
         kept = kept_channels(sets, following.layouts_of_tensors, tensors, width)
+        rows = remaining_rows(following.layouts_of_tensors, sets, kept)
         _narrow(network, inputs, tensors, following, kept)
     if start == "fresh":
         for part in network.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
-    return network
+    return network, rows
 
 
 def _narrow(
