@@ -27,6 +27,7 @@ _EXPORTS = {
     "register_architecture": "models",
     "student_flops": "family.flops",
     "load_student": "family.saved",
+    "pick_student": "choice.pick",
     "TrainConfig": "config.train_config",
     "recipe_config": "config.recipes",
 }

@@ -82,7 +82,7 @@ def draw_latency(axes: Axes, accuracies: Sequence[float], ensemble: float, curve
     if marked:
         axes.plot(
             *zip(*marked, strict=True), "o", markersize=13, markerfacecolor="none", markeredgecolor=_NOT_FASTER,
-            label="not faster than a larger student",
+            label="not measurably faster than a larger student",
         )  # fmt: skip
     logarithmic(axes.xaxis)
     axes.set(xlabel="latency, ms (median; line to the 95th percentile)", ylabel="test accuracy, %")

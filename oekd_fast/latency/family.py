@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oekd_fast.figures.latency import LatencyCurve
-from oekd_fast.latency.result import MARK, Latency, Setting, preferred
+from oekd_fast.latency.result import Latency, LatencyReport, Setting, preferred
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,22 @@ class FamilyLatency:
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> FamilyLatency | None:
         """Return the latencies in `summary`, which have been checked; None if it has none."""
-        rows = [student.get("latency") or [] for student in summary["students"]]
-        ensemble = (summary.get("ensemble") or {}).get("latency") or []
-        latency = cls(tuple(map(_by_setting, rows)), _by_setting(ensemble))
+        ensemble = summary.get("ensemble") or {}
+        students, (of_ensemble,) = (
+            [list(map(Latency.from_dict, network.get("latency") or [])) for network in networks]
+            for networks in (summary["students"], [ensemble])
+        )
+        return cls._of(students, of_ensemble)
+
+    @classmethod
+    def of_report(cls, report: LatencyReport) -> FamilyLatency | None:
+        """Return the latencies of a measurement; None if it has none."""
+        return cls._of(report.students, report.ensemble)
+
+    @classmethod
+    def _of(cls, students: Sequence[Sequence[Latency]], ensemble: Sequence[Latency]) -> FamilyLatency | None:
+        *of_students, of_ensemble = ({row.setting: row for row in rows} for rows in (*students, ensemble))
+        latency = cls(tuple(of_students), of_ensemble)
         return latency if latency.settings else None
 
     @property
@@ -66,20 +79,14 @@ class FamilyLatency:
         ]
 
     def cells(self, setting: Setting) -> list[str]:
-        """Return the median of each student in `setting` for a column of a table, aligned beside marks."""
-        texts = [latency.text for latency in self.at(setting)]
-        marked = any(text.endswith(MARK) for text in texts)
-        return [text if text.endswith(MARK) or not marked else f"{text} " for text in texts]
+        """Return the median of each student in `setting` for a column of a table."""
+        return [latency.text for latency in self.at(setting)]
 
     def remarks(self, setting: Setting) -> Iterator[str]:
-        """Yield a sentence for each student that is not faster than a larger one in `setting`."""
+        """Yield a sentence for each student that is not measurably faster than a larger one in `setting`."""
         for number, latency in enumerate(self.at(setting), start=1):
             if latency.not_faster_than:
-                yield f"Student {number} is not faster than {_students(latency.not_faster_than)}"
-
-
-def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[Setting, Latency]:
-    return {latency.setting: latency for latency in map(Latency.from_dict, rows)}
+                yield f"Student {number} is not measurably faster than {_students(latency.not_faster_than)}"
 
 
 def _students(numbers: Sequence[int]) -> str:

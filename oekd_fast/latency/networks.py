@@ -68,3 +68,15 @@ def networks_of(students: Sequence[LoadedStudent], flops: Sequence[int], gate: G
     if len(students) > 1:
         networks.append(Network(EnsemblePrediction(students, gate), sum(flops)))
     return networks
+
+
+def size_of(module: nn.Module) -> dict[str, int]:
+    """Return the number of parameters and the bytes of the weights, as in a file without a header.
+
+    What `module` holds several times counts once.
+    """
+    tensors = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    return {
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "file_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+    }

@@ -56,8 +56,11 @@ class Latency:
 
     @property
     def text(self) -> str:
-        """The median in milliseconds in three digits, with `MARK` if the network is not faster than a larger one."""
-        return milliseconds(self.median_ms) + (MARK if self.not_faster_than else "")
+        """The median in milliseconds in three digits, after `MARK` if the network is not faster than a larger one.
+
+        The mark is on the left, so that digits in a column that is aligned to the right stay below each other.
+        """
+        return (MARK if self.not_faster_than else "") + milliseconds(self.median_ms)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as an entry of summary.json, with those of the setting at the same level."""

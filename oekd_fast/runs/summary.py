@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from oekd_fast import __version__
 from oekd_fast.common.tables import table_of_columns
@@ -21,6 +22,7 @@ from oekd_fast.figures.latency import draw_latency
 from oekd_fast.figures.plotting import new_figure, shared_legend
 from oekd_fast.figures.sizes import draw_sizes
 from oekd_fast.latency.family import FamilyLatency
+from oekd_fast.latency.networks import size_of
 from oekd_fast.latency.result import MARK
 
 if TYPE_CHECKING:
@@ -119,13 +121,7 @@ def summarise(
 def _ensemble_size(ensemble: StudentEnsemble, flops: FamilyFlops) -> dict[str, Any]:
     """Return the size of all students with one base, without the adapters, as it would be in one file."""
     parts = [ensemble.base, ensemble.branches, *([] if ensemble.gate is None else [ensemble.gate])]
-    tensors = [tensor for part in parts for tensor in part.state_dict().values()]
-    return {
-        "parameters": sum(parameter.numel() for parameter in ensemble.network_parameters()),
-        "flops": flops.base + sum(flops.branches),
-        "file_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        "latency": None,
-    }
+    return {**size_of(nn.ModuleList(parts)), "flops": flops.base + sum(flops.branches), "latency": None}
 
 
 def _device_name(device: torch.device) -> str:

@@ -69,13 +69,12 @@ def test_with_one_thread_there_is_no_second_number_of_threads(students, one_thre
     assert settings(report.ensemble) == ["eager, 1 thread, batch 1", "eager, 1 thread, batch 64"]
 
 
-def test_the_students_stay_as_they_were(students, threads, monkeypatch):
+def test_the_students_stay_as_they_were(students, one_thread, monkeypatch):
     monkeypatch.setattr(measure, "_TARGET", 0.0)  # as few turns as possible
-    threads(2)
     before = [{name: tensor.clone() for name, tensor in student.state_dict().items()} for student in students]
     state = torch.get_rng_state()
     report = measure_students(students, FLOPS, device=CPU, seconds=60.0)
-    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == 2
+    assert torch.equal(torch.get_rng_state(), state)
     for student, tensors in zip(students, before, strict=True):
         assert not student.training
         for name, tensor in student.state_dict().items():
@@ -112,9 +111,9 @@ def test_what_was_left_out_is_tried_again_and_rows_keep_their_order(students, on
     assert report.notes == () and len(tries) == 3 and tries[2] > tries[0]
 
 
-@pytest.mark.parametrize(("seconds", "batch"), [(0.001, 64), (0.02, 32), (0.1, 8), (50.0, 8)])
+@pytest.mark.parametrize(("seconds", "batch"), [(0.001, 64), (0.2, 32), (1.0, 8), (50.0, 8)])
 def test_the_large_batch_is_the_largest_that_there_is_time_for(students, one_thread, monkeypatch, seconds, batch):
-    """A call of student 1 with 8 images takes `seconds`, and the ensemble half as long again: 2.25 limits of 4.5 s."""
+    """A call of the ensemble with 8 images takes `seconds`, one of each network twice that; five fit 9 s."""
 
     class Slow(measure.Eager):
         @contextmanager
@@ -123,7 +122,7 @@ def test_the_large_batch_is_the_largest_that_there_is_time_for(students, one_thr
 
     monkeypatch.setattr(measure, "Eager", Slow)
     monkeypatch.setattr(measure, "time_in_turns", lambda calls, costs, *_, **__: [Timing(((1.0,),)) for _ in costs])
-    report = measure_students(students, FLOPS, device=CPU, seconds=0.9 / 0.45)
+    report = measure_students(students, FLOPS, device=CPU, seconds=20.0)
     assert report.students[0][1].setting.batch == batch
 
 

@@ -16,8 +16,8 @@ LEVELS = (
     {"latency"},
     {"training", "reporting"},
     {"runs"},
-    {"reproduction"},
-    {"train", "report", "reproduce", "check_data"},
+    {"reproduction", "choice"},
+    {"train", "report", "reproduce", "pick", "check_data"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = [*ROOT.rglob("*.py"), *(ROOT.parent / "kernels").rglob("*.py")]

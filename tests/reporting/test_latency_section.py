@@ -44,7 +44,7 @@ def test_the_table_has_a_column_for_each_setting(folder):
         assert f"<th>{heading}</th>" in text
     first, second, ensemble = (row for row in text.splitlines() if row.startswith("<tr><td>"))
     assert "<td>1.10 MB</td><td>1.50 (3.00)</td><td>0.750 (1.50)</td><td>123 (247)</td>" in first
-    assert "<td>490 kB</td><td>1.62* (3.25)</td><td>0.250 (0.500)</td><td>99.0* (198)</td>" in second
+    assert "<td>490 kB</td><td>*1.62 (3.25)</td><td>0.250 (0.500)</td><td>*99.0 (198)</td>" in second
     assert "<td>1.60 MB</td><td>3.25 (6.50)</td><td>-</td><td>-</td>" in ensemble
     assert "a &lt;processor&gt;" in text and "torch 2.13" in text and "of shape 1 x 8 x 8" in text
     assert "eager, 1 thread, batch 64: not measured, since it takes more than 20 s." in text
@@ -52,7 +52,9 @@ def test_the_table_has_a_column_for_each_setting(folder):
 
 def test_a_student_that_is_not_faster_is_named_in_one_sentence(folder):
     (note,) = (line for line in parts(folder).splitlines() if 'class="note"' in line)
-    sentence = "Student 2 is not faster than student 1 (eager, 2 threads, batch 1; eager, 2 threads, batch 64)."
+    sentence = (
+        "Student 2 is not measurably faster than student 1 (eager, 2 threads, batch 1; eager, 2 threads, batch 64)."
+    )
     assert sentence in note
     change(folder / "summary.json", **with_latencies(SUMMARY, [FIRST, FIRST]))
     assert 'class="note"' not in parts(folder)

@@ -166,7 +166,7 @@ def test_the_final_table_shows_and_marks_the_latency(smallest, measured):
     summary |= deployment.latency_fields(summary, report(1.25, 1.5, ensemble=123.4, slow=(2,)))
     lines = shown(summary)
     assert "ms" in lines[1].split()
-    assert " 1.25  " in lines[3] and " 1.50* " in lines[4]
+    assert "  1.25  " in lines[3] and " *1.50  " in lines[4]
     assert lines[-2:] == ["ms: median latency of one image (eager, 2 threads); ensemble 123 ms",
-                          "* Student 2 is not faster than student 1"]  # fmt: skip
+                          "* Student 2 is not measurably faster than student 1"]  # fmt: skip
     assert max(map(len, shown(summary, 60))) <= 80
