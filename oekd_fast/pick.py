@@ -32,7 +32,7 @@ _OPTIONAL_COLUMNS = ("file", "p95 ms", "test %", "parameters", "ms")
 
 @dataclass(frozen=True, kw_only=True)
 class PickConfig(Section):
-    """Pick the student of a finished run that fits a budget of latency or size."""
+    """Pick the student of a finished run that fits a budget."""
 
     run: Path = field(metadata={"metavar": "RUN"})
     """Run folder."""

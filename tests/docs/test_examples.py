@@ -81,6 +81,8 @@ def test_command_lines_are_understood(page):
         _, _, module, *arguments = shlex.split(line)
         if module == "oekd_fast.report":
             parse_report(arguments)
+        elif module == "oekd_fast.pick":
+            parse_pick(arguments)
         elif module == "oekd_fast.check_data":
             parse_check_data(arguments)
         elif module.startswith("oekd_fast."):
@@ -105,6 +107,12 @@ def parse_report(arguments):
     from oekd_fast.report import ReportConfig
 
     assert ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", arguments)).runs
+
+
+def parse_pick(arguments):
+    from oekd_fast.pick import PickConfig
+
+    assert PickConfig(**parse(PickConfig, "python -m oekd_fast.pick", arguments)).run
 
 
 def parse_check_data(arguments):
