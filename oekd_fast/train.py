@@ -56,7 +56,7 @@ def main() -> int:
             return 0
         with warnings_as_lines(errors):
             return _run(options.config, console, errors)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         print_line(errors, f"error: {error}")
         return 1
     finally:

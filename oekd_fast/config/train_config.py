@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -77,7 +78,8 @@ class TrainConfig(RunConfig, ScheduleConfig, OptimizerConfig, DistillationConfig
     @property
     def run_folder(self) -> Path:
         """`output_dir`, or a folder in runs/ named after data set, model and seed if it is None."""
-        name = f"{Path(self.dataset).name}-{self.model}-seed{self.seed}"
+        model = re.sub(r"[^\w.+-]+", "_", self.model.rpartition("/")[2])  # timm:resnet18, nets/mine.py:make
+        name = f"{Path(self.dataset).name}-{model}-seed{self.seed}"
         return self.output_dir if self.output_dir is not None else Path("runs") / name
 
     def as_dict(self) -> dict[str, Any]:

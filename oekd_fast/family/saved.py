@@ -21,6 +21,7 @@ from oekd_fast.family.gate import Gate
 from oekd_fast.family.metadata import Normalisation, StudentMetadata, check_names, digest, dump_metadata, parse_metadata
 from oekd_fast.family.student import Student
 from oekd_fast.models import Architecture, ScalableArchitecture, architecture_names, get_architecture
+from oekd_fast.models.model_sources import TIMM, Images, find_architecture, runs_code
 
 if TYPE_CHECKING:
     from oekd_fast.family.exporting.export import ExportedFile
@@ -125,7 +126,7 @@ def save_student(
     return weights_path
 
 
-def load_student(path: Path | str, architecture: Architecture | None = None) -> LoadedStudent:
+def load_student(path: Path | str, architecture: Architecture | str | None = None) -> LoadedStudent:
     """Load a saved student on the CPU, in evaluation mode.
 
     The files may come from a stranger: no code from them is run, and they are compared with the network of that name
@@ -133,14 +134,16 @@ def load_student(path: Path | str, architecture: Architecture | None = None) -> 
 
     Args:
         path: `<name>.safetensors`, `<name>.json` or `<name>`; both files are read, and "~" is expanded.
-        architecture: architecture of the student; needed if it is not registered, as for a network of your own.
+        architecture: architecture of the student; needed if it is not registered, as for a network of your own. A text
+            such as "nets.py:make" is that of the option `--model` of the trainer, and its code is run. Networks of timm
+            ("timm:resnet18") are built without it.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
         ValueError: a file is damaged, has another format version, does not belong to the other or does not describe the
             network of that name; a weight is NaN or infinite; or the student's architecture is not registered and is
             not `architecture`. The message names the file and the field or the tensor.
-        ImportError: safetensors is not installed.
+        ImportError: safetensors is not installed, or timm for one of its networks.
         OSError: a file cannot be read.
     """
     safetensors = _import_safetensors()
@@ -240,7 +243,7 @@ def _header_metadata(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
 
 
-def _build(metadata: StudentMetadata, architecture: Architecture | None) -> LoadedStudent:
+def _build(metadata: StudentMetadata, architecture: Architecture | str | None) -> LoadedStudent:
     """Build the student on the meta device, without memory for its weights and without drawing random numbers.
 
     An architecture that returns modules with weights has them copied, so that no weights of others are replaced.
@@ -248,14 +251,15 @@ def _build(metadata: StudentMetadata, architecture: Architecture | None) -> Load
     Raises:
         ValueError: the network is unknown, or `metadata` describes another one.
     """
-    architecture = _architecture_of(metadata, architecture)
-    if isinstance(architecture, ScalableArchitecture):
-        architecture = architecture.with_widths(metadata.width_rule)
     j, n = metadata.index - 1, metadata.num_students
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        base = architecture.build_base(metadata.in_channels)
-        branch = architecture.build_branch(j, n, metadata.num_classes)
-        widths = tuple(architecture.map_channels(j, n))
+    with torch.random.fork_rng(devices=[]):
+        architecture = _architecture_of(metadata, architecture)
+        if isinstance(architecture, ScalableArchitecture):
+            architecture = architecture.with_widths(metadata.width_rule)
+        with torch.device("meta"):
+            base = architecture.build_base(metadata.in_channels)
+            branch = architecture.build_branch(j, n, metadata.num_classes)
+            widths = tuple(architecture.map_channels(j, n))
     student = LoadedStudent(meta_copy(base, buffers=False), meta_copy(branch, buffers=False), metadata)
     if metadata.widths != widths:
         raise ValueError(f"widths: expected {list(widths)}, as {metadata.model} has, got {list(metadata.widths[:20])}")
@@ -265,8 +269,18 @@ def _build(metadata: StudentMetadata, architecture: Architecture | None) -> Load
     return student
 
 
-def _architecture_of(metadata: StudentMetadata, architecture: Architecture | None) -> Architecture:
+def _architecture_of(metadata: StudentMetadata, architecture: Architecture | str | None) -> Architecture:
+    images = Images(metadata.in_channels, metadata.image_size, metadata.num_classes)
+    if isinstance(architecture, str):
+        architecture = find_architecture(architecture, images)
     if architecture is None:
+        if metadata.model.startswith(TIMM):
+            return find_architecture(metadata.model, images)
+        if runs_code(metadata.model):
+            raise ValueError(
+                f"model: {metadata.model[:80]!r} is a function of a file, which is not run unasked; pass "
+                f'architecture="{metadata.model[:80]}" with the path of the file'
+            )
         if metadata.model not in architecture_names():
             raise ValueError(
                 f"model: {metadata.model[:80]!r} is unknown; pass architecture= for a network of your own, "

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
+from oekd_fast.common.python_names import import_python, split_python_name
 from oekd_fast.common.text import reason_of
 from oekd_fast.family.saved import LoadedStudent, load_student
 
@@ -56,7 +53,7 @@ def load_source(source: Path, device: torch.device) -> TeacherSource:
         FileNotFoundError: the file is missing.
         ValueError, TypeError: the network cannot be loaded, or is not one for evaluation; the message is one line.
     """
-    named = _module_and_name(source)
+    named = split_python_name(str(source))
     if named is not None:
         return _of_python(*named)
     if source.suffix == PROGRAM_SUFFIX:
@@ -147,16 +144,8 @@ def _in_training_mode(program: torch.export.ExportedProgram) -> str | None:
     return None
 
 
-def _module_and_name(source: Path) -> tuple[str, str] | None:
-    """Split ``package.module:name`` or ``file.py:name``; None if `source` is the path of a file."""
-    where, _, name = str(source).rpartition(":")
-    if not name.isidentifier() or not (where.endswith(".py") or all(map(str.isidentifier, where.split(".")))):
-        return None
-    return where, name
-
-
 def _of_python(where: str, name: str) -> TeacherSource:
-    found = getattr(_import(where), name, None)
+    found = getattr(import_python(where, "teacher"), name, None)
     if found is None:
         raise ValueError(f"expected a function or a module called {name!r} in {where}, got none")
     if not isinstance(found, nn.Module):
@@ -184,27 +173,3 @@ def _of_timm(network: nn.Module, config: Mapping[str, Any], attribute: str) -> T
     if height != width:
         raise ValueError(f"{attribute}: expected an input_size of square images, got {height} x {width}")
     return TeacherSource(network, mean, std, height)
-
-
-def _import(where: str) -> ModuleType:
-    """Import a module by its name, or a file under a name of its own.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the code raises an exception, or there is no such module.
-    """
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        path = Path(where)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing")
-        spec = importlib.util.spec_from_file_location(f"teacher_from_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses and pickle look modules up there
-        spec.loader.exec_module(module)
-        return module
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # the user's code
-        raise ValueError(f"{where} cannot be imported ({reason_of(error)})") from error

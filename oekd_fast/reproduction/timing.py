@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.models.model_sources import Images
+from oekd_fast.runs.build import model_of
 from oekd_fast.runs.device_data import DeviceData, choose_device, dataset_of
 from oekd_fast.runs.external_teacher import load_teacher
 from oekd_fast.runs.phase import Phase
@@ -55,8 +57,9 @@ def time_epochs(config: TrainConfig, rounds: int = ROUNDS, steps: int = STEPS) -
         engine.metrics.read()  # waits for the device
         return (time.perf_counter() - start) / count
 
-    teacher = load_teacher(config, dataset, data, device)
-    tasks = [phase_task(name, config, data, {}, teacher) for name in (FAMILY, *baseline_names(config))]
+    architecture = model_of(config, Images(data.in_channels, dataset.image_size, data.num_classes))
+    teacher = load_teacher(config, dataset, data, device, architecture=architecture)
+    tasks = [phase_task(name, config, data, {}, teacher, architecture) for name in (FAMILY, *baseline_names(config))]
     engines = [Phase(task, config, data, folder, device).engine for task in tasks]
     for engine in engines:
         seconds(engine, min(WARMUP_STEPS, steps))

@@ -11,7 +11,9 @@ import torch
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import StudentEnsemble, build_ensemble
-from oekd_fast.models import Architecture, load_standard_weights, width_rule_of
+from oekd_fast.models import Architecture, load_standard_weights, width_rule_of, with_widths
+from oekd_fast.models.any_network.module_architecture import ModuleArchitecture
+from oekd_fast.models.model_sources import Images, find_architecture
 from oekd_fast.models.published_weights import find_standard_weights
 from oekd_fast.runs.tasks import PhaseTask
 
@@ -25,7 +27,7 @@ def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_chan
     """
     teacher = task.teacher
     ensemble = build_ensemble(
-        config.model,
+        task.architecture or config.model,
         config.num_students,
         num_classes,
         in_channels,
@@ -35,13 +37,33 @@ def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_chan
         widths=config.widths,
         width_divisor=config.width_divisor,
     )
-    if config.initial_weights is not None:
+    if config.initial_weights is not None and not isinstance(ensemble.architecture, ModuleArchitecture):
         _load_published(ensemble, config.initial_weights)
     if task.start is not None:
         ensemble.base.load_state_dict(task.start.base.state_dict())
         for j in task.start.members:
             ensemble.student(j).branch.load_state_dict(task.start.student(j).branch.state_dict())
     return ensemble
+
+
+def model_of(config: TrainConfig, images: Images) -> Architecture:
+    """Return the network that `config` names, with the widths of its students.
+
+    Args:
+        images: images and classes of the data.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError, ImportError: the network cannot be built, scaled or cut.
+    """
+    architecture = find_architecture(config.model, images, config.initial_weights)
+    return with_widths(architecture, config.widths, config.width_divisor)
+
+
+def cut_notes(architecture: Architecture, num_students: int) -> list[str]:
+    """Return lines that show where a network of timm or of the user is cut; none for a network of the package."""
+    if not isinstance(architecture, ModuleArchitecture):
+        return []
+    return [*architecture.describe(num_students).splitlines(), *width_notes(architecture, num_students)]
 
 
 def initial_weights_note(path: Path) -> str | None:

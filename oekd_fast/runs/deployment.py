@@ -46,7 +46,8 @@ def with_latency(
     """
     print_line(console, f"Measuring latency, at most {seconds:g} s (--latency off skips it)")
     try:
-        students = [load_student(_weights(folder, student["index"])) for student in summary["students"]]
+        architecture = family.ensemble.architecture
+        students = [load_student(_weights(folder, student["index"]), architecture) for student in summary["students"]]
         gate = family.ensemble.gate
         report = measure_students(
             students,

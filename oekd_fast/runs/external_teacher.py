@@ -18,11 +18,17 @@ from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.family.saved import LoadedStudent
 from oekd_fast.family.teacher import Teacher
 from oekd_fast.family.teacher_sources import TeacherSource, load_source
+from oekd_fast.models import Architecture
 from oekd_fast.runs.device_data import DeviceData
 
 
 def load_teacher(
-    config: TrainConfig, dataset: ImageDataset, data: DeviceData, device: torch.device, ranks: int = 1
+    config: TrainConfig,
+    dataset: ImageDataset,
+    data: DeviceData,
+    device: torch.device,
+    ranks: int = 1,
+    architecture: Architecture | None = None,
 ) -> Teacher | None:
     """Load the teacher that `config` names on `device`, and run it on a micro-batch of training images; None without
     one.
@@ -32,6 +38,7 @@ def load_teacher(
 
     Args:
         ranks: number of ranks that share a batch.
+        architecture: network that learns; None stands for the registered one that the config names.
 
     Raises:
         FileNotFoundError: its file is missing.
@@ -64,7 +71,7 @@ def load_teacher(
     maps = _check_outputs(teacher, images, str(config.teacher))
     teacher.channels = tuple(each.shape[1] for each in maps)
     if config.objective == "fitnets":
-        _check_maps(maps, config, tuple(images.shape[1:]), data.num_classes)
+        _check_maps(maps, config, tuple(images.shape[1:]), data.num_classes, architecture or config.model)
     return teacher
 
 
@@ -119,7 +126,13 @@ def _check_outputs(teacher: Teacher, images: Tensor, name: str) -> tuple[Tensor,
     return maps
 
 
-def _check_maps(maps: tuple[Tensor, ...], config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> None:
+def _check_maps(
+    maps: tuple[Tensor, ...],
+    config: TrainConfig,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    model: str | Architecture,
+) -> None:
     """Raise ValueError unless each block of the model has a map, of the height and width of its own."""
     if not maps:
         raise ValueError(
@@ -127,7 +140,7 @@ def _check_maps(maps: tuple[Tensor, ...], config: TrainConfig, image_shape: tupl
             f"returns logits and a list of maps, got logits alone from {config.teacher}"
         )
     with torch.device("meta"):
-        family = build_ensemble(config.model, config.num_students, classes, image_shape[0], (0,), widths=config.widths)
+        family = build_ensemble(model, config.num_students, classes, image_shape[0], (0,), widths=config.widths)
         family = meta_copy(family).eval()
         own = family(torch.empty(1, *image_shape)).features[0]
     if len(maps) != len(own):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.teacher import Teacher
+from oekd_fast.models import Architecture
 from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.runs.tasks import PhaseResult, PhaseTask
 
@@ -30,14 +32,26 @@ def baseline_names(config: TrainConfig) -> list[str]:
 
 
 def phase_task(
-    name: str, config: TrainConfig, data: DeviceData, results: Mapping[str, PhaseResult], teacher: Teacher | None
+    name: str,
+    config: TrainConfig,
+    data: DeviceData,
+    results: Mapping[str, PhaseResult],
+    teacher: Teacher | None,
+    architecture: Architecture | None = None,
 ) -> PhaseTask:
     """Return the task of the phase `name`, one of `phase_names`.
 
     Args:
         results: results of the phases before it, by name.
         teacher: external teacher of the family; None without one.
+        architecture: network to train; None stands for the registered one that the config names.
     """
+    return replace(_task(name, config, data, results, teacher), architecture=architecture)
+
+
+def _task(
+    name: str, config: TrainConfig, data: DeviceData, results: Mapping[str, PhaseResult], teacher: Teacher | None
+) -> PhaseTask:
     if name == PRETRAINING:
         return PhaseTask(name, (0,), from_labels=True, epochs=config.pretrain_epochs)
     if name.startswith(_BASELINE):

@@ -21,8 +21,9 @@ from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.latency.measure import SECONDS
-from oekd_fast.models import get_architecture, with_widths
-from oekd_fast.runs.build import initial_weights_note, width_notes
+from oekd_fast.models import with_widths
+from oekd_fast.models.model_sources import Images, registered
+from oekd_fast.runs.build import cut_notes, initial_weights_note, model_of, width_notes
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.deployment import with_file_sizes, with_latency
@@ -81,7 +82,9 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
     with ExitStack() as stack:
         with failing_together(world):
             # Raises before the data set is loaded if the model is unknown or cannot have these widths.
-            architecture = with_widths(get_architecture(config.model), config.widths, config.width_divisor)
+            named = registered(config.model)
+            if named is not None:
+                with_widths(named, config.widths, config.width_divisor)
             stack.enter_context(threads_of_rank(config.threads, world))
             device = device_of_rank(config.device, world)
             folder = stack.enter_context(RunFolder(config, writes=world.is_main))
@@ -95,23 +98,27 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
         with failing_together(world):
             data = DeviceData.of(dataset, config, device)
             fingerprint = DataFingerprint.of(dataset)
-            teacher = load_teacher(config, dataset, data, device, world.size)
-            if config.initial_weights is not None:
+            architecture = model_of(config, Images(data.in_channels, dataset.image_size, data.num_classes))
+            teacher = load_teacher(config, dataset, data, device, world.size, architecture)
+            if config.initial_weights is not None and named is not None:
                 initial = initial_weights_note(config.initial_weights)
         check_same_run(world, config, fingerprint, None if teacher is None else teacher.fingerprint)
-        notes = [*data.notes, *width_notes(architecture, config.num_students)]
+        notes = [*data.notes, *(width_notes(architecture, config.num_students) if named is not None else ())]
         notes += [] if teacher is None else teacher_notes(teacher, config)
         for note in notes:
             print_line(console, note)
-        if config.initial_weights is not None and initial:
+        if config.initial_weights is not None and named is not None and initial:
             print_line(console, initial)
 
         votes = StopVote(stop, world)
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)
         for name in names:
-            task = phase_task(name, config, data, results, teacher)
+            task = phase_task(name, config, data, results, teacher, architecture)
             phase = Phase(task, config, data, folder, device, fingerprint, world)
+            if name == FAMILY:
+                for note in cut_notes(architecture, len(task.members)):
+                    print_line(console, note)
             with failing_together(world):
                 folder.claim(config, name)
                 folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
@@ -218,6 +225,6 @@ def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result
             normalisation=Normalisation(*data.normalisation),
             accuracy=accuracy,
         )
-        save_student(result.ensemble.student(j), folder / f"student_{j + 1}", metadata)
+        save_student(result.ensemble.student(j), folder / f"student_{j + 1}", metadata, result.ensemble.architecture)
     if result.ensemble.gate is not None:
         save_gate(result.ensemble.gate, folder / GATE_FILE)

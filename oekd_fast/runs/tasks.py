@@ -7,6 +7,7 @@ from typing import Any
 
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.teacher import Teacher
+from oekd_fast.models import Architecture
 from oekd_fast.training.metrics import EpochMetrics
 
 
@@ -20,6 +21,7 @@ class PhaseTask:
     epochs: None trains for the epochs of the config.
     teacher: external teacher, which the students learn from beside or instead of each other.
     start: family whose weights the base and the students start with; None starts from the model's initial weights.
+    architecture: network to train; None stands for the registered one that the config names.
     """
 
     name: str
@@ -28,6 +30,7 @@ class PhaseTask:
     epochs: int | None = None
     teacher: Teacher | None = None
     start: StudentEnsemble | None = None
+    architecture: Architecture | None = None
 
 
 @dataclass(frozen=True)
