@@ -31,6 +31,8 @@ class ReportConfig:
     """Load the data set that config.json names: a folder of this machine, or a download from the hub."""
     data_dir: Path | None = field(default=None, metadata={"unset": "none is read"})
     """Folder that holds the data set now, in place of the one that config.json names."""
+    model: str | None = field(default=None, metadata={"unset": "none is run"})
+    """Function that builds the networks, FILE.py:FUNCTION, of runs whose model is one."""
     images: int = 6
     """Number of test images for which Grad-CAM is shown; 0 for none."""
     explain: Literal["predicted", "true"] = "predicted"
@@ -61,7 +63,7 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
 
     Run folders may come from others. Nothing outside them is opened but the data set, and that only with
     `config.with_data` or `config.data_dir`; the digits, which are part of scikit-learn, are always loaded. Without the
-    data set, the page lacks the parts that need it.
+    data set, the page lacks the parts that need it. Code of a user's network runs with `config.model` only.
 
     Args:
         config: the runs, and what is shown.
@@ -94,7 +96,7 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
 
         section = Section(
             group, dataset_of, config.data_dir, config.with_data, config.images, config.explain, device, keep,
-            lambda line: print_line(console, line),
+            lambda line: print_line(console, line), config.model,
         )  # fmt: skip
         sections.append(section.html())
     title = groups[0].title if len(groups) == 1 else f"{len(groups)} families of students"

@@ -16,6 +16,7 @@ from oekd_fast.data.known import known_name
 from oekd_fast.family.ensemble import channels_of_base
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import GATE_FILE, LoadedStudent, load_gate, load_student
+from oekd_fast.models.model_sources import runs_code
 from oekd_fast.reporting.cam_figures import CamPanels
 from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.grad_cam import grad_cam
@@ -37,14 +38,23 @@ class Networks:
     gate: Gate | None = None
 
 
-def load_networks(run: Run, device: torch.device) -> Networks:
+def load_networks(run: Run, device: torch.device, model: str | None = None) -> Networks:
     """Load the weights of `run` on `device`.
+
+    Args:
+        model: function that builds the networks if the model of the run is one, such as "nets.py:make"; its code runs.
 
     Raises:
         ReportError: weights of students are missing.
         ValueError: a file is damaged, the architecture is not registered, or the gate belongs to another family.
     """
-    students, baselines = ([load_student(path).to(device) for path in run.saved(kind)] for kind in
+    architecture = model if runs_code(run.config.model) else None
+    if architecture is None and runs_code(run.config.model):
+        raise ReportError(
+            f"config.json names the function {run.config.model!r} as the model, which is not run unasked; "
+            f"--model {run.config.model} runs it"
+        )
+    students, baselines = ([load_student(path, architecture).to(device) for path in run.saved(kind)] for kind in
                            ("students", "baselines"))  # fmt: skip
     if not students:
         raise ReportError(

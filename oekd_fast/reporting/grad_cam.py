@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ def grad_cam(student: Student, images: Tensor, classes: Tensor) -> Tensor:
 
     The map is relu(sum_k a_k A_k), resized to the image, where A is the feature map of the last block and a_k is the
     mean over pixels of the gradient of the class's logit by channel k. No hooks are needed, since the branch returns
-    its feature maps.
+    its feature maps. A map of tokens [B, C, T, 1] is a square of patches, after a class token if there is one.
 
     Args:
         student: network in evaluation mode, so that images are independent of each other.
@@ -36,7 +38,16 @@ def grad_cam(student: Student, images: Tensor, classes: Tensor) -> Tensor:
     last = maps[-1]
     (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), last)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
-    cam = (weights * last.detach()).sum(dim=1, keepdim=True).relu()
+    cam = _in_square((weights * last.detach()).sum(dim=1, keepdim=True).relu())
     cam = F.interpolate(cam, size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     peak = cam.amax(dim=(1, 2), keepdim=True)
     return torch.where(peak > 0, cam / peak, 0.0)
+
+
+def _in_square(cam: Tensor) -> Tensor:
+    """Return the patches of a map of tokens [B, 1, T, 1] as [B, 1, side, side], and other maps as they are."""
+    tokens = cam.shape[2]
+    side = isqrt(tokens)
+    if cam.shape[3] > 1 or tokens - side * side > 1:
+        return cam
+    return cam[:, :, tokens - side * side :].reshape(len(cam), 1, side, side)

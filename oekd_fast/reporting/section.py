@@ -57,6 +57,7 @@ class Section:
         device: device on which networks run.
         keep: function called with the name and content of each file beside the page.
         tell: function called with a line for the user if a part of the page is missing.
+        model: function that builds the networks of runs whose model is one, given by the user; None if there is none.
     """
 
     group: Group
@@ -68,6 +69,7 @@ class Section:
     device: torch.device
     keep: Callable[[str, bytes], None]
     tell: Callable[[str], None]
+    model: str | None = None
 
     def html(self) -> str:
         """Return the section as HTML."""
@@ -172,7 +174,7 @@ class Section:
     def _evidence(self) -> Iterator[str]:
         """Yield the parts that need the networks and the test images."""
         config = data_config(self._runs[0].config, self.data_dir, self.with_data)
-        networks = [load_networks(run, self.device) for run in self._runs]
+        networks = [load_networks(run, self.device, self.model) for run in self._runs]
         dataset = self.load(config)
         for run, loaded in zip(self._runs, networks, strict=True):
             check_same_images(dataset, run, loaded.students[0])
@@ -308,6 +310,9 @@ class Section:
     def _cams(self, dataset: ImageDataset, networks: Networks) -> Iterator[str]:
         rows = one_of_each_class(dataset.test.labels.cpu(), self.images)
         if len(rows) == 0:
+            return
+        if not networks.students[0].metadata.widths:
+            yield page.note("Grad-CAM needs feature maps, which the students of this family do not return.")
             return
         last = len(networks.students)
         shown = {"student 1, pseudo teacher": networks.students[0]}
