@@ -1,0 +1,1 @@
+"""Benchmarks of finished students: what they cost where they are used."""
