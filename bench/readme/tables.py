@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import accuracy, loss, scale_out, steps
+from . import accuracy, loss, scale_out, steps, students
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -53,6 +53,7 @@ TABLES = (
     Table("gpu_loss", BENCHMARKS, loss.on_a_gpu, (GPU,)),
     Table("step", BENCHMARKS, steps.training_steps, ("step_*_cpu.json", GPU)),
     Table("ranks", DISTRIBUTED, steps.on_ranks, ("ranks_*_cpu.json",)),
+    Table("students", BENCHMARKS, students.latencies, ("widths_*_cpu.json",)),
     Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),
     Table("cifar100", BENCHMARKS, accuracy.single_run, ("cifar100_resnet20_cpu.json",)),
     Table("reproduced_digits", REPRODUCING, accuracy.over_seeds, ("reproduce_digits_resnet20.json",)),

@@ -13,17 +13,19 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
-import onnxruntime
 import torch
 
 from oekd_fast import build_ensemble
 from oekd_fast.common.machine import machine
+from oekd_fast.common.packages import require
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.flops import student_flops
 
 from .. import result_file
 from ..measure import Timing, interleave
+from .order import order
 
 DIVISORS, BATCHES = (1, 4, 8, 16), (1, 64)
 CLASSES = 10
@@ -49,6 +51,7 @@ def export(families: dict[int, StudentEnsemble], size: int, folder: Path) -> dic
 
 def call_of(file: Path, threads: int, images: torch.Tensor) -> Callable[[], object]:
     """Return a function that runs the model in `file` on `images`."""
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Waiting threads of one network would otherwise take the processor from the next one.
@@ -56,6 +59,10 @@ def call_of(file: Path, threads: int, images: torch.Tensor) -> Callable[[], obje
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, inputs)
+
+
+def _onnxruntime() -> ModuleType:
+    return require("onnxruntime", "this benchmark needs", "export")
 
 
 def measure(
@@ -73,19 +80,13 @@ def of_divisors(timings: dict[tuple[int, int], Timing]) -> dict[str, list[dict]]
     return {str(d): [timing.as_dict() for timing in (whole, *others)] for d, others in students.items()}
 
 
-def each_faster(timings: Sequence[dict]) -> bool:
-    """Whether the median of each student is below that of the next larger one."""
-    medians = [timing["median"] for timing in timings]
-    return all(smaller < larger for larger, smaller in zip(medians, medians[1:], strict=False))
-
-
 def line(result: dict) -> str:
     """Return a result as lines of text, one for each divisor."""
     head = f"batch {result['batch']}, {result['threads']} threads"
     return "\n".join(
         f"{head}, multiples of {divisor:>2}: "
         + "  ".join(f"{timing['median']:.3f}" for timing in timings)
-        + ("" if each_faster(timings) else "  not in order")
+        + f"  each faster: {order(timings)}"
         for divisor, timings in result["milliseconds"].items()
     )
 
@@ -103,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     families = {divisor: build(arguments.model, arguments.widths, divisor) for divisor in arguments.divisors}
-    where = machine() | {"onnxruntime": onnxruntime.__version__}
+    where = machine() | {"onnxruntime": _onnxruntime().__version__}
     print(result_file.describe(where), flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:

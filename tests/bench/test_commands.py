@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # From the bottom up; a package imports only packages before it.
-ORDER = ("measure", "gpu_timing", "result_file", "ops", "step", "model", "gpu", "codegen", "readme")
+ORDER = ("measure", "gpu_timing", "result_file", "ops", "step", "model", "gpu", "codegen", "students", "readme")
 COMMANDS = (
     *(f"bench.ops.{op}" for op in ("autograd_floor", "direct_conv", "ensemble_kd", "ensemble_kd_shapes", "feature_kd")),
     "bench.ops.norm_relu",
@@ -24,7 +24,7 @@ COMMANDS = (
         "bench.gpu.runner",
     ),
     *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.ranks"),
-    *("bench.codegen", "bench.readme.tables", "bench.readme.training"),
+    *("bench.codegen", "bench.students.widths", "bench.readme.tables", "bench.readme.training"),
 )
 NEED_TRITON = ("bench.gpu.compile", "bench.codegen")  # they change the environment at import
 

@@ -60,6 +60,12 @@ def test_the_efficientnets_of_the_paper():
     assert rates[[0, 5, 6, 12]].tolist() == pytest.approx([1, 1, 0.97, 0.97**2])
 
 
+@pytest.mark.parametrize(("model", "divisor"), [("resnet32", 8), ("resnet110", 8), ("densenet_bc_12", None)])
+def test_modern_resnets_have_channels_in_multiples(model, divisor):
+    assert recipe_config(f"modern/cifar100/{model}").width_divisor == divisor
+    assert recipe_config(f"paper/cifar100/{model}").width_divisor is None
+
+
 def test_the_configurations_of_the_released_code():
     config = recipe_config("published/cifar100/resnet56")
     assert (config.optimizer, config.peak_rate, config.weight_decay, config.epochs) == ("adam", 1e-3, 1e-5, 350)
