@@ -11,6 +11,9 @@ from torch import nn
 
 from oekd_fast.common.width_rule import WidthRule
 
+# The default of `StudentEnsemble.from_module`, which has no effect on networks with fewer channels.
+_USUAL_DIVISOR = 8
+
 
 @runtime_checkable
 class Architecture(Protocol):
@@ -77,8 +80,8 @@ def with_widths(
 
     Raises:
         TypeError: a value has the wrong type, or `architecture` has no `with_widths`.
-        ValueError: `WidthRule` does not accept the values, or `width_divisor` is larger than the channels of every
-            block of student 1.
+        ValueError: `WidthRule` does not accept the values, or `width_divisor` is larger than 8 and than the channels of
+            every block of student 1.
     """
     given = {"shares": widths, "divisor": width_divisor}
     rule = replace(width_rule_of(architecture), **{name: value for name, value in given.items() if value is not None})
@@ -92,7 +95,7 @@ def with_widths(
         )
     scaled = architecture.with_widths(rule)
     most = max(scaled.map_channels(0, 1 if rule.shares is None else len(rule.shares)), default=rule.divisor)
-    if rule.divisor > most:
+    if rule.divisor > max(most, _USUAL_DIVISOR):
         raise ValueError(
             f"width_divisor: expected at most {most}, the largest number of channels of {architecture.name}, "
             f"got {rule.divisor}"

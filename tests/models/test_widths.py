@@ -157,6 +157,14 @@ class FixedArchitecture:
         self.map_channels = self._own.map_channels
 
 
+def test_the_usual_divisor_suits_networks_with_fewer_channels():
+    small = FunctionalArchitecture("small", lambda channels: nn.Conv2d(channels, 4, 1),
+                                   lambda width: [nn.Conv2d(4, width(6), 1)], nn.Linear)  # fmt: skip
+    assert maps_of(family_of(small, divisor=8)) == maps_of(family_of(small))
+    with pytest.raises(ValueError, match="width_divisor: expected at most 6, the largest number of channels of small"):
+        family_of(small, divisor=9)
+
+
 def test_an_architecture_without_other_widths_is_named():
     assert family_of(FixedArchitecture(), num_students=2).num_students == 2
     with pytest.raises(TypeError, match=r"^widths: fixed has widths of its own; .* got FixedArchitecture$"):

@@ -77,5 +77,5 @@ def test_students_that_rounding_made_equal_are_noted(smallest):
 
 def test_a_divisor_above_every_width_ends_the_run_before_the_data_is_loaded(smallest):
     with pytest.raises(ValueError, match="^width_divisor: expected at most 4, the largest number of channels of small"):
-        train(replace(smallest, dataset="no/such/folder", width_divisor=5), QUIET)
+        train(replace(smallest, dataset="no/such/folder", width_divisor=9), QUIET)
     assert not smallest.output_dir.exists()
