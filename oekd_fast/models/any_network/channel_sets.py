@@ -64,11 +64,15 @@ class ChannelSets:
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """Join the sets of the labels at the same positions of `a` and `b`, which are broadcast together."""
-        a, b = torch.broadcast_tensors(self.find(a), self.find(b))
-        pairs = torch.stack([a.reshape(-1), b.reshape(-1)], 1)
-        for x, y in pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0).tolist():
-            x, y = sorted(self.roots(np.array([x, y])).tolist())
-            self._parent[y] = x
+        first, second = np.broadcast_arrays(a.numpy(), b.numpy())
+        while True:
+            x, y = self.roots(first), self.roots(second)
+            differ = x != y
+            if not differ.any():
+                return
+            x, y = x[differ], y[differ]
+            # A set may meet several others, of which one is joined in each round.
+            np.minimum.at(self._parent, np.maximum(x, y), np.minimum(x, y))
 
     def join_rows(self, rows: Tensor) -> None:
         """Join all labels of a row; the channels of each of `rows` [rows, channels] are removed together."""
