@@ -71,11 +71,11 @@ class Outcome:
     """What an operation does to channels.
 
     Args:
-        layouts: the layouts of the outputs.
+        layouts: the layouts of the outputs; None for statistics that the network does not use.
         groups: number of groups, of an operation that divides channels into groups.
         fewer: whether a narrower network has fewer groups, rather than thinner ones.
     """
 
-    layouts: list[Layout]
+    layouts: list[Layout | None]
     groups: int | None = None
     fewer: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ class ChannelSets:
         self._used = 1
         self._blocks: list[tuple[np.ndarray, int]] = []
         self.divisions: list[Division] = []
+        # Operations that combine channels with numbers that belong to none, and how many channels they fix.
+        self.constants: list[tuple[int, str]] = []
 
     def new(self, count: int) -> Tensor:
         """Return `count` new labels, int64 [count]."""
@@ -61,6 +64,12 @@ class ChannelSets:
             roots = above
         self._parent[labels] = roots
         return roots
+
+    def members(self, labels: Sequence[Tensor]) -> np.ndarray:
+        """Return all labels of the sets of `labels`, which so far belong together, without `FIXED`; int64 [members]."""
+        roots = self.roots(np.concatenate([np.empty(0, np.int64), *(each.reshape(-1).numpy() for each in labels)]))
+        everything = np.arange(self._used)
+        return everything[np.isin(self.roots(everything), np.setdiff1d(roots, [FIXED]))]
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """Join the sets of the labels at the same positions of `a` and `b`, which are broadcast together."""

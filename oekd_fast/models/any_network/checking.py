@@ -19,6 +19,7 @@ from oekd_fast.models.any_network.kept_channels import KeptChannels
 from oekd_fast.models.any_network.layouts import Layout, Operand, collapsed
 from oekd_fast.models.any_network.operations import CONCATENATION, is_movement
 from oekd_fast.models.any_network.scaling_errors import ScalingError
+from oekd_fast.models.any_network.scores import scale_of
 
 
 class Checking(TorchDispatchMode):
@@ -32,6 +33,10 @@ class Checking(TorchDispatchMode):
         tensors: parameters and buffers of the copy, by name.
         layouts: their layouts, with the labels of the channels that remain.
         modules: the modules that are running.
+
+    Attributes:
+        ratios: for each module, by name, the product of the numbers by which it multiplies tensors, divided by that of
+            the numbers of the copy.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Checking(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._steps, self._modules, self._position = steps, modules, 0
+        self.ratios: dict[str, float] = {}
         self._layouts = WeakTensorKeyDictionary()
         for name, layout in layouts.items():
             self._layouts[tensors[name]] = layout
@@ -49,10 +55,15 @@ class Checking(TorchDispatchMode):
         step = self._next(name)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         operands = {id(x): Operand(self._layouts.get(x, Layout()), tuple(x.shape)) for x in given}
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except RuntimeError as error:
+            raise ScalingError(self._modules.where(name), f"a narrower copy fails: {error}") from error
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         call = Call(name, func, args, kwargs, operands, outputs, self._modules.where(name), _unscaled)
         self._compare(step, call)
+        if (before := step.step.scale) is not None and (now := scale_of(call)) is not None:
+            self.ratios[step.step.module] = self.ratios.get(step.step.module, 1.0) * before / now
         for tensor, layout in zip(outputs, step.layouts, strict=True):
             self._layouts[tensor] = layout
         return result
@@ -64,20 +75,20 @@ class Checking(TorchDispatchMode):
             ScalingError: the copy ran fewer operations than the network.
         """
         if self._position < len(self._steps):
-            name = self._steps[self._position].name
+            name = self._steps[self._position].step.name
             raise ScalingError(self._modules.where("forward"), f"a narrower copy ends before the module calls {name}")
 
     def _next(self, name: str) -> Expected:
         step = self._steps[self._position] if self._position < len(self._steps) else None
-        if step is None or step.name != name:
-            wanted = "no more operations" if step is None else step.name
+        if step is None or step.step.name != name:
+            wanted = "no more operations" if step is None else step.step.name
             raise ScalingError(self._modules.where(name), f"expected {wanted}, as in the module, in a narrower copy")
         self._position += 1
         return step
 
     def _compare(self, step: Expected, call: Call) -> None:
         for output, shape in zip(call.outputs, step.shapes, strict=True):
-            if tuple(output.shape) != tuple(shape):
+            if shape is not None and tuple(output.shape) != shape:
                 raise ScalingError(
                     call.where, f"expected a result {list(shape)} in a narrower copy, got {list(output.shape)}"
                 )

@@ -127,6 +127,7 @@ def _match(sets: ChannelSets, factor: Tensor, other: Operand, where: str) -> Non
             sets.fix(partner)
     if last in shared and not any(last in dims_of(partner) for partner in partners):
         sets.fix(factor)
+        sets.constants.append((factor.numel(), where))
     if rows_differ:
         sets.divide(rows_of(factor), where, heads=True)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from oekd_fast.models.any_network.channel_sets import ChannelSets
-from oekd_fast.models.any_network.following import Step
 from oekd_fast.models.any_network.layouts import Layout, Shape, collapsed, dims_of, restricted
+from oekd_fast.models.any_network.recording import Record
 from oekd_fast.models.any_network.scaling_errors import ScalingError
+from oekd_fast.models.any_network.steps import Step
 
 
 @dataclass(frozen=True)
@@ -19,15 +17,15 @@ class Expected:
     """What an operation of a narrower copy has to do.
 
     Args:
-        name: of the operation.
+        step: the operation of the module.
         layouts: of its outputs, with the labels of the channels that remain.
-        shapes: of its outputs.
+        shapes: of its outputs; None if any will do.
         groups: its number of groups, None if it has none.
     """
 
-    name: str
+    step: Step
     layouts: Sequence[Layout]
-    shapes: Sequence[Shape]
+    shapes: Sequence[Shape | None]
     groups: int | None
 
 
@@ -35,8 +33,10 @@ class Expectation:
     """What a narrower copy consists of.
 
     Args:
-        sets: the channels, after the network has run.
-        kept: whether the channel of a label remains, bool [labels].
+        recorded: the record of the network.
+
+    Raises:
+        ScalingError: what remains of a tensor is no tensor.
 
     Attributes:
         layouts: of the parameters and buffers, with the labels of the channels that remain.
@@ -45,27 +45,25 @@ class Expectation:
         groups: the number of groups that remain, by module, where groups are removed.
     """
 
-    def __init__(self, sets: ChannelSets, kept: Tensor) -> None:
-        self._sets, self._kept = sets, kept
+    def __init__(self, recorded: Record) -> None:
+        self._recorded = recorded
         self.layouts: dict[str, Layout] = {}
         self.steps: list[Expected] = []
         self.sizes: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
         self.groups: dict[str, int] = {}
-
-    def add_tensors(self, layouts: Mapping[str, Layout]) -> None:
-        """Add parameters and buffers."""
-        for name, layout in layouts.items():
+        for name, layout in recorded.layouts.items():
             before, self.layouts[name] = self._layouts(layout, name)
             self._count(name.rpartition(".")[0], before, self.layouts[name])
+        for step in recorded.steps:
+            self.steps.append(self._expected(step))
 
-    def add_step(self, step: Step) -> None:
-        """Add an operation.
-
-        Raises:
-            ScalingError: what remains of an output is no tensor.
-        """
+    def _expected(self, step: Step) -> Expected:
         layouts, shapes = [], []
         for layout, shape in zip(step.outcome.layouts, step.shapes, strict=True):
+            if layout is None:
+                layouts.append(Layout())
+                shapes.append(None)
+                continue
             before, after = self._layouts(layout, step.where)
             self._count(step.module, before, after)
             layouts.append(after)
@@ -74,14 +72,14 @@ class Expectation:
         if step.outcome.fewer:
             groups = groups * shapes[0][1] // step.shapes[0][1]
             self.groups[step.module] = groups
-        self.steps.append(Expected(step.name, layouts, shapes, groups))
+        return Expected(step, layouts, shapes, groups)
 
     def _layouts(self, layout: Layout, where: str) -> tuple[Layout, Layout]:
-        factors = [collapsed(self._sets.find(factor)) for factor in layout.factors]
+        factors = [collapsed(self._recorded.sets.find(factor)) for factor in layout.factors]
         factors = [factor for factor in factors if dims_of(factor)]
-        left = [restricted(factor, self._kept) for factor in factors]
+        left = [restricted(factor, self._recorded.kept) for factor in factors]
         if any(factor is None for factor in left):
-            raise ScalingError(where, "a narrower network would keep different numbers of channels in its rows")
+            raise ScalingError(where, "a narrower copy would keep different numbers of channels in its rows")
         return Layout(tuple(factors), layout.filled), Layout(tuple(left), layout.filled)
 
     def _count(self, module: str, before: Layout, after: Layout) -> None:

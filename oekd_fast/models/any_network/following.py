@@ -6,7 +6,6 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,32 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode  # the interface that
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from oekd_fast.models.any_network.calls import Call, Outcome, Unsupported
+from oekd_fast.models.any_network.calls import Call, Unsupported
 from oekd_fast.models.any_network.channel_sets import ChannelSets
-from oekd_fast.models.any_network.layouts import Layout, Operand, Shape
+from oekd_fast.models.any_network.layouts import Layout, Operand
 from oekd_fast.models.any_network.operations import apply
 from oekd_fast.models.any_network.scaling_errors import ScalingError
+from oekd_fast.models.any_network.scores import query_labels, scale_of
+from oekd_fast.models.any_network.steps import Step
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-
-
-@dataclass(frozen=True)
-class Step:
-    """An operation that ran.
-
-    Args:
-        name: such as "convolution".
-        module: name of the innermost module that ran it; "" for the network itself.
-        where: module, operation and line, for errors.
-        outcome: what it does to channels.
-        shapes: of its outputs.
-    """
-
-    name: str
-    module: str
-    where: str
-    outcome: Outcome
-    shapes: tuple[Shape, ...]
 
 
 class Modules:
@@ -125,14 +107,16 @@ class Following(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         name = func.overloadpacket.__name__
         where = self._modules.where(name)
+        call = Call(name, func, args, kwargs, operands, outputs, where, self._width)
+        queries = query_labels(self.sets, call)
         try:
-            outcome = apply(self.sets, Call(name, func, args, kwargs, operands, outputs, where, self._width))
+            outcome = apply(self.sets, call)
         except Unsupported as error:
             raise ScalingError(where, str(error)) from None
         for tensor, layout in zip(outputs, outcome.layouts, strict=True):
-            self._layouts[tensor] = layout
+            self._layouts[tensor] = layout or Layout()
         shapes = tuple(tuple(tensor.shape) for tensor in outputs)
-        self.steps.append(Step(name, self._modules.name, where, outcome, shapes))
+        self.steps.append(Step(name, self._modules.name, where, outcome, shapes, scale_of(call), queries))
         return result
 
     def _new_labels(self, tensor: Tensor) -> Iterator[Tensor]:
@@ -155,6 +139,20 @@ def evaluated(network: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for name, module in network.named_modules():
             module.training = training[name]
+
+
+def run(network: nn.Module, inputs: Sequence[Tensor], modules: Modules, prefix: str = "") -> object:
+    """Return `network(*inputs)`.
+
+    Raises:
+        ScalingError: the network fails; the message starts with `prefix`.
+    """
+    try:
+        return network(*inputs)
+    except ScalingError:
+        raise
+    except Exception as error:
+        raise ScalingError(modules.where(type(error).__name__, error), f"{prefix}{error}") from error
 
 
 @contextmanager

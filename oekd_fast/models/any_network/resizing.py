@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from oekd_fast.models.any_network.channel_sets import ChannelSets
-from oekd_fast.models.any_network.layouts import Layout, dims_of
+from oekd_fast.models.any_network.layouts import dims_of
+from oekd_fast.models.any_network.recording import Record
 
 # Attributes of the modules of PyTorch that are sizes of their weight, by dimension.
 WEIGHT_SIZES: dict[type[nn.Module], dict[str, int]] = {
@@ -29,21 +29,12 @@ HEAD_SCALES = ("scale", "scaling")
 GROUP_COUNTS = ("groups", "num_groups")
 
 
-def resize_tensors(
-    tensors: Mapping[str, Tensor], layouts: Mapping[str, Layout], sets: ChannelSets, kept: Tensor
-) -> None:
-    """Replace the data of each tensor by the positions whose channels remain.
-
-    Args:
-        tensors: parameters and buffers, by name.
-        layouts: their layouts.
-        sets: the channels.
-        kept: whether the channel of a label remains, bool [labels].
-    """
-    for name, layout in layouts.items():
+def resize_tensors(tensors: Mapping[str, Tensor], recorded: Record) -> None:
+    """Replace the data of each of the parameters and buffers, by name, by the positions whose channels remain."""
+    for name, layout in recorded.layouts.items():
         data = tensors[name].detach()
         for factor in layout.factors:
-            chosen = kept[sets.find(factor).reshape(-1)]
+            chosen = recorded.kept_positions(factor)
             if not chosen.all():
                 (d,) = dims_of(factor)
                 data = data.index_select(d, chosen.nonzero()[:, 0].to(data.device))
@@ -51,14 +42,11 @@ def resize_tensors(
             tensors[name].data = data.clone(memory_format=torch.contiguous_format)
 
 
-def remaining_rows(layouts: Mapping[str, Layout], sets: ChannelSets, kept: Tensor) -> dict[str, Tensor]:
-    """Return the positions of dimension 0 whose channels remain, for each tensor in which some are removed there.
-
-    The arguments are those of `resize_tensors`; the positions are int64.
-    """
+def remaining_rows(recorded: Record) -> dict[str, Tensor]:
+    """Return the positions of dimension 0 whose channels remain, int64, for each parameter and buffer with channels."""
     return {
-        name: kept[sets.find(factor).reshape(-1)].nonzero()[:, 0]
-        for name, layout in layouts.items()
+        name: recorded.kept_positions(factor).nonzero()[:, 0]
+        for name, layout in recorded.layouts.items()
         for factor in layout.factors
         if dims_of(factor) == (0,)
     }

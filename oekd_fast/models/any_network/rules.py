@@ -181,5 +181,5 @@ def _along_channels(operand: Operand, ndim: int) -> Operand:
 
 
 def _with_statistics(call: Call, layout: Layout) -> Outcome:
-    """Return the outcome in which the first output has `layout`; statistics, which follow, are not used."""
-    return Outcome([layout, *[Layout()] * (len(call.outputs) - 1)])
+    """Return the outcome in which the first output has `layout` and statistics follow."""
+    return Outcome([layout, *[None] * (len(call.outputs) - 1)])

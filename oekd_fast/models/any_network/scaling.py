@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from oekd_fast.models.any_network.channel_sets import ChannelSets
+from oekd_fast.models.any_network.attention import rescale_queries
 from oekd_fast.models.any_network.checking import Checking
 from oekd_fast.models.any_network.expectation import Expectation
-from oekd_fast.models.any_network.following import Following, Modules, evaluated, outputs_of
+from oekd_fast.models.any_network.following import Modules, evaluated, run
+from oekd_fast.models.any_network.recording import Record, record, tensors_of
 from oekd_fast.models.any_network.resizing import remaining_rows, resize_attributes, resize_tensors
 from oekd_fast.models.any_network.scaling_errors import ScalingError
-from oekd_fast.models.any_network.selection import kept_channels
 
 Start = Literal["slice", "fresh"]
+# So many channels that any width below 1 has fewer.
+_LARGE = 1 << 20
 
 
 def scale_module(
@@ -77,16 +79,12 @@ def scale_noting_rows(
         raise ValueError(f"start: expected 'slice' or 'fresh', got {start!r}")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     network = _copied(module)
-    tensors = _tensors(network)
-    sets, modules = ChannelSets(), Modules()
-    following = Following(sets, tensors, width, modules)
-    with evaluated(network):
-        with outputs_of(network, keep) as whole, modules.watched(network), following:
-            result = _run(network, inputs, modules)
-        following.fix((result, whole))
-        kept = kept_channels(sets, following.layouts_of_tensors, tensors, width)
-        rows = remaining_rows(following.layouts_of_tensors, sets, kept)
-        _narrow(network, inputs, tensors, following, kept)
+    recorded = record(network, inputs, width, keep)
+    if recorded.removes_channels():
+        _narrow(network, inputs, recorded)
+    elif width(_LARGE) < _LARGE:
+        raise _nothing_to_remove(module, recorded)
+    rows = remaining_rows(recorded)
     if start == "fresh":
         for part in network.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
@@ -94,30 +92,28 @@ def scale_noting_rows(
     return network, rows
 
 
-def _narrow(
-    network: nn.Module, inputs: tuple, tensors: Mapping[str, Tensor], following: Following, kept: Tensor
-) -> None:
+def _narrow(network: nn.Module, inputs: tuple, recorded: Record) -> None:
     """Remove channels from `network`, and check that it does the same with the others."""
-    expectation = Expectation(following.sets, kept)
-    expectation.add_tensors(following.layouts_of_tensors)
-    for step in following.steps:
-        expectation.add_step(step)
-    resize_tensors(tensors, following.layouts_of_tensors, following.sets, kept)
+    for name, parameter in network.named_parameters():
+        if name not in recorded.layouts and sum(size > 1 for size in parameter.shape) > 1:
+            raise ScalingError(name, "it is not used in evaluation mode, so that its channels are not known")
+    expectation = Expectation(recorded)
+    tensors = tensors_of(network)
+    resize_tensors(tensors, recorded)
     resize_attributes(network, expectation.sizes, expectation.groups)
     modules = Modules()
     checking = Checking(expectation.steps, tensors, expectation.layouts, modules)
-    with modules.watched(network), checking:
-        _run(network, inputs, modules)
+    with evaluated(network), modules.watched(network), checking:
+        run(network, inputs, modules, "a narrower copy fails: ")
     checking.finish()
+    rescale_queries(network, recorded, checking.ratios)
 
 
-def _run(network: nn.Module, inputs: tuple, modules: Modules) -> object:
-    try:
-        return network(*inputs)
-    except ScalingError:
-        raise
-    except Exception as error:
-        raise ScalingError(modules.where(type(error).__name__, error), str(error)) from error
+def _nothing_to_remove(module: nn.Module, recorded: Record) -> ScalingError:
+    channels, where = max(recorded.sets.constants, key=lambda constant: constant[0], default=(0, ""))
+    if channels > 1:
+        return ScalingError(where, f"it combines {channels} channels with constants, and no other channels are hidden")
+    return ScalingError(type(module).__name__, "it has no hidden channels that a narrower copy could remove")
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -125,7 +121,3 @@ def _copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
     except Exception as error:
         raise ScalingError(type(module).__name__, f"it cannot be copied: {error}") from error
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -56,7 +56,7 @@ def kept_channels(
     for division in sets.divisions:
         counts = {int(row.sum()) for row in kept[torch.from_numpy(sets.roots(division.rows))]}
         if len(counts) > 1:
-            raise ScalingError(division.where, f"it divides channels into rows, which would keep {sorted(counts)}")
+            raise ScalingError(division.where, f"its rows of channels would keep {sorted(counts)} in a narrower copy")
     return kept
 
 
