@@ -17,7 +17,7 @@ from oekd_fast.models.any_network.expectation import Expected
 from oekd_fast.models.any_network.following import Modules
 from oekd_fast.models.any_network.kept_channels import KeptChannels
 from oekd_fast.models.any_network.layouts import Layout, Operand, collapsed
-from oekd_fast.models.any_network.operations import CONCATENATION, is_movement
+from oekd_fast.models.any_network.operations import CONCATENATION, is_copy, is_movement, same_operation
 from oekd_fast.models.any_network.scaling_errors import ScalingError
 from oekd_fast.models.any_network.scores import scale_of
 
@@ -52,6 +52,10 @@ class Checking(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if is_copy(name):
+            result = func(*args, **kwargs)
+            self._layouts[result] = self._layouts.get(args[0], Layout())
+            return result
         step = self._next(name)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         operands = {id(x): Operand(self._layouts.get(x, Layout()), tuple(x.shape)) for x in given}
@@ -80,7 +84,7 @@ class Checking(TorchDispatchMode):
 
     def _next(self, name: str) -> Expected:
         step = self._steps[self._position] if self._position < len(self._steps) else None
-        if step is None or step.step.name != name:
+        if step is None or not same_operation(step.step.name, name):
             wanted = "no more operations" if step is None else step.step.name
             raise ScalingError(self._modules.where(name), f"expected {wanted}, as in the module, in a narrower copy")
         self._position += 1

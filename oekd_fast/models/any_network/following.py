@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode  # the interface that PyTorch documents for such tools
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -20,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from oekd_fast.models.any_network.calls import Call, Unsupported
 from oekd_fast.models.any_network.channel_sets import ChannelSets
 from oekd_fast.models.any_network.layouts import Layout, Operand
-from oekd_fast.models.any_network.operations import apply
+from oekd_fast.models.any_network.operations import apply, is_copy
 from oekd_fast.models.any_network.scaling_errors import ScalingError
 from oekd_fast.models.any_network.scores import query_labels, scale_of
 from oekd_fast.models.any_network.steps import Step
@@ -115,6 +116,8 @@ class Following(TorchDispatchMode):
             raise ScalingError(where, str(error)) from None
         for tensor, layout in zip(outputs, outcome.layouts, strict=True):
             self._layouts[tensor] = layout or Layout()
+        if is_copy(name):
+            return result
         shapes = tuple(tuple(tensor.shape) for tensor in outputs)
         self.steps.append(Step(name, self._modules.name, where, outcome, shapes, scale_of(call), queries))
         return result
@@ -125,6 +128,15 @@ class Following(TorchDispatchMode):
                 yield self.sets.new(size).reshape([-1 if e == d else 1 for e in range(tensor.ndim)])
 
 
+class ContiguousInputs(TorchFunctionMode):
+    """Makes the inputs of linear layers contiguous; otherwise PyTorch chooses its operations by strides and sizes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.linear and args:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **kwargs or {})
+
+
 @contextmanager
 def evaluated(network: nn.Module) -> Iterator[None]:
     """Run `network` in evaluation mode, without gradients, in plain operations, and restore random generators."""
@@ -133,7 +145,7 @@ def evaluated(network: nn.Module) -> Iterator[None]:
     network.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH), ContiguousInputs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

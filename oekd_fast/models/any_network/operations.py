@@ -70,6 +70,21 @@ RULES = {
 }
 
 
+# Copies in memory, which PyTorch makes or leaves out depending on sizes.
+COPIES = frozenset("clone alias detach contiguous lift_fresh as_strided as_strided_ _to_copy".split())
+VIEWS = frozenset("view _unsafe_view reshape _reshape_alias".split())
+
+
+def is_copy(name: str) -> bool:
+    """Return whether an operation that its rule accepts returns all elements of a tensor in the same places."""
+    return name in COPIES
+
+
+def same_operation(a: str, b: str) -> bool:
+    """Return whether two names stand for the same operation."""
+    return a == b or (a in VIEWS and b in VIEWS)
+
+
 def is_movement(name: str) -> bool:
     """Return whether an operation only moves elements, so that its arguments decide which channel is where."""
     return name in MOVEMENT or name in CONCATENATION

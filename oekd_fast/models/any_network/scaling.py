@@ -112,8 +112,8 @@ def _narrow(network: nn.Module, inputs: tuple, recorded: Record) -> None:
 def _nothing_to_remove(module: nn.Module, recorded: Record) -> ScalingError:
     channels, where = max(recorded.sets.constants, key=lambda constant: constant[0], default=(0, ""))
     if channels > 1:
-        return ScalingError(where, f"it combines {channels} channels with constants, and no other channels are hidden")
-    return ScalingError(type(module).__name__, "it has no hidden channels that a narrower copy could remove")
+        return ScalingError(where, f"it combines {channels} channels with inputs or constants; no others are hidden")
+    return ScalingError(type(module).__name__, "it has no hidden channels")
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -112,20 +112,21 @@ class Fails(Classified):
     ("build", "module", "operation", "marker", "reason"),
     [
         (WrittenSize, "WrittenSize", "view", "view", r"shape '\[-1, 256\]' is invalid"),
-        (WrittenSlices, "WrittenSlices", "slice", "slices", r"expected a result \[2, 19, 16, 16\]"),
-        (ChannelShuffle, "ChannelShuffle", "transpose", "shuffle", "moves other channels in a narrower copy"),
+        (WrittenSlices, "WrittenSlices", "slice", "slices", r"expected a result \[2, \d+, 16, 16\]"),
+        (ChannelShuffle, "ChannelShuffle", "view", "shuffle", "different numbers of channels in its rows"),
         (PaddedShortcut, "PaddedShortcut", "constant_pad_nd", "pad", "pads channels by a constant number"),
         (Sorted, "Sorted", "sort", "sort", "no rule says what this operation does to channels"),
         (Largest, "Largest", "argmax", "argmax", "no rule says"),
         (Written, "Written", "copy_", "write", "writes channels into a part of a tensor"),
         (DependsOnWidth, "DependsOnWidth", "mean", "shorter", "expected relu, as in the module"),
-        (Constant, "Constant", "add", "constant", "combines 64 channels with constants"),
+        (Constant, "Constant", "add", "constant", "combines 64 channels with inputs or constants"),
         (Fails, "Fails", "KeyError", "fails", "a mistake of the network"),
     ],
 )
 def test_the_operation_and_its_line_are_named(build, module, operation, marker, reason):
     lines = Path(__file__).read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if text.endswith(f"  # {marker}"))
+    torch.manual_seed(0)
     with pytest.raises(ScalingError) as refusal:
         scale_module(build(), torch.randn(2, *IMAGE), Width(2, 5))
     message = str(refusal.value)
@@ -155,7 +156,7 @@ def test_parameters_that_only_training_reads_are_refused():
 
 def test_a_network_without_hidden_channels_is_refused():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    with pytest.raises(ScalingError, match="^Sequential: it has no hidden channels"):
+    with pytest.raises(ScalingError, match=r"^1 \(Linear\): addmm .*3072 channels with inputs"):
         scale_module(network, torch.randn(2, *IMAGE), Width(1, 2))
     assert scale_module(network, torch.randn(2, *IMAGE), Width(0, 2))[1].weight.shape == (10, 3072)
 
@@ -168,7 +169,7 @@ def test_a_network_that_cannot_be_copied_is_refused():
 
 
 def test_images_of_another_shape_are_refused():
-    with pytest.raises(ScalingError, match=r"^0.0 \(Conv2d\): RuntimeError .*to have 3 channels, but got 1"):
+    with pytest.raises(ScalingError, match=r"^0.0 \(Conv2d\): RuntimeError: .*to have 3 channels, but got 1"):
         scale_module(resnet(), torch.randn(2, 1, 32, 32), Width(1, 2))
 
 
