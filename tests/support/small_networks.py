@@ -207,7 +207,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.patches(images)
-        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1) + self.positions
+        tokens = torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], 1) + self.positions
         return self.head(self.norm(self.blocks(tokens))[:, 0])
 
 
@@ -227,6 +227,12 @@ def preact_resnet() -> nn.Module:
 def mobilenet() -> nn.Module:
     blocks = [InvertedResidual(16, 16, 32), InvertedResidual(16, 24, 48, 2), InvertedResidual(24, 24, 48)]
     return nn.Sequential(conv(3, 16, 3, 2), *blocks, conv(24, 96, 1), head(96))
+
+
+def efficientnet() -> nn.Module:
+    first = nn.Sequential(InvertedResidual(16, 16, 16), InvertedResidual(16, 16, 32))
+    second = nn.Sequential(InvertedResidual(16, 24, 64, 2), InvertedResidual(24, 24, 96))
+    return nn.Sequential(conv(3, 16, 3, 2), first, second, conv(24, 64, 1), head(64))
 
 
 def regnet() -> nn.Module:
@@ -273,6 +279,7 @@ NETWORKS = {
         bottleneck_resnet,
         preact_resnet,
         mobilenet,
+        efficientnet,
         regnet,
         ghostnet,
         densenet,

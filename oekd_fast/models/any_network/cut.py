@@ -223,7 +223,10 @@ class _Search:
         return max(before, key=positions.__getitem__) if before else None
 
     def _last_module(self, node: fx.Node) -> str:
-        """Return the name of the last module that is called up to `node`."""
+        """Return the name of the outermost module that ends with `node`, or else of the last one up to it."""
+        ending = [call.path for call in self._whole.trace.calls if call.output is node]
+        if ending:
+            return min(ending, key=lambda path: path.count("."))
         called = [n for n in self._nodes[: self._index[node] + 1] if n.op == "call_module" and n.args]
         return str(called[-1].target) if called else node.name
 

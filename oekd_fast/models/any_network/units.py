@@ -100,19 +100,25 @@ def _named_units(
             calls[".".join(parts[: depth + 1])].append(call)
     children = list(calls)
     holding = [children.index(".".join(block[: depth + 1])) for block in blocks]
-    first, last = min(holding), max(holding)
+    outputs = [(once.get(child) or calls[child][-1]).output for child in children]
     kinds = [type(network.get_submodule(child)) for child in children]
+    ndim = len(outputs[min(holding)].meta["shape"])
+
+    def alike(child: int, neighbour: int) -> bool:
+        same = kinds[child] is kinds[neighbour] and outputs[child] in positions
+        return same and len(outputs[child].meta["shape"]) == ndim
+
     # The first or last child of a container may hold other blocks, as in a MobileNetV3.
-    while first > 0 and kinds[first - 1] is kinds[first]:
-        first -= 1
-    while last + 1 < len(children) and kinds[last + 1] is kinds[last]:
-        last += 1
-    units, begin = [], calls[children[first]][0].before
-    for child in children[first : last + 1]:
-        output = (once.get(child) or calls[child][-1]).output
-        if output in positions:
-            units.append(Unit(child, begin, output))
-            begin = output
+    ends = set(holding)
+    while min(ends) > 0 and alike(min(ends) - 1, min(ends)):
+        ends.add(min(ends) - 1)
+    while max(ends) + 1 < len(children) and alike(max(ends) + 1, max(ends)):
+        ends.add(max(ends) + 1)
+    units, begin = [], calls[children[min(ends)]][0].before
+    for end in sorted(ends):
+        if outputs[end] in positions:  # else it belongs to the next unit, as do transitions between blocks
+            units.append(Unit(children[end], begin, outputs[end]))
+            begin = outputs[end]
     return units
 
 
