@@ -28,6 +28,8 @@ _EXPORTS = {
     "student_flops": "family.flops",
     "load_student": "family.saved",
     "pick_student": "choice.pick",
+    "HubStudent": "family.hub",
+    "student_of_run": "reporting.hub_student",
     "TrainConfig": "config.train_config",
     "recipe_config": "config.recipes",
 }

@@ -7,5 +7,6 @@
 - `gate`: learnt weights of the students for each image.
 - `teacher`: a fixed network that students learn from. `teacher_sources` loads it: a saved student, a program, a module.
 - `saved`: save and load students and their gate.
+- `hub`: students on the Hugging Face hub, with the model cards of `model_card`.
 - `flops`: floating-point operations of each student.
 """

@@ -8,13 +8,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from oekd_fast.common.files import read_regular, write_atomically
 from oekd_fast.common.meta_copy import meta_copy
+from oekd_fast.common.packages import require
 from oekd_fast.common.tensors import not_finite
 from oekd_fast.common.text import plain
 from oekd_fast.family.gate import Gate
@@ -97,7 +99,7 @@ class LoadedStudent(Student):
 
 
 def save_student(
-    module: nn.Module, path: Path | str, metadata: StudentMetadata, architecture: Architecture | None = None
+    module: nn.Module, path: Path | str, metadata: StudentMetadata, architecture: Architecture | str | None = None
 ) -> Path:
     """Write the weights of a student and its metadata, and return the path of the weights.
 
@@ -105,7 +107,7 @@ def save_student(
         module: student, as returned by `StudentEnsemble.student`, on any device.
         path: `<name>.safetensors`, `<name>.json` or `<name>`, in a folder that exists; "~" is expanded.
         metadata: metadata of `module`.
-        architecture: architecture of `module`; needed if it is not registered.
+        architecture: architecture of `module`; needed if it is not registered. See `load_student`.
 
     Raises:
         ValueError: `module` does not have the tensors that `metadata` describes, or one of them holds NaN or infinity;
@@ -349,9 +351,5 @@ def _paths(path: Path | str) -> tuple[Path, Path]:
     return path.with_name(name + _WEIGHTS_SUFFIX), path.with_name(name + _METADATA_SUFFIX)
 
 
-def _import_safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("students need safetensors: pip install 'oekd_fast[train]'") from error
-    return safetensors.torch
+def _import_safetensors() -> ModuleType:
+    return require("safetensors.torch", "students need", "students")

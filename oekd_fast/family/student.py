@@ -42,9 +42,9 @@ class Student(Unscriptable, nn.Module):
         """Write the student in evaluation mode to an ONNX file or a program of torch.export.
 
         The file computes in float32 and has one input, ``images``, and one output, ``logits`` [B, C]. It is run for
-        several batches and compared with the student before it replaces a file at `path`; the difference may be 1e-5 of
-        the largest logit, or up to 1e-4 for a network whose own rounding errors are larger. The student stays as it is,
-        on its device and in its mode.
+        several batches and compared with the student before it replaces a file at `path`. The logits may differ by 1e-5
+        of the largest, or by four times the rounding error of the student itself (its difference from float64) where
+        that is larger, up to 1e-3. The student stays as it is, on its device and in its mode.
 
         Args:
             path: ``<name>.onnx`` or ``<name>.pt2``, in a folder that exists; "~" is expanded.

@@ -102,7 +102,12 @@ def _of_program(path: Path, device: torch.device) -> TeacherSource:
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     if len(inputs) != 1 or not isinstance(inputs[0].meta["val"], torch.Tensor):
         raise ValueError(f"{path}: expected a program of one tensor, the images, got {len(inputs)} arguments")
-    shape = inputs[0].meta["val"].shape
+    shape, dtype = inputs[0].meta["val"].shape, inputs[0].meta["val"].dtype
+    if not dtype.is_floating_point:
+        raise ValueError(
+            f"{path}: expected a program of normalised images in a floating-point type, got {dtype}; "
+            "export a student with preprocessing=False"
+        )
     if len(shape) != 4:
         raise ValueError(f"{path}: expected a program of images [B, C, H, W], got {len(shape)} dimensions")
     if isinstance(shape[0], int):

@@ -5,5 +5,7 @@ one group, with the building blocks of `page`. `evidence` loads the networks and
 `calibration`, `agreement`, `confusion` and `grad_cam` compute what is shown, and `prediction_figures`,
 `confusion_figures` and `cam_figures` draw it.
 
+`exported_run` writes the networks of a run to files, and `hub_student` prepares one of them for the Hugging Face hub.
+
 Nothing here trains, and importing these modules does not import matplotlib.
 """

@@ -48,22 +48,37 @@ def load_networks(run: Run, device: torch.device, model: str | None = None) -> N
         ReportError: weights of students are missing.
         ValueError: a file is damaged, the architecture is not registered, or the gate belongs to another family.
     """
-    architecture = model if runs_code(run.config.model) else None
-    if architecture is None and runs_code(run.config.model):
-        raise ReportError(
-            f"config.json names the function {run.config.model!r} as the model, which is not run unasked; "
-            f"--model {run.config.model} runs it"
-        )
+    architecture = function_of(run, model)
     students, baselines = ([load_student(path, architecture).to(device) for path in run.saved(kind)] for kind in
                            ("students", "baselines"))  # fmt: skip
     if not students:
         raise ReportError(
             f"{run.path / 'students'}: expected weights of {len(run.summary['students'])} students, got too few"
         )
-    return Networks(tuple(students), tuple(baselines), _gate_of(run, students))
+    return Networks(tuple(students), tuple(baselines), gate_of(run, students))
 
 
-def _gate_of(run: Run, students: Sequence[LoadedStudent]) -> Gate | None:
+def function_of(run: Run, model: str | None) -> str | None:
+    """Return the function that builds the networks of `run`, for `load_student`; None if they are known by name.
+
+    Args:
+        model: the function that the user lets run; None if none was named.
+
+    Raises:
+        ReportError: the model of the run is a function, and `model` is None.
+    """
+    if not runs_code(run.config.model):
+        return None
+    if model is None:
+        raise ReportError(
+            f"config.json names the function {run.config.model!r} as the model, which is not run unasked; "
+            f"--model {run.config.model} runs it"
+        )
+    return model
+
+
+def gate_of(run: Run, students: Sequence[LoadedStudent]) -> Gate | None:
+    """Load the gate of `run` on the device of its `students`; None if there is none, or if the run did not save it."""
     file = run.path / "students" / GATE_FILE
     if not (run.config.family_objective.gated and file.is_file()):
         return None

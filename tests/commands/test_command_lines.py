@@ -1,4 +1,4 @@
-"""Command lines of train, report, reproduce, pick and check_data: help, version, groups, errors."""
+"""Command lines of all commands: help, version, groups, errors."""
 
 import dataclasses
 import os
@@ -13,6 +13,7 @@ from oekd_fast.check_data import CheckDataOptions
 from oekd_fast.config.command_line import GROUPS, RecipeOptions, parse_recipe_options
 from oekd_fast.config.options import field_docs, parse
 from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.export import ExportConfig
 from oekd_fast.pick import PickConfig
 from oekd_fast.report import ReportConfig
 from oekd_fast.reproduce import ReproduceOptions
@@ -22,6 +23,7 @@ PARSERS = {
     "reproduce": lambda arguments: parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce", arguments),
     "report": lambda arguments: ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", arguments)),
     "pick": lambda arguments: PickConfig(**parse(PickConfig, "python -m oekd_fast.pick", arguments)),
+    "export": lambda arguments: ExportConfig(**parse(ExportConfig, "python -m oekd_fast.export", arguments)),
     "check_data": lambda arguments: CheckDataOptions(
         **parse(CheckDataOptions, "python -m oekd_fast.check_data", arguments)
     ),

@@ -81,6 +81,8 @@ def test_command_lines_are_understood(page):
         _, _, module, *arguments = shlex.split(line)
         if module == "oekd_fast.report":
             parse_report(arguments)
+        elif module == "oekd_fast.export":
+            parse_export(arguments)
         elif module == "oekd_fast.pick":
             parse_pick(arguments)
         elif module == "oekd_fast.check_data":
@@ -107,6 +109,16 @@ def parse_report(arguments):
     from oekd_fast.report import ReportConfig
 
     assert ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", arguments)).runs
+
+
+def parse_export(arguments):
+    from oekd_fast.export import ExportConfig
+
+    if "--help" in arguments:
+        with pytest.raises(SystemExit):
+            parse(ExportConfig, "python -m oekd_fast.export", arguments)
+    else:
+        assert ExportConfig(**parse(ExportConfig, "python -m oekd_fast.export", arguments)).run
 
 
 def parse_pick(arguments):

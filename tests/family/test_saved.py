@@ -245,7 +245,9 @@ def test_a_failed_save_keeps_the_old_student(saved, trained, images, monkeypatch
 
 def test_missing_safetensors_raises_a_one_line_error(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ImportError, match=r"^students need safetensors: pip install 'oekd_fast\[train\]'$"):
+    with pytest.raises(
+        ImportError, match=r"^students need the package safetensors: pip install 'oekd_fast\[students\]'$"
+    ):
         load_student(saved)
 
 

@@ -31,9 +31,9 @@ FOLDERS = {
 FOR_STUDENTS = {"students", "scaling", "export", "hub"}
 # The extras that an installation which runs a folder's code has, besides the dependencies.
 INSTALLED = {
-    "oekd_fast": {"train", "gpu", "trackers", *FOR_STUDENTS},
+    "oekd_fast": {"train", "gpu", "trackers", "integrations", *FOR_STUDENTS},
     "kernels": {"gpu"},
-    "bench": {"train", "gpu", "bench"},
+    "bench": {"train", "gpu", "bench", "export"},
     "tests": {"train", "gpu", "integrations", "bench", "test", "trackers", *FOR_STUDENTS},
     "docs": {"train", "gpu", "bench", "test", "docs"},
     "examples": {"train", "integrations"},

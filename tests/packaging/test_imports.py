@@ -21,6 +21,10 @@ sys.meta_path.insert(0, Block())
 sys.modules["triton"] = None  # makes its import fail
 """
 
+# Packages of the extras; a student is loaded with safetensors alone.
+EXTRAS = ("datasets", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "onnxscript", "PIL", "pyarrow", "rich",
+          "safetensors", "sklearn", "timm", "torch_pruning", "tyro")  # fmt: skip
+
 
 def run(code: str) -> str:
     """In a fresh interpreter; what it prints."""
@@ -131,3 +135,28 @@ def test_an_extension_that_does_not_load_is_not_passed_over_in_silence():
     assert run(code) == (
         "the native extension does not load and will not be used: undefined symbol, says the test; build it again"
     )
+
+
+@pytest.mark.slow
+def test_a_saved_student_needs_safetensors_alone(tmp_path):
+    code = f"""
+    import sys
+    import torch
+    blocked = [name for name in {EXTRAS} if name != "safetensors"]
+    sys.modules |= dict.fromkeys(blocked)
+    from oekd_fast.family.ensemble import build_ensemble
+    from oekd_fast.family.saved import Normalisation, StudentMetadata, load_student, save_student
+
+    family = build_ensemble("resnet20", 2)
+    metadata = StudentMetadata.of(
+        family, 1, image_size=8, classes="abcdefghij", normalisation=Normalisation((0.5,) * 3, (0.5,) * 3)
+    )
+    save_student(family.student(1), {str(tmp_path / "student")!r}, metadata)
+    student = load_student({str(tmp_path / "student")!r})
+    student(student.preprocess(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)))
+    try:
+        student.export({str(tmp_path / "student.onnx")!r})
+    except ImportError as error:
+        print(error)
+    """
+    assert run(code) == "ONNX files need the package onnx: pip install 'oekd_fast[export]'"

@@ -17,7 +17,7 @@ LEVELS = (
     {"training", "reporting"},
     {"runs"},
     {"reproduction", "choice"},
-    {"train", "report", "reproduce", "pick", "check_data"},
+    {"train", "report", "reproduce", "export", "pick", "check_data"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = [*ROOT.rglob("*.py"), *(ROOT.parent / "kernels").rglob("*.py")]

@@ -6,31 +6,21 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from oekd_fast import FunctionalArchitecture, load_student, register_architecture
+from oekd_fast import load_student, register_architecture
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.models import registry
 from oekd_fast.report import ReportConfig, report
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.runs.run import train
 
-RUNS = Path(__file__).parents[1] / "fixtures" / "runs_of_0_1_0"
+from ..support.older_runs import RUNS, TINY
+
 FOLDERS = ("students", "baselines")
-
-
-def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.Softplus())
-
-
-TINY = FunctionalArchitecture(
-    "tiny", lambda c_in: conv(c_in, 4), lambda width: [conv(4, width(8), 2), conv(width(8), width(12), 2)], nn.Linear
-)
 
 
 @pytest.fixture(autouse=True)

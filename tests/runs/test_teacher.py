@@ -203,11 +203,22 @@ def test_programs_that_cannot_teach_raise_in_one_line(config, module, tmp_path):
     refuse(config, f"{file}: expected a program of square images, got 8 x 12", teacher=file)
     file = export(nn.Linear(3, 3), tmp_path / "flat.pt2", (2, 3))
     refuse(config, rf"{file}: expected a program of images \[B, C, H, W\], got 2 dimensions", teacher=file)
+    file = tmp_path / "pixels.pt2"
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    shapes = ({0: torch.export.Dim.AUTO},)
+    torch.export.save(torch.export.export(TakesPixels(), (pixels,), dynamic_shapes=shapes), file)
+    refuse(config, f"{file}: expected a program of normalised images in a floating-point type, got torch.uint8; expor",
+           teacher=file)  # fmt: skip
     file = tmp_path / "text.pt2"
     file.write_text("no program")
     refuse(config, f"^teacher: {file}: expected a file that torch.export.save wrote$", teacher=file)
     file.unlink()
     refuse(config, f"^teacher: {file} is missing$", FileNotFoundError, teacher=file)
+
+
+class TakesPixels(nn.Module):
+    def forward(self, images):
+        return images.float().mean((2, 3))
 
 
 def refuse(config: TrainConfig, message: str, error: type[Exception] = ValueError, **fields) -> None:

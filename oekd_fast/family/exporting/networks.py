@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from oekd_fast.family.metadata import Normalisation
+from oekd_fast.family.saved import LoadedStudent
 
 Outputs = Tensor | dict[str, Tensor]
 ENSEMBLE = "ensemble"
@@ -69,3 +70,27 @@ class FamilyOutputs(nn.Module):
             weights = self.gate(shared[0])  # [B, S]
             ensemble = (weights.t().unsqueeze(2) * family).sum(dim=0)
         return dict(zip(self.names, (*logits, ensemble), strict=True))
+
+
+def family_outputs(students: Sequence[LoadedStudent], gate: nn.Module | None = None) -> FamilyOutputs:
+    """Return saved students of one family, and their ensemble, as one network.
+
+    Args:
+        students: students on one device. If their bases hold the same weights, the first one serves all.
+        gate: weights of the students, which needs the shared base; None for the mean.
+
+    Raises:
+        ValueError: there is a gate, and the bases differ.
+    """
+    first, *others = (student.base for student in students)
+    shared = all(_same_weights(first, base) for base in others)
+    if gate is not None and not shared:
+        raise ValueError("students: expected one base with the same weights for the gate, got bases that differ")
+    bases = [first] if shared else [student.base for student in students]
+    numbers = [student.metadata.index for student in students]
+    return FamilyOutputs(bases, [student.branch for student in students], numbers, gate)
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())

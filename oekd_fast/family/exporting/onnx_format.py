@@ -61,9 +61,14 @@ def encode(
         ).model_proto
     _check_operators(model)
     _remove_traces(model)
-    for name, value in entries.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    _set_entries(model, entries)
+    return model.SerializeToString()
+
+
+def with_entries(content: bytes, entries: Mapping[str, Any]) -> bytes:
+    """Return the bytes of the model in `content` with `entries` added to its metadata; they replace equal names."""
+    model = require("onnx", "ONNX files need", "export").load_model_from_string(content)
+    _set_entries(model, entries)
     return model.SerializeToString()
 
 
@@ -75,6 +80,15 @@ def load(content: bytes) -> Callable[[Tensor], list[Tensor]]:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(z) for z in session.run(None, {INPUT: images.numpy()})]
+
+
+def _set_entries(model: onnx.ModelProto, entries: Mapping[str, Any]) -> None:
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in entries]
+    texts = [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in entries.items()]
+    del model.metadata_props[:]
+    for key, value in kept + texts:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
