@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from oekd_fast.latency.measure import measure_students
-from oekd_fast.latency.networks import EnsemblePrediction, size_of
+from oekd_fast.latency.networks import ensemble_of, size_of
 from oekd_fast.latency.result import LatencyReport
 from oekd_fast.reporting.evidence import load_networks
 from oekd_fast.reporting.finished_runs import Run
@@ -40,4 +40,4 @@ def measure_run(
     objective = run.config.family_objective
     if objective.alone or (objective.gated and networks.gate is None):
         return report, None
-    return report, size_of(EnsemblePrediction(networks.students, networks.gate))
+    return report, size_of(ensemble_of(networks.students, networks.gate))

@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from oekd_fast.common.machine import machine
+from oekd_fast.common.text import reason_of
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import LoadedStudent
 from oekd_fast.latency.eager import Eager
 from oekd_fast.latency.networks import Network, networks_of
+from oekd_fast.latency.onnx import Onnx, export_in_time, version
 from oekd_fast.latency.result import Latency, LatencyReport, Setting
 from oekd_fast.latency.timing import LEAST_TURNS, Timing, time_in_turns
 
 SECONDS = 20.0  # of a measurement at the end of a run
 LARGE_BATCHES = (64, 32, 16, 8)  # the first one that there is time for is measured beside batch 1
-_EAGER_SHARE = 0.45  # of the time; the rest is for exporting and for ONNX Runtime
+_PLANNED = 0.9  # of the time; calls that take longer than expected have the rest
+# Shares of the planned time: that of PyTorch; the end of the export; and that of ONNX Runtime in what is left then. The
+# rest is for settings that were left out.
+_EAGER_SHARE, _EXPORTED_BY, _ONNX_SHARE = 0.25, 0.95, 0.8
 _TARGET = 1.0  # seconds after which a setting with enough turns gets no more
 
 
@@ -56,8 +61,8 @@ def measure_students(
     """Measure each student and the ensemble, from uint8 images in memory to logits.
 
     Each network is called with one image and with a large batch, on one thread and on as many as torch is set to use,
-    and on `device` if it is not the CPU. The networks of a setting take turns. A setting for which there is no time is
-    left out, with a note.
+    and on `device` if it is not the CPU; in PyTorch, and in ONNX Runtime if the networks can be exported. The networks
+    of a setting take turns. A setting for which there is no time is left out, with a note.
 
     Args:
         students: students of one family, on the CPU and in evaluation mode. They are on the CPU afterwards, too.
@@ -72,8 +77,9 @@ def measure_students(
     measurement = _Measurement(networks_of(students, flops, gate), len(students), shape, seconds, stopping)
     devices = [torch.device("cpu")] if device.type == "cpu" else [device, torch.device("cpu")]
     for number, place in enumerate(devices):
-        share = (seconds * _EAGER_SHARE - measurement.elapsed) / (len(devices) - number)
+        share = (seconds * _PLANNED * _EAGER_SHARE - measurement.elapsed) / (len(devices) - number)
         measurement.add(Eager(measurement.networks, place), share)
+    measurement.add_onnx()
     measurement.add_left_out()
     return measurement.report()
 
@@ -94,11 +100,13 @@ class _Measurement:
         stopping: Callable[[], bool],
     ) -> None:
         self.networks = networks
-        self._num_students, self._shape, self._seconds, self._stopping = num_students, shape, seconds, stopping
+        self._num_students, self._shape, self._stopping = num_students, shape, stopping
+        self._limit, self._seconds = seconds, _PLANNED * seconds
         self._rows: list[list[Latency]] = [[] for _ in networks]
         self._left_out: list[tuple[Runtime, Setting]] = []
         self._order: list[Setting] = []
         self._notes: list[str] = []
+        self._machine = machine()
         self._start = time.perf_counter()
 
     @property
@@ -121,11 +129,21 @@ class _Measurement:
             if not self._measure(runtime, setting, limit):
                 self._left_out.append((runtime, setting))
 
+    def add_onnx(self) -> None:
+        """Export the networks and measure ONNX Runtime, if there is time; note why not otherwise."""
+        try:
+            models = export_in_time(self.networks, self._seconds * _EXPORTED_BY - self.elapsed, self._stopping)
+        except Exception as error:  # the exporter of PyTorch documents no set of exceptions
+            self._notes.append(f"onnx: not measured ({reason_of(error)})")
+            return
+        self._machine["onnxruntime"] = version()
+        self.add(Onnx(models), (self._seconds - self.elapsed) * _ONNX_SHARE)
+
     def add_left_out(self) -> None:
         """Measure the settings that were left out, with the time that is left; note those that it is too short for."""
         for runtime, setting in self._left_out:
             if not self._measure(runtime, setting, self._seconds - self.elapsed):
-                why = "the run was asked to stop" if self._stopping() else f"it takes more than {self._seconds:g} s"
+                why = "the run was asked to stop" if self._stopping() else f"it takes more than {self._limit:g} s"
                 self._notes.append(f"{setting}: not measured, since {why}")
 
     def report(self) -> LatencyReport:
@@ -135,7 +153,7 @@ class _Measurement:
         return LatencyReport(
             students=tuple(map(tuple, self._rows[: self._num_students])),
             ensemble=tuple(row for rows in self._rows[self._num_students :] for row in rows),
-            machine=machine(),
+            machine=self._machine,
             image_shape=self._shape,
             seconds=self.elapsed,
             notes=tuple(self._notes),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from oekd_fast.family.exporting.contents import ImageInput
+from oekd_fast.family.exporting.networks import FamilyOutputs, Normalised
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import LoadedStudent
+from oekd_fast.family.student import Student
 
 
 @dataclass(frozen=True)
@@ -17,43 +19,21 @@ class Network:
     """A network that is measured.
 
     Args:
-        module: maps uint8 images [B, C, H, W] to logits, in evaluation mode.
+        module: takes uint8 images [B, C, H, W], on the CPU and in evaluation mode.
+        images: shape and normalisation of the images.
+        outputs: names of its outputs.
         cost: estimated time of a call, in any unit that all networks share.
     """
 
     module: nn.Module
+    images: ImageInput
+    outputs: tuple[str, ...]
     cost: float
 
-
-class StudentPrediction(nn.Module):
-    """A student with the normalisation of its images: uint8 [B, C_in, H, W] -> logits [B, C]."""
-
-    def __init__(self, student: LoadedStudent) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.student(self.student.preprocess(images))
-
-
-class EnsemblePrediction(nn.Module):
-    """The mean of the logits of all students, or their sum weighted by a gate: uint8 [B, C_in, H, W] -> logits [B, C].
-
-    The base, which is the same for all students, runs once.
-    """
-
-    def __init__(self, students: Sequence[LoadedStudent], gate: Gate | None = None) -> None:
-        super().__init__()
-        self.first = students[0]
-        self.branches = nn.ModuleList(student.branch for student in students)
-        self.gate = gate
-
-    def forward(self, images: Tensor) -> Tensor:
-        shared = self.first.base(self.first.preprocess(images))
-        logits = torch.stack([branch(shared)[0] for branch in self.branches])
-        if self.gate is None:
-            return logits.mean(dim=0)
-        return torch.einsum("bs,sbc->bc", self.gate(shared), logits)
+    @classmethod
+    def of(cls, plain: nn.Module, images: ImageInput, outputs: tuple[str, ...], cost: float) -> Network:
+        """Return the network of `plain`, which takes normalised images."""
+        return cls(Normalised(plain, images.normalisation).eval(), images, outputs, cost)
 
 
 def networks_of(students: Sequence[LoadedStudent], flops: Sequence[int], gate: Gate | None = None) -> list[Network]:
@@ -64,10 +44,22 @@ def networks_of(students: Sequence[LoadedStudent], flops: Sequence[int], gate: G
         flops: operations of each student for one image.
         gate: gate of the family, on the CPU and in evaluation mode; None without one.
     """
-    networks = [Network(StudentPrediction(student), cost) for student, cost in zip(students, flops, strict=True)]
+    metadata = students[0].metadata
+    images = ImageInput((metadata.in_channels, *[metadata.image_size] * 2), None, metadata.normalisation)
+    networks = [
+        Network.of(Student(student.base, student.branch), images, ("logits",), cost)
+        for student, cost in zip(students, flops, strict=True)
+    ]
     if len(students) > 1:
-        networks.append(Network(EnsemblePrediction(students, gate), sum(flops)))
+        ensemble = ensemble_of(students, gate)
+        networks.append(Network.of(ensemble, images, ensemble.names, sum(flops)))
     return networks
+
+
+def ensemble_of(students: Sequence[LoadedStudent], gate: Gate | None = None) -> FamilyOutputs:
+    """Return the students on the base of the first one, which is the same for all, with their ensemble."""
+    first, numbers = students[0], [student.metadata.index for student in students]
+    return FamilyOutputs([first.base], [student.branch for student in students], numbers, gate).eval()
 
 
 def size_of(module: nn.Module) -> dict[str, int]:

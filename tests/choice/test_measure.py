@@ -7,6 +7,7 @@ import pytest
 from oekd_fast import pick_student
 from oekd_fast.choice import measure
 from oekd_fast.family.saved import GATE_FILE
+from oekd_fast.latency.onnx import TooSlowError
 from oekd_fast.runs.run import train
 
 from ..support.forked_runs import smallest_config, smallest_runs
@@ -23,12 +24,22 @@ def run(tmp_path_factory):
         yield root / "run"
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Take as few turns as possible, and export nothing."""
+
+    def export_in_time(*_):
+        raise TooSlowError("exporting takes too long")
+
+    monkeypatch.setattr("oekd_fast.latency.measure._TARGET", 0.0)
+    monkeypatch.setattr("oekd_fast.latency.measure.export_in_time", export_in_time)
+
+
 def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_without_latency_is_measured_and_stays_as_it_was(run, monkeypatch):
-    monkeypatch.setattr("oekd_fast.latency.measure._TARGET", 0.0)  # as few turns as possible
+def test_a_run_without_latency_is_measured_and_stays_as_it_was(run):
     before = content(run)
     choice = pick_student(run, max_ms=1e9, measure=True, runtime="eager")
     assert content(run) == before
@@ -41,8 +52,7 @@ def test_a_run_without_latency_is_measured_and_stays_as_it_was(run, monkeypatch)
     assert [(c.parameters, c.file_bytes) for c in stored] == [(c.parameters, c.file_bytes) for c in choice.candidates]
 
 
-def test_without_its_gate_the_ensemble_cannot_be_used(run, monkeypatch):
-    monkeypatch.setattr("oekd_fast.latency.measure._TARGET", 0.0)
+def test_without_its_gate_the_ensemble_cannot_be_used(run):
     gate = run / "students" / GATE_FILE
     saved = gate.read_bytes()
     gate.unlink()

@@ -4,6 +4,7 @@ import pytest
 
 from oekd_fast import StudentEnsemble
 from oekd_fast.family.saved import LoadedStudent, Normalisation, StudentMetadata, load_student, save_student
+from oekd_fast.latency.onnx import TooSlowError
 
 from ..support.forked_runs import SMALLEST
 
@@ -26,3 +27,13 @@ def saved_family(tmp_path_factory) -> tuple[StudentEnsemble, list[LoadedStudent]
 @pytest.fixture
 def students(saved_family) -> list[LoadedStudent]:
     return saved_family[1]
+
+
+@pytest.fixture
+def without_onnx(monkeypatch) -> None:
+    """Measure as if there were no time to export, which takes seconds."""
+
+    def export_in_time(networks, seconds, stopping):
+        raise TooSlowError("exporting takes too long")
+
+    monkeypatch.setattr("oekd_fast.latency.measure.export_in_time", export_in_time)

@@ -8,12 +8,13 @@ import torch
 
 from oekd_fast.latency import measure
 from oekd_fast.latency.measure import measure_students
-from oekd_fast.latency.networks import networks_of
 from oekd_fast.latency.result import Latency, Setting
 from oekd_fast.latency.timing import Timing
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 CPU, FLOPS = torch.device("cpu"), [2000, 1000]
-IMAGES = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+NO_ONNX = "onnx: not measured (TooSlowError: exporting takes too long)"
 
 
 @pytest.fixture
@@ -35,23 +36,6 @@ def settings(rows) -> list[str]:
     return [str(row.setting) for row in rows]
 
 
-@torch.no_grad()
-def test_the_networks_are_the_students_and_their_ensemble(saved_family):
-    family, students = saved_family
-    scaled = (IMAGES.float() / 255 - 0.5) / 0.25
-    expected = family(scaled).logits
-    _, gate = family.forward_gated(scaled)
-    for own_gate, ensemble in (
-        (None, sum(expected) / 2),
-        (family.gate, (gate.T[:, :, None] * torch.stack(expected)).sum(0)),
-    ):
-        networks = networks_of(students, FLOPS, own_gate)
-        assert [network.cost for network in networks] == [2000, 1000, 3000]
-        for network, logits in zip(networks, (*expected, ensemble), strict=True):
-            torch.testing.assert_close(network.module(IMAGES), logits)
-    assert len(networks_of(students[:1], FLOPS[:1])) == 1
-
-
 def test_every_network_is_called_with_one_image_and_many_on_one_thread_and_all(students, threads, instant):
     threads(2)
     report = measure_students(students, FLOPS, device=CPU, seconds=1e6)
@@ -59,7 +43,7 @@ def test_every_network_is_called_with_one_image_and_many_on_one_thread_and_all(s
     for rows in (*report.students, report.ensemble):
         assert settings(rows) == expected
     assert [count for count, _ in instant] == [2, 1, 2, 1] and torch.get_num_threads() == 2
-    assert report.notes == () and report.image_shape == (3, 8, 8) and report.machine["threads"] == 2
+    assert report.notes == (NO_ONNX,) and report.image_shape == (3, 8, 8) and report.machine["threads"] == 2
     assert [row.median_ms for row in report.students[0]] == [2.0] * 4
     assert all(row.not_faster_than == () for rows in report.students for row in rows)
 
@@ -87,6 +71,7 @@ def test_without_time_nothing_is_measured_and_all_is_noted(students, one_thread)
     report = measure_students(students, FLOPS, device=CPU, seconds=0.0)
     assert report.students == ((), ()) and report.ensemble == ()
     assert report.notes == (
+        NO_ONNX,
         "eager, 1 thread, batch 1: not measured, since it takes more than 0 s",
         "eager, 1 thread, batch 8: not measured, since it takes more than 0 s",
     )
@@ -95,7 +80,7 @@ def test_without_time_nothing_is_measured_and_all_is_noted(students, one_thread)
 def test_a_request_to_stop_is_noted(students, one_thread):
     report = measure_students(students, FLOPS, device=CPU, stopping=lambda: True)
     assert report.students == ((), ())
-    assert report.notes[0] == "eager, 1 thread, batch 1: not measured, since the run was asked to stop"
+    assert report.notes[1] == "eager, 1 thread, batch 1: not measured, since the run was asked to stop"
 
 
 def test_what_was_left_out_is_tried_again_and_rows_keep_their_order(students, one_thread, monkeypatch):
@@ -108,12 +93,12 @@ def test_what_was_left_out_is_tried_again_and_rows_keep_their_order(students, on
     monkeypatch.setattr(measure, "time_in_turns", timed)
     report = measure_students(students, FLOPS, device=CPU, seconds=1e6)
     assert settings(report.students[0]) == ["eager, 1 thread, batch 1", "eager, 1 thread, batch 64"]
-    assert report.notes == () and len(tries) == 3 and tries[2] > tries[0]
+    assert report.notes == (NO_ONNX,) and len(tries) == 3 and tries[2] > tries[0]
 
 
-@pytest.mark.parametrize(("seconds", "batch"), [(0.001, 64), (0.2, 32), (1.0, 8), (50.0, 8)])
+@pytest.mark.parametrize(("seconds", "batch"), [(0.001, 64), (0.1, 32), (0.5, 8), (50.0, 8)])
 def test_the_large_batch_is_the_largest_that_there_is_time_for(students, one_thread, monkeypatch, seconds, batch):
-    """A call of the ensemble with 8 images takes `seconds`, one of each network twice that; five fit 9 s."""
+    """A call of the ensemble with 8 images takes `seconds`, one of each network twice that; five of these fit 4.5 s."""
 
     class Slow(measure.Eager):
         @contextmanager
