@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from oekd_fast import FunctionalArchitecture, build_ensemble, student_flops
+from oekd_fast import FunctionalArchitecture, build_ensemble, load_standard_weights, student_flops
 from oekd_fast.models import WidthRule, architecture_names, get_architecture, width_rule_of, with_widths
+
+from .published_nets import published
 
 SHARES = (1, 0.75, 0.5, 0.25)
 
@@ -59,20 +61,18 @@ def test_maps_of_five_students_in_multiples(name, divisor, channels):
     assert adapters == [[(own, maps[0]) for own in maps[1:]] for maps in zip(*channels, strict=True)]
 
 
-def growth_of(family):
-    return [branch.stages[0].block[0].conv2.out_channels for branch in family.branches]
-
-
 @pytest.mark.parametrize(
-    ("name", "divisor", "growth"),
+    ("name", "divisor", "layers", "growth"),
     [
-        ("densenet_bc_12", 4, [12, 9, 7, 4, 2]),  # 12 for student 2 would be student 1
-        ("densenet_bc_24", 8, [24, 19, 14, 9, 4]),
-        ("densenet121", 8, [32, 24, 19, 12, 6]),  # 24 for student 3 would be student 2
+        ("densenet_bc_12", 4, 16, [12, 9, 7, 4, 2]),  # 12 for student 2 would be student 1
+        ("densenet_bc_24", 8, 41, [24, 19, 14, 9, 4]),
+        ("densenet121", 8, 16, [32, 24, 19, 12, 6]),  # 24 for student 3 would be student 2
     ],
 )
-def test_growth_rates_of_different_students_differ(name, divisor, growth):
-    assert growth_of(family_of(name, divisor=divisor)) == growth
+def test_growth_rates_of_different_students_differ(name, divisor, layers, growth):
+    network = with_widths(get_architecture(name), width_divisor=divisor)
+    channels = [network.map_channels(j, 5) for j in range(5)]
+    assert [after - before for _, before, after in channels] == [layers * k for k in growth]
 
 
 def test_close_shares_of_a_densenet_never_grow():
@@ -112,6 +112,16 @@ def test_a_family_with_its_own_widths_trains(name):
         assert of_block[0](output.features[1][b]).shape == output.features[0][b].shape
     sum(z.square().sum() for z in output.logits).backward()
     assert all(p.grad is not None for p in family.network_parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0, timm"])
+def test_published_weights_fit_student_1_whatever_the_widths(name, one_thread):
+    torch.manual_seed(0)
+    model, net = published(name, num_classes=7)
+    family = build_ensemble(model, num_classes=7, widths=SHARES, width_divisor=16, members=(0,)).eval()
+    load_standard_weights(family.student(0), net.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(family.student(0)(images), net.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_student_1_is_the_whole_network_whatever_the_widths():

@@ -39,7 +39,7 @@ DIGITS, PAPER = "evidence/digits/resnet20", "paper/cifar100/resnet110"
 
 
 def numbers_for(config: TrainConfig):
-    return paper_results(config.dataset, config.model, config.num_students, config.objective)
+    return paper_results(config.dataset, config.model, config.num_students, config.objective, config.widths)
 
 
 def test_paper_results_exist_for_the_families_of_the_paper_only():
@@ -49,6 +49,8 @@ def test_paper_results_exist_for_the_families_of_the_paper_only():
     assert paper["minutes"]["sequential"] / paper["minutes"]["ensemble"] == pytest.approx(2.49, abs=0.01)
     assert numbers_for(recipe_config("paper/imagenet_1k/resnet50"))["ensemble"] is None
     assert numbers_for(recipe_config(PAPER, num_students=3)) is None
+    assert numbers_for(recipe_config(PAPER, widths=(1, 0.9, 0.6, 0.4, 0.2))) is None
+    assert numbers_for(recipe_config(PAPER, widths=(1, 0.8, 0.6, 0.4, 0.2), width_divisor=8)) == paper
     assert numbers_for(recipe_config(DIGITS)) is None
     assert numbers_for(replace(recipe_config(PAPER), dataset="uoft-cs/cifar100")) == paper
     for objective in ("dml", "one", "independent", "born_again"):
@@ -86,6 +88,12 @@ def test_markdown_shows_results_beside_those_of_the_paper():
     ):
         assert part in text, part
     assert "-" == number(None) and number({"mean": 1.0, "deviation": None}) == "1.00"
+
+
+def test_markdown_says_which_widths_the_students_have():
+    text = render(results_of(FIVE, widths=(1, 0.8, 0.6, 0.4, 0.25), width_divisor=8))
+    assert "; widths 1 0.8 0.6 0.4 0.25; channels in multiples of 8; fp32" in text
+    assert "widths None -> " in text and "width_divisor None -> 8" in text
 
 
 def test_markdown_of_one_seed_has_no_deviations():
