@@ -1,27 +1,36 @@
-"""Build a family of your own network from three functions, and compute its loss and gradients."""
+"""Build a family of a network of your own, and compute its loss and gradients."""
 
 import torch
 from torch import nn
 
-from oekd_fast import FunctionalArchitecture, build_ensemble, ensemble_kd_loss
+from oekd_fast import StudentEnsemble, ensemble_kd_loss
 
 
-def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv2, self.norm2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(self.conv1(x)).relu()
+        return (self.norm2(self.conv2(y)) + self.shortcut(x)).relu()
 
 
-def base(in_channels: int) -> nn.Module:  # shared by all students
-    return conv(in_channels, 16)
+class Net(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1)
+        self.blocks = nn.Sequential(Block(16, 32), Block(32, 64, 2), Block(64, 64))
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
 
 
-def blocks(width) -> list[nn.Module]:  # the output of each is one map; width(64) is the student's share of 64 channels
-    return [conv(16, width(32), 2), conv(width(32), width(64), 2), conv(width(64), width(64))]
-
-
-def head(channels: int, num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-
-
-ensemble = build_ensemble(FunctionalArchitecture("mine", base, blocks, head), num_students=3, num_classes=10)
+net = Net(num_classes=10)  # trained or not
+ensemble = StudentEnsemble.from_module(net, torch.randn(2, 3, 32, 32), num_students=3)
+print(ensemble.describe())  # where the network is cut, and the channels of each student
 output = ensemble(torch.randn(8, 3, 32, 32))  # the logits and the maps of each student
 ensemble_kd_loss(output.logits, torch.randint(10, (8,))).loss.backward()

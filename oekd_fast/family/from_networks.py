@@ -59,7 +59,6 @@ class FromNetworks:
                 `base` or `blocks` is unknown, in another order or at a place where one tensor alone does not lead on
                 (`CutError`); the forward of `module` cannot be followed (`CutError`) or its channels cannot be scaled
                 (`ScalingError`); `widths` or `width_divisor` are out of range.
-            ImportError: scaling needs a package that is not installed.
         """
         from oekd_fast.models.any_network.architectures import architecture_of_module
 
