@@ -34,9 +34,15 @@ ISAS = {
         ],
     ),
 }
+# AVX-512 with conversions between fp32 and bf16.
+ISAS["avx512bf16"] = (16, [*ISAS["avx512"][1], "-mavx512bf16"])
 # Each kernel source of an op, csrc/cpu/<op>/*_kernel.cpp, is compiled once for each of its instruction sets. At run
 # time the widest one that the processor supports is chosen.
-KERNELS = {"direct_conv": ("baseline", "avx2"), "ensemble_kd": tuple(ISAS), "norm_relu": tuple(ISAS)}
+KERNELS = {
+    "direct_conv": ("baseline", "avx2"),
+    "ensemble_kd": ("baseline", "avx2", "avx512"),
+    "norm_relu": ("baseline", "avx2", "avx512", "avx512bf16"),
+}
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 

@@ -9,10 +9,11 @@ from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
-# x, residual, y and their gradients are float32 [B, C, H, W]; y, dx and dresidual are channels_last. All other tensors
-# are float32 [C]. variance is unbiased, as for running statistics. In backward, y is None if there was no residual, and
-# dresidual has shape [0] if residual_grad is false. isa names an instruction set of `native.isa_names()`; "auto" is the
-# widest.
+# x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are
+# channels_last. All other tensors are float32 [C]. All arithmetic is in float32 or float64, so that results in bfloat16
+# are those for the same maps in float32, rounded. variance is unbiased, as for running statistics. In backward, y is
+# None if there was no residual, and dresidual has shape [0] if residual_grad is false. isa names an instruction set of
+# `native.isa_names()`; "auto" is the widest.
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
 _library.define(
     'norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, *, str isa="auto")'
@@ -26,7 +27,7 @@ _library.define(
 
 @on_one_device
 def _fake(x, weight, bias, residual, eps, *, isa="auto"):
-    mean, variance, rstd = (x.new_empty(x.shape[1]) for _ in range(3))
+    mean, variance, rstd = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(3))
     return torch.empty_like(x, memory_format=torch.channels_last), mean, variance, rstd
 
 
@@ -50,8 +51,9 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
         x: input map [B, C, H, W].
         residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
         fused: whether to use one op for forward and one for backward where they support the call. They need the native
-            extension, training mode, float32 channels_last maps on the CPU, affine parameters, and running statistics
-            with a momentum. Other calls use plain PyTorch. The fused form can be differentiated once.
+            extension, training mode, channels_last maps on the CPU that are all float32 or, as under autocast, all
+            bfloat16, affine parameters and running statistics in float32, and a momentum. Other calls use plain
+            PyTorch. The fused form can be differentiated once.
 
     Raises:
         ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
@@ -80,7 +82,7 @@ def _supports(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
         and norm.weight.dtype == norm.running_mean.dtype == torch.float32
         and _supports_map(x)
         and x.numel() > x.shape[1]
-        and (residual is None or (_supports_map(residual) and residual.shape == x.shape))
+        and (residual is None or (_supports_map(residual) and _is_like(residual, x)))
     )
 
 
@@ -88,9 +90,13 @@ def _supports_map(x: Tensor) -> bool:
     return (
         isinstance(x, Tensor)  # torch.fx passes a proxy
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _is_like(residual: Tensor, x: Tensor) -> bool:
+    return residual.shape == x.shape and residual.dtype == x.dtype
 
 
 class _NormReLU(torch.autograd.Function):

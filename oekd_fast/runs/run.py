@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -45,6 +47,7 @@ from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.summary import draw_report, summarise
 from oekd_fast.runs.tasks import PhaseResult
 from oekd_fast.runs.tracking import Tracking
+from oekd_fast.training.numerics import automatic_precision
 
 
 def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
                 with_widths(named, config.widths, config.width_divisor)
             stack.enter_context(threads_of_rank(config.threads, world))
             device = device_of_rank(config.device, world)
+            config, notes = _with_precision(config, device)
             folder = stack.enter_context(RunFolder(config, writes=world.is_main))
             stop.patient = world.size > 1
             stack.enter_context(stop)
@@ -103,7 +107,7 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
             if config.initial_weights is not None and named is not None:
                 initial = initial_weights_note(config.initial_weights)
         check_same_run(world, config, fingerprint, None if teacher is None else teacher.fingerprint)
-        notes = [*data.notes, *(width_notes(architecture, config.num_students) if named is not None else ())]
+        notes += [*data.notes, *(width_notes(architecture, config.num_students) if named is not None else ())]
         notes += [] if teacher is None else teacher_notes(teacher, config)
         for note in notes:
             print_line(console, note)
@@ -152,6 +156,14 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
                 if problem is not None:
                     print_line(console, problem)
         return json.loads(world.from_main(json.dumps(summary).encode())) if world.size > 1 else summary
+
+
+def _with_precision(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, list[str]]:
+    """Return the config with the precision that "auto" stands for, which a resumed run keeps, and a note about it."""
+    if config.precision != "auto":
+        return config, []
+    precision, why = automatic_precision(device)
+    return replace(config, precision=precision), [f"precision: {precision}, since {why}"]
 
 
 def _write_results(

@@ -71,8 +71,8 @@ NORM = "from oekd_fast.layers import norm_relu; import torch; x, w = torch.ones(
 PLANTED = {
     "out-of-bounds read": Fault(
         "csrc/cpu/norm_relu/norm_relu_kernel.cpp",
-        "W z = Normalise<W>(f, p)(load<W>(f.x + i));",
-        "W z = Normalise<W>(f, p)(load<W>(f.x + i + 1));",
+        "W z = Normalise<W>(f, p)(load_map<T, W>(f.x, i));",
+        "W z = Normalise<W>(f, p)(load_map<T, W>(f.x, i + 1));",
         NORM + "torch.ops.oekd_fast.norm_relu(x, w, w, None, 1e-5)",
         "AddressSanitizer: heap-buffer-overflow",
     ),

@@ -130,7 +130,7 @@ def test_a_misspelt_option_is_corrected(capsys):
     ("command", "arguments", "message"),
     [
         ("train", ["--temperature", "-1"], "temperature: expected a finite number > 0, got -1.0"),
-        ("train", ["--precision", "fp8"], "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+        ("train", ["--precision", "fp8"], "precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
         ("train", ["--schedule", "cosin"], "schedule: did you mean cosine? expected one of multistep, "),
         ("reproduce", ["--seeds", "0"], "seeds: expected an integer >= 1, got 0"),
         ("report", [], "runs: expected at least one run folder, got none"),

@@ -53,7 +53,7 @@ def test_defaults_are_those_of_the_paper():
         ("cutmix", float("nan"), "cutmix: expected a finite number > 0, got nan"),
         ("micro_batches", 0, "micro_batches: expected an integer >= 1, got 0"),
         ("patience", 0, "patience: expected an integer >= 1, got 0"),
-        ("precision", "fp8", "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+        ("precision", "fp8", "precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
         ("ce_schedule", "sigma", "ce_schedule: did you mean sigmoid\\? expected one of constant, .* got 'sigma'"),
         ("optimizer", "lion", "optimizer: expected one of sgd, adam, rmsprop, got 'lion'"),
         (
@@ -95,7 +95,7 @@ def test_replacing_the_optimizer_uses_its_learning_rate():
         (DistillationConfig, {"objective": "kd"}, "teacher: expected a saved student, a .pt2 file"),
         (OptimizerConfig, {"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\), got 1.0"),
         (ScheduleConfig, {"decay_epochs": 0.0}, "decay_epochs: expected a finite number > 0, got 0.0"),
-        (RunConfig, {"precision": "fp8"}, "precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+        (RunConfig, {"precision": "fp8"}, "precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
     ],
 )
 def test_each_section_checks_itself(section, value, message):

@@ -46,6 +46,16 @@ def plain(x, weight, bias, residual, dy, dtype):
     return [y.detach(), mean, variance, *torch.autograd.grad(y, leaves, dy.to(dtype))]
 
 
+def in_bf16(x, weight, bias, residual, dy):
+    """Return a problem whose maps are rounded to bfloat16."""
+    return x.bfloat16(), weight, bias, residual if residual is None else residual.bfloat16(), dy.bfloat16()
+
+
+def in_fp32(x, weight, bias, residual, dy):
+    """Return the same problem with maps in float32."""
+    return x.float(), weight, bias, residual if residual is None else residual.float(), dy.float()
+
+
 def by_ops(x, weight, bias, residual, dy, isa="auto"):
     """Return y, mean, variance, dx, dweight, dbias, dresidual, computed by the ops."""
     y, mean, variance, rstd = ops.norm_relu(x, weight, bias, residual, EPS, isa=isa)

@@ -118,7 +118,7 @@ def test_gradients_and_residuals_may_have_other_layouts(layout):
     [
         ({"x": random(9, 6)}, ValueError, r"x: expected \[B, C, H, W\] with C >= 1, got \[9, 6\]"),
         ({"x": random(1, 9, 1, 1)}, ValueError, r"x: expected at least 2 values for each channel, got \[1, 9, 1, 1\]"),
-        ({"x": random(4, 9, 6, 5).double()}, TypeError, "x: expected float32, got Double"),
+        ({"x": random(4, 9, 6, 5).double()}, TypeError, "x: expected float32 or bfloat16, got Double"),
         ({"weight": random(8)}, ValueError, r"weight: expected \[9\], one number for each channel of x, got \[8\]"),
         ({"bias": random(9).double()}, TypeError, "bias: expected float32, got Double"),
         (

@@ -118,7 +118,7 @@ UNSUPPORTED = {
     "evaluation": ({}, lambda norm: norm.eval(), lambda x: x),
     "float64": ({}, lambda norm: norm.double(), lambda x: x.double()),
     "bfloat16": ({}, lambda norm: norm.bfloat16(), lambda x: x.bfloat16()),
-    "bfloat16 maps": ({}, lambda norm: norm, lambda x: x.bfloat16()),
+    "float16 maps": ({}, lambda norm: norm, lambda x: x.half()),
     "contiguous": ({}, lambda norm: norm, lambda x: x.contiguous()),
     "sliced": ({}, lambda norm: norm, lambda x: x[:, :, ::2]),
     "no images": ({}, lambda norm: norm.eval(), lambda x: x[:0]),

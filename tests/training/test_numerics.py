@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.training.numerics import LossScaler, Numerics
+from oekd_fast.training.numerics import LossScaler, Numerics, automatic_precision
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,32 @@ def test_autocast_runs_matrix_products_in_the_precision(precision):
     x = torch.ones(2, 2)
     with Numerics.of(TrainConfig(precision=precision), CPU).autocast():
         assert (x @ x).dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@pytest.mark.parametrize("features", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
+def test_auto_is_bf16_on_processors_with_instructions_for_it(features, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    expected = "bf16" if features.get("avx512_bf16") else "fp32"
+    precision, why = automatic_precision(CPU)
+    assert precision == expected and "AVX512-BF16" in why
+    auto, named = (Numerics.of(TrainConfig(precision=name), CPU) for name in ("auto", expected))
+    assert auto == named
+
+
+def test_auto_is_fp32_where_torch_does_not_list_the_features(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert automatic_precision(CPU)[0] == "fp32"
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_auto_on_a_gpu_asks_for_instructions(supported, monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    precision, why = automatic_precision(torch.device("cuda", 0))
+    assert precision == ("bf16" if supported else "fp32") and "cuda" in why
+    assert automatic_precision(torch.device("mps"))[0] == "fp32"
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -1,6 +1,7 @@
 // Interface of the CPU kernels of BatchNorm, residual and ReLU in training. It does not use torch.
 //
-// Maps are dense fp32 rows [rows, channels], with one row for each position of each image (channels_last).
+// Maps are dense rows [rows, channels] of fp32 or bf16 elements, all maps of a call of the same type, with one row for
+// each position of each image (channels_last). Everything else, and all arithmetic, is in fp32 or fp64.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,9 @@ namespace oekd {
 // tile of rows is a whole number of vectors for any number of channels.
 struct NormForward {
   int64_t channels, tile;
-  const float* x;
-  const float* residual;  // or null
-  float* y;               // relu((x - mean) * scale + bias [+ residual])
+  const void* x;
+  const void* residual;  // or null
+  void* y;               // relu((x - mean) * scale + bias [+ residual])
   const float *mean, *scale, *bias;  // tables; scale = weight * rstd
 };
 
@@ -21,18 +22,19 @@ struct NormForward {
 // computes the output again from x if there was none.
 struct NormBackward {
   int64_t channels, tile;
-  const float *dy, *x;
-  const float* y;  // null without a residual
-  float* g;        // gradient of the residual, written by gradient_sums and read by gradient; or null
-  float* dx;       // g * scale - (x - mean) * slope - offset
+  const void *dy, *x;
+  const void* y;  // null without a residual
+  void* g;        // gradient of the residual, written by gradient_sums and read by gradient; or null
+  void* dx;       // g * scale - (x - mean) * slope - offset
   const float *mean, *scale, *bias, *slope, *offset;  // tables; only gradient reads slope and offset
 };
 
-// The kernels of one instruction set. Each call processes rows [begin, end); calls for other rows may run concurrently.
+// The kernels of one instruction set and type of element. Each call processes rows [begin, end); calls for other rows
+// may run concurrently.
 struct NormReLUKernel {
   int64_t lanes;
   // Mean and sum of squared deviations, [channels] each. scratch: 3 tables.
-  void (*statistics)(const float* x, int64_t channels, int64_t tile, int64_t begin, int64_t end, float* scratch,
+  void (*statistics)(const void* x, int64_t channels, int64_t tile, int64_t begin, int64_t end, float* scratch,
                      double* mean, double* squares);
   void (*forward)(const NormForward&, int64_t begin, int64_t end);
   // Sum of g and sum of g * (x - mean), [channels] each. scratch: 2 tables.
@@ -40,9 +42,10 @@ struct NormReLUKernel {
   void (*gradient)(const NormBackward&, int64_t begin, int64_t end);
 };
 
-// avx2 and avx512 exist if OEKD_HAVE_X86_COPIES is defined.
-namespace baseline { extern const NormReLUKernel norm_relu_kernel; }
-namespace avx2 { extern const NormReLUKernel norm_relu_kernel; }
-namespace avx512 { extern const NormReLUKernel norm_relu_kernel; }
+// All but baseline exist if OEKD_HAVE_X86_COPIES is defined. avx512bf16 is avx512 with instructions that convert to bf16.
+namespace baseline { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16; }
+namespace avx2 { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16; }
+namespace avx512 { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16; }
+namespace avx512bf16 { extern const NormReLUKernel norm_relu_bf16; }
 
 }  // namespace oekd

@@ -20,17 +20,20 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Floats in a piece of work. The statistics read a piece twice, so it must fit the second-level cache. A piece of many
-// channels is larger, so that the work on its tables remains small. Pieces do not depend on the number of threads, so
+// Elements in a piece of work. The statistics read a piece twice, so it must fit the second-level cache. A piece of
+// many channels is larger, so that the work on its tables remains small. Pieces do not depend on the number of threads, so
 // the sums do not either.
 constexpr int64_t PIECE = 16384;
 constexpr int64_t TILES_OF_A_PIECE = 8;
 constexpr int64_t VECTORS_OF_A_TILE = 32;  // at least, so that a table entry is not updated again at once
 
+const char* name_of(at::ScalarType type) { return type == at::kFloat ? "float32" : "bfloat16"; }
+
 // Returns the rows [B * H * W, C] of a map [B, C, H, W], copied if they are not dense.
-Tensor rows_of(const char* name, const Tensor& map, const Tensor& like) {
-  TORCH_CHECK_TYPE(map.scalar_type() == at::kFloat, name, ": expected float32, got ", map.scalar_type());
-  TORCH_CHECK_VALUE(map.dim() == 4 && map.sizes() == like.sizes(), name, ": expected the shape of x, ", like.sizes(),
+Tensor rows_of(const char* name, const Tensor& map, const Tensor& x) {
+  TORCH_CHECK_TYPE(map.scalar_type() == x.scalar_type(), name, ": expected ", name_of(x.scalar_type()), ", got ",
+                   map.scalar_type());
+  TORCH_CHECK_VALUE(map.dim() == 4 && map.sizes() == x.sizes(), name, ": expected the shape of x, ", x.sizes(),
                     ", got ", map.sizes());
   TORCH_CHECK_VALUE(map.device().is_cpu(), name, ": expected a tensor on the CPU, got ", map.device());
   check_memory(name, map);
@@ -47,15 +50,35 @@ Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
 }
 
 int64_t count_rows(const Tensor& x, int64_t least) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
+                   "x: expected float32 or bfloat16, got ", x.scalar_type());
   TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) > 0, "x: expected [B, C, H, W] with C >= 1, got ", x.sizes());
   const int64_t rows = x.numel() / x.size(1);
   TORCH_CHECK_VALUE(rows >= least, "x: expected at least ", least, " values for each channel, got ", x.sizes());
   return rows;
 }
 
+const NormReLUKernel& kernel_for(const Tensor& x, std::string_view isa) {
+  const Isa& chosen = choose_isa(isa);
+  return x.scalar_type() == at::kFloat ? chosen.norm_relu_fp32 : chosen.norm_relu_bf16;
+}
+
 Tensor map_like(const Tensor& x) { return at::empty_like(x, {}, at::MemoryFormat::ChannelsLast); }
 
 Tensor vector_of(int64_t channels) { return at::empty({channels}, at::TensorOptions().dtype(at::kFloat)); }
+
+// Floats that start at a cache line, since a vector that crosses lines takes twice as long.
+class Floats {
+ public:
+  explicit Floats(int64_t count) : lines_((count + LINE - 1) / LINE) {}
+  float* data() { return reinterpret_cast<float*>(lines_.data()); }
+  const float* data() const { return reinterpret_cast<const float*>(lines_.data()); }
+
+ private:
+  static constexpr int64_t LINE = 16;
+  struct alignas(LINE * sizeof(float)) Line { float values[LINE]; };
+  std::vector<Line> lines_;
+};
 
 // Division of the rows into pieces, which are distributed to threads, and of pieces into tiles, see norm_relu.h.
 struct Cut {
@@ -68,10 +91,11 @@ struct Cut {
 
   // Returns the table of value(channel).
   template <class Value>
-  std::vector<float> table(const Value& value) const {
-    std::vector<float> numbers(tile);
-    for (int64_t c = 0; c < channels; ++c) numbers[c] = static_cast<float>(value(c));
-    for (int64_t p = channels; p < tile; ++p) numbers[p] = numbers[p - channels];
+  Floats table(const Value& value) const {
+    Floats numbers(tile);
+    float* const table = numbers.data();
+    for (int64_t c = 0; c < channels; ++c) table[c] = static_cast<float>(value(c));
+    for (int64_t p = channels; p < tile; ++p) table[p] = table[p - channels];
     return numbers;
   }
 
@@ -79,7 +103,7 @@ struct Cut {
   template <class Work>
   void run(int64_t tables, const Work& work) const {
     each([&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(tables * tile);
+      Floats scratch(tables * tile);
       for (int64_t i = begin; i < end; ++i) work(i, i * piece, std::min(rows, (i + 1) * piece), scratch.data());
     });
   }
@@ -108,7 +132,7 @@ struct Cut {
 
 // Mean and sum of squared deviations over all rows, [channels] each, combined from those of the pieces.
 struct Statistics {
-  Statistics(const float* x, const NormReLUKernel& kernel, const Cut& cut)
+  Statistics(const void* x, const NormReLUKernel& kernel, const Cut& cut)
       : mean(cut.channels), squares(cut.channels) {
     const int64_t channels = cut.channels;
     std::vector<double> means(cut.pieces * channels), distances(cut.pieces * channels);
@@ -143,10 +167,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tens
   const Tensor map = rows_of("x", x, x), scales = channels_of("weight", weight, channels);
   const Tensor biases = channels_of("bias", bias, channels);
   const Tensor added = residual ? rows_of("residual", *residual, x) : Tensor();
-  const NormReLUKernel& kernel = choose_isa(isa).norm_relu;
+  const NormReLUKernel& kernel = kernel_for(x, isa);
   const Cut cut(kernel, rows, channels);
 
-  const Statistics statistics(map.const_data_ptr<float>(), kernel, cut);
+  const Statistics statistics(map.const_data_ptr(), kernel, cut);
   Tensor y = map_like(x), mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
   float *const means = mean.mutable_data_ptr<float>(), *const rstds = rstd.mutable_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
@@ -156,15 +180,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tens
   }
 
   const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
-  const std::vector<float> mean_table = cut.table([&](int64_t c) { return means[c]; });
-  const std::vector<float> scale_table = cut.table([&](int64_t c) { return w[c] * rstds[c]; });
-  const std::vector<float> bias_table = cut.table([&](int64_t c) { return b[c]; });
+  const Floats mean_table = cut.table([&](int64_t c) { return means[c]; });
+  const Floats scale_table = cut.table([&](int64_t c) { return w[c] * rstds[c]; });
+  const Floats bias_table = cut.table([&](int64_t c) { return b[c]; });
   NormForward problem{};
   problem.channels = channels;
   problem.tile = cut.tile;
-  problem.x = map.const_data_ptr<float>();
-  problem.residual = residual ? added.const_data_ptr<float>() : nullptr;
-  problem.y = y.mutable_data_ptr<float>();
+  problem.x = map.const_data_ptr();
+  problem.residual = residual ? added.const_data_ptr() : nullptr;
+  problem.y = y.mutable_data_ptr();
   problem.mean = mean_table.data();
   problem.scale = scale_table.data();
   problem.bias = bias_table.data();
@@ -183,24 +207,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, 
   const Tensor output = y ? rows_of("y", *y, x) : Tensor();
   const Tensor scales = channels_of("weight", weight, channels), biases = channels_of("bias", bias, channels);
   const Tensor means = channels_of("mean", mean, channels), rstds = channels_of("rstd", rstd, channels);
-  const NormReLUKernel& kernel = choose_isa(isa).norm_relu;
+  const NormReLUKernel& kernel = kernel_for(x, isa);
   const Cut cut(kernel, rows, channels);
 
   Tensor dx = map_like(x), dweight = vector_of(channels), dbias = vector_of(channels);
-  Tensor dresidual = residual_grad ? map_like(x) : vector_of(0);
+  Tensor dresidual = residual_grad ? map_like(x) : at::empty({0}, x.options());
   const float *const m = means.const_data_ptr<float>(), *const r = rstds.const_data_ptr<float>();
   const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
-  const std::vector<float> mean_table = cut.table([&](int64_t c) { return m[c]; });
-  const std::vector<float> scale_table = cut.table([&](int64_t c) { return w[c] * r[c]; });
-  const std::vector<float> bias_table = cut.table([&](int64_t c) { return b[c]; });
+  const Floats mean_table = cut.table([&](int64_t c) { return m[c]; });
+  const Floats scale_table = cut.table([&](int64_t c) { return w[c] * r[c]; });
+  const Floats bias_table = cut.table([&](int64_t c) { return b[c]; });
   NormBackward problem{};
   problem.channels = channels;
   problem.tile = cut.tile;
-  problem.dy = upstream.const_data_ptr<float>();
-  problem.x = map.const_data_ptr<float>();
-  problem.y = y ? output.const_data_ptr<float>() : nullptr;
-  problem.g = residual_grad ? dresidual.mutable_data_ptr<float>() : nullptr;
-  problem.dx = dx.mutable_data_ptr<float>();
+  problem.dy = upstream.const_data_ptr();
+  problem.x = map.const_data_ptr();
+  problem.y = y ? output.const_data_ptr() : nullptr;
+  problem.g = residual_grad ? dresidual.mutable_data_ptr() : nullptr;
+  problem.dx = dx.mutable_data_ptr();
   problem.mean = mean_table.data();
   problem.scale = scale_table.data();
   problem.bias = bias_table.data();
@@ -224,8 +248,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, 
   // dx = weight * rstd * (g - mean(g) - xhat * mean(g * xhat)), with xhat = (x - mean) * rstd and means over the rows.
   const double per_row = 1 / static_cast<double>(rows);
   const auto scaled = [&](int64_t c, double sum) { return double{w[c]} * r[c] * sum * per_row; };
-  const std::vector<float> slope = cut.table([&](int64_t c) { return scaled(c, g_x[c]) * r[c] * r[c]; });
-  const std::vector<float> offset = cut.table([&](int64_t c) { return scaled(c, g[c]); });
+  const Floats slope = cut.table([&](int64_t c) { return scaled(c, g_x[c]) * r[c] * r[c]; });
+  const Floats offset = cut.table([&](int64_t c) { return scaled(c, g[c]); });
   problem.slope = slope.data();
   problem.offset = offset.data();
   cut.run_back([&](int64_t begin, int64_t end) { kernel.gradient(problem, begin, end); });

@@ -1,5 +1,7 @@
 // Kernels of BatchNorm, residual and ReLU, compiled once for each instruction set (setup.py).
 //
+// Elements of maps are fp32 or bf16 (the template parameter T); they are converted as they are loaded and stored.
+//
 // The number of channels C is usually not a multiple of LANES, but LANES rows are always C whole vectors. The kernels
 // therefore process tiles of rows, where the number of rows is a multiple of LANES. Values of a channel (coefficients
 // and running sums) are kept in tables of the size of a tile: position p of a tile belongs to channel p % C.
@@ -8,8 +10,40 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 namespace oekd::OEKD_ISA {
 namespace {
+
+template <class T>
+constexpr bool IS_FP32 = std::is_same_v<T, float>;
+
+// Loads elements i, i + 1, ... of a map as W = vf or float.
+template <class T, class W>
+inline W load_map(const void* map, int64_t i) {
+  const T* const p = static_cast<const T*>(map) + i;
+  if constexpr (IS_FP32<T>) return load<W>(p);
+  if constexpr (!IS_FP32<T> && IS_FP32<W>) return bits<float>(uint32_t{p->bits} << 16);
+  if constexpr (!IS_FP32<T> && !IS_FP32<W>) return load_float(p);
+}
+
+// Rounds to the nearest, ties to even, with the same bits on all instruction sets, except that the instruction writes
+// numbers below the smallest normal one as 0.
+inline vh to_bf16(vf x) {
+#ifdef __AVX512BF16__
+  return bits<vh>(_mm512_cvtneps_pbh(bits<__m512>(x)));
+#else
+  return from_float(BF16{}, x);
+#endif
+}
+
+template <class T, class W>
+inline void store_map(void* map, int64_t i, W x) {
+  T* const p = static_cast<T*>(map) + i;
+  if constexpr (IS_FP32<T>) store(p, x);
+  if constexpr (!IS_FP32<T> && IS_FP32<W>) p->bits = to_bf16(splat(x))[0];
+  if constexpr (!IS_FP32<T> && !IS_FP32<W>) store(p, to_bf16(x));
+}
 
 // Rows that come from memory are read one tile after the other, because processors prefetch sequential reads. Of rows
 // in the cache, CACHED tiles are processed together, so that each table entry is loaded and stored once for all.
@@ -43,21 +77,26 @@ inline void fold(const float* table, int64_t channels, int64_t tile, double* sum
   }
 }
 
-template <class W>
+// The least positive output in bf16. Smaller outputs are 0, so that none becomes 0 by rounding, see masked().
+constexpr float LEAST_BF16 = 0x1p-126f;
+
+template <class T, class W>
 inline W relu(W z) {
-  return z < W{} ? W{} : z;  // keeps NaN
+  if constexpr (IS_FP32<T>) return z < W{} ? W{} : z;  // keeps NaN
+  return z < W{} + LEAST_BF16 ? W{} : z;
 }
 
 // Reads the rows twice; they stay in the cache in between. Squared deviations from the mean do not lose accuracy if the
 // mean is large. The first mean comes from fp32 sums; the mean deviation from it then corrects its rounding.
-void statistics(const float* x, int64_t channels, int64_t tile, int64_t begin, int64_t end, float* scratch,
+template <class T>
+void statistics(const void* x, int64_t channels, int64_t tile, int64_t begin, int64_t end, float* scratch,
                 double* mean, double* squares) {
   const double rows = static_cast<double>(end - begin);
   float *const sums = scratch, *const sums_of_squares = sums + tile, *const shift = sums_of_squares + tile;
 
   clear(sums, tile);
   sweep<1>(begin * channels, end * channels, tile, [=]<class W, int>(int64_t i, int64_t p) {
-    store(sums + p, load<W>(sums + p) + load<W>(x + i));
+    store(sums + p, load<W>(sums + p) + load_map<T, W>(x, i));
   });
   fold(sums, channels, tile, mean);
   for (int64_t c = 0; c < channels; ++c) shift[c] = static_cast<float>(mean[c] / rows);
@@ -68,7 +107,7 @@ void statistics(const float* x, int64_t channels, int64_t tile, int64_t begin, i
     const W m = load<W>(shift + p);
     W s{}, q{};
     for (int k = 0; k < N; ++k) {
-      const W d = load<W>(x + i + k * tile) - m;
+      const W d = load_map<T, W>(x, i + k * tile) - m;
       s += d;
       q += d * d;
     }
@@ -95,78 +134,85 @@ struct Normalise {
   const W mean, scale, bias;
 };
 
-template <bool RESIDUAL>
+template <class T, bool RESIDUAL>
 void forward_rows(const NormForward& f, int64_t begin, int64_t end) {
   sweep<1>(begin * f.channels, end * f.channels, f.tile, [=]<class W, int>(int64_t i, int64_t p) {
-    W z = Normalise<W>(f, p)(load<W>(f.x + i));
-    if constexpr (RESIDUAL) z += load<W>(f.residual + i);
-    store(f.y + i, relu(z));
+    W z = Normalise<W>(f, p)(load_map<T, W>(f.x, i));
+    if constexpr (RESIDUAL) z += load_map<T, W>(f.residual, i);
+    store_map<T>(f.y, i, relu<T>(z));
   });
 }
 
+template <class T>
 void forward(const NormForward& f, int64_t begin, int64_t end) {
-  f.residual ? forward_rows<true>(f, begin, end) : forward_rows<false>(f, begin, end);
+  f.residual ? forward_rows<T, true>(f, begin, end) : forward_rows<T, false>(f, begin, end);
 }
 
 // Source of the mask of positive outputs. NONE: dy is masked already.
 enum class Mask { NONE, FROM_X, FROM_Y };
 
-template <Mask MASK, class W>
-inline W masked(W dy, const float* y, int64_t i, W x, const Normalise<W>& normalised) {
+template <class T, Mask MASK, class W>
+inline W masked(W dy, const void* y, int64_t i, W x, const Normalise<W>& normalised) {
   if constexpr (MASK == Mask::NONE) return dy;
   W z;
   if constexpr (MASK == Mask::FROM_X) {
     z = normalised(x);
   } else {
-    z = load<W>(y + i);
+    z = load_map<T, W>(y, i);
   }
-  return z <= W{} ? W{} : dy;  // dy passes where the output is NaN
+  if constexpr (IS_FP32<T>) return z <= W{} ? W{} : dy;  // dy passes where the output is NaN
+  return z < W{} + LEAST_BF16 ? W{} : dy;
 }
 
-template <Mask MASK, bool WRITE>
+template <class T, Mask MASK, bool WRITE>
 void gradient_sums_of_rows(const NormBackward& b, int64_t begin, int64_t end, float* sums) {
   float* const sums_x = sums + b.tile;
   sweep<1>(begin * b.channels, end * b.channels, b.tile, [=]<class W, int>(int64_t i, int64_t p) {
     const Normalise<W> normalised(b, p);
-    const W x = load<W>(b.x + i);
-    const W g = masked<MASK>(load<W>(b.dy + i), b.y, i, x, normalised);
-    if constexpr (WRITE) store(b.g + i, g);
+    const W x = load_map<T, W>(b.x, i);
+    const W g = masked<T, MASK>(load_map<T, W>(b.dy, i), b.y, i, x, normalised);
+    if constexpr (WRITE) store_map<T>(b.g, i, g);
     store(sums + p, load<W>(sums + p) + g);
     store(sums_x + p, load<W>(sums_x + p) + g * (x - normalised.mean));
   });
 }
 
+template <class T>
 void gradient_sums(const NormBackward& b, int64_t begin, int64_t end, float* scratch, double* g, double* g_x) {
   clear(scratch, 2 * b.tile);
   if (!b.y) {
-    gradient_sums_of_rows<Mask::FROM_X, false>(b, begin, end, scratch);
+    gradient_sums_of_rows<T, Mask::FROM_X, false>(b, begin, end, scratch);
   } else if (b.g) {
-    gradient_sums_of_rows<Mask::FROM_Y, true>(b, begin, end, scratch);
+    gradient_sums_of_rows<T, Mask::FROM_Y, true>(b, begin, end, scratch);
   } else {
-    gradient_sums_of_rows<Mask::FROM_Y, false>(b, begin, end, scratch);
+    gradient_sums_of_rows<T, Mask::FROM_Y, false>(b, begin, end, scratch);
   }
   fold(scratch, b.channels, b.tile, g);
   fold(scratch + b.tile, b.channels, b.tile, g_x);
 }
 
-template <Mask MASK>
-void gradient_of_rows(const NormBackward& b, const float* dy, int64_t begin, int64_t end) {
+template <class T, Mask MASK>
+void gradient_of_rows(const NormBackward& b, const void* dy, int64_t begin, int64_t end) {
   sweep<1>(begin * b.channels, end * b.channels, b.tile, [=]<class W, int>(int64_t i, int64_t p) {
     const Normalise<W> normalised(b, p);
-    const W x = load<W>(b.x + i);
-    const W g = masked<MASK>(load<W>(dy + i), b.y, i, x, normalised);
+    const W x = load_map<T, W>(b.x, i);
+    const W g = masked<T, MASK>(load_map<T, W>(dy, i), b.y, i, x, normalised);
     const W along = (x - normalised.mean) * load<W>(b.slope + p) + load<W>(b.offset + p);
-    store(b.dx + i, g * normalised.scale - along);
+    store_map<T>(b.dx, i, g * normalised.scale - along);
   });
 }
 
+template <class T>
 void gradient(const NormBackward& b, int64_t begin, int64_t end) {
-  if (!b.y) return gradient_of_rows<Mask::FROM_X>(b, b.dy, begin, end);
-  b.g ? gradient_of_rows<Mask::NONE>(b, b.g, begin, end) : gradient_of_rows<Mask::FROM_Y>(b, b.dy, begin, end);
+  if (!b.y) return gradient_of_rows<T, Mask::FROM_X>(b, b.dy, begin, end);
+  b.g ? gradient_of_rows<T, Mask::NONE>(b, b.g, begin, end) : gradient_of_rows<T, Mask::FROM_Y>(b, b.dy, begin, end);
 }
 
 }  // namespace
 
-const NormReLUKernel norm_relu_kernel{LANES, statistics, forward, gradient_sums, gradient};
+#ifndef __AVX512BF16__
+const NormReLUKernel norm_relu_fp32{LANES, statistics<float>, forward<float>, gradient_sums<float>, gradient<float>};
+#endif
+const NormReLUKernel norm_relu_bf16{LANES, statistics<BF16>, forward<BF16>, gradient_sums<BF16>, gradient<BF16>};
 
 }  // namespace oekd::OEKD_ISA
