@@ -112,6 +112,21 @@ def test_other_changes_in_place_are_refused_by_name():
         family_of(module)
 
 
+def test_parameters_of_two_parts_are_refused_by_name():
+    module = ResNet()
+    module.stages[1][1].conv2.weight = module.stages[1][1].conv1.weight
+    assert len(family_of(module).parameter_counts()) == 3
+    module.stages[0][1].conv2.weight = module.stages[0][0].conv2.weight
+    module.stages[0][1] = module.stages[0][0]
+    message = r"blocks: expected a module that is called once, got 'stages.0.0', which is called 2 times"
+    with pytest.raises(ValueError, match=message):
+        family_of(module, blocks=["stages.0.0"])
+    tied = ResNet(lambda channels: 8)
+    tied.stages[1][1].conv1.weight = tied.stages[0][1].conv1.weight
+    with pytest.raises(ValueError, match="blocks: expected parts without common .* 'stages.1.1.conv1.weight' in the"):
+        family_of(tied)
+
+
 def test_building_again_gives_copies():
     module = ResNet()
     family = family_of(module)

@@ -123,6 +123,23 @@ def check_same_outputs(network: nn.Module, pieces: Pieces, images: Tensor) -> No
             )
 
 
+def check_shared_parameters(pieces: Pieces, names: Sequence[str]) -> None:
+    """Raise CutError if a parameter belongs to two pieces, which train and are saved on their own.
+
+    Args:
+        names: names of base and blocks.
+    """
+    owners: dict[int, str] = {}
+    for name, piece in zip([*names, "the classifier"], [pieces.base, *pieces.stages, pieces.classifier], strict=True):
+        for parameter_name, parameter in piece.named_parameters():
+            other = owners.setdefault(id(parameter), name)
+            if other != name:
+                raise CutError(
+                    f"blocks: expected parts without common parameters, got {parameter_name!r} in the parts that end "
+                    f"after {other!r} and {name!r}; base= and blocks= can move the cut, or pass blocks=()"
+                )
+
+
 @torch.no_grad()
 def modules_that_change_inputs(pieces: Pieces, names: Sequence[str], images: Tensor) -> tuple[str, ...]:
     """Return the names of the modules that change the input of a stage or of the classifier, by ``inplace=True``.

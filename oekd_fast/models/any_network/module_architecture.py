@@ -17,6 +17,7 @@ from oekd_fast.models.any_network.entry import select_channels
 from oekd_fast.models.any_network.errors import CutError
 from oekd_fast.models.any_network.inspection import (
     check_same_outputs,
+    check_shared_parameters,
     last_weight_of_base,
     modules_that_change_inputs,
     run_network,
@@ -235,6 +236,7 @@ def _make_plan(
     weight = last_weight_of_base(network, traced.modules_of_base(cut), channels)
     plan = _Plan(cut, traced, weight)
     pieces = plan.pieces(network, traced)
+    check_shared_parameters(pieces, cut.names)
     plan = replace(plan, out_of_place=modules_that_change_inputs(pieces, cut.names[1:], images))
     check_same_outputs(network, plan.pieces(network, traced), images)
     if weight is None or not source.keeps_layers:
