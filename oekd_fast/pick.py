@@ -54,6 +54,10 @@ class PickConfig(Section):
     """Device whose latency counts: cpu, cuda, ..."""
     measure: bool = False
     """Measure on this machine, for at most two minutes, instead of reading what the run has measured."""
+    model: str | None = setting(None, unset="none is run")
+    """Function that builds the networks, FILE.py:FUNCTION, of a run whose model is one; its code runs."""
+    export: Path | None = setting(None, unset="nothing is exported")
+    """File that the choice is exported to, NAME.onnx or NAME.pt2; it takes images in uint8."""
 
 
 def pick(config: PickConfig, console: Console | None = None) -> Choice:
@@ -67,24 +71,44 @@ def pick(config: PickConfig, console: Console | None = None) -> Choice:
         ReportError: the run folder does not hold a finished run, or one of its files is damaged.
         NothingFitsError: nothing fits; the table has been printed.
         ValueError: a limit is out of range, the setting was not measured, or the device is unavailable.
-        OSError: a file cannot be read.
+        ImportError: a package that the export needs is not installed.
+        ExportError: the choice cannot be exported.
+        OSError: a file cannot be read or written.
     """
     # These import torch, which --help does not need.
     from oekd_fast.choice.budget import Budget
     from oekd_fast.choice.measure import SECONDS
     from oekd_fast.choice.pick import select
+    from oekd_fast.reporting.exported_run import networks_of
 
     console = console or Console()
     budget = Budget.of(config.max_ms, config.max_parameters, config.max_bytes, config.min_accuracy)
+    if config.export is not None:
+        _check_export(config.export)
     if config.measure:
         print_line(console, f"Measuring latency on this machine, at most {SECONDS:g} s")
     runtime = None if config.runtime == "auto" else config.runtime
-    selection = select(config.run, budget, config.batch, runtime, config.threads, config.device, config.measure)
+    called = config.batch, runtime, config.threads, config.device
+    selection = select(config.run, budget, *called, config.measure, config.model)
     _show(console, selection)
     choice = selection.choose()
     for line in _reasons(choice, budget):
         print_line(console, line)
+    if config.export is not None:
+        (network,) = networks_of(selection.run, [choice.chosen.export_name], config.model)
+        file = network.export(config.export)
+        print_line(console, f"Exported: {file.path}, {bytes_text(file.size)}")
     return choice
+
+
+def _check_export(path: Path) -> None:
+    """Raise ValueError if nothing can be exported to `path`, before anything is measured."""
+    from oekd_fast.family.exporting.export import checked_path
+
+    try:
+        checked_path(path)
+    except ValueError as error:
+        raise ValueError(f"export: {str(error).removeprefix('path: ')}") from error
 
 
 def _show(console: Console, selection: Selection) -> None:
@@ -145,7 +169,7 @@ def main() -> int:
         config = PickConfig(**parse(PickConfig, "python -m oekd_fast.pick", sys.argv[1:]))
         with warnings_as_lines(errors):
             pick(config, console)
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
+    except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:
         print_line(errors, f"error: {error}")
         return 1
     finally:

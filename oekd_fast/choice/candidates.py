@@ -36,6 +36,11 @@ class Candidate:
         return "ensemble" if self.index is None else f"student {self.index}"
 
     @property
+    def export_name(self) -> str:
+        """The name by which `oekd_fast.reporting.exported_run.networks_of` loads it: "3", or "ensemble"."""
+        return "ensemble" if self.index is None else str(self.index)
+
+    @property
     def median_ms(self) -> float | None:
         """Median latency in milliseconds; None if it was not measured."""
         return None if self.latency is None else self.latency.median_ms

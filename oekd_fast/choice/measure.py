@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from oekd_fast.family.exporting.networks import family_outputs
 from oekd_fast.latency.measure import measure_students
-from oekd_fast.latency.networks import ensemble_of, size_of
+from oekd_fast.latency.networks import size_of
 from oekd_fast.latency.result import LatencyReport
 from oekd_fast.reporting.evidence import load_networks
 from oekd_fast.reporting.finished_runs import Run
@@ -17,12 +18,13 @@ SECONDS = 120.0  # at most; twenty are enough for small networks unless they hav
 
 
 def measure_run(
-    run: Run, device: torch.device, seconds: float = SECONDS
+    run: Run, device: str | None = None, model: str | None = None
 ) -> tuple[LatencyReport, dict[str, Any] | None]:
     """Measure the saved students of `run` for at most `SECONDS`, roughly. The run folder stays as it is.
 
     Args:
         device: measured beside the CPU; None measures the CPU alone.
+        model: function that builds the networks, if the model of the run is one; its code runs.
 
     Returns:
         The latencies; and ``parameters`` and ``file_bytes`` of the ensemble, or None if the students have none that
@@ -34,10 +36,10 @@ def measure_run(
         RuntimeError: the memory of the device is too small.
     """
     place = choose_device(device or "cpu")
-    networks = load_networks(run, torch.device("cpu"))
+    networks = load_networks(run, torch.device("cpu"), model)
     flops = [student["flops"] for student in run.summary["students"]]
     report = measure_students(networks.students, flops, networks.gate, device=place, seconds=SECONDS)
     objective = run.config.family_objective
     if objective.alone or (objective.gated and networks.gate is None):
         return report, None
-    return report, size_of(ensemble_of(networks.students, networks.gate))
+    return report, size_of(family_outputs(networks.students, networks.gate))

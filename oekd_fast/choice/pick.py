@@ -76,6 +76,7 @@ def pick_student(
     threads: int | None = None,
     device: str | None = None,
     measure: bool = False,
+    model: str | None = None,
 ) -> Choice:
     """Pick a student of a finished run by a budget: the most accurate that fits, or with `min_accuracy` the smallest.
 
@@ -93,6 +94,8 @@ def pick_student(
         threads: threads on the CPU; by default the largest number that was measured.
         device: type of the device that was measured, such as "cpu"; by default an accelerator if one was measured.
         measure: measure on this machine, for at most two minutes, instead of reading what the run has measured.
+        model: function that builds the networks, such as "nets.py:make", if the model of the run is one and `measure`
+            is set; its code runs.
 
     Raises:
         ReportError: `run` is not the folder of a finished run, or a file is damaged.
@@ -100,7 +103,7 @@ def pick_student(
         ValueError: a limit is out of range, or the setting was not measured.
     """
     budget = Budget.of(max_ms, max_parameters, max_bytes, min_accuracy)
-    return select(run, budget, batch, runtime, threads, device, measure).choose()
+    return select(run, budget, batch, runtime, threads, device, measure, model).choose()
 
 
 def select(
@@ -111,6 +114,7 @@ def select(
     threads: int | None = None,
     device: str | None = None,
     measure: bool = False,
+    model: str | None = None,
 ) -> Selection:
     """Return the candidates of a run, with their latencies in the preferred setting among those that are asked for.
 
@@ -118,7 +122,7 @@ def select(
     """
     run = _read(Path(folder).expanduser())
     if measure:
-        report, ensemble = measure_run(run, device)
+        report, ensemble = measure_run(run, device, model)
         latency = FamilyLatency.of_report(report)
     else:
         latency, ensemble = FamilyLatency.of(run.summary), run.summary.get("ensemble")

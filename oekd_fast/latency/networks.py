@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from oekd_fast.family.exporting.contents import ImageInput
-from oekd_fast.family.exporting.networks import FamilyOutputs, Normalised
+from oekd_fast.family.exporting.networks import Normalised, family_outputs
 from oekd_fast.family.gate import Gate
 from oekd_fast.family.saved import LoadedStudent
 from oekd_fast.family.student import Student
@@ -51,15 +51,9 @@ def networks_of(students: Sequence[LoadedStudent], flops: Sequence[int], gate: G
         for student, cost in zip(students, flops, strict=True)
     ]
     if len(students) > 1:
-        ensemble = ensemble_of(students, gate)
+        ensemble = family_outputs(students, gate).eval()
         networks.append(Network.of(ensemble, images, ensemble.names, sum(flops)))
     return networks
-
-
-def ensemble_of(students: Sequence[LoadedStudent], gate: Gate | None = None) -> FamilyOutputs:
-    """Return the students on the base of the first one, which is the same for all, with their ensemble."""
-    first, numbers = students[0], [student.metadata.index for student in students]
-    return FamilyOutputs([first.base], [student.branch for student in students], numbers, gate).eval()
 
 
 def size_of(module: nn.Module) -> dict[str, int]:

@@ -14,7 +14,7 @@ from oekd_fast.common.files import write_atomically
 from oekd_fast.data import AnySplit, ImageDataset, centre
 from oekd_fast.family.exporting import onnx_format
 from oekd_fast.family.exporting.contents import ImageInput, description
-from oekd_fast.family.exporting.export import FORMATS, Run, export_network
+from oekd_fast.family.exporting.export import FORMATS, ExportedFile, Run, export_network
 from oekd_fast.family.exporting.int8 import quantised
 from oekd_fast.family.exporting.networks import ENSEMBLE, family_outputs
 from oekd_fast.family.saved import LoadedStudent, load_student
@@ -44,6 +44,22 @@ class Exportable:
     outputs: tuple[str, ...]
     student: LoadedStudent
     entries: dict[str, Any]
+
+    def images(self, batch: int | None, preprocessing: bool) -> ImageInput:
+        """Return the images that a file takes; see `RunExporter`."""
+        metadata = self.student.metadata
+        shape = (metadata.in_channels, metadata.image_size, metadata.image_size)
+        return ImageInput(shape, batch, metadata.normalisation if preprocessing else None)
+
+    def export(self, path: Path, batch: int | None = None, preprocessing: bool = True) -> ExportedFile:
+        """Write the network in float32 to `path`, whose suffix is the format.
+
+        Raises:
+            ImportError, ExportError, ValueError, OSError: see `export_network`.
+        """
+        images = self.images(batch, preprocessing)
+        entries = description(images, metadata=self.student.metadata, more=self.entries)
+        return export_network(self.network, path, images, outputs=self.outputs, entries=entries)
 
 
 @dataclass(frozen=True)
@@ -141,9 +157,7 @@ class RunExporter:
             ImportError, ExportError, OSError: see `export_network`.
         """
         path = self.folder / f"{network.name}{suffix}"
-        images = self._images(network)
-        entries = description(images, metadata=network.student.metadata, more=network.entries)
-        file = export_network(network.network, path, images, outputs=network.outputs, entries=entries)
+        file = network.export(path, self.batch, self.preprocessing)
         accuracy = (
             None if dataset is None else self._accuracy(FORMATS[suffix].load(path.read_bytes()), network, dataset)
         )
@@ -172,11 +186,6 @@ class RunExporter:
         path = self.folder / f"{network.name}_int8.onnx"
         write_atomically(path, content)
         return Exported(path, len(content), None, accuracy)
-
-    def _images(self, network: Exportable) -> ImageInput:
-        metadata = network.student.metadata
-        shape = (metadata.in_channels, metadata.image_size, metadata.image_size)
-        return ImageInput(shape, self.batch, metadata.normalisation if self.preprocessing else None)
 
     def _inputs(self, network: Exportable, dataset: ImageDataset, split: AnySplit, rows: Tensor) -> Tensor:
         """Return the images of `rows` as the files take them."""

@@ -1,16 +1,21 @@
 """Measuring a finished run, with real students."""
 
+import shutil
+import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from oekd_fast import pick_student
 from oekd_fast.choice import measure
 from oekd_fast.family.saved import GATE_FILE
 from oekd_fast.latency.onnx import TooSlowError
+from oekd_fast.pick import main
 from oekd_fast.runs.run import train
 
 from ..support.forked_runs import smallest_config, smallest_runs
+from ..support.reports import change_lines
 from ..support.small_runs import QUIET
 
 
@@ -67,3 +72,23 @@ def test_if_there_is_no_time_the_limit_is_refused(run, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     with pytest.raises(ValueError, match="^max_ms: expected a run with latency, got .*, where none was measured$"):
         pick_student(run, max_ms=5, measure=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("best", "outputs"), [("student 1", 1), ("ensemble", 3)])
+def test_the_choice_is_exported(run, tmp_path, monkeypatch, capsys, best, outputs):
+    folder, file = shutil.copytree(run, tmp_path / "copy"), tmp_path / "x.pt2"
+    accuracies = {"accuracy": [50.0, 1.0], "ensemble_accuracy": 100.0 if best == "ensemble" else 1.0}
+    change_lines(folder / "metrics.jsonl", lambda line: line["validation"].update(accuracies))
+    monkeypatch.setattr(sys, "argv", ["pick", str(folder), "--max-parameters", "1M", "--export", str(file)])
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"Choice: {best}, ") for line in lines) and lines[-1].startswith(f"Exported: {file}, ")
+    found = torch.export.load(file).module()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert len(found) == outputs if isinstance(found, dict) else found.shape == (2, 3)
+
+
+def test_a_file_of_another_format_is_refused_first(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pick", str(run), "--max-ms", "1", "--measure", "--export", "x.tflite"])
+    assert main() == 1
+    assert capsys.readouterr().err == "error: export: expected a name that ends in .onnx or .pt2, got 'x.tflite'\n"

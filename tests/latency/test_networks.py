@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from oekd_fast.family.exporting import onnx_format
+from oekd_fast.family.exporting.networks import family_outputs
 from oekd_fast.latency import measure, onnx
 from oekd_fast.latency.measure import measure_students
-from oekd_fast.latency.networks import ensemble_of, networks_of, size_of
+from oekd_fast.latency.networks import networks_of, size_of
 from oekd_fast.latency.onnx import Onnx, TooSlowError, export_in_time, version
 from oekd_fast.latency.timing import Timing
 
@@ -35,18 +36,17 @@ def test_the_networks_are_the_students_and_their_ensemble(saved_family):
 
 def test_the_base_counts_once_in_the_size_of_the_ensemble(saved_family):
     family, students = saved_family
-    size = size_of(ensemble_of(students, family.gate))
+    size = size_of(family_outputs(students, family.gate))
     assert size["parameters"] == sum(p.numel() for p in family.network_parameters())
     base = sum(p.numel() for p in family.base.parameters())
-    without_gate = size_of(ensemble_of(students))["parameters"]
+    without_gate = size_of(family_outputs(students))["parameters"]
     assert without_gate == sum(student.metadata.parameters for student in students) - base
     assert size["file_bytes"] > 4 * size["parameters"]  # statistics of norms
 
 
 @pytest.mark.slow
-def test_the_models_compute_what_the_networks_do(saved_family, threads):
-    """Each model is run with one and several images, and measured in all settings."""
-    threads(2)
+def test_the_models_compute_what_the_networks_do(saved_family, one_thread):
+    """Each model is run with one and several images."""
     family, students = saved_family
     networks = networks_of(students, FLOPS, family.gate)
     models = export_in_time(networks, 1e6, lambda: False)
@@ -61,8 +61,6 @@ def test_the_models_compute_what_the_networks_do(saved_family, threads):
                     np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)
     with Onnx(models).calls(1, IMAGES) as calls:
         assert len(calls) == 3 and all(call() > 0 for call in calls)
-    (alone,) = export_in_time(networks[:1], 1e6, lambda: False)
-    assert [output.name for output in session(alone).get_outputs()] == ["logits"]
     assert version() == installed("onnxruntime")
 
 
@@ -115,6 +113,12 @@ def test_no_step_is_begun_that_is_expected_to_take_too_long(students, monkeypatc
     else:
         assert export_in_time(networks, 100.0, lambda: False) == [b"logits_1", b"logits_2", b"model"]
     assert steps == [networks[1], networks[2], "encoded"][:begun]
+
+
+def test_one_network_is_one_model(students, monkeypatch):
+    monkeypatch.setattr(onnx, "_timed_trace", lambda *_: ("program", 1.0))
+    monkeypatch.setattr(onnx, "encode", lambda *_: b"model")
+    assert export_in_time(networks_of(students[:1], FLOPS[:1]), 100.0, lambda: False) == [b"model"]
 
 
 def test_a_missing_package_is_a_note(students, one_thread, monkeypatch):
