@@ -151,6 +151,28 @@ def test_saved_students_have_the_same_outputs_and_leave_the_module_as_it_is(netw
     assert torch.equal(torch.get_rng_state(), draws)
 
 
+def test_fresh_students_have_weights_of_their_own():
+    module = ResNet().eval()
+    sliced, fresh = (family_of(copy.deepcopy(module), 2, start=start).branches[1] for start in ("slice", "fresh"))
+    weights = [branch.get_parameter("stages.1.stages.1.0.conv1.weight") for branch in (sliced, fresh)]
+    assert weights[0].shape == weights[1].shape
+    rows = module.stages[1][0].conv1.weight.flatten().tolist()
+    assert set(weights[0].flatten().tolist()) <= set(rows) and not set(weights[1].flatten().tolist()) & set(rows)
+
+
+def test_a_student_that_was_built_before_is_built_without_its_weights_on_meta():
+    architecture = family_of(ResNet(), 2).architecture
+    with torch.device("meta"):
+        parts = architecture.build_base(3), architecture.build_branch(1, 2, CLASSES)
+        new = architecture.build_branch(2, 3, CLASSES)
+    real = architecture.build_branch(1, 2, CLASSES)
+    assert all(p.is_meta for name, p in parts[0].named_parameters())
+    assert all(p.is_meta for name, p in parts[1].named_parameters() if "entry" not in name)
+    assert not any(p.is_meta for branch in (new, real) for p in branch.parameters())
+    shapes = [{name: p.shape for name, p in branch.state_dict().items()} for branch in (parts[1], real)]
+    assert shapes[0] == shapes[1]
+
+
 def test_flops_are_those_of_the_module():
     module = ResNet().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

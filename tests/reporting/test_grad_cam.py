@@ -59,3 +59,17 @@ def test_training_mode_is_rejected(student):
     student.train()
     with pytest.raises(ValueError, match="student: expected evaluation mode, got training mode"):
         grad_cam(student, torch.zeros(1, 2, 4, 4), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_tokens_are_a_square_of_patches_after_a_class_token(student, extra):
+    patches = torch.zeros(1, 2, 3, 3)
+    patches[0, 0, 1, 2] = 1.0
+    tokens = torch.cat([torch.full((1, 2, extra, 1), 0.25), patches.reshape(1, 2, 9, 1)], dim=2)
+
+    class Tokens(nn.Identity):
+        def forward(self, x):
+            return tokens.clone()
+
+    cam = grad_cam(Student(Tokens().eval(), student.branch), torch.zeros(1, 2, 6, 6), torch.tensor([0]))
+    assert cam[0].argmax() in (2 * 6 + 4, 2 * 6 + 5, 3 * 6 + 4, 3 * 6 + 5) and cam.shape == (1, 6, 6)

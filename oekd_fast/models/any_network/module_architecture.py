@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.common.width_rule import WidthRule
 from oekd_fast.models.any_network.branch import NetworkBranch
 from oekd_fast.models.any_network.cut import Cut, TracedNetwork, check_same_graph, find_cut
@@ -37,13 +38,15 @@ class _Student:
     """What is known of a student after it has been built once.
 
     traced: its graph; None without a cut.
+    skeleton: the network on the meta device.
     of_base: channels of its own base, which the shared one replaces.
     channels: channels of the map of each block.
     """
 
     traced: TracedNetwork | None
-    of_base: int
-    channels: tuple[int, ...]
+    skeleton: nn.Module
+    of_base: int = 0
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class ModuleArchitecture:
     """A network that is given as modules, cut into base, blocks and classifier; implements `Architecture`.
 
     `build_base` and `build_branch` return modules of their own at each call. `StudentEnsemble.from_module` has
-    student 1 share the user's module instead.
+    student 1 share the user's module instead. Where meta is PyTorch's default device, a student that was built before
+    has its weights on meta, which takes no time; others have their values.
 
     Args:
         name: name of the network in saved students and reports.
@@ -122,6 +126,7 @@ class ModuleArchitecture:
         whole = blocks is not None and not len(blocks)
         if whole and base is not None:
             raise CutError(f"base: expected None with blocks=(), for students that share no base, got {base!r}")
+        self._skeleton = meta_copy(network, buffers=False)
         self._plan = None if whole else _make_plan(source, network, self._images, base, blocks)
         self.block_type: type[nn.Module] = block_class(network) or (type(network) if whole else fx.GraphModule)
 
@@ -193,11 +198,15 @@ class ModuleArchitecture:
         return self._plan.base(network), self._plan.branch(network, self._plan.traced)
 
     def _largest(self) -> tuple[nn.Module, Branch]:
-        with self.device:  # the caller may have chosen the meta device, on which values would be lost
+        if torch.get_default_device().type == "meta":
+            return self._parts(copy.deepcopy(self._skeleton))
+        with self.device:
             return self._parts(self._source.largest())
 
     def _smaller(self, width: Width) -> Smaller:
-        with self.device:
+        if torch.get_default_device().type == "meta" and width in self._students:
+            return Smaller(copy.deepcopy(self._students[width].skeleton), {})
+        with self.device:  # on meta, values that the structure depends on would be lost
             return self._source.smaller(width, () if self._plan is None else self._plan.keep)
 
     def describe(self, n: int) -> str:
@@ -266,7 +275,7 @@ def _inspect(plan: _Plan | None, network: nn.Module, images: Tensor, num_classes
             f"module: {what} has another output than student 1: expected {num_classes} logits, got {classes}"
         )
     if plan is None:
-        return _Student(None, 0, ())
+        return _Student(None, meta_copy(network, buffers=False))
     traced = TracedNetwork.of(network, images, plan.cut.enter)
     check_same_graph(plan.traced, traced, what)
     shapes = [map_shape(traced.shape_at(seam.node), seam.axis) for seam in plan.cut.seams]
@@ -277,7 +286,7 @@ def _inspect(plan: _Plan | None, network: nn.Module, images: Tensor, num_classes
                 f"{list(its[2:])}"
             )
     of_base, *channels = (shape[1] for shape in shapes)
-    return _Student(traced, of_base, tuple(channels))
+    return _Student(traced, meta_copy(network, buffers=False), of_base, tuple(channels))
 
 
 def _check_equal(argument: str, expected: int, got: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -95,4 +96,4 @@ class FactoryNetworks:
 
 def copies_of(module: nn.Module) -> Callable[[], nn.Module]:
     """Return a function that returns independent copies of `module` as it then is."""
-    return lambda: copy.deepcopy(module)
+    return partial(copy.deepcopy, module)
