@@ -59,7 +59,6 @@ MODULES = {
     "pillow": "PIL",
     "pytest-benchmark": "pytest_benchmark",
     "scikit-learn": "sklearn",
-    "torch-pruning": "torch_pruning",
 }
 OWN = {"oekd_fast", "bench", "tests", "kernels"}
 IMPORTING = {"require", "import_module", "importorskip", "find_spec"}  # functions that import a module by its name
