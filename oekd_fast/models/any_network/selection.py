@@ -124,5 +124,6 @@ def _channels_of_heads(sets: ChannelSets, width: Callable[[int], int]) -> dict[i
 
 def _distinct_rows(sets: ChannelSets, division: Division) -> list[frozenset[int]]:
     """Return the rows of channels that are not fixed; rows of the same channels once, none if there is only one."""
-    rows = {frozenset(row) - {FIXED} for row in sets.roots(division.rows).tolist()} - {frozenset()}
+    distinct = np.unique(sets.roots(division.rows), axis=0)
+    rows = {frozenset(row) - {FIXED} for row in distinct.tolist()} - {frozenset()}
     return sorted(rows, key=min) if len(rows) > 1 else []

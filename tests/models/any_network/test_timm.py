@@ -28,7 +28,6 @@ NETWORKS = {
     "mixer_s32_224": (64, 0.05),
     "vit_tiny_patch16_224": (64, 0.02),
     "deit_tiny_distilled_patch16_224": (64, 0.02),
-    "swin_tiny_patch4_window7_224": (64, 0.03),
 }
 
 
@@ -39,7 +38,7 @@ def timm():
 
 
 def build(timm, name, size):
-    sized = {"img_size": size} if name.startswith(("mixer", "vit", "deit", "swin")) else {}
+    sized = {"img_size": size} if name.startswith(("mixer", "vit", "deit")) else {}
     with warnings.catch_warnings(action="ignore"):
         return timm.create_model(name, num_classes=10, **sized)
 
@@ -57,8 +56,9 @@ def test_parameters_fall_with_the_square_of_the_share(timm, name):
     assert abs(parameters(narrow) / parameters(network) - float(width.ratio) ** 2) < tolerance
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "regnetx_002", "vit_tiny_patch16_224"])
-@pytest.mark.parametrize("divisor", [1, 8])
+@pytest.mark.parametrize(
+    ("name", "divisor"), [("mobilenetv3_small_050", 1), ("regnetx_002", 8), ("vit_tiny_patch16_224", 8)]
+)
 def test_all_students_run_and_shrink(timm, name, divisor):
     network, images = build(timm, name, 64), torch.randn(2, 3, 64, 64)
     students = [scale_module(network, images, Width(j, 5, WidthRule(divisor=divisor))).eval() for j in range(5)]
