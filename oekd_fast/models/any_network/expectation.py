@@ -60,8 +60,8 @@ class Expectation:
     def _expected(self, step: Step) -> Expected:
         layouts, shapes = [], []
         for layout, shape in zip(step.outcome.layouts, step.shapes, strict=True):
-            if layout is None:
-                layouts.append(Layout())
+            if layout is None or layout.filled:
+                layouts.append(layout or Layout())
                 shapes.append(None)
                 continue
             before, after = self._layouts(layout, step.where)

@@ -39,7 +39,12 @@ def resize_tensors(tensors: Mapping[str, Tensor], recorded: Record) -> None:
                 (d,) = dims_of(factor)
                 data = data.index_select(d, chosen.nonzero()[:, 0].to(data.device))
         if data.shape != tensors[name].shape:
-            tensors[name].data = data.clone(memory_format=torch.contiguous_format)
+            tensors[name].data = data.clone(memory_format=_memory_format(tensors[name]))
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def remaining_rows(recorded: Record) -> dict[str, Tensor]:
