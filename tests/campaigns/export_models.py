@@ -2,7 +2,8 @@
 
     python -m tests.campaigns.export_models [--models resnet20 densenet121 ...]
 
-A network whose files differ from it by more than rounding ends the campaign with status 1.
+A network whose files differ from it by more than rounding ends the campaign with status 1. Results of other networks in
+the file of the result are kept.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=architecture_names(), help="networks (default: all)")
     parser.add_argument("--output", type=Path, default=RESULT, help="file of the result (default: %(default)s)")
     options = parser.parse_args()
-    results = {}
+    results = json.loads(options.output.read_text())["models"] if options.output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
             results[model] = export_model(model, Path(folder))

@@ -120,8 +120,8 @@ def test_a_file_refuses_images_of_another_type(exported):
         run(exported.path, normalised(random_pixels(2)))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize(("gated", "suffix"), [(False, ".pt2"), (True, ".onnx")])
 def test_a_family_returns_each_student_and_the_ensemble(tmp_path, gated, suffix):
     family = trained_family(gated=gated)
     path = family.export(tmp_path / f"a{suffix}", **OPTIONS).path
@@ -151,7 +151,7 @@ def test_a_loaded_student_brings_size_statistics_and_metadata(family, evaluated,
     )
     save_student(family.student(1), tmp_path / "student_2", described)
     student = load_student(tmp_path / "student_2")
-    path = student.export(tmp_path / "a.onnx").path
+    path = student.export(tmp_path / "a.pt2").path
     torch.testing.assert_close(run(path, student_pixels := random_pixels(5))["logits"], evaluated[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(student(student.preprocess(student_pixels)), evaluated[1])
     found = metadata(path)
@@ -166,7 +166,7 @@ def test_compiled_blocks_are_exported_as_plain_operators(evaluated, tmp_path):
     torch.testing.assert_close(run(path, random_pixels(5))["logits"], evaluated[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_students_of_other_types_are_exported_in_float32(tmp_path, dtype):
     student = trained_family().student(1).to(dtype)
     path = student.export(tmp_path / "a.pt2", **OPTIONS).path
@@ -183,10 +183,11 @@ def test_students_can_be_exported_in_inference_mode(tmp_path):
         assert student.export(tmp_path / "a.pt2", **OPTIONS).difference <= 1e-5
 
 
-def test_a_file_replaces_another(family, exported):
-    exported.path.write_bytes(b"another")
-    result = family.student(1).export(exported.path, **OPTIONS)
-    assert exported.path.stat().st_size == result.size == exported.size
+def test_a_file_replaces_another(family, tmp_path):
+    (tmp_path / "a.pt2").write_bytes(b"another")
+    result = family.student(1).export(tmp_path / "a.pt2", **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+    assert (tmp_path / "a.pt2").stat().st_size == result.size
 
 
 def test_the_output_of_a_family_is_a_tree_that_programs_can_hold(family):

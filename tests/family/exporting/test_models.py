@@ -19,7 +19,6 @@ RESNEXT = resnet._ResNet((1, 1, 1, 1), groups=2, base_width=16)
 DENSENET = densenet._DenseNet(4, (2, 1, 1))
 EFFICIENTNET = efficientnet._EfficientNet(Fraction(1, 4), Fraction(1, 8), dropout=0.2)
 NETWORKS = {
-    "resnet20": "resnet20",
     "resnext": FunctionalArchitecture("resnext", RESNEXT.base, RESNEXT.stages, nn.Linear),
     "densenet": FunctionalArchitecture("densenet", DENSENET.base, DENSENET.stages, densenet._head),
     "efficientnet": FunctionalArchitecture(
