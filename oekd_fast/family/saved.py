@@ -44,6 +44,8 @@ _WEIGHTS_SUFFIX = ".safetensors"
 _METADATA_SUFFIX = ".json"
 _CHECKSUM_FIELD = "weights_sha256"
 _METADATA_FIELD = "metadata_sha256"  # in the header of the file of weights
+# Of networks of timm, which are built for these numbers before the weights are read.
+_LARGEST_UNASKED = {"image_size": 1024, "num_classes": 100_000}
 _LARGEST_METADATA = 64 * 2**20  # bytes
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -138,7 +140,7 @@ def load_student(path: Path | str, architecture: Architecture | str | None = Non
         path: `<name>.safetensors`, `<name>.json` or `<name>`; both files are read, and "~" is expanded.
         architecture: architecture of the student; needed if it is not registered, as for a network of your own. A text
             such as "nets.py:make" is that of the option `--model` of the trainer, and its code is run. Networks of timm
-            ("timm:resnet18") are built without it.
+            ("timm:resnet18") are built without it, for images of at most 1024 pixels and 100,000 classes.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -277,6 +279,7 @@ def _architecture_of(metadata: StudentMetadata, architecture: Architecture | str
         architecture = find_architecture(architecture, images)
     if architecture is None:
         if metadata.model.startswith(TIMM):
+            _check_unasked(metadata)
             return find_architecture(metadata.model, images)
         if runs_code(metadata.model):
             raise ValueError(
@@ -292,6 +295,16 @@ def _architecture_of(metadata: StudentMetadata, architecture: Architecture | str
     if architecture.name != metadata.model:
         raise ValueError(f"architecture: expected {metadata.model[:80]!r}, got {architecture.name!r}")
     return architecture
+
+
+def _check_unasked(metadata: StudentMetadata) -> None:
+    """Refuse networks of timm that would take much memory before they can be compared with the file."""
+    for name, limit in _LARGEST_UNASKED.items():
+        if (value := getattr(metadata, name)) > limit:
+            model = metadata.model[:80]
+            raise ValueError(
+                f'{name}: expected at most {limit} for {model}, got {value}; architecture="{model}" builds larger ones'
+            )
 
 
 @contextmanager

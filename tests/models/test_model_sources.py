@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from oekd_fast import StudentEnsemble, load_student
+from oekd_fast.family.saved import Normalisation, StudentMetadata, save_student
 from oekd_fast.models import get_architecture
 from oekd_fast.models.model_sources import Images, find_architecture, registered, runs_code
 
@@ -94,3 +96,20 @@ def test_a_network_of_timm():
         registered("timm:resnet19")
     with pytest.raises(ValueError, match="model: timm .* has no network 'hf-hub:"):
         registered("timm:hf-hub:somebody/network")
+
+
+@pytest.mark.slow
+def test_a_saved_student_of_timm_is_built_by_its_name(tmp_path):
+    declare_missing_operators()
+    family = StudentEnsemble(find_architecture("timm:test_resnet", Images(1, 32, 10)), 2, 10, 1).eval()
+    metadata = StudentMetadata.of(
+        family, 1, image_size=32, classes="0123456789", normalisation=Normalisation((0.5,), (0.5,))
+    )
+    path = save_student(family.student(1), tmp_path / "student_2", metadata, family.architecture)
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(load_student(path)(images), family.student(1)(images))
+
+    file = path.with_suffix(".json")
+    file.write_text(file.read_text().replace('"image_size": 32', '"image_size": 4096'))
+    with pytest.raises(ValueError, match=r"image_size: expected at most 1024 for timm:test_resnet, got 4096"):
+        load_student(path)
