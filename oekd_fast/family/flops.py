@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ def student_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) 
     """Count the floating-point operations of each student, base and branch, for one image.
 
     Convolutions and matrix products are counted, with two operations per multiply-add. Copies of the networks run on
-    the meta device, so that nothing is computed.
+    the meta device, so that nothing is computed; only networks that cannot run there compute one image.
 
     Args:
         ensemble: a family, on any device.
@@ -57,8 +58,17 @@ def family_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -
 
 
 def _count(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Return the output of a copy of `module` for `x`, and its number of operations."""
-    copied = meta_copy(module).eval()
+    """Return the output of a copy of `module` for `x`, a tensor on meta, and its number of operations."""
+    try:
+        return _run(meta_copy(module), x)
+    except RuntimeError:  # a network of a user holds tensors that are neither parameters nor buffers
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        result, flops = _run(copy.deepcopy(module), torch.zeros(x.shape, device=device))
+        return result.to("meta") if isinstance(result, Tensor) else result, flops
+
+
+def _run(copied: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    copied.eval()
     # The forms of PyTorch, which the counter knows.
     use_fused_norms(copied, False)
     use_direct_convs(copied, False)

@@ -182,6 +182,20 @@ def test_flops_are_those_of_the_module():
     assert first == counter.get_total_flops() and first > second > third
 
 
+def test_flops_of_modules_with_tensors_of_their_own():
+    class Scaled(nn.Conv2d):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.factor = torch.ones(1)  # no buffer, so that it does not move
+
+        def forward(self, x):
+            return super().forward(x * self.factor)
+
+    layers = Scaled(3, 8, 1), Scaled(8, 8, 1), Scaled(8, 8, 1)
+    family = family_of(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)), 1)
+    assert student_flops(family, 4) == [2 * (16 * (3 * 8 + 2 * 64) + 8 * 5)]
+
+
 def test_students_export():
     student = family_of(small_vit(), 2).eval().student(1)
     program = torch.export.export(student, (IMAGES,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
