@@ -49,6 +49,13 @@ def test_rank_0_writes_one_run_and_all_ranks_return_its_summary(on_two_ranks):
             assert accuracy * 30 / 100 == pytest.approx(round(accuracy * 30 / 100), abs=1e-9)
 
 
+def test_rank_0_alone_measures_latency_and_the_others_do_not_wait_too_long(ranks, config):
+    config = replace(config, epochs=1, latency="on", rank_timeout=40.0)
+    (first, measured), (second, nothing) = ranks.run(2, rank_runs.measure, config)
+    assert measured == [10.0] and nothing == []
+    assert first == second and first["latency"]["machine"] == {"rank": 0}
+
+
 def test_the_same_run_gives_the_same_bits(ranks, on_two_ranks, tmp_path):
     config, _ = on_two_ranks
     again = replace(config, output_dir=tmp_path / "again")
