@@ -45,6 +45,8 @@ class Onnx:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = threads
+        # The threads of a session wait actively for its next call, on the cores that the other networks need then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         feeds = {INPUT: images.numpy()}
         yield [
             partial(_timed, onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), feeds)

@@ -249,7 +249,7 @@ def draw_report(config: TrainConfig, summary: Mapping[str, Any], results: Mappin
         of_students = [student["accuracy"] for student in summary["students"]]
         draw_latency(axes, of_students, summary["ensemble_accuracy"], latency.curves(settings))
         axes.set_title(f"accuracy against latency, batch {batch}")
-        axes.legend(loc="lower right", fontsize="small")
+        axes.legend(loc="best", fontsize="small")
     sizes.legend(loc="lower right", fontsize="small")
     shared_legend(figure, accuracies, columns=7)
     return figure
