@@ -4,8 +4,9 @@
 - `following` runs the network and follows its channels through every operation: `calls` describes one that ran,
   `operations` lists the known ones, and `rules`, `combine` and `groups` say what each kind does to channels.
   `channel_sets` and `layouts` hold which channels belong together and which element of a tensor belongs to which.
-- `selection` chooses the channels that remain, `resizing` removes the others, and `checking` (with `expectation` and
-  `kept_channels`) runs the copy and compares every operation.
+- `recording` holds the run as `steps`, and the channels that remain, which `selection` chooses. `resizing` removes the
+  others, `checking` (with `expectation` and `kept_channels`) runs the copy and compares every operation, and `attention`
+  keeps the scale of the `scores` of thinner heads.
 - `architectures`: the architecture of a module, or of a function that builds modules. `module_architecture` has the
   networks of `sources` cut and puts base and branches together, with `entry` and `branch`.
 - `trace` and `modes` follow a network by torch.fx, `values` finds where one tensor alone leads on, `units` and `cut`

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from oekd_fast.models.any_network.layouts import Layout, Operand
 
@@ -56,8 +57,14 @@ class Call:
         return Outcome([layout] * len(self.outputs))
 
     def moved(self, argument: Tensor, labels: Tensor) -> list[Tensor]:
-        """Return the outputs of the operation for `labels` in the place of `argument`."""
-        args = [labels if arg is argument else arg for arg in self.args]
+        """Return the outputs of the operation for `labels`, on the CPU, in the place of `argument`."""
+
+        def replaced(given: object) -> object:
+            if given is argument:
+                return labels
+            return given.cpu() if isinstance(given, Tensor) else given
+
+        args = tree_map(replaced, self.args)
         outputs = self.function(*args, **self.kwargs)
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 

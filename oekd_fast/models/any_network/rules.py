@@ -61,7 +61,7 @@ def reduce(sets: ChannelSets, call: Call) -> Outcome:
     position = 2 if "norm" in call.name else 1
     dims = call.given(position, "dim")
     ndim = len(operand.shape)
-    if isinstance(dims, int):
+    if isinstance(dims, int) and not isinstance(dims, bool):  # of some overloads, it is whether to correct a bias
         dims = [dims]
     dims = [d % ndim for d in dims] if isinstance(dims, (list, tuple)) and dims else list(range(ndim))
     keepdim = call.outputs[0].ndim == ndim
