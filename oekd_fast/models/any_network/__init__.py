@@ -5,7 +5,7 @@
   `operations` lists the known ones, and `rules`, `combine` and `groups` say what each kind does to channels.
   `channel_sets` and `layouts` hold which channels belong together and which element of a tensor belongs to which.
 - `recording` holds the run as `steps`, and the channels that remain, which `selection` chooses. `resizing` removes the
-  others, `checking` (with `expectation` and `kept_channels`) runs the copy and compares every operation, and `attention`
+  others, `checking` (with `expectation`, `kept_channels`) runs the copy and compares every operation, and `attention`
   keeps the scale of the `scores` of thinner heads.
 - `architectures`: the architecture of a module, or of a function that builds modules. `module_architecture` has the
   networks of `sources` cut and puts base and branches together, with `entry` and `branch`.
