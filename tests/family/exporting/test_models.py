@@ -12,7 +12,7 @@ from torch import nn
 from oekd_fast import FunctionalArchitecture, StudentEnsemble
 from oekd_fast.models import densenet, efficientnet, resnet
 
-from ...campaigns.export_models import student_with_statistics
+from ...campaigns.export_models import export_model, student_with_statistics
 from .files import run
 
 RESNEXT = resnet._ResNet((1, 1, 1, 1), groups=2, base_width=16)
@@ -59,3 +59,11 @@ def test_students_of_a_users_module(tmp_path):
     expected = net.eval()(images)
     torch.testing.assert_close(found["logits_1"], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     torch.testing.assert_close(found["ensemble"], (found["logits_1"] + found["logits_2"]) / 2)
+
+
+def test_a_registered_network_at_full_depth(tmp_path):
+    found = export_model("resnet20", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["resnet20.onnx", "resnet20.pt2"]
+    for form in ("onnx", "pt2"):
+        assert found[form]["difference"] <= found[form]["tolerance"] == 1e-5
+        assert found[form]["bytes"] == (tmp_path / f"resnet20.{form}").stat().st_size
