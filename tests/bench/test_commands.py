@@ -23,7 +23,7 @@ COMMANDS = (
         "bench.gpu.compile",
         "bench.gpu.runner",
     ),
-    *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.ranks"),
+    *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.precisions", "bench.step.ranks"),
     *("bench.codegen", "bench.students.widths", "bench.readme.tables", "bench.readme.training"),
 )
 NEED_TRITON = ("bench.gpu.compile", "bench.codegen")  # they change the environment at import
