@@ -123,3 +123,22 @@ def on_ranks(results: Path, pattern: str) -> str:
         )
         blocks.append(table(("processes", "ms", "quartiles", "against the fastest"), rows, caption))
     return "\n".join(blocks)
+
+
+def precisions(results: Path, pattern: str) -> str:
+    """Return the step of the family and of its largest student in fp32 and bf16."""
+    blocks = []
+    for report in load_all(results, pattern):
+        (result,) = report["results"]
+        times, problem = result["milliseconds"], result["problem"]
+        rows = [
+            (name, milliseconds(t["median"]), f"{t['lower']:.0f} to {t['upper']:.0f}")
+            + (f"{times['fp32']['median'] / t['median']:.2f}" if "alone" not in name else EMPTY,)
+            for name, t in times.items()
+        ]
+        caption = (
+            f"{problem['model']} x {problem['num_students']}, B = {problem['batch_size']}, milliseconds a step, "
+            f"medians and quartiles, interleaved. {machines([report])}."
+        )
+        blocks.append(table(("step", "ms", "quartiles", "times as fast as fp32"), rows, caption))
+    return "\n".join(blocks)

@@ -52,6 +52,7 @@ TABLES = (
     Table("loss_classifiers", BENCHMARKS, loss.of_classifiers, ("linear_ensemble_kd_cpu.json",)),
     Table("gpu_loss", BENCHMARKS, loss.on_a_gpu, (GPU,)),
     Table("step", BENCHMARKS, steps.training_steps, ("step_*_cpu.json", GPU)),
+    Table("precision", BENCHMARKS, steps.precisions, ("precision_step_*_cpu.json",)),
     Table("ranks", DISTRIBUTED, steps.on_ranks, ("ranks_*_cpu.json",)),
     Table("students", BENCHMARKS, students.latencies, ("widths_*_cpu.json",)),
     Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),

@@ -20,8 +20,8 @@ def automatic_precision(device: torch.device) -> tuple[Literal["fp32", "bf16"], 
     """Return the precision that "auto" stands for on `device`, and the reason in words.
 
     It is bf16 where the device has instructions for it: on a CPU with AVX512-BF16, which every processor with AMX has
-    too, a step takes two thirds of the time in fp32 (docs/benchmarks.md). Without them bf16 is converted to fp32 and
-    back, which is slower than fp32.
+    too, a step takes two thirds of the time in fp32. Without them convolutions are several times slower in bf16 than in
+    fp32. docs/benchmarks.md has both measurements.
     """
     if device.type == "cpu":
         # torch 2.10 does not list the features of the processor.

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from bench.readme import steps
 from bench.step import precisions
 from bench.step.problem import StepProblem
 from oekd_fast.layers.fast_module import FastModule
@@ -36,3 +37,22 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys, thread
     printed = capsys.readouterr().out
     assert all(name in printed for name in result["milliseconds"])
     assert f"--precision auto: {result['automatic_precision']}, since " in printed
+
+
+def test_the_table_compares_the_family_with_fp32(tmp_path):
+    times = {"fp32": 600.0, "bf16": 400.0, "largest alone, bf16": 100.0}
+    result = {
+        "problem": {"model": "resnet20", "num_students": 5, "batch_size": 128},
+        "milliseconds": {name: {"median": ms, "lower": ms - 9, "upper": ms + 9} for name, ms in times.items()},
+    }
+    machine = {"processor": "a CPU", "threads": 2, "cpu_capability": "AVX512", "torch": "2.13.0", "commit": "0123"}
+    report = {"what": "a step", "machine": machine, "results": [result]}
+    (tmp_path / "precision_step_x_cpu.json").write_text(json.dumps(report))
+    rows = steps.precisions(tmp_path, "precision_step_*_cpu.json").splitlines()[2:]
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[:3]] == [
+        ["fp32", "600", "591 to 609", "1.00"],
+        ["bf16", "400", "391 to 409", "1.50"],
+        ["largest alone, bf16", "100", "91 to 109", "-"],
+    ]
+    assert "resnet20 x 5, B = 128" in rows[-1] and "a CPU" in rows[-1]
+    assert steps.precisions(tmp_path, "nothing_*.json") == ""
