@@ -1,6 +1,8 @@
 """Runs with --precision auto: what they choose, say and record."""
 
 import io
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -8,10 +10,11 @@ import torch
 from rich.console import Console
 
 from oekd_fast.common.checked_json import load_checked
+from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolderError
 
-from ..support.small_runs import QUIET, assert_same_run
+from ..support.small_runs import QUIET, assert_same_run, at_step
 
 
 def on_processor(patch, bf16):
@@ -39,6 +42,19 @@ def test_auto_gives_the_bits_of_the_precision_that_it_chooses(smallest, tmp_path
     train(named, QUIET)
     train(replace(smallest, precision="auto"), QUIET)
     assert_same_run(named.output_dir, smallest.output_dir)
+
+
+def test_a_stopped_run_in_bf16_resumes_to_the_same_bits(smallest, tmp_path, monkeypatch, one_thread):
+    on_processor(monkeypatch, bf16=True)
+    stopped = replace(smallest, model="resnet20", precision="auto", epochs=2)
+    straight = replace(stopped, output_dir=tmp_path / "straight")
+    train(straight, QUIET)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(stopped, QUIET)
+    train(replace(stopped, resume=True), QUIET)
+    assert_same_run(straight.output_dir, stopped.output_dir)
 
 
 def test_a_run_does_not_resume_in_another_precision(smallest, monkeypatch):
