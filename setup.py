@@ -39,7 +39,7 @@ ISAS["avx512bf16"] = (16, [*ISAS["avx512"][1], "-mavx512bf16"])
 # Each kernel source of an op, csrc/cpu/<op>/*_kernel.cpp, is compiled once for each of its instruction sets. At run
 # time the widest one that the processor supports is chosen.
 KERNELS = {
-    "direct_conv": ("baseline", "avx2"),
+    "direct_conv": ("baseline", "avx2", "avx512"),
     "ensemble_kd": ("baseline", "avx2", "avx512"),
     "norm_relu": ("baseline", "avx2", "avx512", "avx512bf16"),
 }

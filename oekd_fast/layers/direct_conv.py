@@ -1,4 +1,4 @@
-"""3x3 convolutions with few channels: one CPU op in each direction in training on AVX2, else plain PyTorch.
+"""3x3 convolutions with few channels: one CPU op in each direction in training on AVX2 and AVX-512, else plain PyTorch.
 
 Scaled students have 19, 9 or 3 channels, for instance, which libraries round up to whole vectors of channels. The CPU
 ops vectorise along pixels instead, so no channels are added.
@@ -6,6 +6,7 @@ ops vectorise along pixels instead, so no channels are added.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, prod
 
@@ -57,16 +58,35 @@ def _backward_flops(dy_shape, x_shape, weight_shape, stride, input_grad, weight_
 register_flop_formula(torch.ops.oekd_fast.direct_conv)(_flops)
 register_flop_formula(torch.ops.oekd_fast.direct_conv_backward)(_backward_flops)
 
-# The rule below takes only shapes that were measured to be faster on AVX2, where a training step gains 11 %
-# (bench/results: direct_conv_avx2_cpu.json, direct_conv_step_avx2_cpu.json). On AVX-512 a step gained less than 5 %
-# (direct_conv_avx512_cpu.json), and the baseline was not measured, so both use plain PyTorch.
-_ISA = "avx2"
-MOST_CHANNELS = 25  # in and out
-_VECTOR = 8  # libraries pad channels to a multiple of this
-_LEAST_PADDING = 1.4  # factor by which that increases the number of multiplications
-# Output rows that are narrower than _WIDE pixels use vectors less well, so one side must have few channels there.
-_WIDE, _LEAST_WIDTH = 16, 6
-_FEW_CHANNELS = 12
+
+@dataclass(frozen=True)
+class Rule:
+    """Shapes for which the ops were measured to be faster than PyTorch on an instruction set.
+
+    Attributes:
+        most_channels: Most channels in and out.
+        vector: Libraries pad channels to a multiple of this.
+        least_padding: Factor by which that increases the number of multiplications.
+        few_channels: Most channels of the narrower side for which `least_width` holds; otherwise `wide` does. Narrow
+            rows use vectors less well.
+        least_width: Least width of an output, in pixels.
+        wide: Least width of an output if both sides have more than `few_channels`.
+    """
+
+    most_channels: int
+    vector: int
+    least_padding: float
+    few_channels: int
+    least_width: int
+    wide: int
+
+
+# Measured with bench.ops.direct_conv and bench.step.direct_convs; bench/results has the tables direct_conv_*.json and
+# direct_conv_step_*.json. The baseline was not measured, so it uses plain PyTorch.
+RULES = {
+    "avx2": Rule(most_channels=25, vector=8, least_padding=1.4, few_channels=12, least_width=6, wide=16),
+    "avx512": Rule(most_channels=25, vector=16, least_padding=1.6, few_channels=9, least_width=8, wide=16),
+}
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -92,11 +112,11 @@ def direct_conv(conv: nn.Module, x: Tensor, *, direct: bool = False) -> Tensor:
 def takes(conv: nn.Module, x: Tensor) -> bool:
     """Return whether the ops support the call and were measured to be faster.
 
-    They need the native extension, a processor with AVX2 and without AVX-512, training mode, float32 channels_last
-    maps, a 3x3 convolution as `conv3x3` builds it with stride 1 or 2, at most 25 channels in and out, and numbers of
-    channels that are far from multiples of 8.
+    They need the native extension, a processor with a rule in `RULES`, training mode, float32 channels_last maps, a 3x3
+    convolution as `conv3x3` builds it with stride 1 or 2, and numbers of channels that the rule takes.
     """
-    if not (_fast_here() and is_unmodified(conv, nn.Conv2d) and conv.training and isinstance(x, Tensor)):
+    rule = _rule_here()
+    if not (rule and is_unmodified(conv, nn.Conv2d) and conv.training and isinstance(x, Tensor)):
         return False
     weight, stride = conv.weight, conv.stride
     return (
@@ -113,23 +133,23 @@ def takes(conv: nn.Module, x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.shape[1] == weight.shape[1]
-        and x.shape[3] >= stride[0] * _least_width(*weight.shape[:2])
+        and x.shape[3] >= stride[0] * _least_width(rule, *weight.shape[:2])
         and not records_plain_layers()
     )
 
 
 @lru_cache(maxsize=1)
-def _fast_here() -> bool:
-    return native.isa() == _ISA
+def _rule_here() -> Rule | None:
+    return RULES.get(native.isa())
 
 
 @lru_cache(maxsize=1024)
-def _least_width(outputs: int, channels: int) -> float:
+def _least_width(rule: Rule, outputs: int, channels: int) -> float:
     """Return the least width of an output for which the ops are faster; infinite if they are not for any width."""
-    padded = [-(-count // _VECTOR) * _VECTOR for count in (channels, outputs)]
-    if max(channels, outputs) > MOST_CHANNELS or padded[0] * padded[1] < _LEAST_PADDING * channels * outputs:
+    padded = [-(-count // rule.vector) * rule.vector for count in (channels, outputs)]
+    if max(channels, outputs) > rule.most_channels or padded[0] * padded[1] < rule.least_padding * channels * outputs:
         return inf
-    return _LEAST_WIDTH if min(channels, outputs) <= _FEW_CHANNELS else _WIDE
+    return rule.least_width if min(channels, outputs) <= rule.few_channels else rule.wide
 
 
 class _DirectConv(torch.autograd.Function):

@@ -11,16 +11,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from oekd_fast import native
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.layers.direct_conv import MOST_CHANNELS, conv3x3, direct_conv, takes
+from oekd_fast.layers import direct_conv as layer
+from oekd_fast.layers.direct_conv import RULES, conv3x3, direct_conv, takes
 from oekd_fast.layers.fast_module import use_direct_convs
 
 from ..conftest import ISAS, needs_native
 from ..support.oracle import EPSILON, error
 
 ops = torch.ops.oekd_fast
-avx2 = pytest.mark.skipif(native.isa() != "avx2", reason="layers use the ops on AVX2 processors only")
+used_here = pytest.mark.skipif(native.isa() not in RULES, reason="layers use the ops on AVX2 and AVX-512 only")
 # (B, C, K, H, W, side, stride): channels of real students, every remainder of channels and columns, one pixel, more
-# images than are summed together, odd sizes with stride 2, wide rows, and rows that fill few vectors.
+# images than are summed together, odd sizes with stride 2, wide rows, rows that fill few vectors, and rows one pixel
+# shorter and longer than vectors.
 SHAPES = [
     (2, 3, 16, 32, 32, 3, 1),
     (3, 9, 9, 28, 28, 3, 1),
@@ -39,6 +41,11 @@ SHAPES = [
     (3, 5, 8, 28, 28, 3, 2),
     (2, 6, 4, 9, 4, 1, 1),
     (130, 2, 3, 3, 3, 3, 1),
+    (2, 4, 19, 5, 33, 3, 1),
+    (2, 3, 10, 31, 17, 3, 2),
+    (20, 6, 27, 16, 15, 3, 1),
+    (2, 11, 12, 4, 16, 1, 1),
+    (9, 5, 28, 3, 48, 1, 2),
 ]
 
 
@@ -218,7 +225,7 @@ def by_layer(conv, x, dy, direct):
     return [y.detach(), *torch.autograd.grad(y, [leaf, conv.weight], dy)]
 
 
-@avx2
+@used_here
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_layer_is_no_less_accurate_than_pytorch(stride):
     x, weight, dy = problem(6, 9, 19, 16, 16, 3, stride)
@@ -231,45 +238,44 @@ def test_a_layer_is_no_less_accurate_than_pytorch(stride):
         assert error(got, exact) <= error(other, exact) + EPSILON
 
 
-@avx2
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ("nothing", True),
-        ("evaluation", False),
-        ("NCHW", False),
-        ("float64", False),
-        ("autocast", False),
-        ("multiples of 8", False),
-        ("little padding", False),
-        ("too many channels", False),
-        ("most channels", True),
-        ("most channels, 8 pixels wide", False),
-        ("8 pixels wide", True),
-        ("5 pixels wide", False),
-    ],
-)
-def test_the_ops_are_used_only_where_they_are_faster(change, expected):
-    channels = {
-        "multiples of 8": 16,
-        "little padding": 23,
-        "too many channels": MOST_CHANNELS + 1,
-        "most channels": MOST_CHANNELS,
-        "most channels, 8 pixels wide": MOST_CHANNELS,
-    }.get(change, 9)
-    conv, x = conv3x3(channels, channels), random(2, channels, 16, 16)
+@pytest.mark.parametrize("change", ["nothing", "evaluation", "NCHW", "float64", "autocast", "no rule"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_ops_need_training_in_float32_channels_last(rule, change, monkeypatch):
+    monkeypatch.setattr(layer, "_rule_here", lambda: None if change == "no rule" else rule)
+    conv, x = conv3x3(9, 9), random(2, 9, 16, 16)
     if change == "evaluation":
         conv.eval()
     elif change == "NCHW":
         x = x.contiguous()
     elif change == "float64":
         conv, x = conv.double(), x.double()
-    elif change.endswith("8 pixels wide"):
-        x = x[:, :, :, :8].contiguous(memory_format=torch.channels_last)
-    elif change == "5 pixels wide":
-        x = x[:, :, :, :5].contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
-        assert takes(conv, x) is expected
+        assert takes(conv, x) is (change == "nothing")
+
+
+# (channels, outputs, stride, width of the input): instruction sets whose rule takes the shape.
+TAKEN = {
+    (9, 9, 1, 32): {"avx2", "avx512"},
+    (25, 25, 1, 16): {"avx2", "avx512"},
+    (12, 25, 2, 32): {"avx2", "avx512"},
+    (9, 19, 2, 16): {"avx2", "avx512"},
+    (12, 12, 1, 8): {"avx2"},  # narrow rows, and more than few channels
+    (6, 6, 1, 7): {"avx2"},  # narrower rows
+    (20, 20, 1, 8): set(),
+    (6, 6, 1, 5): set(),
+    (12, 16, 1, 16): set(),  # little padding
+    (23, 23, 1, 16): {"avx512"},  # little padding to multiples of 8
+    (16, 16, 1, 32): set(),
+    (26, 9, 1, 32): set(),  # too many channels
+}
+
+
+@pytest.mark.parametrize("shape", TAKEN, ids=str)
+@pytest.mark.parametrize("isa", RULES)
+def test_the_ops_are_used_only_where_they_are_faster(isa, shape, monkeypatch):
+    monkeypatch.setattr(layer, "_rule_here", lambda: RULES[isa])
+    channels, outputs, stride, width = shape
+    assert takes(conv3x3(channels, outputs, stride), random(2, channels, 3, width)) is (isa in TAKEN[shape])
 
 
 def test_the_direct_form_is_off_by_default():
@@ -300,7 +306,7 @@ def test_the_ops_do_not_replace_a_layer_that_was_changed(change):
     assert not takes(conv, random(2, 9, 16, 16))
 
 
-@avx2
+@used_here
 def test_a_second_derivative_raises_in_the_direct_form():
     conv, x = conv3x3(9, 9), random(2, 9, 8, 8).requires_grad_()
     with pytest.raises(RuntimeError, match="direct_conv: the direct form is differentiable once"):
@@ -308,7 +314,7 @@ def test_a_second_derivative_raises_in_the_direct_form():
 
 
 @pytest.mark.slow
-@avx2
+@used_here
 def test_gradients_of_a_family_are_accurate():
     """The median error through all layers is at most twice that of PyTorch; single ops have a tighter bound above."""
     torch.manual_seed(0)

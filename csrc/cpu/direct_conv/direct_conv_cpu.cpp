@@ -12,6 +12,7 @@
 #include "cpu/direct_conv/direct_conv.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "cpu/scratch.h"
 
 namespace oekd {
 namespace {
@@ -70,9 +71,9 @@ Tensor direct_conv(const Tensor& x, const Tensor& weight, int64_t stride, std::s
   const float* const from = source.const_data_ptr<float>();
   float* const to = y.mutable_data_ptr<float>();
   parallel(x.size(0), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(kernel.forward_scratch(shape));
+    const auto scratch = allocate_scratch<float>(kernel.forward_scratch(shape) * sizeof(float));
     kernel.forward(shape, end - begin, from + begin * shape.in_size(), packed.data(), to + begin * shape.out_size(),
-                   scratch.data());
+                   scratch.get());
   });
   return y;
 }
@@ -97,12 +98,12 @@ std::tuple<Tensor, Tensor> direct_conv_backward(const Tensor& dy, const Tensor& 
   const float *const dy_data = upstream.const_data_ptr<float>(), *const x_data = source.const_data_ptr<float>();
   float* const dx_data = input_grad ? dx.mutable_data_ptr<float>() : nullptr;
   parallel(pieces, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(kernel.backward_scratch(shape));
+    const auto scratch = allocate_scratch<float>(kernel.backward_scratch(shape) * sizeof(float));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = batch * i / pieces, count = batch * (i + 1) / pieces - first;
       kernel.backward(shape, count, dy_data + first * shape.out_size(), x_data + first * shape.in_size(), packed.data(),
                       dx_data ? dx_data + first * shape.in_size() : nullptr,
-                      weight_grad ? sums.data() + i * weights : nullptr, scratch.data());
+                      weight_grad ? sums.data() + i * weights : nullptr, scratch.get());
     }
   });
   float* const to = dweight.mutable_data_ptr<float>();

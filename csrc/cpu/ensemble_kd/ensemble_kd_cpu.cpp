@@ -18,6 +18,7 @@
 #include "cpu/ensemble_kd/ensemble_kd_lanes.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "cpu/scratch.h"
 
 namespace oekd {
 namespace {
@@ -29,10 +30,6 @@ constexpr int64_t STREAM_BYTES = int64_t{16} << 20;
 // Most elements of all logits. Expanded tensors may have more, for which sizes in bytes would overflow.
 constexpr int64_t MOST_ELEMENTS = int64_t{1} << 48;
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
 void run(const KDProblem& problem, const Isa& isa, std::vector<double>& sums, std::vector<int64_t>& correct) {
   const KDKernel& kernel = suits_lanes(problem) ? isa.ensemble_kd_lanes : isa.ensemble_kd;
   const int64_t s = problem.students, width = 3 * s + 1, piece = kernel.piece(problem);
@@ -41,9 +38,7 @@ void run(const KDProblem& problem, const Isa& isa, std::vector<double>& sums, st
   std::vector<int64_t> piece_correct(pieces * (s + 1));
 
   auto work = [&](int64_t begin, int64_t end) {
-    const int64_t bytes = kernel.scratch_bytes(problem);
-    const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!scratch) throw std::bad_alloc();
+    const auto scratch = allocate_scratch<void>(kernel.scratch_bytes(problem));
     for (int64_t i = begin; i < end; ++i) {
       kernel.rows(problem, i * piece, std::min(problem.rows, (i + 1) * piece), scratch.get(), &piece_sums[i * width],
                   &piece_correct[i * (s + 1)]);

@@ -60,10 +60,75 @@ struct Block {
 
 constexpr int64_t FEW = 2;
 
+#if OEKD_LANES == 16
+
+// Transposes four 4 x 4 matrices, each in one quarter of the vectors.
+inline void transpose_quarters(__m512 (&r)[4]) {
+  const auto low = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  const auto high = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+  const __m512 c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+  r[0] = low(a, c);
+  r[1] = high(a, c);
+  r[2] = low(b, d);
+  r[3] = high(b, d);
+}
+
+// Loads two times four floats, `distance` floats apart.
+inline __m256 load_fours(const float* p, int64_t distance) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + distance), 1);
+}
+
+// to_planes of 16 pixels with at least 4 channels, 4 at a time; the last four overlap those before. Quarter q of vector
+// i holds pixel 4q + i, so that the transposition leaves the pixels in order.
+inline void to_planes_16(const float* pixels, int64_t step, int64_t channels, float* planes, int64_t plane) {
+  for (int64_t c = 0; c < channels; c += 4) {
+    const int64_t begin = c + 4 <= channels ? c : channels - 4;
+    __m512 r[4];
+    for (int i = 0; i < 4; ++i) {
+      const float* const from = pixels + i * step + begin;
+      r[i] = _mm512_insertf32x8(_mm512_castps256_ps512(load_fours(from, 4 * step)),
+                                load_fours(from + 8 * step, 4 * step), 1);
+    }
+    transpose_quarters(r);
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(planes + (begin + i) * plane, r[i]);
+  }
+}
+
+// The inverse of to_planes_16.
+inline void from_planes_16(const float* planes, int64_t plane, int64_t channels, float* pixels, int64_t step) {
+  for (int64_t c = 0; c < channels; c += 4) {
+    const int64_t begin = c + 4 <= channels ? c : channels - 4;
+    __m512 r[4];
+    for (int i = 0; i < 4; ++i) r[i] = _mm512_loadu_ps(planes + (begin + i) * plane);
+    transpose_quarters(r);
+    for (int i = 0; i < 4; ++i) {
+      float* const to = pixels + i * step + begin;
+      _mm_storeu_ps(to, _mm512_castps512_ps128(r[i]));
+      _mm_storeu_ps(to + 4 * step, _mm512_extractf32x4_ps(r[i], 1));
+      _mm_storeu_ps(to + 8 * step, _mm512_extractf32x4_ps(r[i], 2));
+      _mm_storeu_ps(to + 12 * step, _mm512_extractf32x4_ps(r[i], 3));
+    }
+  }
+}
+
+#endif
+
 }  // namespace detail
 
 // Copies n pixels, `step` floats apart, to columns 0..n-1 of `channels` planes, `plane` floats apart.
 inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t channels, float* planes, int64_t plane) {
+#if OEKD_LANES == 16
+  if (channels >= 4) {
+    for (; n >= 16; n -= 16, pixels += 16 * step, planes += 16) {
+      detail::to_planes_16(pixels, step, channels, planes, plane);
+    }
+  }
+#endif
   for (int64_t c = 0; c < channels; c += 8) {
     if (c > 0 && channels - c <= detail::FEW) {
       for (; c < channels; ++c) {
@@ -97,6 +162,13 @@ inline void to_planes(const float* pixels, int64_t step, int64_t n, int64_t chan
 
 // The inverse of to_planes. Planes must be readable up to the next multiple of 8 columns.
 inline void from_planes(const float* planes, int64_t plane, int64_t n, int64_t channels, float* pixels, int64_t step) {
+#if OEKD_LANES == 16
+  if (channels >= 4) {
+    for (; n >= 16; n -= 16, pixels += 16 * step, planes += 16) {
+      detail::from_planes_16(planes, plane, channels, pixels, step);
+    }
+  }
+#endif
   for (int64_t c = 0; c < channels; c += 8) {
     if (c > 0 && channels - c <= detail::FEW) {
       for (; c < channels; ++c) {
