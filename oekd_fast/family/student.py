@@ -1,6 +1,7 @@
-"""One student as a plain module, and its export."""
+"""One student as a plain module, and its export.
 
-from __future__ import annotations
+Annotations are objects here, since torch.fx copies those of `forward` into the code that it generates.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +37,9 @@ class Student(Unscriptable, nn.Module):
         preprocessing: bool = True,
         batch: int | None = None,
         image_shape: tuple[int, int, int] | None = None,
-        normalisation: Normalisation | None = None,
+        normalisation: "Normalisation | None" = None,
         classes: Sequence[str] | None = None,
-    ) -> ExportedFile:
+    ) -> "ExportedFile":
         """Write the student in evaluation mode to an ONNX file or a program of torch.export.
 
         The file computes in float32 and has one input, ``images``, and one output, ``logits`` [B, C]. It is run for
