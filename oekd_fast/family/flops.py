@@ -52,7 +52,8 @@ def family_flops(ensemble: StudentEnsemble, image_size: int | tuple[int, int]) -
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"image_size: expected one or two numbers >= 1, got {image_size!r}")
-    images = torch.empty(1, ensemble.in_channels, *size, device="meta")
+    dtype = next((p.dtype for p in ensemble.base.parameters()), None)
+    images = torch.empty(1, ensemble.in_channels, *size, dtype=dtype, device="meta")
     shared, base = _count(ensemble.base, images)
     return FamilyFlops(base, tuple(_count(branch, shared)[1] for branch in ensemble.branches))
 
@@ -63,7 +64,7 @@ def _count(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
         return _run(meta_copy(module), x)
     except RuntimeError:  # a network of a user holds tensors that are neither parameters nor buffers
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        result, flops = _run(copy.deepcopy(module), torch.zeros(x.shape, device=device))
+        result, flops = _run(copy.deepcopy(module), torch.zeros(x.shape, dtype=x.dtype, device=device))
         return result.to("meta") if isinstance(result, Tensor) else result, flops
 
 

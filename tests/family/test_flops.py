@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import torch
 
 from oekd_fast import build_ensemble, student_flops
 from oekd_fast.family.flops import family_flops
@@ -31,6 +32,13 @@ def test_flops_of_student_1_equal_the_published_ones(model, giga):
     """`giga` is the number of multiply-adds at 224 x 224, from the documentation of torchvision."""
     (flops,) = student_flops(build_ensemble(model, num_classes=1000, members=(0,)), 224)
     assert flops / 2e9 == pytest.approx(giga, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_of_the_family_does_not_matter(dtype):
+    family = build_ensemble("resnet20", 2)
+    expected = student_flops(family, 16)
+    assert student_flops(family.to(dtype), 16) == expected
 
 
 def test_images_may_have_different_height_and_width():

@@ -46,7 +46,3 @@ def middle(grad: torch.Tensor) -> int:
 def test_large_gradients_are_in_huge_pages():
     large = gradients(300)  # 38 MB a student
     assert all(is_advised(middle(grad)) for grad in large)
-
-
-def test_small_gradients_are_in_common_pages():
-    assert not any(is_advised(middle(grad)) for grad in gradients(20))

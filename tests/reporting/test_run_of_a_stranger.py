@@ -43,7 +43,7 @@ def loads(monkeypatch) -> list[str]:
         raise DataError("not loaded in this test")
 
     monkeypatch.setattr(device_data, "load_dataset", load)
-    monkeypatch.setattr(section, "load_networks", lambda run, device: None)
+    monkeypatch.setattr(section, "load_networks", lambda run, device, model: None)
     return names
 
 
