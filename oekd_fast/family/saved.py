@@ -44,7 +44,7 @@ _WEIGHTS_SUFFIX = ".safetensors"
 _METADATA_SUFFIX = ".json"
 _CHECKSUM_FIELD = "weights_sha256"
 _METADATA_FIELD = "metadata_sha256"  # in the header of the file of weights
-# Of networks of timm, which are built for these numbers before the weights are read.
+# Limits for students of timm, whose networks are built by their metadata before the weights are read.
 _LARGEST_UNASKED = {"image_size": 1024, "num_classes": 100_000}
 _LARGEST_METADATA = 64 * 2**20  # bytes
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -92,7 +92,7 @@ def test_without_time_nothing_is_exported(students, monkeypatch, seconds, stoppe
 
 @pytest.mark.parametrize(("of_smallest", "of_family", "begun"), [(40.0, 1.0, 1), (1.0, 30.0, 2), (1.0, 5.0, 3)])
 def test_no_step_is_begun_that_is_expected_to_take_too_long(students, monkeypatch, of_smallest, of_family, begun):
-    """Of 100 seconds, the trace of the smallest student, that of the family and the encoding take these and 25."""
+    """The traces of the smallest student and of the family take these times, and the encoding takes 25 of 100 s."""
     durations, steps = iter([of_smallest, of_family]), []
 
     def timed(network, example):

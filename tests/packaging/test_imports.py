@@ -23,7 +23,7 @@ sys.modules["triton"] = None  # makes its import fail
 
 # Packages of the extras; a student is loaded with safetensors alone.
 EXTRAS = ("datasets", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "onnxscript", "PIL", "pyarrow", "rich",
-          "safetensors", "sklearn", "timm", "torch_pruning", "tyro")  # fmt: skip
+          "safetensors", "sklearn", "timm", "tyro")  # fmt: skip
 
 
 def run(code: str) -> str:

@@ -390,8 +390,7 @@ def test_the_command_reports_invalid_arguments(arguments, message, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
-def test_names_are_text_of_the_markdown(name):
-    """The devices of the runs and the processor are named by others."""
+def test_names_of_devices_and_processors_are_text_of_the_markdown(name):
     results = results_of(FIVE)
     results |= {"dataset": name, "trained_on": [name], "machine": results["machine"] | {"processor": name}}
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(render(results))
