@@ -1,13 +1,7 @@
 #include "cpu/memory.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include <algorithm>
 #include <cstdlib>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace oekd {
 namespace {
@@ -33,30 +27,7 @@ bool meets(const Addresses& a, size_t level, int64_t distance) {
   return false;
 }
 
-// Advises the kernel to map the whole pages of 2 MiB between `begin` and `end` as such. Advice that fails is ignored.
-void advise_huge_pages([[maybe_unused]] uintptr_t begin, [[maybe_unused]] uintptr_t end) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 2 << 20;
-  begin = (begin + page - 1) / page * page;
-  end = end / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 }  // namespace
-
-at::Tensor large_empty_like(const at::Tensor& t) {
-  // The C library maps larger allocations one by one and returns them to the system when they are freed. The advice
-  // therefore ends with the tensor.
-  constexpr size_t own_mapping = 32 << 20;
-  at::Tensor result = at::empty_like(t);
-  const size_t size = result.storage().nbytes();
-  if (size > own_mapping) {
-    const auto begin = reinterpret_cast<uintptr_t>(result.storage().mutable_data());
-    advise_huge_pages(begin, begin + size);
-  }
-  return result;
-}
 
 void check_memory(const char* name, const at::Tensor& t) {
   if (t.numel() == 0) return;

@@ -12,11 +12,6 @@ namespace oekd {
 // memory, like that of a FakeTensor.
 void check_memory(const char* name, const at::Tensor& t);
 
-// Returns at::empty_like(t). Linux is asked for huge pages under a large tensor, since page faults would otherwise take
-// most of the time of its first write: filling 330 million floats takes 280 ms with pages of 4 KiB, 130 ms with huge
-// ones.
-at::Tensor large_empty_like(const at::Tensor& t);
-
 // A dimension of more than one element; the stride is in bytes.
 struct Dimension {
   int64_t size, stride;

@@ -1,10 +1,11 @@
 #include "cpu/ensemble_kd/ensemble_kd_ops.h"
 
+#include <ATen/ops/empty_like.h>
+
 #include <string>
 #include <utility>
 
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
-#include "cpu/memory.h"
 
 namespace oekd {
 namespace {
@@ -78,7 +79,7 @@ void ensemble_kd_value_and_grad(const c10::OperatorHandle& op, Stack* stack) {
   const Inputs inputs = arguments.inputs();
   Outputs outputs{arguments.tensor(), {}, {}};
   const std::string isa = arguments.text();
-  for (const at::Tensor& z : inputs.logits) outputs.grads.push_back(large_empty_like(z));
+  for (const at::Tensor& z : inputs.logits) outputs.grads.push_back(at::empty_like(z));
   reply(op, *stack, ensemble_kd(inputs, &outputs, isa));
   stack->emplace_back(std::move(outputs.grads));
 }
