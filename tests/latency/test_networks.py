@@ -50,7 +50,7 @@ def test_the_models_compute_what_the_networks_do(saved_family, one_thread):
     family, students = saved_family
     networks = networks_of(students, FLOPS, family.gate)
     models = export_in_time(networks, 1e6, lambda: False)
-    session = pytest.importorskip("onnxruntime").InferenceSession
+    session = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed").InferenceSession
     for network, model in zip(networks, models, strict=True):
         with torch.no_grad():
             for images in (IMAGES, IMAGES[:1]):

@@ -120,7 +120,7 @@ def test_faster_needs_all_of_few_turns():
 
 @pytest.mark.parametrize(("wins", "faster"), [(18, True), (17, False), (13, False), (0, False), (25, True)])
 def test_faster_is_a_sign_test(wins, faster):
-    """Of 25 fair coins, at least 18 show heads with a probability of 2.2 %, at least 17 with 5.4 %."""
+    """At least 18 of 25 fair coins show heads with a probability of 2.2 %, at least 17 with 5.4 %."""
     turns = [1.0] * wins + [3.0] * (25 - wins)
     assert timing(*turns).is_faster_than(timing(*[2.0] * 25)) is faster
 

@@ -1,4 +1,4 @@
-"""Where the networks of a family come from: copies of a module, or calls of a function."""
+"""Sources of the networks of a family: copies of a module, or calls of a function."""
 
 from __future__ import annotations
 

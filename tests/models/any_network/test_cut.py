@@ -1,4 +1,4 @@
-"""Where networks are cut: found in their graphs, or given by names."""
+"""Places to cut a network: found in its graph, or given by names."""
 
 import pytest
 import torch
