@@ -61,6 +61,7 @@ class Phase:
     Attributes:
         name: name of the task.
         engine: trains and evaluates the family.
+        epochs, steps_per_epoch, batch_size: length of the phase, and images of a step over all ranks.
 
     Raises:
         TrainingDiverged: a loss or a weight is not finite; the last checkpoint before that stays.
@@ -84,18 +85,20 @@ class Phase:
         self.name, self._config, self._data, self._folder, self._device = task.name, config, data, folder, device
         self._fingerprint, self._world = fingerprint, world
         self._teacher = None if task.teacher is None else task.teacher.fingerprint
-        self._epochs = config.epochs if task.epochs is None else task.epochs
+        self.epochs = config.epochs if task.epochs is None else task.epochs
         self._takes_snapshots = config.objective == "snapshot" and not task.from_labels
-        self._batch_size = min(config.batch_size, len(data.train))
+        self.batch_size = min(config.batch_size, len(data.train))
         self._noted_eager = False
         with failing_together(world):
-            self._batches = data.train.num_batches(self._batch_size, drop_last=True)
+            self.steps_per_epoch = data.train.num_batches(self.batch_size, drop_last=True)
             seed_everything(config.seed)  # every phase, so that a baseline sees the same batches as the family
             ensemble = _build_ensemble(task, config, data, device)
         grid = student_grid(ensemble, config, data.train.image_shape, device, world)
         with failing_together(world):
-            _check_batch_size(self._batch_size, world if grid is None else grid.data, config.micro_batches)
-            self.engine = _build_engine(task, ensemble, config, data, device, self._epochs, self._batches, world, grid)
+            _check_batch_size(self.batch_size, world if grid is None else grid.data, config.micro_batches)
+            self.engine = _build_engine(
+                task, ensemble, config, data, device, self.epochs, self.steps_per_epoch, world, grid
+            )
             seed_rank(config.seed, world if grid is None else grid.data)
         self._generators = {"order": torch.Generator().manual_seed(config.seed), **self.engine.generators}
         self._state = PhaseState()
@@ -105,7 +108,7 @@ class Phase:
 
     @property
     def steps_done(self) -> int:
-        return self._state.epoch * self._batches + self._state.batch
+        return self._state.epoch * self.steps_per_epoch + self._state.batch
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -116,25 +119,26 @@ class Phase:
     def _stopped_early(self) -> bool:
         """Whether the validation accuracy has not risen for `config.patience` epochs, and some are left."""
         patience = self._config.patience
-        return patience is not None and self._state.stale_epochs >= patience and self._state.epoch < self._epochs
+        return patience is not None and self._state.stale_epochs >= patience and self._state.epoch < self.epochs
 
     @property
-    def _finished(self) -> bool:
-        return self._state.epoch == self._epochs or self._stopped_early
+    def finished(self) -> bool:
+        """Whether no epoch is left to train."""
+        return self._state.epoch == self.epochs or self._stopped_early
 
     def run(self, stop: StopVote, console: Console) -> PhaseResult:
         """Train the remaining epochs and return the result."""
         with PhaseProgress(
-            console, self.name, self._epochs, self._batches, self.steps_done, self._config.progress
+            console, self.name, self.epochs, self.steps_per_epoch, self.steps_done, self._config.progress
         ) as progress:
-            while not self._finished:
+            while not self.finished:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
                 stop.ask()
-                if stop.signal_number is not None and not self._finished:
+                if stop.signal_number is not None and not self.finished:
                     self._save_and_stop(stop)
             if self._stopped_early:
-                ended = f"{self.name}: ended after epoch {self._state.epoch} of {self._epochs}"
+                ended = f"{self.name}: ended after epoch {self._state.epoch} of {self.epochs}"
                 progress.note(f"{ended}, without a higher validation accuracy for {self._config.patience}")
         return self._result()
 
@@ -145,16 +149,16 @@ class Phase:
             state.epoch_seconds = 0.0
             engine.metrics.reset()
         start = time.perf_counter() - state.epoch_seconds
-        engine.begin_epoch(self._data.train, state.order, self._batch_size, first=state.batch, epoch=state.epoch)
-        while state.batch < self._batches:
+        engine.begin_epoch(self._data.train, state.order, self.batch_size, first=state.batch, epoch=state.epoch)
+        while state.batch < self.steps_per_epoch:
             rate = engine.schedule.rate
             stop.begin()
             engine.step()
             stop.end()
             state.batch += 1
-            progress.step(self._batch_size, rate)
+            progress.step(self.batch_size, rate)
             self._note_eager_steps(progress)
-            if stop.signal_number is not None and state.batch < self._batches:
+            if stop.signal_number is not None and state.batch < self.steps_per_epoch:
                 state.epoch_seconds = time.perf_counter() - start
                 self._check_finite(engine.metrics.read())
                 self._save_and_stop(stop)
@@ -195,23 +199,23 @@ class Phase:
             state.best = {"epoch": state.epoch, "score": score, "model": model}
         if self._takes_snapshots and self._cycle(state.epoch) != self._cycle(state.epoch - 1):
             state.snapshots.append(copy.deepcopy(evaluator.ensemble.state_dict()))
-        if state.epoch % config.checkpoint_every == 0 or self._finished:
+        if state.epoch % config.checkpoint_every == 0 or self.finished:
             self._save()
         self._folder.add_metrics(line)
         progress.epoch(line)
 
     def _cycle(self, epoch: int) -> int:
         """Return the cycle of the learning rate after `epoch` epochs, counted from 0."""
-        return epoch * self._config.snapshots // self._epochs
+        return epoch * self._config.snapshots // self.epochs
 
     def _check_finite(self, metrics: EpochMetrics) -> None:
         self.engine.collect()  # all ranks have to find the same
         epoch, what = self._state.epoch, "the loss is"
         if metrics.first_bad_step is not None:
-            step = epoch * self._batches + metrics.first_bad_step
+            step = epoch * self.steps_per_epoch + metrics.first_bad_step
         elif (name := not_finite(self.engine.evaluator.ensemble.state_dict())) is not None:
             # The next step would show it in its loss, but the last one has none, and what is saved must be loadable.
-            what, step = f"the weights {name} are", epoch * self._batches + self._state.batch
+            what, step = f"the weights {name} are", epoch * self.steps_per_epoch + self._state.batch
         else:
             return
         if metrics.labels_out_of_range:
@@ -310,7 +314,7 @@ class Phase:
         if state.best["epoch"] != state.epoch:
             evaluator.ensemble.load_state_dict(state.best["model"])
             test = evaluator.evaluate(self._data.test)
-        images = len(state.history) * self._batches * self._batch_size
+        images = len(state.history) * self.steps_per_epoch * self.batch_size
         return PhaseResult(
             ensemble=copy.deepcopy(evaluator.ensemble).eval(),  # the engine's may be given other weights later
             selected_epoch=state.best["epoch"],

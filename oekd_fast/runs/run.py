@@ -6,11 +6,9 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -23,31 +21,20 @@ from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.latency.measure import SECONDS
-from oekd_fast.models import with_widths
-from oekd_fast.models.model_sources import Images, registered
-from oekd_fast.runs.build import cut_notes, initial_weights_note, model_of, width_notes
+from oekd_fast.runs.build import cut_notes
 from oekd_fast.runs.console import RunConsole
-from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.deployment import with_file_sizes, with_latency
-from oekd_fast.runs.device_data import DeviceData, dataset_of
-from oekd_fast.runs.external_teacher import load_teacher, teacher_notes
+from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase import Phase
-from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names, phase_task
-from oekd_fast.runs.ranks import (
-    check_same_run,
-    device_of_rank,
-    device_type,
-    first_on_each_machine,
-    resumed_after_restart,
-    threads_of_rank,
-)
+from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names
+from oekd_fast.runs.ranks import device_type, resumed_after_restart
 from oekd_fast.runs.run_folder import RunFolder
+from oekd_fast.runs.set_up import RunInputs, open_run
 from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.summary import draw_report, summarise
 from oekd_fast.runs.tasks import PhaseResult
 from oekd_fast.runs.tracking import Tracking
-from oekd_fast.training.numerics import automatic_precision
 
 
 def train(config: TrainConfig, console: Console | None = None, stop: StopRequest | None = None) -> dict[str, Any]:
@@ -84,44 +71,26 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
     start = time.perf_counter()
     with ExitStack() as stack:
         with failing_together(world):
-            # Raises before the data set is loaded if the model is unknown or cannot have these widths.
-            named = registered(config.model)
-            if named is not None:
-                with_widths(named, config.widths, config.width_divisor)
-            stack.enter_context(threads_of_rank(config.threads, world))
-            device = device_of_rank(config.device, world)
-            config, notes = _with_precision(config, device)
-            folder = stack.enter_context(RunFolder(config, writes=world.is_main))
+            run = stack.enter_context(open_run(config, world))
+            config, device, folder = run.config, run.device, run.folder
             stop.patient = world.size > 1
             stack.enter_context(stop)
             if config.tracker != "none" and world.is_main:
                 stack.enter_context(Tracking(config, folder, console))
         if isinstance(console, RunConsole):
             stop.watch(console)
-        dataset = first_on_each_machine(world, lambda: dataset_of(config))
-        with failing_together(world):
-            data = DeviceData.of(dataset, config, device)
-            fingerprint = DataFingerprint.of(dataset)
-            architecture = model_of(config, Images(data.in_channels, dataset.image_size, data.num_classes))
-            teacher = load_teacher(config, dataset, data, device, world.size, architecture)
-            if config.initial_weights is not None and named is not None:
-                initial = initial_weights_note(config.initial_weights)
-        check_same_run(world, config, fingerprint, None if teacher is None else teacher.fingerprint)
-        notes += [*data.notes, *(width_notes(architecture, config.num_students) if named is not None else ())]
-        notes += [] if teacher is None else teacher_notes(teacher, config)
-        for note in notes:
+        inputs = RunInputs.load(run)
+        dataset, data = inputs.dataset, inputs.data
+        for note in inputs.notes:
             print_line(console, note)
-        if config.initial_weights is not None and named is not None and initial:
-            print_line(console, initial)
 
         votes = StopVote(stop, world)
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)
         for name in names:
-            task = phase_task(name, config, data, results, teacher, architecture)
-            phase = Phase(task, config, data, folder, device, fingerprint, world)
+            phase = inputs.phase(name, results)
             if name == FAMILY:
-                for note in cut_notes(architecture, len(task.members)):
+                for note in cut_notes(inputs.architecture, len(phase.engine.ensemble.members)):
                     print_line(console, note)
             with failing_together(world):
                 folder.claim(config, name)
@@ -156,14 +125,6 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
                 if problem is not None:
                     print_line(console, problem)
         return json.loads(world.from_main(json.dumps(summary).encode())) if world.size > 1 else summary
-
-
-def _with_precision(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, list[str]]:
-    """Return the config with the precision that "auto" stands for, which a resumed run keeps, and a note about it."""
-    if config.precision != "auto":
-        return config, []
-    precision, why = automatic_precision(device)
-    return replace(config, precision=precision), [f"precision: {precision}, since {why}"]
 
 
 def _write_results(
