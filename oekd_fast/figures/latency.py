@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oekd_fast.figures.plotting import logarithmic, new_figure, number_of_student, percent_axis, shared_legend
+from oekd_fast.figures.hover import hover_points
+from oekd_fast.figures.palette import ENSEMBLE, NEUTRAL, TEXT, student_color
+from oekd_fast.figures.plotting import logarithmic, new_panels, number_of_student, panel_legend, percent_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLORS = ("tab:blue", "tab:cyan", "tab:orange", "tab:olive", "tab:purple", "tab:brown")
-_NOT_FASTER = "tab:red"
+# Curves differ by their lines and markers, since colours are those of students.
+_LINES = ("solid", "dashed", "dotted", "dashdot")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,12 @@ def latency_figure(
         ensemble: accuracy of the ensemble in percent.
         panels: curves by the title of their panel.
     """
-    figure = new_figure(5.25 * max(len(panels), 2), 4.8)
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
+    figure, parts = new_panels(len(panels))
+    for part, (title, curves) in zip(parts, panels.items(), strict=True):
+        axes = part.subplots()
         draw_latency(axes, accuracies, ensemble, curves)
         axes.set_title(title)
-    for axes in all_axes[1:]:
-        axes.set_ylabel("")
-    shared_legend(figure, all_axes[0], columns=3)
+        panel_legend(part, axes, columns=2)
     return figure
 
 
@@ -61,18 +62,23 @@ def draw_latency(axes: Axes, accuracies: Sequence[float], ensemble: float, curve
     Students are numbered along the first curve. Those that are not faster than a larger one are circled.
     """
     for number, curve in enumerate(curves):
-        color = _COLORS[number % len(_COLORS)]
-        tails = [max(0.0, high - low) for low, high in zip(curve.medians, curve.p95s, strict=True)]
-        axes.errorbar(
-            curve.medians, accuracies, xerr=([0.0] * len(tails), tails), fmt="o-", color=color, ecolor=(color, 0.35),
-            label=curve.label,
-        )  # fmt: skip
+        line, marker = _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]
+        axes.plot(curve.medians, accuracies, color=NEUTRAL, linestyle=line, linewidth=1)
+        axes.plot([], [], color=NEUTRAL, linestyle=line, marker=marker, label=curve.label)
+        for j, (median, p95, accuracy) in enumerate(zip(curve.medians, curve.p95s, accuracies, strict=True)):
+            axes.errorbar(
+                median, accuracy, xerr=([0.0], [max(0.0, p95 - median)]), fmt=marker, color=student_color(j),
+                ecolor=(student_color(j), 0.4), markersize=6,
+            )  # fmt: skip
+        hover_points(axes, curve.medians, accuracies, _texts(accuracies, curve))
         if curve.ensemble is not None:
-            axes.plot([curve.ensemble], [ensemble], "*", color=color, markersize=11)
+            axes.plot([curve.ensemble], [ensemble], "*", color=ENSEMBLE, markersize=10)
+            text = f"ensemble: {ensemble:.2f} %\n{curve.label}: median {curve.ensemble:.3g} ms"
+            hover_points(axes, [curve.ensemble], [ensemble], [text])
     for number, point in enumerate(zip(curves[0].medians, accuracies, strict=True), start=1):
         number_of_student(axes, number, point)
     if any(curve.ensemble is not None for curve in curves):
-        axes.plot([], [], "*", color="black", markersize=11, label="ensemble")
+        axes.plot([], [], "*", color=ENSEMBLE, markersize=10, label="ensemble")
     marked = [
         point
         for curve in curves
@@ -81,10 +87,20 @@ def draw_latency(axes: Axes, accuracies: Sequence[float], ensemble: float, curve
     ]
     if marked:
         axes.plot(
-            *zip(*marked, strict=True), "o", markersize=13, markerfacecolor="none", markeredgecolor=_NOT_FASTER,
+            *zip(*marked, strict=True), "o", markersize=12, markerfacecolor="none", markeredgecolor=TEXT,
             label="not measurably faster than a larger student",
         )  # fmt: skip
     logarithmic(axes.xaxis)
     axes.set(xlabel="latency, ms (median; line to the 95th percentile)", ylabel="test accuracy, %")
     percent_axis(axes)
-    axes.grid(alpha=0.3)
+    axes.grid()
+
+
+def _texts(accuracies: Sequence[float], curve: LatencyCurve) -> list[str]:
+    return [
+        f"student {j}: {accuracy:.2f} %\n{curve.label}: median {median:.3g} ms, 95th percentile {p95:.3g} ms"
+        + ("\nnot measurably faster than a larger student" if not_faster else "")
+        for j, (accuracy, median, p95, not_faster) in enumerate(
+            zip(accuracies, curve.medians, curve.p95s, curve.not_faster, strict=True), start=1
+        )
+    ]

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oekd_fast.common.files import write_atomically
 from oekd_fast.common.text import shortened
+from oekd_fast.figures.palette import student_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase, SubFigure
 
-FAMILY, ALONE, ENSEMBLE = "tab:blue", "tab:orange", "black"
 DPI = 110
+PANEL = 5.2, 3.9  # size of a panel in inches: 10 points are readable if it is 350 pixels wide
+_STYLE = {
+    "text.parse_math": False,  # a dollar sign does not start a formula
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.15,
+    "grid.color": "black",
+    "image.composite_image": False,  # images keep their own pixels
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+}
 _LONGEST_TITLE = 160  # characters; a picture is made as wide as its title
 
 
@@ -34,21 +49,49 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     return figure
 
 
-def png(draw: Callable[[], Figure]) -> bytes:
-    """Return the content of a PNG file of the figure that `draw` returns, extended to everything drawn, as the layout
-    may clip titles.
+def new_panels(count: int, columns: int = 2, size: tuple[float, float] = PANEL) -> tuple[Figure, list[SubFigure]]:
+    """Return a figure and its panels, which have a layout of their own each, in rows of `columns`.
 
-    The figure has matplotlib's default style and is drawn by its Agg canvas, whatever backend and settings the user has
-    chosen. Texts are shown as they are: a dollar sign does not start a formula, and nothing is passed to LaTeX.
+    Args:
+        count: number of panels.
+        columns: the most panels of a row.
+        size: width and height of a panel in inches.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = new_figure(size[0] * columns, size[1] * rows)
+    panels = figure.subfigures(rows, columns, squeeze=False).flatten()
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, list(panels[:count])
+
+
+@contextlib.contextmanager
+def house_style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Draw figures in the style of the package, whatever backend and settings the user has chosen.
+
+    Texts are shown as they are: a dollar sign does not start a formula, and nothing is passed to LaTeX.
+
+    Args:
+        settings: more settings of matplotlib, which replace those of the style.
     """
     _import_matplotlib()
     from matplotlib import style
+
+    with warnings.catch_warnings(), style.context(["default", _STYLE | dict(settings or {})]):
+        # The fonts of matplotlib lack some scripts; their characters are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """Return the content of a PNG file of the figure that `draw` returns, in the style of the package, extended to
+    everything drawn, as the layout may clip titles."""
+    _import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), style.context(["default", {"text.parse_math": False}]):
-        # The fonts of matplotlib lack some scripts; their characters are drawn as boxes.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    with house_style():
         figure = draw()
         FigureCanvasAgg(figure)  # becomes the canvas of the figure
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12)
@@ -90,42 +133,54 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend  # as the import would have done, for later users of pyplot
 
 
-def student_color(j: int, count: int) -> tuple[float, float, float, float]:
-    """Return the colour of student `j` of `count`, counted from 0; wider students are darker."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](0.88 * j / max(count - 1, 1))
-
-
-def number_of_student(axes: Axes, number: int, point: tuple[float, float], *, above: bool = True) -> None:
-    """Write the number of a student above or below its point."""
+def number_of_student(axes: Axes, number: int, point: tuple[float, float]) -> None:
+    """Write the number of a student above a point, in its colour."""
     axes.annotate(
-        str(number), point, (0, 9 if above else -9), textcoords="offset points",
-        ha="center", va="bottom" if above else "top", fontsize="x-small",
-        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        str(number), point, (0, 5), textcoords="offset points", ha="center", va="bottom", fontsize="small",
+        fontweight="bold", color=student_color(number - 1),
     )  # fmt: skip
 
 
 def shared_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
     """Draw the legend of `axes` below the whole figure."""
+    panel_legend(figure, axes, columns)
+
+
+def panel_legend(panel: FigureBase, axes: Axes, columns: int = 4) -> None:
+    """Draw the legend of `axes` below a panel or a whole figure, unless it is empty."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize="small")
+    if labels:
+        panel.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
 
 
 def logarithmic(axis: Axis) -> None:
-    """Make an axis logarithmic, with tick labels such as 0.2, 50 k and 1 M."""
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+    """Make an axis logarithmic, with tick labels such as 0.2, 50 k and 1 M at round numbers; call it after drawing."""
+    from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     thousands = EngFormatter()
+    axis.set_major_locator(FixedLocator(round_numbers(*sorted(axis.get_view_interval()))))
     axis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value) if value >= 1000 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Return about three to seven round numbers between two positive ones, evenly spread on a logarithmic axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for leading in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [float(f"{digit}e{decade}") for decade in decades for digit in leading]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            return ticks[:: -(-len(ticks) // 7)]
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [tick for tick in ticks.tolist() if low <= tick <= high]
 
 
 def percent_axis(axes: Axes) -> None:
     """Add margins above and below the data of a percentage, without extending the axis below 0."""
-    axes.margins(y=0.12)
+    axes.margins(y=0.14)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
 

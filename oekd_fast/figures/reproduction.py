@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from oekd_fast.common.spread import Spread
+from oekd_fast.figures.palette import ENSEMBLE, NEUTRAL, OF_ENSEMBLE, TEXT, student_color
 from oekd_fast.figures.plotting import new_figure
+from oekd_fast.figures.sizes import draw_students
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +34,18 @@ def draw(results: Mapping[str, Any]) -> Figure:
 
 def _draw_accuracies(axes: Axes, results: Mapping[str, Any]) -> None:
     accuracy, paper = results["accuracy"]["selected"], results["paper"]
-    _points(axes, accuracy["family"], -0.08, "o-", color="C0", label="in the family")
-    if "baseline" in accuracy:
-        _points(axes, accuracy["baseline"], 0.08, "s--", color="C1", label="alone")
+    for name, place in (("baseline", 0.08), ("family", -0.08)):
+        values = [Spread(value["mean"], value["deviation"]) for value in accuracy.get(name, ())]
+        places = [j + place for j in range(1, len(values) + 1)]
+        draw_students(axes, places, values, [value.deviation or 0.0 for value in values], alone=name == "baseline")
     if accuracy["ensemble"] is not None:
-        axes.axhline(accuracy["ensemble"]["mean"], color="C0", linestyle=":", label="ensemble")
+        axes.axhline(accuracy["ensemble"]["mean"], color=ENSEMBLE, linestyle=OF_ENSEMBLE, label="ensemble")
     if paper:
         for name, label, place, form in (("family", "in the family", -0.24, "x"), ("baseline", "alone", 0.24, "+")):
             places = [j + place for j in range(1, len(paper[name]) + 1)]
-            axes.plot(places, paper[name], form, color="black", markersize=8, label=f"paper: {label}")
+            axes.plot(places, paper[name], form, color=TEXT, markersize=8, label=f"paper: {label}")
         if paper["ensemble"] is not None:
-            axes.axhline(paper["ensemble"], color="black", linestyle=":", label="paper: ensemble")
+            axes.axhline(paper["ensemble"], color=NEUTRAL, linestyle=OF_ENSEMBLE, label="paper: ensemble")
     _finish(axes, results, "test accuracy, %", "test accuracy at the selected epoch")
 
 
@@ -49,18 +53,20 @@ def _draw_gains(axes: Axes, results: Mapping[str, Any]) -> None:
     for place, (measure, label) in enumerate(MEASURE_LABELS.items()):
         accuracy = results["accuracy"][measure]
         if accuracy is not None and "gain_points" in accuracy:
-            _points(axes, accuracy["gain_points"], 0.15 * (place - 1), "osD"[place], color=f"C{2 + place}", label=label)
+            _points(axes, accuracy["gain_points"], 0.15 * (place - 1), "osD"[place], label)
     if results["paper"]:
         gains = results["paper"]["gain_points"]
-        axes.plot([j + 0.3 for j in range(1, len(gains) + 1)], gains, "kx", markersize=8, label="paper")
-    axes.axhline(0.0, color="black", linewidth=0.8)
+        axes.plot([j + 0.3 for j in range(1, len(gains) + 1)], gains, "x", color=TEXT, markersize=8, label="paper")
+    axes.axhline(0.0, color=TEXT, linewidth=0.8)
     _finish(axes, results, "gain, points", "gain of the family over training alone")
 
 
-def _points(axes: Axes, values: list[dict[str, float | None]], shift: float, form: str, **style: Any) -> None:
-    places = [j + shift for j in range(1, len(values) + 1)]
-    deviations = [value["deviation"] or 0.0 for value in values]
-    axes.errorbar(places, [value["mean"] for value in values], deviations, fmt=form, capsize=3, **style)
+def _points(axes: Axes, values: list[dict[str, float | None]], shift: float, form: str, label: str) -> None:
+    for j, value in enumerate(values):
+        axes.errorbar(
+            j + 1 + shift, value["mean"], value["deviation"] or 0.0, fmt=form, color=student_color(j), capsize=3
+        )
+    axes.plot([], [], form, color=NEUTRAL, label=label)
 
 
 def _finish(axes: Axes, results: Mapping[str, Any], ylabel: str, title: str) -> None:
@@ -72,4 +78,4 @@ def _finish(axes: Axes, results: Mapping[str, Any], ylabel: str, title: str) -> 
     axes.set(xlabel="student and its relative size", ylabel=ylabel, title=title)
     axes.margins(0.08)
     axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)  # below the axes
-    axes.grid(alpha=0.3)
+    axes.grid()

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from oekd_fast.common.text import shortened
-from oekd_fast.figures.plotting import new_figure
+from oekd_fast.figures.palette import ERROR, TEXT
+from oekd_fast.figures.plotting import PANEL, new_panels
+from oekd_fast.reporting.image_figures import draw_image, hover_image
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_SMOOTH = 96  # pixels; maps of smaller images are enlarged, so that they are not drawn in squares
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class CamPanels:
 
 
 def cam_figure(images: Tensor, labels: Tensor, classes: Sequence[str], networks: Sequence[CamPanels]) -> Figure:
-    """Draw one row per image, with its true class, and one column per network, with its prediction.
+    """Draw one panel per image: the image with its true class, and the map and the prediction of each network.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -41,29 +47,35 @@ def cam_figure(images: Tensor, labels: Tensor, classes: Sequence[str], networks:
         classes: name of each class.
         networks: panels of each network.
     """
-    rows, columns = len(images), 1 + len(networks)
-    figure = new_figure(2.45 * columns + 0.9, 2.6 * rows + 0.5)
-    panels = figure.subplots(rows, columns, squeeze=False)
-    shown = None
-    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        # Images of one or three channels are shown as they are; of other images the first channel is shown.
-        pixels = (image.permute(1, 2, 0) if len(image) == 3 else image[0]).numpy()
-        for axes in panels[i]:
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axes.set_axis_off()
-        panels[i, 0].set_title(f"true: {shortened(classes[label], 18)}", fontsize="small")
-        for axes, network in zip(panels[i, 1:], networks, strict=True):
-            height, width = pixels.shape[:2]
-            shown = axes.imshow(
-                network.maps[i].numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="bilinear",
-                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            )  # fmt: skip
-            predicted = int(network.predicted[i])
-            mark, color = ("✓", "darkgreen") if predicted == label else ("✗", "darkred")
-            title = f"{mark} {shortened(classes[predicted], 18)} ({100 * network.confidence[i]:.0f} %)"
-            axes.set_title(title, fontsize="small", color=color)
-    for axes, name in zip(panels[0], ("image", *(network.name for network in networks)), strict=True):
-        axes.text(0.5, 1.16, name, transform=axes.transAxes, ha="center", va="bottom", fontweight="bold")
-    if shown is not None:
-        figure.colorbar(shown, ax=panels, label="relative evidence for the class", shrink=0.5, aspect=40)
+    figure, panels = new_panels(len(images), size=(PANEL[0], 0.75 + PANEL[0] / (1 + len(networks))))
+    for i, (panel, image, label) in enumerate(zip(panels, images, labels.tolist(), strict=True)):
+        first, *others = panel.subplots(1, 1 + len(networks), squeeze=False)[0]
+        draw_image(first, image)
+        first.set_title(f"true: {shortened(classes[label], 13)}", fontsize="small")
+        first.set_xlabel("image", fontsize="small")
+        for axes, network in zip(others, networks, strict=True):
+            draw_image(axes, image)
+            _draw_map(axes, image, label, classes, network, i)
     return figure
+
+
+def _draw_map(axes: Axes, image: Tensor, label: int, classes: Sequence[str], network: CamPanels, i: int) -> None:
+    height, width = image.shape[-2:]
+    cam = network.maps[i]
+    factor = max(1, _SMOOTH // max(cam.shape))
+    if factor > 1:
+        cam = F.interpolate(cam[None, None].float(), scale_factor=factor, mode="bilinear", align_corners=False)[0, 0]
+    axes.imshow(
+        cam.numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1, interpolation="none",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+    )  # fmt: skip
+    predicted, confidence = int(network.predicted[i]), 100 * network.confidence[i].item()
+    mark, color = ("✓", TEXT) if predicted == label else ("✗", ERROR)
+    axes.set_title(f"{mark} {shortened(classes[predicted], 9)} {confidence:.0f} %", fontsize="small", color=color)
+    axes.set_xlabel(network.name.partition(",")[0], fontsize="small")
+    hover_image(
+        axes,
+        image,
+        f"{network.name}\ntrue: {shortened(classes[label], 60)}\n"
+        f"predicted: {shortened(classes[predicted], 60)}, probability {confidence:.1f} %",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from oekd_fast.common.text import shortened
-from oekd_fast.figures.plotting import ENSEMBLE, new_figure, shared_legend, student_color, whole_numbers
-from oekd_fast.reporting.calibration import Calibration
+from oekd_fast.figures.cells import draw_cells
+from oekd_fast.figures.hover import hover_boxes, hover_points
+from oekd_fast.figures.palette import ALONE, NEUTRAL, SHADE, TEXT, network_style, student_color, student_marker
+from oekd_fast.figures.plotting import PANEL, new_figure, new_panels, panel_legend, whole_numbers
+from oekd_fast.reporting.calibration import Bin, Calibration
+from oekd_fast.reporting.class_rows import draw_class_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,51 +26,68 @@ DIAGRAMS_PER_ROW = 4
 
 
 def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Draw a reliability diagram of each network: accuracy and share of images of each bin of confidence."""
-    columns = min(DIAGRAMS_PER_ROW, len(calibrations))
-    rows = -(-len(calibrations) // columns)
-    figure = new_figure(2.75 * columns, 2.75 * rows + 0.6)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, (name, calibration) in zip(panels, calibrations.items(), strict=False):
-        bins = len(calibration.share)
-        left = np.arange(bins) / bins
-        _bars(axes, left, calibration.accuracy, 1 / bins, color="tab:blue", alpha=0.75, label="accuracy")
-        share = calibration.share.numpy()
-        axes.step([*left, 1], [*share, share[-1]], where="post", color="tab:red", linewidth=1, label="share of images")
-        axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfect calibration")
-        axes.set_title(f"{name}: ECE {calibration.ece:.2f} %", fontsize="medium")
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    for unused in panels[len(calibrations) :]:
-        unused.set_axis_off()
-    for axes in panels[max(0, len(calibrations) - columns) : len(calibrations)]:
-        axes.set_xlabel("confidence")
-        axes.tick_params(labelbottom=True)
-    figure.supylabel("accuracy of the bin; share of all images", fontsize="medium")
-    shared_legend(figure, panels[0])
+    """Draw a reliability diagram of each network: the accuracy of images by their confidence.
+
+    Bins with few images are merged with their neighbours. Points are at the mean confidence of a bin, and their error
+    bars are standard errors of its accuracy.
+    """
+    figure, panels = new_panels(len(calibrations), DIAGRAMS_PER_ROW, size=(2.75, 2.85))
+    for panel, (name, calibration) in zip(panels, calibrations.items(), strict=True):
+        axes = panel.subplots()
+        _draw_reliability(axes, name, calibration.merged())
+        axes.set_title(f"{name}: ECE {calibration.ece:.2f} %")
     return figure
 
 
-def _bars(axes: Axes, left: np.ndarray, heights: Tensor, width: float, **style) -> None:
-    axes.bar(left, heights.nan_to_num().numpy(), width, align="edge", edgecolor="white", linewidth=0.5, **style)
+def _draw_reliability(axes: Axes, name: str, bins: Sequence[Bin]) -> None:
+    color, line = network_style(name)
+    alone = line == ALONE
+    axes.bar(
+        [b.low for b in bins], [b.accuracy for b in bins], [b.high - b.low for b in bins], align="edge",
+        facecolor="none" if alone else (color, 0.25), edgecolor=(color, 0.6), linewidth=0.8,
+        linestyle="dashed" if alone else "solid",
+    )  # fmt: skip
+    axes.plot([0, 1], [0, 1], "--", color=NEUTRAL, linewidth=1)
+    errors = [math.sqrt(b.accuracy * (1 - b.accuracy) / b.images) for b in bins]
+    axes.errorbar(
+        [b.confidence for b in bins], [b.accuracy for b in bins], yerr=errors, fmt="o", color=color, markersize=4,
+        capsize=2, markerfacecolor="white" if alone else color,
+    )  # fmt: skip
+    texts = [
+        f"{name}, confidence {b.low:.2f} to {b.high:.2f}: {b.images:,} image{'s' if b.images > 1 else ''}\n"
+        f"{b.correct:,} correct: accuracy {100 * b.accuracy:.1f} ± {100 * error:.1f} %\n"
+        f"mean confidence {100 * b.confidence:.1f} %"
+        for b, error in zip(bins, errors, strict=True)
+    ]
+    hover_boxes(axes, [(b.low, 0.0, b.high, 1.0) for b in bins], texts)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence", ylabel="accuracy")
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
 
 
 def agreement_figure(names: Sequence[str], shares: Tensor) -> Figure:
     """Draw the agreement of M networks as a matrix; `shares` are in percent, [M, M]."""
     count = len(names)
-    figure = new_figure(2.4 + 0.75 * count, 1.2 + 0.65 * count)
+    figure = new_figure(1.6 + 0.62 * max(count, 4), 1.2 + 0.5 * max(count, 3))
     axes = figure.subplots()
-    low = shares.min().item()
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=min(low, 99.0), vmax=100, aspect="auto")
-    # Numbers are white on the darker half of the colours.
-    middle = (min(low, 99.0) + 100) / 2
-    for i in range(count):
-        for j in range(count):
-            value = shares[i, j].item()
-            color = "white" if value > middle else "black"
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=color, fontsize="small")
+    values = shares.numpy()
+    low = min(values.min().item(), 99.0)
+    draw_cells(
+        axes,
+        (values - low) / (100 - low),
+        np.full(values.shape, SHADE),
+        [[f"{value:.1f}" for value in row] for row in values],
+        [
+            [
+                f"{first} and {second}: the same class for {value:.2f} % of the test images"
+                for second, value in zip(names, row, strict=True)
+            ]
+            for first, row in zip(names, values, strict=True)
+        ],
+    )
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names)
-    figure.colorbar(image, label="same predicted class, % of test images")
+    axes.set_title("same predicted class, % of test images")
     return figure
 
 
@@ -81,37 +103,38 @@ def class_figure(classes: Sequence[str], students: Tensor, ensemble: Tensor) -> 
         ensemble: accuracies in percent, [C]; NaN for a class without images.
     """
     shown = min(len(classes), LABELLED_CLASSES)
-    figure = new_figure(11.5, max(4.2, 1.6 + 0.25 * shown))
-    curves, dots = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    figure, (left, right) = new_panels(2, size=(PANEL[0], max(PANEL[1], 1.7 + 0.21 * shown)))
+    curves, dots = left.subplots(), right.subplots()
     count, gaps = len(students), (ensemble - students).numpy()
     measured = ~np.isnan(ensemble.numpy())
-    for j, row in enumerate(gaps):
-        values = np.sort(row[measured])[::-1]
-        curves.plot(
-            np.arange(1, len(values) + 1), values, color=student_color(j, count), label=f"student {j + 1}",
-            marker="." if len(values) <= LABELLED_CLASSES else None,
-        )  # fmt: skip
-    curves.axhline(0, color="grey", linewidth=0.8)
-    curves.set(xlabel="rank of the class, sorted for each student", ylabel="ensemble minus student, points")
-    curves.set_title("all classes", fontsize="medium")
-    curves.grid(alpha=0.3)
-    whole_numbers(curves)
-
+    _draw_gaps(curves, classes, gaps, measured)
+    panel_legend(left, curves)
     order = np.argsort(np.where(measured, -gaps[-1], np.inf), kind="stable")[:shown]
-    for j in range(count):  # smaller dots of smaller students on top, so that none is hidden
-        dots.plot(
-            students[j].numpy()[order], range(shown), "o", color=student_color(j, count), markersize=9 - 4 * j / count
-        )
-    dots.plot(ensemble.numpy()[order], range(shown), "|", color=ENSEMBLE, markersize=14, markeredgewidth=2,
-              label="ensemble")  # fmt: skip
-    dots.set_yticks(range(shown), [shortened(classes[c], 22) for c in order])
-    dots.invert_yaxis()
+    names = [*(f"student {j + 1}" for j in range(count)), "ensemble"]
+    values = np.concatenate((students.numpy(), ensemble.numpy()[None]))[:, order]
+    draw_class_rows(dots, [shortened(classes[c], 22) for c in order], values, names)
     dots.set_xlabel("test accuracy, %")
     title = "classes" if shown == len(classes) else f"{shown} of {len(classes)} classes"
-    dots.set_title(f"{title} with the largest gap of student {count}", fontsize="medium")
-    dots.grid(alpha=0.3)
-
-    handles, labels = (first + second for first, second in zip(*(a.get_legend_handles_labels() for a in (curves, dots)),
-                                                               strict=True))  # fmt: skip
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)), fontsize="small")
+    dots.set_title(f"{title} with the largest gap of student {count}")
+    panel_legend(right, dots)
     return figure
+
+
+def _draw_gaps(axes: Axes, classes: Sequence[str], gaps: np.ndarray, measured: np.ndarray) -> None:
+    """Draw the gap of each student, float [S, C] in points, from the largest to the smallest."""
+    for j, row in enumerate(gaps):
+        order = np.flatnonzero(measured)[np.argsort(-row[measured], kind="stable")]
+        ranks = np.arange(1, len(order) + 1)
+        few = len(order) <= LABELLED_CLASSES
+        axes.plot(
+            ranks, row[order], color=student_color(j), label=f"student {j + 1}",
+            marker=student_marker(j) if few else None, markersize=4, linewidth=1.3,
+        )  # fmt: skip
+        every = slice(None, None, 1 + len(order) // (5 * LABELLED_CLASSES))
+        texts = [f"student {j + 1}, {shortened(classes[c], 40)}: {row[c]:+.2f} points" for c in order[every]]
+        hover_points(axes, ranks[every], row[order][every], texts, radius=4)
+    axes.axhline(0, color=TEXT, linewidth=0.8)
+    axes.set(xlabel="rank of the class, sorted for each student", ylabel="ensemble minus student, points")
+    axes.set_title("all classes")
+    axes.grid()
+    whole_numbers(axes)

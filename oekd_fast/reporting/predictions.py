@@ -24,12 +24,14 @@ class Predictions:
         labels: true classes, int64 [N].
         predicted: predicted classes, int64 [M, N].
         confidence: softmax probabilities of the predicted classes, float32 [M, N] in [0, 1].
+        loss: cross-entropy in nats, float32 [M, N].
     """
 
     names: tuple[str, ...]
     labels: Tensor
     predicted: Tensor
     confidence: Tensor
+    loss: Tensor
 
     def accuracy(self) -> list[float]:
         """Return the accuracy of each network in percent."""
@@ -64,7 +66,7 @@ def predict(
     Returns:
         Predictions of "student 1", ..., "ensemble", and "student 1 alone", ... for the baselines, in this order.
     """
-    predicted, confidence = [], []
+    predicted, confidence, losses = [], [], []
     for rows in torch.arange(len(split)).split(BATCH):
         images = centre(split.gather(rows), augmentation).to(device)
         family = torch.stack([student(student.preprocess(images)) for student in students])
@@ -74,13 +76,17 @@ def predict(
         else:  # the base of all students is the same
             weights = gate(students[0].base(students[0].preprocess(images)))
             ensemble = torch.einsum("bs,sbc->bc", weights, family)
-        best = torch.stack([*family, ensemble, *alone]).softmax(dim=-1).max(dim=-1)
+        logits = torch.stack([*family, ensemble, *alone])
+        best = logits.softmax(dim=-1).max(dim=-1)
         predicted.append(best.indices.cpu())
         confidence.append(best.values.cpu())
+        true = split.labels[rows].to(device).expand(len(logits), -1)
+        losses.append(-logits.log_softmax(dim=-1).gather(2, true[..., None])[..., 0].cpu())
     names = student_names(len(students))
     return Predictions(
         names=(*names, "ensemble", *(f"{name} alone" for name in names[: len(baselines)])),
         labels=split.labels.cpu(),
         predicted=torch.cat(predicted, dim=1),
         confidence=torch.cat(confidence, dim=1),
+        loss=torch.cat(losses, dim=1),
     )

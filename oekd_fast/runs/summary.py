@@ -243,7 +243,6 @@ def draw_report(config: TrainConfig, summary: Mapping[str, Any], results: Mappin
     draw_sizes(sizes, [summary])
     draw_losses(losses, [histories])
     draw_accuracies(accuracies, [histories], [summary["selected_epoch"]])
-    sizes.set_title("accuracy against size")
     for axes in of_latency:
         batch, settings = next(iter(latency.batches.items()))
         of_students = [student["accuracy"] for student in summary["students"]]

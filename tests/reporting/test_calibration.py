@@ -39,6 +39,30 @@ def test_the_order_of_images_does_not_matter():
     assert calibrate(confidence, right).ece == pytest.approx(calibrate(confidence[order], right[order]).ece)
 
 
+def test_bins_are_merged_until_each_has_enough_images():
+    # Bins of a quarter with 1, 0, 2 and 4 images.
+    confidence = torch.tensor([0.2, 0.6, 0.7, 0.8, 0.9, 0.9, 1.0])
+    result = calibrate(confidence, torch.tensor([True, False, True, True, True, False, True]), bins=4)
+    assert result.images == 7
+    found = {least: [(b.low, b.high, b.images, b.correct) for b in result.merged(least)] for least in (1, 2, 3, 4, 8)}
+    low, middle, high = (0.0, 0.25, 1, 1), (0.5, 0.75, 2, 1), (0.75, 1.0, 4, 3)
+    assert found[1] == [low, middle, high]
+    assert found[2] == found[3] == [(0.0, 0.75, 3, 2), high]
+    assert found[4] == found[8] == [(0.0, 1.0, 7, 5)]
+    (whole,) = result.merged(8)
+    assert whole.confidence == pytest.approx(5.1 / 7) and whole.accuracy == 5 / 7
+
+
+@pytest.mark.parametrize("least", [1, 10, 50])
+def test_merged_bins_hold_all_images(least):
+    generator = torch.Generator().manual_seed(0)
+    confidence, right = torch.rand(500, generator=generator) ** 0.2, torch.rand(500, generator=generator) < 0.7
+    bins = calibrate(confidence, right).merged(least)
+    assert sum(b.images for b in bins) == 500 and sum(b.correct for b in bins) == int(right.sum())
+    assert all(b.images >= least and b.low < b.confidence <= b.high for b in bins)
+    assert all(low.high <= high.low for low, high in zip(bins[:-1], bins[1:], strict=True))
+
+
 @pytest.mark.parametrize(
     ("confidence", "message"),
     [

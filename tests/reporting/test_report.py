@@ -34,7 +34,7 @@ def test_the_page_is_complete_and_self_contained(drawn_run):
     )
     for name in PICTURES:
         with Image.open(drawn_run / "report" / f"{name}.png") as picture:
-            assert picture.format == "PNG" and min(picture.size) > 200
+            assert picture.format == "PNG" and min(picture.size) > 150
     parsed = Checker(text)
     assert parsed.open == [] and not parsed.tags & {"script", "link", "iframe"}
     assert len(parsed.addresses) == len(PICTURES)
