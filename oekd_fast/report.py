@@ -78,30 +78,32 @@ def report(config: ReportConfig, console: Console | None = None) -> Path:
         OSError: a file cannot be read or written, or the folder of the page is a link.
     """
     # These import torch, which --help does not need.
+    from oekd_fast.reporting.document import document
+    from oekd_fast.reporting.evaluation import Source
     from oekd_fast.reporting.finished_runs import group_runs, read_run
-    from oekd_fast.reporting.page import page
+    from oekd_fast.reporting.overview import overview
+    from oekd_fast.reporting.pictures import Pictures
     from oekd_fast.reporting.section import Section
     from oekd_fast.runs.device_data import choose_device, dataset_of
 
     console = console or Console()
-    device = choose_device(config.device)
+    source = Source(dataset_of, config.data_dir, config.with_data, choose_device(config.device), config.model)
     groups = group_runs([read_run(path) for path in config.runs])
     folder = _make_folder(config.folder)
-    sections = []
+    parts = []
     for number, group in enumerate(groups, start=1):
         prefix = f"{number}_" if len(groups) > 1 else ""
 
         def keep(name: str, content: bytes, prefix: str = prefix) -> None:
             write_atomically(folder / f"{prefix}{name}", content)
 
-        section = Section(
-            group, dataset_of, config.data_dir, config.with_data, config.images, config.explain, device, keep,
-            lambda line: print_line(console, line), config.model,
-        )  # fmt: skip
-        sections.append(section.html())
-    title = groups[0].title if len(groups) == 1 else f"{len(groups)} families of students"
+        pictures = Pictures(keep, lambda line: print_line(console, line))
+        parts.append(Section(group, source, config.images, config.explain, folder, pictures).part())
+    title, above = groups[0].title, ""
+    if len(groups) > 1:
+        title, above = f"{len(groups)} families of students", overview(groups)
     path = folder / "index.html"
-    write_atomically(path, page(title, sections).encode())
+    write_atomically(path, document(title, parts, above).encode())
     return path
 
 

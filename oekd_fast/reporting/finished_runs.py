@@ -70,7 +70,13 @@ def read_run(path: Path) -> Run:
             f"runs: expected finished runs, got {path}, which has no summary.json; train with --resume to finish it"
         )
     config = read_config(path)
-    return Run(path, config, read_summary(path, config), read_histories(path, config))
+    summary, histories = read_summary(path, config), read_histories(path, config)
+    selected, trained = summary["selected_epoch"], len(histories["ensemble"])
+    if selected > trained:  # a run that stopped early has fewer epochs than its config
+        raise ReportError(
+            f"runs: {path / 'summary.json'}: selected_epoch: expected an epoch of 1 to {trained}, got {selected}"
+        )
+    return Run(path, config, summary, histories)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""The part of the report on the size of students on disk and on their latency."""
+"""The chapter on the size of students on disk and on their latency."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from oekd_fast.common.quantities import bytes_text
 from oekd_fast.common.spread import spread
@@ -14,27 +13,22 @@ from oekd_fast.latency.family import FamilyLatency
 from oekd_fast.latency.result import MARK, Latency, milliseconds
 from oekd_fast.reporting import page
 from oekd_fast.reporting.finished_runs import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Picture = Callable[[str, Callable[[], "Figure"], str], str]
+from oekd_fast.reporting.pictures import Pictures
 
 
-def latency_parts(runs: Sequence[Run], picture: Picture) -> Iterator[str]:
-    """Yield the section as HTML; nothing if no run has measured latency.
+def latency_parts(runs: Sequence[Run], picture: Pictures) -> Iterator[str]:
+    """Yield the chapter as HTML; nothing if no run has measured latency.
 
     The latency of runs that differ in the seed only is that of the first run that has it.
 
     Args:
         runs: runs that differ in the seed only.
-        picture: returns the picture of a figure, from its name, the function that draws it, and its description.
+        picture: draws pictures.
     """
     found = ((run, FamilyLatency.of(run.summary)) for run in runs)
     run, latency = next(((run, latency) for run, latency in found if latency is not None), (None, None))
     if run is None:
         return
-    yield page.heading(3, "Size on disk and latency")
     yield page.paragraph(_measured_how(run, len(runs) > 1))
     yield _table(run, latency)
     remarks = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Building blocks of a self-contained HTML page, which embeds its pictures and has no scripts or external links."""
+"""Building blocks of a self-contained HTML page, which has no scripts and loads nothing."""
 
 from __future__ import annotations
 
@@ -8,33 +8,11 @@ from typing import Any
 
 from oekd_fast.common.text import html_text
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { font-size: 1.3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; margin-top: 2.5rem; }
-h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
-p { max-width: 46rem; margin: .5rem 0; }
-.note { background: var(--soft); border-left: 3px solid #d90; padding: .4rem .8rem; }
-.wide { overflow-x: auto; overflow-wrap: normal; }
-.wide img { display: block; width: 100%; min-width: 40rem; height: auto; background: white; border-radius: 6px; }
-.wide img.natural { width: auto; max-width: 100%; min-width: min(100%, 30rem); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; margin: .5rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-details { margin: .5rem 0; } summary { cursor: pointer; }
-"""
 
+class Html(str):
+    """Text that is HTML already; other cells of tables are escaped."""
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """Return the HTML document with the given sections, which are HTML."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html_text(title)}</h1>\n"
-        + "\n".join(sections)
-        + "\n</body>\n</html>\n"
-    )
+    __slots__ = ()
 
 
 def heading(level: int, text: str) -> str:
@@ -42,30 +20,74 @@ def heading(level: int, text: str) -> str:
     return f"<h{level}>{html_text(text)}</h{level}>"
 
 
-def paragraph(text: str) -> str:
-    """Return a paragraph; `text` is escaped."""
-    return f"<p>{html_text(text)}</p>"
+def paragraph(text: str, kind: str = "") -> str:
+    """Return a paragraph; `text` is escaped. `kind` is a class of the style sheet."""
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<p{attribute}>{_escaped(text)}</p>"
 
 
 def note(text: str) -> str:
     """Return a highlighted note; `text` is escaped."""
-    return f'<p class="note">{html_text(text)}</p>'
+    return paragraph(text, "note")
 
 
 def picture(png: bytes, description: str, *, natural: bool = False) -> str:
     """Return an embedded picture as wide as the page, or in its own width with `natural`; narrow screens scroll."""
     data = base64.b64encode(png).decode()
     kind = ' class="natural"' if natural else ""
-    return f'<div class="wide"><img{kind} alt="{html_text(description)}" src="data:image/png;base64,{data}"></div>'
+    return scrolling(f'<img{kind} alt="{html_text(description)}" src="data:image/png;base64,{data}">')
+
+
+def scrolling(content: str) -> str:
+    """Return a box that scrolls where its content is wider than the page. The keyboard reaches it, too."""
+    return f'<div class="wide" tabindex="0">{content}</div>'
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table; cells are converted by `str` and escaped."""
+    """Return a table; cells are converted by `str` and escaped, except for `Html`."""
     head = "".join(f"<th>{html_text(text)}</th>" for text in headings)
-    body = "\n".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    body = "\n".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return scrolling(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
 
 
-def details(title: str, content: str) -> str:
-    """Return HTML that is collapsed below its title."""
-    return f"<details><summary>{html_text(title)}</summary>\n{content}</details>"
+def tiles(values: Iterable[tuple[str, Any, str]]) -> str:
+    """Return key figures side by side: the name, the value and a remark of each."""
+    items = "\n".join(
+        f"<div><dt>{html_text(name)}</dt><dd>{html_text(value)}</dd><dd>{html_text(remark)}</dd></div>"
+        for name, value, remark in values
+    )
+    return f'<dl class="tiles">\n{items}\n</dl>'
+
+
+def code(text: str) -> str:
+    """Return lines of code that a click selects as a whole; each line is escaped."""
+    return "<pre><code>" + "\n".join(map(html_text, text.split("\n"))) + "</code></pre>"
+
+
+def link(address: str, text: str) -> Html:
+    """Return a link; both arguments are escaped."""
+    return Html(f'<a href="{html_text(address)}">{html_text(text)}</a>')
+
+
+def details(title: str, content: str, *, is_open: bool = False) -> str:
+    """Return HTML that is collapsed below its title unless `is_open`."""
+    return f"<details{_open(is_open)}><summary>{html_text(title)}</summary>\n{content}</details>"
+
+
+def chapter(key: str, level: int, title: str, content: str, *, is_open: bool = False) -> str:
+    """Return a part of the page that folds below its heading.
+
+    The target `key` of links is inside, so that following a link opens the part.
+    """
+    return (
+        f'<details class="chapter"{_open(is_open)}><summary>{heading(level, title)}</summary>\n'
+        f'<div class="content" id="{html_text(key)}">\n{content}\n</div></details>'
+    )
+
+
+def _open(is_open: bool) -> str:
+    return " open" if is_open else ""
+
+
+def _escaped(value: Any) -> str:
+    return value if isinstance(value, Html) else html_text(value)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import oekd_fast.report
 import oekd_fast.train
-from oekd_fast.reporting import section
+from oekd_fast.reporting import pictures
 
 from ..support.reports import Checker
 
@@ -40,7 +40,7 @@ def images(tmp_path):
 @pytest.mark.slow
 def test_names_are_accepted_and_shown(images, tmp_path, monkeypatch, one_thread):
     # Pictures of names are drawn in tests/figures.
-    monkeypatch.setattr(section, "png", lambda draw: b"a picture")
+    monkeypatch.setattr(pictures, "png", lambda draw: b"a picture")
     run = tmp_path / "run[lr=0.1]"
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))

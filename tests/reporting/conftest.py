@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.reporting import section
+from oekd_fast.reporting import pictures
 from oekd_fast.runs.run import train
 
 from ..support.small_runs import QUIET, write_colours
@@ -36,5 +36,5 @@ def drawn_run(trained, tmp_path, one_thread) -> Path:
 @pytest.fixture
 def run(drawn_run, monkeypatch) -> Path:
     """A copy of the run whose report draws no pictures, since drawing takes most of the time."""
-    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    monkeypatch.setattr(pictures, "png", lambda figure: b"a picture")
     return drawn_run

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from oekd_fast.reporting import section
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.reporting.latency_section import latency_parts
 from oekd_fast.reporting.run_files import ReportError
@@ -27,11 +26,6 @@ def folder(tmp_path) -> Path:
     run = shutil.copytree(STORED, tmp_path / "run")
     change(run / "summary.json", **MEASURED)
     return run
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    monkeypatch.setattr(section, "png", lambda draw: b"a picture")
 
 
 def parts(*folders: Path) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from oekd_fast.common.checked_json import load_checked
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.report import ReportConfig, main
-from oekd_fast.reporting import section
+from oekd_fast.reporting import pictures
 from oekd_fast.reporting.evidence import load_networks, one_of_each_class
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.reporting.predictions import predict
@@ -37,8 +37,14 @@ def test_the_page_is_complete_and_self_contained(drawn_run):
             assert picture.format == "PNG" and min(picture.size) > 150
     parsed = Checker(text)
     assert parsed.open == [] and not parsed.tags & {"script", "link", "iframe"}
-    assert len(parsed.addresses) == len(PICTURES)
-    assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
+    embedded = [address for address in parsed.addresses if address.startswith("data:image/png;base64,")]
+    assert len(embedded) == len(PICTURES)
+    # Other addresses are parts of the page, and files of the run relative to the page.
+    for address in set(parsed.addresses) - set(embedded):
+        if address.startswith("#"):
+            assert text.count(f'id="{address[1:]}"') == 1
+        else:
+            assert (drawn_run / "report" / address).is_file(), address
     assert "url(" not in text and "@import" not in text
     summary = json.loads((drawn_run / "summary.json").read_text())
     for student in summary["students"]:
@@ -89,7 +95,7 @@ def test_runs_that_differ_in_the_seed_are_averaged(run, tmp_path):
     change(run / "summary.json", ensemble_accuracy=90.0)
     change(other / "summary.json", students=summary["students"], ensemble_accuracy=80.0)
     text = page_of(run, other, output=tmp_path / "page")
-    assert text.count("<h2>") == 1 and "of 2 runs (seeds 0, 1)" in text and "<td>85.00 ± 7.07</td>" in text
+    assert "-group" not in text and "of 2 runs (seeds 0, 1)" in text and "<td>85.00 ± 7.07</td>" in text
     # The accuracy of 50.0 was made up.
     assert "differ from summary.json by up to" in text
 
@@ -99,6 +105,9 @@ def test_runs_with_other_options_have_their_own_section(run, tmp_path):
     change(other / "config.json", temperature=3.0)
     text = page_of(run, other, output=tmp_path / "page")
     assert text.count("<h2>") == 2 and "temperature 3.0 (not 2.0)" in text
+    # The contents and the overview lead to each part and its chapters.
+    for target in ("1-group", "2-group", "1-headline", "2-settings"):
+        assert text.count(f'id="{target}"') == 1 and f'href="#{target}"' in text
     assert {p.name for p in (tmp_path / "page").glob("*.png")} == {f"{i}_{n}.png" for i in (1, 2) for n in PICTURES}
 
 
@@ -126,7 +135,7 @@ def test_another_number_of_test_images_is_noted(run, tmp_path):
 def test_a_missing_gate_is_noted(run):
     change(run / "config.json", objective="one", ensemble_ce_weight=1.0)
     text = page_of(run)
-    assert "&amp;c, one</h2>" in text and "uses the gate, which is missing" in text
+    assert "&amp;c, one</h1>" in text and "uses the gate, which is missing" in text
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +149,7 @@ def gated(trained) -> Path:
 
 @pytest.mark.slow
 def test_the_ensemble_of_the_report_uses_the_gate(gated, tmp_path, one_thread, monkeypatch):
-    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    monkeypatch.setattr(pictures, "png", lambda figure: b"a picture")
     finished = read_run(gated)
     networks, dataset = load_networks(finished, CPU), dataset_of(finished.config)
     result = predict(networks.students, (), dataset.test, dataset.augmentation, CPU, networks.gate)
@@ -168,7 +177,7 @@ def test_the_ensemble_of_the_report_uses_the_gate(gated, tmp_path, one_thread, m
 
 
 def test_a_damaged_gate_is_noted(gated, tmp_path, one_thread, monkeypatch):
-    monkeypatch.setattr(section, "png", lambda figure: b"a picture")
+    monkeypatch.setattr(pictures, "png", lambda figure: b"a picture")
     copy = shutil.copytree(gated, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
     (copy / "students" / "gate.safetensors").write_bytes(b"")
     assert re.search("Grad-CAM are missing: .*gate.safetensors: damaged", page_of(copy))

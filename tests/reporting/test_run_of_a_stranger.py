@@ -15,7 +15,7 @@ from rich.console import Console
 from oekd_fast.common.text import plain
 from oekd_fast.data import DataError
 from oekd_fast.report import ReportConfig, main, report
-from oekd_fast.reporting import section
+from oekd_fast.reporting import evaluation, pictures
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.reporting.run_files import ReportError
 from oekd_fast.runs import device_data
@@ -29,7 +29,7 @@ STORED = Path(__file__).parents[1] / "fixtures" / "runs_of_0_1_0" / "finished"
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A finished run of two students, whose report draws no pictures."""
-    monkeypatch.setattr(section, "png", lambda draw: b"a picture")
+    monkeypatch.setattr(pictures, "png", lambda draw: b"a picture")
     return shutil.copytree(STORED, tmp_path / "run")
 
 
@@ -43,7 +43,7 @@ def loads(monkeypatch) -> list[str]:
         raise DataError("not loaded in this test")
 
     monkeypatch.setattr(device_data, "load_dataset", load)
-    monkeypatch.setattr(section, "load_networks", lambda run, device, model: None)
+    monkeypatch.setattr(evaluation, "load_networks", lambda run, device, model: None)
     return names
 
 
@@ -257,7 +257,7 @@ def test_names_are_text_of_the_page(run, monkeypatch, capsys):
 
     dataset_of = device_data.dataset_of
     monkeypatch.setattr(device_data, "dataset_of", lambda config: replace(dataset_of(config), classes=classes))
-    monkeypatch.setattr(section, "check_same_images", lambda *arguments: None)
+    monkeypatch.setattr(evaluation, "check_same_images", lambda *arguments: None)
     change(run / "summary.json", dataset=names[0] + names[6], device="".join(names), versions=dict.fromkeys(names, "x"))
     parsed = Attributes(page_of(run))
     assert parsed.open == [] and parsed.tags == expected.tags and parsed.names == expected.names

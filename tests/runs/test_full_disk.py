@@ -144,7 +144,7 @@ def test_a_line_of_metrics_that_does_not_fit_leaves_the_checkpoint_of_its_epoch(
 
 @pytest.mark.parametrize("name", ["index.html", ".png"])
 def test_a_page_that_does_not_fit_is_one_line(trained, tmp_path, monkeypatch, command, name):
-    monkeypatch.setattr("oekd_fast.reporting.section.png", lambda figure: b"a picture")
+    monkeypatch.setattr("oekd_fast.reporting.pictures.png", lambda figure: b"a picture")
     page = tmp_path / "page"
     page.mkdir()
     (page / "index.html").write_text("an older page")

@@ -1,0 +1,193 @@
+"""The page in headless Chromium: no errors, no overflow, every chapter with its content, light and dark, and print."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from oekd_fast.reporting import evaluation as evaluation_module
+from oekd_fast.reporting import pictures, section
+from oekd_fast.runs import device_data
+
+from ..support.browser import Browser, chromium
+from ..support.hostile_names import HOSTILE_NAMES
+from ..support.older_runs import RUNS
+from ..support.reports import change, page_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="Chromium is not installed (Debian's package chromium)"),
+]
+CHAPTERS = ("headline", "students", "use", "training", "classes", "calibration", "agreement", "grad-cam", "settings")
+# What is wider than the window, other than in boxes that scroll.
+WIDER = """[...document.querySelectorAll('body *')]
+  .filter(e => !e.closest('.wide, pre') && e.getClientRects().length)
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+  .map(e => e.tagName + '.' + e.className + ' ' + e.textContent.slice(0, 40))"""
+OPEN_ALL = "document.querySelectorAll('details').forEach(e => { e.open = true; })"
+# Contrast ratio of WCAG 2 between the colours of the texts and their backgrounds, the lowest on the page.
+CONTRAST = """(() => {
+  const light = text => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (colour !== 'rgba(0, 0, 0, 0)') return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const texts = [...document.querySelectorAll('h1, h2, h3, p, a, th, td, dt, dd, pre, summary')];
+  return Math.min(...texts.map(e => {
+    const [high, low] = [getComputedStyle(e).color, behind(e)].map(light).sort((a, b) => b - a);
+    return (high + 0.05) / (low + 0.05);
+  }));
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    browser = Browser(chromium(), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(trained) -> Path:
+    """The page of a run of two students with their baselines, with all pictures."""
+    page_of(trained, output=trained.parent / "page")
+    return trained.parent / "page" / "index.html"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_fits_and_every_chapter_has_its_content(browser, page, width, dark):
+    browser.open(page, width=width, dark=dark)
+    assert browser.run("[...document.querySelectorAll('details.chapter[open] > .content')].map(e => e.id)") == [
+        "headline", "students"]  # fmt: skip
+    browser.run(OPEN_ALL)
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth") and browser.run(WIDER) == []
+    heights = browser.run(
+        "Object.fromEntries([...document.querySelectorAll('.content')].map(e => [e.id, e.offsetHeight]))"
+    )
+    assert tuple(heights) == CHAPTERS and min(heights.values()) > 100
+    for chapter, content in (
+        ("headline", ".tiles, table, img, svg"),
+        ("students", "table"),
+        ("use", "pre, a"),
+        ("training", "img, svg"),
+        ("classes", "img, svg, table"),
+        ("calibration", "img, svg, table"),
+        ("agreement", "img, svg"),
+        ("grad-cam", "img, svg"),
+        ("settings", "table"),
+    ):
+        shown = f"[...document.querySelectorAll('#{chapter} :is({content})')].every(e => e.getClientRects().length)"
+        assert browser.run(shown), chapter
+        for kind in content.split(", "):
+            if kind not in ("img", "svg"):
+                assert browser.run(f"document.querySelectorAll('#{chapter} {kind}').length > 0"), (chapter, kind)
+        if "img" in content:
+            assert browser.run(f"document.querySelectorAll('#{chapter} :is(img, svg)').length > 0"), chapter
+    assert browser.run("[...document.images].every(e => e.complete && e.naturalWidth > 0)")
+    assert browser.run(CONTRAST) >= 4.5
+    background = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (not dark)
+    assert browser.problems == []
+
+
+def test_links_of_the_contents_open_their_chapters(browser, page):
+    browser.open(page, width=1400)
+    assert browser.run("[...document.querySelectorAll('nav a')].map(e => e.getAttribute('href'))") == [
+        f"#{key}" for key in CHAPTERS
+    ]
+    for key in CHAPTERS:
+        browser.run(f"document.querySelector('nav a[href=\"#{key}\"]').click()")
+        # The browser opens the chapter and scrolls to it in the next frame.
+        browser.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
+        assert browser.run(f"document.getElementById('{key}').closest('details').open"), key
+        top = browser.run(f"document.getElementById('{key}').previousElementSibling?.getBoundingClientRect().top ?? "
+                          f"document.getElementById('{key}').getBoundingClientRect().top")  # fmt: skip
+        assert -1 <= top < 900, key
+
+
+def test_print_shows_folded_chapters_in_light_colours(browser, page):
+    browser.open(page, width=800, dark=True, media="print")
+    assert browser.run("[...document.querySelectorAll('.content')].every(e => e.offsetHeight > 50)")
+    assert browser.run("document.querySelector('nav').offsetHeight") == 0
+    assert browser.run("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+def test_a_click_selects_the_lines_to_copy(browser, page):
+    browser.open(page, width=1400)
+    browser.run(OPEN_ALL)
+    browser.run("getSelection().selectAllChildren(document.querySelector('#use pre code'))")
+    selected = browser.run("getSelection().toString()")
+    assert selected.startswith("from oekd_fast import load_student\n") and "student.preprocess(images)" in selected
+    assert browser.run("getComputedStyle(document.querySelector('pre code')).userSelect") == "all"
+
+
+@pytest.fixture
+def without_figures(monkeypatch, page):
+    """Have other pages show one of the pictures of `page`, since drawing takes most of the time."""
+    content = (page.parent / "agreement.png").read_bytes()
+    monkeypatch.setattr(pictures, "png", lambda draw: content)
+
+
+def check(browser: Browser, path: Path) -> None:
+    for width in (400, 1400):
+        browser.open(path, width=width)
+        browser.run(OPEN_ALL)
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth") and browser.run(WIDER) == []
+        assert browser.run("[...document.querySelectorAll('.content')].every(e => e.offsetHeight > 50)")
+        assert browser.problems == []
+
+
+def test_several_families_old_runs_and_hostile_names(browser, trained, tmp_path, without_figures, monkeypatch):
+    """The old run lacks fields; the other one has long names, and no students trained alone."""
+    names = tuple("".join(HOSTILE_NAMES[k:]) * 3 for k in range(3))
+    dataset_of = device_data.dataset_of
+    monkeypatch.setattr(device_data, "dataset_of", lambda config: replace(dataset_of(config), classes=names))
+    monkeypatch.setattr(evaluation_module, "check_same_images", lambda *arguments: None)
+    hostile = shutil.copytree(trained, tmp_path / "hostile", ignore=shutil.ignore_patterns("checkpoints"))
+    students = json.loads((hostile / "summary.json").read_text())["students"]
+    students = [student | {"baseline_accuracy": None, "relative_gain": None} for student in students]
+    versions = dict.fromkeys(HOSTILE_NAMES, "x")
+    change(hostile / "summary.json", dataset="".join(HOSTILE_NAMES), device="x" * 300, versions=versions,
+           students=students)  # fmt: skip
+    page_of(hostile, RUNS / "finished", output=tmp_path / "page")
+    check(browser, tmp_path / "page" / "index.html")
+    assert browser.run("document.querySelectorAll('nav > ul > li').length") == 2
+    assert browser.run("document.querySelectorAll('section').length") == 2
+
+
+def test_many_classes_and_students(browser, trained, tmp_path, without_figures, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    evaluate = evaluation_module.evaluate
+
+    def with_100_classes(group, source):
+        found = evaluate(group, source)
+        dataset = replace(found.dataset, classes=tuple(f"a class with the number {k}" for k in range(100)))
+        labels = torch.arange(1000) % 100
+        predictions = replace(
+            found.predictions[0],
+            labels=labels,
+            predicted=torch.where(
+                torch.rand(5, 1000, generator=generator) < 0.7,
+                labels,
+                torch.randint(100, (5, 1000), generator=generator),
+            ),
+            confidence=torch.rand(5, 1000, generator=generator),
+        )
+        return replace(found, dataset=dataset, predictions=(predictions,))
+
+    monkeypatch.setattr(section, "evaluate", with_100_classes)
+    page_of(trained, output=tmp_path, images=0)
+    check(browser, tmp_path / "index.html")
+    assert browser.run("document.querySelectorAll('#classes table')[0].rows.length") == 101
