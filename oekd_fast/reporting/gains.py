@@ -118,7 +118,7 @@ def gains_of(runs: Sequence[Run], predictions: Predictions | None) -> Gains | No
 
 def p_text(p: float) -> str:
     """Return "p = 0.012" in two digits, or "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:#.2g}"
 
 
 def _students(indices: Sequence[int]) -> str:

@@ -53,9 +53,16 @@ def _key_figures(runs: Sequence[Run], gains: Gains | None) -> Iterator[tuple[str
         size = f"{smallest['parameters']:,} parameters, {smallest['relative_size']:.3g} % of student 1"
         yield f"Student {len(students)}, the smallest", f"{accuracies[-1]} %", size
     if gains is not None:
-        count = sum(map(gains.is_significant, range(len(students))))
         mean = sum(difference.points for difference in gains.differences) / len(students)
-        yield "Mean gain over training alone", f"{mean:+.2f} points", f"significant for {count} of {len(students)}"
+        yield "Mean gain of the family", f"{mean:+.2f} points", f"over training alone; {_count(gains)}"
+
+
+def _count(gains: Gains) -> str:
+    """Return how many students are significantly better or worse than alone."""
+    found = [each for j, each in enumerate(gains.differences) if gains.is_significant(j)]
+    better = sum(each.points > 0 for each in found)
+    counts = [f"{count} {how}" for count, how in ((better, "better"), (len(found) - better, "worse")) if count]
+    return f"significant: {', '.join(counts) or 'none'} of {len(gains.differences)}"
 
 
 def _significance(gains: Gains | None) -> str:

@@ -37,9 +37,7 @@ def students_chapter(runs: Sequence[Run], gains: Gains | None, paper: Mapping[st
         alone, family = _paper_cells(paper)
         columns |= {"paper: alone %": alone, "paper: in the family %": family}
     yield page.table(list(columns), zip(*columns.values(), strict=True))
-    if gains is not None:
-        yield page.paragraph(gains.method, "small")
-    else:
+    if gains is None:
         yield page.note("Students trained alone are not shown, since not every run has baselines (--baseline).")
     if paper:
         divisor = config.width_rule.divisor

@@ -41,7 +41,7 @@ details.chapter { border-top: 1px solid var(--line); margin: 0; padding: .9rem 0
 .wide img.natural, .wide svg.natural { width: auto; max-width: 100%; min-width: min(100%, 30rem); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .75rem; text-align: right; white-space: nowrap; }
-th { vertical-align: bottom; white-space: normal; min-width: 5rem; color: var(--faint); font-weight: 600; }
+th { vertical-align: bottom; color: var(--faint); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
 tbody tr:hover td { background: var(--soft); }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .45em; }

@@ -76,16 +76,17 @@ def _python(run: Run, weights: Path, metadata: StudentMetadata | None) -> str:
         "",
         f"student = load_student({str(_absolute(weights.with_suffix('')))!r}{architecture})",
     ]
-    shape, classes = "", ""
+    shape, classes = "", []
     if metadata is not None:
         size = metadata.image_size
         shape = f"  # uint8 [B, {metadata.in_channels}, {size}, {size}]"
         names = ", ".join(repr(shortened(name, 24)) for name in metadata.classes[:_SHOWN_CLASSES])
         more = ", ..." if len(metadata.classes) > _SHOWN_CLASSES else ""
-        classes = f"  # {metadata.num_classes} classes: {names}{more}"
+        classes = [f"# {metadata.num_classes} classes: {names}{more}"]
     lines += [
         f"logits = student(student.preprocess(images)){shape}",
-        f"names = [student.metadata.classes[index] for index in logits.argmax(dim=1).tolist()]{classes}",
+        *classes,
+        "names = [student.metadata.classes[index] for index in logits.argmax(dim=1).tolist()]",
     ]
     return "\n".join(lines)
 

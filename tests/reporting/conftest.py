@@ -10,6 +10,7 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.reporting import pictures
 from oekd_fast.runs.run import train
 
+from ..support.reports import page_of
 from ..support.small_runs import QUIET, write_colours
 
 
@@ -27,14 +28,16 @@ def trained(tmp_path_factory) -> Path:
     return config.run_folder
 
 
-@pytest.fixture
-def drawn_run(trained, tmp_path, one_thread) -> Path:
-    """A copy of the run that tests may damage, without checkpoints."""
-    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+@pytest.fixture(scope="session")
+def drawn_run(trained) -> Path:
+    """A copy of the run, without checkpoints, with its report and all pictures; tests must not change it."""
+    run = shutil.copytree(trained, trained.parent / "drawn", ignore=shutil.ignore_patterns("checkpoints"))
+    page_of(run)
+    return run
 
 
 @pytest.fixture
-def run(drawn_run, monkeypatch) -> Path:
-    """A copy of the run whose report draws no pictures, since drawing takes most of the time."""
+def run(trained, tmp_path, one_thread, monkeypatch) -> Path:
+    """A copy of the run that tests may damage, whose report draws no pictures, since drawing takes most of the time."""
     monkeypatch.setattr(pictures, "png", lambda figure: b"a picture")
-    return drawn_run
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))

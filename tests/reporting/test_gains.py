@@ -109,6 +109,6 @@ def test_the_sentence_names_the_significant_students(found, sentence):
 
 def test_verdicts():
     found = gains((1.0, 0.0123), (1.0, 0.05), (1.0, None), (1.0, 1e-9))
-    verdicts = ["significant, p = 0.012", "not significant, p = 0.05", "not tested", "significant, p < 0.001"]
+    verdicts = ["significant, p = 0.012", "not significant, p = 0.050", "not tested", "significant, p < 0.001"]
     assert [found.verdict(j) for j in range(4)] == verdicts
-    assert p_text(1.0) == "p = 1"
+    assert p_text(1.0) == "p = 1.0" and p_text(0.2) == "p = 0.20"

@@ -30,7 +30,7 @@ class Browser:
         self._input, its_output = os.pipe()
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (its_input, its_output)]
         options = ["--headless", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-gpu",
-                   "--disable-dev-shm-usage", "--no-first-run"]  # fmt: skip
+                   "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]  # fmt: skip
         if os.geteuid() == 0:
             options.append("--no-sandbox")  # Chromium refuses to start as root otherwise
         self._process = subprocess.Popen(

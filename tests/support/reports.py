@@ -48,5 +48,10 @@ class Checker(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
 
+    @property
+    def embedded(self) -> list[str]:
+        """The pictures that the page holds, by their data addresses."""
+        return [address for address in self.addresses if address.startswith("data:image/png;base64,")]
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
