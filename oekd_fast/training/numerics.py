@@ -19,16 +19,21 @@ _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def automatic_precision(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
     """Return the precision that "auto" stands for on `device`, and the reason in words.
 
-    It is bf16 where the device has instructions for it: on a CPU with AVX512-BF16, which every processor with AMX has
-    too, a step takes two thirds of the time in fp32. Without them convolutions are several times slower in bf16 than in
-    fp32. docs/benchmarks.md has both measurements.
+    It is bf16 where a training step is faster in it. On a CPU these are processors with AMX, and AMD's with
+    AVX512-BF16, on which a step takes two thirds of its time in fp32. Intel's without AMX have the instructions of
+    AVX512-BF16 too, but a step takes 1.4 times as long. Without these instructions convolutions are several times
+    slower than in fp32. docs/benchmarks.md has the measurements; a processor with AMX was not at hand.
     """
     if device.type == "cpu":
         # torch 2.10 does not list the features of the processor.
         features = getattr(torch.cpu, "get_capabilities", dict)()
-        if features.get("avx512_bf16", False):
+        if features.get("amx_bf16", False):
+            return "bf16", "the processor has AMX"
+        if not features.get("avx512_bf16", False):
+            return "fp32", "the processor does not have AVX512-BF16"
+        if str(features.get("cpu_name", "")).startswith("AMD"):
             return "bf16", "the processor has AVX512-BF16"
-        return "fp32", "the processor does not have AVX512-BF16"
+        return "fp32", "convolutions are slower with AVX512-BF16 on this processor, which has no AMX"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", f"{torch.cuda.get_device_name(device)} computes in bf16"
     return "fp32", f"bf16 is not known to be faster on {device.type}"

@@ -77,12 +77,21 @@ def test_autocast_runs_matrix_products_in_the_precision(precision):
         assert (x @ x).dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-@pytest.mark.parametrize("features", [{"avx512_bf16": True}, {"avx512_bf16": False}, {}])
-def test_auto_is_bf16_on_processors_with_instructions_for_it(features, monkeypatch):
+@pytest.mark.parametrize(
+    ("features", "expected", "reason"),
+    [
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC 9B14"}, "bf16", "the processor has AVX512-BF16"),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "fp32", "slower with AVX512-BF16 on this processor"),
+        ({"avx512_bf16": True}, "fp32", "slower with AVX512-BF16 on this processor"),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "bf16", "the processor has AMX"),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC 7763"}, "fp32", "does not have AVX512-BF16"),
+        ({}, "fp32", "does not have AVX512-BF16"),
+    ],
+)
+def test_auto_is_bf16_on_processors_that_are_faster_in_it(features, expected, reason, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
-    expected = "bf16" if features.get("avx512_bf16") else "fp32"
     precision, why = automatic_precision(CPU)
-    assert precision == expected and "AVX512-BF16" in why
+    assert precision == expected and reason in why
     auto, named = (Numerics.of(TrainConfig(precision=name), CPU) for name in ("auto", expected))
     assert auto == named
 
