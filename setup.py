@@ -113,6 +113,7 @@ def native() -> dict:
             "csrc/module.cpp",
             "csrc/cpu/isa.cpp",
             "csrc/cpu/memory.cpp",
+            "csrc/cpu/populate.cpp",
             *sorted(set(glob("csrc/cpu/*/*.cpp")) - set(glob("csrc/cpu/*/*_kernel.cpp"))),
             *sorted(glob("csrc/executor/*.cpp")),
         ],

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
+#include "cpu/populate.h"
 
 namespace oekd {
 namespace {
@@ -79,7 +80,10 @@ void ensemble_kd_value_and_grad(const c10::OperatorHandle& op, Stack* stack) {
   const Inputs inputs = arguments.inputs();
   Outputs outputs{arguments.tensor(), {}, {}};
   const std::string isa = arguments.text();
-  for (const at::Tensor& z : inputs.logits) outputs.grads.push_back(at::empty_like(z));
+  for (const at::Tensor& z : inputs.logits) {
+    at::Tensor& grad = outputs.grads.emplace_back(at::empty_like(z));
+    populate_new_memory(grad.storage().mutable_data(), grad.storage().nbytes());
+  }
   reply(op, *stack, ensemble_kd(inputs, &outputs, isa));
   stack->emplace_back(std::move(outputs.grads));
 }
