@@ -1,4 +1,4 @@
-"""Numbers with units as people write them: 100k, 1.5M, 2MiB."""
+"""Numbers with units as people write them: 100k, 1.5M, 2MiB, and durations."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def bytes_text(count: int) -> str:
             value = count / factor
             return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
     return f"{count} B"
+
+
+def clock_text(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds, from a day on as days and hours: "0:04:32", "2 d 4 h"."""
+    whole = round(seconds)
+    if whole >= 86_400:
+        days, hours = divmod(round(seconds / 3600), 24)
+        return f"{days} d {hours} h"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _parse(text: str, units: dict[str, int], expected: str) -> int:

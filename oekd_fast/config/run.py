@@ -59,4 +59,4 @@ class RunConfig(Section):
     tracker_project: str = "oekd_fast"
     """Project of trackio and wandb, or experiment of mlflow."""
     progress: bool = True
-    """Show progress: a bar on a terminal, lines elsewhere."""
+    """Show progress: a bar on a terminal and in a notebook, and lines."""

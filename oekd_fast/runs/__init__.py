@@ -5,7 +5,7 @@
 - `build`, `device_data`: the family and the data that a phase starts from.
 - `checkpoint`, `random_state`, `run_folder`: what is stored, and checks when a run resumes.
 - `data_fingerprint`: what a checkpoint knows of its data; `folder_lock`: one process a run folder.
-- `progress`, `summary`, `console`: what is shown.
+- `progress`, `bars`, `time_left`, `summary`, `console`: what is shown.
 - `interrupt`, `host_memory`: requests to stop, and memory of the process.
 
 A new kind of phase is a name and a `PhaseTask` in `plan`.

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from oekd_fast.common.text import print_line
 
+_FILE_WIDTH = 80  # columns
+
 
 class RunConsole(Console):
     """Console on standard output or standard error whose failures are recorded instead of raised.
@@ -22,11 +24,22 @@ class RunConsole(Console):
 
     Attributes:
         failure: error of the first write that failed; None if all have succeeded.
+        in_notebook: whether the process is the kernel of a notebook, to which standard output is written as text.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         self.failure: OSError | None = None
-        super().__init__(file=_Guarded(self, stderr), stderr=stderr)
+        self.in_notebook = Console().is_jupyter
+        file = _Guarded(self, stderr)
+        terminal = _is_terminal(file)
+        super().__init__(
+            file=file,
+            stderr=stderr,
+            # Lines of a file are not as wide as the terminal that the command was started from.
+            width=None if terminal or "COLUMNS" in os.environ else _FILE_WIDTH,
+            force_interactive=None if terminal else False,  # FORCE_COLOR asks for colours, not for a cursor
+            force_jupyter=False,  # lines are text; rich would make an output of HTML for each of them
+        )
 
 
 class _Guarded:
@@ -72,6 +85,18 @@ class _Guarded:
 class _Nowhere(io.TextIOBase):
     def write(self, text: str) -> int:
         return len(text)
+
+
+def in_notebook(console: Console) -> bool:
+    """Whether what `console` prints appears in a notebook."""
+    return console.in_notebook if isinstance(console, RunConsole) else console.is_jupyter
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return stream.isatty()
+    except ValueError:  # the stream is closed
+        return False
 
 
 def finish_output(*consoles: RunConsole) -> None:

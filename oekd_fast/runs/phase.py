@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from oekd_fast.common import devices
 from oekd_fast.common.tensors import not_finite
@@ -27,7 +26,7 @@ from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.runs.external_teacher import fingerprint_difference
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.phase_state import PhaseState, mean_accuracy
-from oekd_fast.runs.progress import PhaseProgress
+from oekd_fast.runs.progress import PhaseProgress, RunProgress
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state, seed_everything
 from oekd_fast.runs.rank_state import load_latest_on_all, rank_generators, restore_rank_generator, seed_rank
 from oekd_fast.runs.ranks import check_same_weights, raise_on_main, student_grid
@@ -126,11 +125,9 @@ class Phase:
         """Whether no epoch is left to train."""
         return self._state.epoch == self.epochs or self._stopped_early
 
-    def run(self, stop: StopVote, console: Console) -> PhaseResult:
+    def run(self, stop: StopVote, shown: RunProgress) -> PhaseResult:
         """Train the remaining epochs and return the result."""
-        with PhaseProgress(
-            console, self.name, self.epochs, self.steps_per_epoch, self.steps_done, self._config.progress
-        ) as progress:
+        with shown.phase(self.name, self.epochs, self.steps_per_epoch, self.steps_done) as progress:
             while not self.finished:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
@@ -156,7 +153,7 @@ class Phase:
             engine.step()
             stop.end()
             state.batch += 1
-            progress.step(self.batch_size, rate)
+            progress.step(self.batch_size, rate, engine.metrics.loss_so_far)
             self._note_eager_steps(progress)
             if stop.signal_number is not None and state.batch < self.steps_per_epoch:
                 state.epoch_seconds = time.perf_counter() - start

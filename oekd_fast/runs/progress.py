@@ -1,121 +1,166 @@
-"""Progress of a phase while it trains: a bar on a terminal, some lines elsewhere."""
+"""Progress of a run while it trains: a bar an epoch on a terminal or in a notebook, and a line an epoch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.progress import Progress, Task, TimeRemainingColumn
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from oekd_fast.common.text import encodable, plain, print_line
+from oekd_fast.common.quantities import clock_text
+from oekd_fast.common.text import plain, print_line, shortened
+from oekd_fast.runs.bars import Figures, bar_for, left_text, loss_text, speed_text
+from oekd_fast.runs.time_left import TimeLeft
 
-_LINES = 8  # lines per phase where there is no terminal
-_GAP, _SHORTEST_BAR = 2, 8  # in columns of the terminal
+_MOST_LINES = 100  # of a phase in a file
+_INTERVAL = 0.5  # seconds between two drawings of the bar
+_SHORTEST_NAME = 3
 
 
-class PhaseProgress:
-    """Progress of one phase. `step` does not synchronise with the device.
+class RunProgress:
+    """Progress of all phases of a run.
+
+    A terminal shows a bar for each epoch and a line for each finished one; a notebook shows the bar in one output of
+    the cell. Elsewhere, as in a file, there are lines only, and of a phase with more than 100 epochs every n-th one,
+    so that there are at most about 100.
 
     Args:
         console: where progress is shown.
-        phase: name of the phase.
-        epochs, steps_per_epoch: its length.
-        done: steps that an earlier, interrupted run has done.
-        enabled: False shows nothing.
+        time_left: estimates the time that the run still needs; None shows nothing but the notes.
+        clock: returns the time in seconds.
     """
 
     def __init__(
-        self, console: Console, phase: str, epochs: int, steps_per_epoch: int, done: int, enabled: bool
+        self, console: Console, time_left: TimeLeft | None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._console, self._phase, self._epochs = console, phase, epochs
-        self._enabled = enabled
-        # A terminal that cannot move its cursor, such as TERM=dumb, gets lines.
-        self._has_bar = console.is_terminal and not console.is_dumb_terminal
-        self._bar = _PhaseBar(console=console, disable=not (enabled and self._has_bar))
-        self._epoch = min(epochs, done // steps_per_epoch + 1)
-        self._task = self._bar.add_task(
-            encodable(plain(phase), console.encoding), total=epochs * steps_per_epoch, completed=done,
-            epoch=f"{self._epoch}/{epochs}", loss="", learning_rate="", rate="",
-        )  # fmt: skip
-        self._images_per_second = 0.0
-        self._images, self._shown = 0, time.perf_counter()
+        self.console, self.time_left, self.clock = console, time_left, clock
+        self.bar = None if time_left is None else bar_for(console)
+        self._start = clock()
+
+    def __enter__(self) -> RunProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            outcome = "trained" if kind is None else "stopped"
+            self.bar.end_run(f"{outcome} after {clock_text(self.clock() - self._start)}")
+
+    def phase(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> PhaseProgress:
+        """Return the progress of a phase, a context in which it trains.
+
+        Args:
+            name: name of the phase.
+            epochs, steps_per_epoch: its length.
+            done: steps that an earlier, interrupted run has done.
+        """
+        return PhaseProgress(self, name, epochs, steps_per_epoch, done)
+
+
+class PhaseProgress:
+    """Progress of one phase; see `RunProgress.phase`. Nothing here synchronises with the device."""
+
+    def __init__(self, run: RunProgress, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+        self._run, self._time_left = run, run.time_left
+        self._name, self._epochs, self._steps = name, epochs, steps_per_epoch
+        self._epoch, self._step = divmod(done, steps_per_epoch)  # finished epochs, and steps of the next one
+        self._images, self._shown = 0, run.clock()
+        self._figures = Figures(name, self._epoch + 1, epochs)
 
     def __enter__(self) -> PhaseProgress:
-        self._bar.start()
+        if self._time_left is not None:
+            self._time_left.begin(self._name, self._epoch + self._step / self._steps)
+        self._show()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
+        if self._time_left is not None:
+            self._time_left.end()
+        if self._run.bar is not None:
+            self._run.bar.end_phase()
 
-    def step(self, images: int, learning_rate: float) -> None:
-        """Count a step; the figures are renewed a few times a second.
+    def step(self, images: int, learning_rate: float, loss: Callable[[], float | None]) -> None:
+        """Count a step; the figures are renewed twice a second.
 
         Args:
             images: images in the step.
             learning_rate: learning rate of the step.
+            loss: returns the mean loss of the epoch so far, or None if it is unknown; called when figures are renewed.
         """
+        if self._time_left is None:
+            return
+        self._step += 1
         self._images += images
-        elapsed = time.perf_counter() - self._shown
-        if elapsed > 0.25:
-            self._images_per_second = self._images / elapsed
-            self._images, self._shown = 0, time.perf_counter()
-        self._bar.update(
-            self._task, advance=1, learning_rate=f"lr {learning_rate:.3g}", rate=f"{self._images_per_second:.0f} img/s"
+        self._time_left.step(self._step / self._steps)
+        now = self._run.clock()
+        if self._run.bar is None or now - self._shown < _INTERVAL:
+            return
+        speed, known = self._images / (now - self._shown), loss()
+        self._show(
+            loss=self._figures.loss if known is None else known, learning_rate=learning_rate, images_per_second=speed
         )
+        self._images, self._shown = 0, now
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        print_line(self._console, text)
+        print_line(self._run.console, text)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Show the results of an epoch; `line` is its line in metrics.jsonl."""
-        loss, epoch = f"loss {line['train']['loss']:#.4g}", line["epoch"]
-        self._bar.update(self._task, epoch=f"{min(epoch + 1, self._epochs)}/{self._epochs}", loss=loss)
-        every = -(-self._epochs // _LINES)
-        if self._enabled and not self._has_bar and (epoch % every == 0 or epoch == self._epochs):
-            accuracies = " ".join(f"{value:.1f}" for value in line["validation"]["accuracy"])
-            print_line(
-                self._console,
-                f"{self._phase} epoch {epoch}/{self._epochs}  {loss}  val {accuracies} %  "
-                f"{line['images_per_second']:.0f} img/s",
-            )
+        self._epoch, self._step = line["epoch"], 0
+        if self._time_left is None:
+            return
+        self._time_left.epoch()
+        console = self._run.console
+        if self._is_printed(self._epoch):
+            print_line(console, epoch_line(line, self._epochs, self._time_left.seconds(), console.width))
+        self._show(loss=line["train"]["loss"])
         # The next rate excludes the time of evaluation and saving.
-        self._images, self._shown = 0, time.perf_counter()
+        self._images, self._shown = 0, self._run.clock()
+
+    def _is_printed(self, epoch: int) -> bool:
+        every = 1 if self._run.console.is_interactive else -(-self._epochs // _MOST_LINES)
+        return epoch % every == 0 or epoch in (1, self._epochs)
+
+    def _show(self, **changes: Any) -> None:
+        """Show the bar of the next epoch, unless all are done, with the figures before and `changes`."""
+        if self._run.bar is None or self._epoch == self._epochs:
+            return
+        epoch, done = self._epoch + 1, self._step / self._steps
+        left = self._time_left.seconds()
+        self._figures = replace(self._figures, epoch=epoch, done=done, seconds_left=left, **changes)
+        self._run.bar.show(self._figures)
 
 
-class _PhaseBar(Progress):
-    """Progress bar of one line, with the figures that fit into the terminal; none is cut."""
+def epoch_line(line: dict[str, Any], epochs: int, seconds_left: float | None, width: int) -> str:
+    """Return an epoch in one line: training loss, validation accuracy of every student, speed and time left.
 
-    def get_renderables(self) -> Iterable[RenderableType]:
-        for task in self.tasks:
-            yield _line(task, self.console.width)
-
-
-def _line(task: Task, width: int) -> RenderableType:
-    """Return the name of the phase, the bar, and the figures of `task` within `width` columns."""
-    fields = task.fields
-    remaining = TimeRemainingColumn().render(task).plain
-    shown = {"epoch": f"epoch {fields['epoch']}", "name": task.description, "loss": fields["loss"]}
-    shown |= {"rate": fields["rate"], "remaining": remaining, "learning_rate": fields["learning_rate"]}
-    if cell_len(shown["epoch"]) > width:
-        shown["epoch"] = fields["epoch"] if cell_len(fields["epoch"]) <= width else f"{task.percentage:.0f}%"
-    # The first figures are the most important ones.
-    free, fitting = width + _GAP, {}
-    for name, text in shown.items():
-        if text and (needed := cell_len(text) + _GAP) <= free:
-            free, fitting[name] = free - needed, text
-    left = fitting.pop("name", "")
-    right = (" " * _GAP).join(
-        fitting[name] for name in ("epoch", "loss", "learning_rate", "rate", "remaining") if name in fitting
+    Args:
+        line: line of the epoch in metrics.jsonl.
+        epochs: number of epochs of the phase.
+        seconds_left: seconds that the run still needs; None if they are unknown.
+        width: columns of the output. Where the line is longer, the speed is left out, then the time left and the loss;
+            then accuracies have no decimals, and the name of the phase is shortened and left out. The accuracies are
+            never left out, even if the terminal has to wrap them.
+    """
+    name, epoch = plain(line["phase"]), f"{line['epoch']:>{len(str(epochs))}}/{epochs}"
+    loss = loss_text(line["train"]["loss"])
+    of_students = line["validation"]["accuracy"]
+    exact, rounded = (f"val {' '.join(f'{value:.{digits}f}' for value in of_students)} %" for digits in (1, 0))
+    speed, left = speed_text(line["images_per_second"]), left_text(seconds_left)
+    room = max(_SHORTEST_NAME, width - cell_len(f" {epoch}  {rounded}"))
+    forms = (
+        (f"{name} {epoch}", loss, exact, speed, left),
+        (f"{name} {epoch}", loss, exact, left),
+        (f"{name} {epoch}", loss, exact),
+        (f"{name} {epoch}", exact),
+        (f"{shortened(name, room)} {epoch}", rounded),
+        (epoch, rounded),
     )
-    if free < _SHORTEST_BAR + _GAP:
-        return Text((" " * _GAP).join(filter(None, (left, right))), no_wrap=True, overflow="ignore")
-    row = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
-    row.add_row(*([Text(left)] if left else []), ProgressBar(task.total, task.completed, free - _GAP), Text(right))
-    return row
+    texts = ["  ".join(filter(None, form)) for form in forms]
+    return next((text for text in texts if cell_len(text) <= width), texts[-1])

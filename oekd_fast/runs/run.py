@@ -27,13 +27,15 @@ from oekd_fast.runs.deployment import with_file_sizes, with_latency
 from oekd_fast.runs.device_data import DeviceData
 from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase import Phase
-from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names
+from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names, phase_works
+from oekd_fast.runs.progress import RunProgress
 from oekd_fast.runs.ranks import device_type, resumed_after_restart
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.set_up import RunInputs, open_run
 from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.summary import draw_report, summarise
 from oekd_fast.runs.tasks import PhaseResult
+from oekd_fast.runs.time_left import TimeLeft
 from oekd_fast.runs.tracking import Tracking
 
 
@@ -85,6 +87,11 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
             print_line(console, note)
 
         votes = StopVote(stop, world)
+        time_left = None
+        if config.progress and not console.quiet:
+            afterwards = SECONDS if config.latency == "on" else 0.0
+            time_left = TimeLeft(phase_works(config, data, inputs.architecture, dataset.image_size), afterwards)
+        progress = stack.enter_context(RunProgress(console, time_left))
         results: dict[str, PhaseResult] = {}
         names = phase_names(config)
         for name in names:
@@ -95,7 +102,7 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
             with failing_together(world):
                 folder.claim(config, name)
                 folder.write_metrics([line for done in results.values() for line in done.history] + phase.history)
-            results[name] = phase.run(votes, console)
+            results[name] = phase.run(votes, progress)
             votes.ask()
             if votes.signal_number is not None and name != names[-1]:
                 raise Interrupted(

@@ -134,6 +134,13 @@ class RunningMetrics:
             first_bad_step=int(bad) or None,
         )
 
+    def loss_so_far(self) -> float | None:
+        """Return the mean loss of the batches so far if it is known without waiting for a device or for other ranks."""
+        if self.sums.device.type != "cpu" or self._world.size > 1:
+            return None
+        images, loss = self.sums[0].item(), self.sums[3].item()
+        return loss / images if images else None
+
     def _of_all_ranks(self) -> Tensor:
         """Return the sums over all ranks, on the CPU; the number of steps is the same on each of them."""
         self._add_kept()

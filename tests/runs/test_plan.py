@@ -15,6 +15,7 @@ from oekd_fast.runs.device_data import DeviceData, dataset_of
 from oekd_fast.runs.interrupt import StopRequest
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import phase_names, phase_task
+from oekd_fast.runs.progress import RunProgress
 from oekd_fast.runs.run import combined_accuracy, train
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.stop_vote import StopVote
@@ -142,7 +143,9 @@ def test_student_1_of_the_family_starts_with_the_pretrained_weights(tmp_path):
 
     untaught = phase("ensemble").engine.ensemble.student(0).state_dict()
     folder.claim(config)
-    results["pretraining"] = phase("pretraining").run(StopVote(StopRequest(), ALONE), Console(quiet=True))
+    results["pretraining"] = phase("pretraining").run(
+        StopVote(StopRequest(), ALONE), RunProgress(Console(quiet=True), None)
+    )
     family, taught = phase("ensemble").engine.ensemble, results["pretraining"].ensemble.student(0).state_dict()
     for name, tensor in family.student(0).state_dict().items():
         assert torch.equal(tensor, taught[name]), name

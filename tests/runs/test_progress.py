@@ -1,69 +1,133 @@
-"""Progress of a phase: lines in a file, a bar on a terminal, both within 80 columns."""
+"""Progress of a run: a bar an epoch on a terminal, a line an epoch, and lines without control characters in a file."""
 
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
 
-from oekd_fast.runs.progress import PhaseProgress
+from oekd_fast.runs.console import RunConsole
+from oekd_fast.runs.progress import RunProgress, epoch_line
+from oekd_fast.runs.time_left import PhaseWork, TimeLeft
+
+from ..support.clock import Clock
 
 EPOCHS, STEPS = 350, 2
-LINE = {
-    "learning_rate": 0.0123456,
-    "train": {"loss": 12.3456},
-    "validation": {"accuracy": [98.123, 97.0, 96.04, 95.05, 94.0]},
-    "images_per_second": 12345.6,
-}
+NEARLY = (EPOCHS - 1) * STEPS  # all but the last epoch
+ACCURACIES = [98.123, 97.0, 96.04, 95.05, 94.0]
 
 
-def shown(
-    *, terminal: bool = False, enabled: bool = True, done: int = 0, width: int = 80, encoding: str = "utf-8", **options
-) -> str:
+def line(epoch: int, phase: str = "ensemble", accuracies: list[float] = ACCURACIES) -> dict:
+    return {
+        "phase": phase,
+        "epoch": epoch,
+        "train": {"loss": 12.3456},
+        "validation": {"accuracy": accuracies},
+        "images_per_second": 12345.6,
+    }
+
+
+def trained(console: Console, *, epochs: int = EPOCHS, done: int = 0, phases=("ensemble",), known: bool = True) -> None:
+    """Show phases whose steps and evaluations take a second each."""
+    clock = Clock()
+    left = TimeLeft([PhaseWork(name, epochs, 1.0, evaluation=0.5) for name in phases], clock=clock)
+    with RunProgress(console, left if known else None, clock) as run:
+        for name in phases:
+            with run.phase(name, epochs, STEPS, done) as progress:
+                for epoch in range(done // STEPS + 1, epochs + 1):
+                    for _ in range(STEPS):
+                        clock.wait(1.0)
+                        progress.step(128, 0.0123456, lambda: 2.5)
+                    clock.wait(1.0)
+                    progress.epoch(line(epoch, name))
+
+
+def shown(*, terminal: bool = False, width: int = 80, encoding: str = "utf-8", environ: dict | None = None, **options):
     raw = io.BytesIO()
     console = Console(
-        file=io.TextIOWrapper(raw, encoding), width=width, force_terminal=terminal, color_system=None, **options
-    )
-    with PhaseProgress(console, "ensemble", EPOCHS, STEPS, done, enabled) as progress:
-        for epoch in range(done // STEPS + 1, EPOCHS + 1):
-            for _ in range(STEPS):
-                progress.step(128, 0.0123456)
-            progress.epoch({**LINE, "epoch": epoch})
+        file=io.TextIOWrapper(raw, encoding, newline="\n"), width=width, force_terminal=terminal or None,
+        color_system=None, _environ={} if environ is None else environ,
+    )  # fmt: skip
+    trained(console, **options)
     console.file.flush()
     return raw.getvalue().decode(encoding)
 
 
+def drawn(text: str) -> list[str]:
+    """Return everything that was drawn as lines, without control sequences."""
+    parts = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
+    return [part.rstrip() for part in parts if part.strip()]
+
+
 def last_bar(**options) -> str:
-    """Return the line of the bar when the phase ends, without control sequences."""
-    lines = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", shown(terminal=True, **options)).replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip()][-1]
+    """Return the bar after the last step of the last epoch."""
+    return [part for part in drawn(shown(terminal=True, done=NEARLY, **options)) if "val" not in part][-1]
 
 
-def test_lines_in_a_file_are_few_and_fit_80_columns():
-    lines = shown().splitlines()
-    assert len(lines) == 8 and max(map(len, lines)) <= 80
-    assert lines[0] == "ensemble epoch 44/350  loss 12.35  val 98.1 97.0 96.0 95.0 94.0 %  12346 img/s"
-    assert lines[-1].startswith("ensemble epoch 350/350  ")
+def test_a_file_gets_plain_lines_within_80_columns():
+    text = shown()
+    lines = text.splitlines()
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "ensemble 350/350  loss 12.35  val 98.1 97.0 96.0 95.0 94.0 %  0:00:00 left"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "printed"), [(3, [1, 2, 3]), (100, [*range(1, 101)]), (101, [1, *range(2, 101, 2), 101])]
+)
+def test_a_file_gets_a_line_an_epoch_or_about_a_hundred_a_phase(epochs, printed):
+    found = [int(re.match(r"ensemble +(\d+)/", text)[1]) for text in shown(epochs=epochs).splitlines()]
+    assert found == printed
+
+
+def test_a_terminal_gets_a_line_for_each_epoch_and_a_bar_that_disappears():
+    text = shown(terminal=True, epochs=120)
+    lines = [part for part in drawn(text) if "val" in part]
+    assert len(lines) == 120
+    assert lines[0] == "ensemble   1/120  loss 12.35  val 98.1 97.0 96.0 95.0 94.0 %  0:05:57 left"
+    assert text.endswith("\x1b[2K")  # erases the line
+
+
+def test_the_bar_is_that_of_an_epoch_and_shows_the_time_of_the_run():
+    drawings = drawn(shown(terminal=True, epochs=2, phases=("ensemble", "baseline_1")))
+    bars = [part for part in drawings if "val" not in part]
+    assert max(map(len, bars)) == 80
+    # Steps and evaluations take a second each; bars that are drawn again around a line are left out.
+    expected = [
+        ("ensemble 1/2",),
+        ("ensemble 1/2", "loss 2.500", "lr 0.0123", "128 img/s"),
+        ("ensemble 1/2", "loss 2.500", "lr 0.0123", "128 img/s", "0:00:10 left"),
+        ("ensemble 2/2", "loss 12.35", "lr 0.0123", "128 img/s", "0:00:09 left"),
+        ("ensemble 2/2", "loss 2.500", "lr 0.0123", "128 img/s", "0:00:08 left"),
+        ("ensemble 2/2", "loss 2.500", "lr 0.0123", "128 img/s", "0:00:07 left"),
+        ("baseline_1 1/2", "0:00:06 left"),
+        ("baseline_1 1/2", "loss 2.500", "lr 0.0123", "128 img/s", "0:00:04 left"),
+        ("baseline_1 2/2", "loss 12.35", "lr 0.0123", "128 img/s", "0:00:03 left"),
+        ("baseline_1 2/2", "loss 2.500", "lr 0.0123", "128 img/s", "0:00:02 left"),
+        ("baseline_1 2/2", "loss 2.500", "lr 0.0123", "128 img/s", "0:00:01 left"),
+    ]
+    found = [tuple(filter(None, re.split(" *[━╸╺]+ *|  +", part))) for part in bars]
+    assert [one for one, before in zip(found, [None, *found], strict=False) if one != before] == expected
+
+
+def test_the_bar_has_the_length_of_the_steps_that_are_done():
+    bars = drawn(shown(terminal=True, epochs=1))
+    assert [part.count("━") for part in bars if "val" not in part][:3] == [0, 16, 18]
+    assert bars[1] == f"ensemble 1/1  {'━' * 16}{' ' * 18}loss 2.500  lr 0.0123  128 img/s"
 
 
 def test_a_resumed_phase_continues_its_count():
-    assert shown(done=300 * STEPS).splitlines()[0].startswith("ensemble epoch 308/350  ")
+    assert shown(done=300 * STEPS).splitlines()[0].startswith("ensemble 304/350  ")
 
 
-def test_the_bar_on_a_terminal_shows_epoch_loss_and_rate():
-    bar = last_bar()
-    for text in ("ensemble", "━━━", "epoch 350/350", "loss 12.35", "lr 0.0123", "img/s", "0:00:00"):
-        assert text in bar
-    assert len(bar) <= 80
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
 @pytest.mark.parametrize(
     ("width", "figures"),
     [
-        (40, ["ensemble", "epoch 350/350", "loss 12.35"]),
-        (30, ["ensemble", "epoch 350/350"]),
-        (20, ["epoch 350/350"]),
+        (40, ["ensemble 350/350", "loss 2.500", "128 img/s"]),
+        (30, ["ensemble 350/350", "loss 2.500"]),
+        (20, ["ensemble 350/350"]),
         (10, ["350/350"]),
         (5, ["100%"]),
     ],
@@ -72,11 +136,74 @@ def test_a_narrow_terminal_shows_fewer_figures_and_cuts_none(width, figures, enc
     assert last_bar(width=width, encoding=encoding).split("  ") == figures
 
 
-def test_a_terminal_without_cursor_movement_gets_lines(monkeypatch):
-    lines = shown(terminal=True, _environ={"TERM": "dumb"}).splitlines()
-    assert len(lines) == 8 and lines[-1].startswith("ensemble epoch 350/350  ")
+def test_the_bar_has_a_place_among_long_figures_at_80_columns():
+    bar = last_bar(phases=["baseline_10"])
+    assert bar.count("━") >= 8 and len(bar) == 80 and "lr" in bar
+
+
+def test_the_bar_has_characters_of_the_encoding():
+    bar = last_bar(encoding="cp1252")
+    assert "----" in bar and "━" not in bar
+
+
+def test_a_terminal_without_cursor_movement_gets_lines():
+    text = shown(terminal=True, environ={"TERM": "dumb"}, epochs=4)
+    assert "\x1b" not in text and len(text.splitlines()) == 4
+
+
+def test_no_color_leaves_the_bar():
+    text = shown(terminal=True, environ={"NO_COLOR": "1"}, epochs=2)
+    assert "━" in text and not re.search(r"\x1b\[[\d;]*m", text)
+
+
+def test_colours_that_are_forced_into_a_file_bring_no_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console = RunConsole()
+    assert console.is_terminal and console.width == 80
+    trained(console, epochs=2)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and len(text.splitlines()) == 2
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_disabled_progress_shows_no_figures(terminal):
-    assert "loss" not in shown(terminal=terminal, enabled=False)
+def test_disabled_progress_shows_nothing(terminal):
+    assert shown(terminal=terminal, known=False) == ""
+
+
+def test_a_quiet_console_shows_no_bar():
+    trained(Console(quiet=True, force_terminal=True), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (80, "baseline_12   7/350  loss 12.35  val 98.1 100.0 7.0 %  12346 img/s  1:01:01 left"),
+        (79, "baseline_12   7/350  loss 12.35  val 98.1 100.0 7.0 %  1:01:01 left"),
+        (60, "baseline_12   7/350  loss 12.35  val 98.1 100.0 7.0 %"),
+        (45, "baseline_12   7/350  val 98.1 100.0 7.0 %"),
+        (35, "baseline_12   7/350  val 98 100 7 %"),
+        (28, "bas…   7/350  val 98 100 7 %"),
+        (24, "  7/350  val 98 100 7 %"),
+        (5, "  7/350  val 98 100 7 %"),
+    ],
+)
+def test_a_line_is_shortened_to_the_width(width, expected):
+    text = epoch_line(line(7, "baseline_12", [98.12, 100.0, 7.0]), 350, 3661.0, width)
+    assert text == expected
+
+
+def test_eight_students_fit_80_columns():
+    text = epoch_line(line(7, accuracies=[98.123] * 8), 350, 3661.0, 80)
+    assert text == f"ensemble   7/350  loss 12.35  val {' '.join(['98.1'] * 8)} %"
+    assert epoch_line(line(7, accuracies=[98.123] * 8), 350, 3661.0, 40) == f"  7/350  val {' '.join(['98'] * 8)} %"
+
+
+def test_a_name_from_elsewhere_has_no_control_characters():
+    assert epoch_line(line(7, "a\x1b[31m\n"), 9, None, 80).startswith("a\\x1b[31m\\n 7/9  loss")
+
+
+def test_standard_output_that_is_closed_is_not_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    sys.stdout.close()
+    assert not RunConsole().is_interactive

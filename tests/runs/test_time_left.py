@@ -1,0 +1,159 @@
+"""Estimates of the time that a run still needs: exact where the phases take the time that the estimate assumes."""
+
+import pytest
+
+from oekd_fast.runs.time_left import PhaseWork, TimeLeft
+
+from ..support.clock import Clock
+
+FAMILY = PhaseWork("ensemble", epochs=4, flops=300.0)
+FIRST, SECOND = PhaseWork("baseline_1", 4, 200.0), PhaseWork("baseline_2", 4, 100.0)
+STEPS = 10
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def train(left: TimeLeft, clock: Clock, epochs: int = 1, step: float = 1.0, evaluation: float = 2.0) -> None:
+    """Train epochs of ten steps, of 12 s by default."""
+    for _ in range(epochs):
+        for number in range(STEPS):
+            clock.wait(step)
+            left.step((number + 1) / STEPS)
+        clock.wait(evaluation)
+        left.epoch()
+
+
+def phase(left: TimeLeft, clock: Clock, work: PhaseWork, **times: float) -> None:
+    left.begin(work.name, 0)
+    train(left, clock, work.epochs, **times)
+    left.end()
+
+
+def test_nothing_is_said_before_a_second_of_steps_after_the_first_was_measured(clock):
+    left = TimeLeft([FAMILY], clock=clock)
+    left.begin("ensemble", 0)
+    clock.wait(60.0)  # the first step compiles
+    left.step(0.1)
+    assert left.seconds() is None
+    clock.wait(0.9)
+    left.step(0.2)
+    assert left.seconds() is None
+    clock.wait(0.9)
+    left.step(0.3)
+    assert left.seconds() == pytest.approx(0.9 * 10 * (4 - 0.3))
+
+
+def test_before_the_first_evaluation_its_duration_is_that_of_the_plan(clock):
+    left = TimeLeft([PhaseWork("ensemble", 4, 300.0, evaluation=0.2)], clock=clock)
+    left.begin("ensemble", 0)
+    for share in (0.1, 0.2, 0.3):
+        clock.wait(1.0)
+        left.step(share)
+    assert left.seconds() == pytest.approx(10 * (3 * 1.2 + 0.7 + 0.2))
+
+
+def test_a_finished_epoch_counts_with_its_evaluation(clock):
+    left = TimeLeft([FAMILY], clock=clock)
+    left.begin("ensemble", 0)
+    train(left, clock)
+    assert left.seconds() == pytest.approx(3 * 12.0)
+    left.step(0.5)
+    assert left.seconds() == pytest.approx(2 * 12.0 + 5.0 + 2.0)
+    left.step(1.0)
+    assert left.seconds() == pytest.approx(2 * 12.0 + 2.0)
+
+
+def test_an_epoch_takes_the_median_of_the_last_five(clock):
+    left = TimeLeft([PhaseWork("ensemble", 20, 1.0)], clock=clock)
+    left.begin("ensemble", 0)
+    train(left, clock, step=100.0)
+    train(left, clock, 2)
+    assert left.seconds() == pytest.approx(17 * 12.0)
+    train(left, clock, 3, step=2.0)
+    assert left.seconds() == pytest.approx(14 * 22.0)
+
+
+def test_phases_that_were_not_measured_follow_by_their_operations(clock):
+    left = TimeLeft([FAMILY, FIRST, SECOND], afterwards=20.0, clock=clock)
+    left.begin("ensemble", 0)
+    train(left, clock)
+    assert left.seconds() == pytest.approx(3 * 12.0 + 4 * 8.0 + 4 * 4.0 + 20.0)
+
+
+def test_with_two_measured_phases_the_others_are_on_the_line_through_them(clock):
+    left = TimeLeft([FAMILY, FIRST, SECOND], clock=clock)
+    phase(left, clock, FAMILY)  # 12 s an epoch
+    phase(left, clock, FIRST, evaluation=0.0)  # 10 s
+    left.begin("baseline_2", 0)
+    assert left.seconds() == pytest.approx(4 * 8.0)
+
+
+def test_the_line_goes_through_the_phases_with_the_nearest_operations(clock):
+    third = PhaseWork("baseline_3", 4, 50.0)
+    left = TimeLeft([FAMILY, FIRST, SECOND, third], clock=clock)
+    phase(left, clock, FAMILY, step=100.0)
+    phase(left, clock, FIRST, evaluation=0.0)  # 10 s
+    phase(left, clock, SECOND, step=0.6, evaluation=0.0)  # 6 s
+    left.begin("baseline_3", 0)
+    assert left.seconds() == pytest.approx(4 * 4.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (30.0, 30.0),  # smaller, and slower than the family: no faster than that
+        (2.0, 1.0),  # faster than in proportion: as the nearest one, in proportion
+    ],
+)
+def test_an_estimate_is_never_negative_nor_above_that_of_a_larger_phase(clock, first, expected):
+    left = TimeLeft([FAMILY, FIRST, SECOND], clock=clock)
+    phase(left, clock, FAMILY)
+    phase(left, clock, FIRST, step=first / STEPS, evaluation=0.0)
+    left.begin("baseline_2", 0)
+    assert left.seconds() == pytest.approx(4 * expected)
+
+
+def test_phases_with_the_same_operations_take_the_same_time(clock):
+    works = [PhaseWork(f"generation_{i}", 4, 100.0) for i in (1, 2)] + [PhaseWork("ensemble", 4, 100.0)]
+    left = TimeLeft(works, clock=clock)
+    phase(left, clock, works[0])
+    phase(left, clock, works[1], step=0.9)
+    left.begin("ensemble", 0)
+    assert left.seconds() == pytest.approx(4 * 11.0)  # that of the last one
+
+
+def test_a_phase_that_stops_early_needs_no_more_time(clock):
+    left = TimeLeft([FAMILY, FIRST], clock=clock)
+    left.begin("ensemble", 0)
+    train(left, clock)
+    left.end()
+    left.begin("baseline_1", 0)
+    assert left.seconds() == pytest.approx(4 * 8.0)
+
+
+def test_a_resumed_run_measures_again(clock):
+    left = TimeLeft([FAMILY, FIRST], clock=clock)
+    left.begin("ensemble", 4)  # done by an earlier process
+    left.end()
+    left.begin("baseline_1", 1.5)
+    assert left.seconds() is None
+    for share in (0.6, 0.7, 0.8, 0.9, 1.0):
+        clock.wait(1.0)
+        left.step(share)
+    clock.wait(2.0)
+    left.epoch()
+    assert left.seconds() is None  # half an epoch is not an epoch
+    train(left, clock)
+    assert left.seconds() == pytest.approx(12.0)
+
+
+def test_the_evaluation_after_the_last_epoch_is_included(clock):
+    left = TimeLeft([PhaseWork("ensemble", 4, 1.0, closing=0.5)], clock=clock)
+    left.begin("ensemble", 0)
+    train(left, clock, 4)
+    assert left.seconds() == pytest.approx(6.0)
+    left.end()
+    assert left.seconds() == 0.0
