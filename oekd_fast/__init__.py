@@ -30,6 +30,7 @@ _EXPORTS = {
     "pick_student": "choice.pick",
     "HubStudent": "family.hub",
     "student_of_run": "reporting.hub_student",
+    "TrainResult": "results.train_result",
     "TrainConfig": "config.train_config",
     "recipe_config": "config.recipes",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 try:
     from rich.console import Console
@@ -20,10 +20,13 @@ from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, r
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.runs.console import RunConsole, finish_output, warnings_as_lines
 
+if TYPE_CHECKING:
+    from oekd_fast.results.train_result import TrainResult
+
 __all__ = ["main", "train"]
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     """Train the family of students that `config` describes, and with `config.baseline` each student alone.
 
     Args:
@@ -31,7 +34,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         console: where messages and progress are shown; standard output by default.
 
     Returns:
-        The content of summary.json.
+        The content of summary.json, as a dictionary that shows itself as a table and a picture and knows its students.
 
     Raises:
         ValueError: the config does not fit the data, the model, the device or the run folder.
@@ -40,9 +43,11 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         TrainingDiverged: the loss or a weight is not finite.
         Interrupted: SIGINT, SIGTERM, SIGHUP or a closed output; the run is saved, and ``resume=True`` continues it.
     """
-    from oekd_fast.runs.run import train as run  # imports torch, which --help does not need
+    # These import torch, which --help does not need.
+    from oekd_fast.results.train_result import TrainResult
+    from oekd_fast.runs.run import train as run
 
-    return run(config, console)
+    return TrainResult(run(config, console), config.run_folder, own=True)
 
 
 def main() -> int:
@@ -96,7 +101,7 @@ def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
 class _CallableModule(ModuleType):
     """A module that can be called like its function `train`."""
 
-    def __call__(self, config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+    def __call__(self, config: TrainConfig, console: Console | None = None) -> TrainResult:
         """Train the family of students that `config` describes; see `train`."""
         return train(config, console)
 

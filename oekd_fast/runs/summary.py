@@ -171,25 +171,32 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     No number and no heading is cut. The table has the columns that fit into the width of the console; on a console
     that is narrower than its last two columns, each student has a line, which the terminal wraps.
     """
-    title = f"{summary['model']} x {len(summary['students'])} on {summary['dataset']}, test accuracy"
-    print_line(console, title)
+    print_line(console, title_of(summary))
     table = summary_table(summary, console.width)
     if table is None:
         for student in summary["students"]:
             print_line(console, f"student {student['index']}: {student['accuracy']:.2f} %")
     else:
         console.print(table)
-    with_flips = summary["ensemble_accuracy_with_flips"]
-    print_line(
-        console,
+    for line in notes_of(summary):
+        print_line(console, line)
+
+
+def title_of(summary: Mapping[str, Any]) -> str:
+    """Return the title of the table of students."""
+    return f"{summary['model']} x {len(summary['students'])} on {summary['dataset']}, test accuracy"
+
+
+def notes_of(summary: Mapping[str, Any]) -> list[str]:
+    """Return the lines below the table of students: the ensemble, and what the latencies are."""
+    with_flips = summary.get("ensemble_accuracy_with_flips")
+    ensemble = (
         f"ensemble {summary['ensemble_accuracy']:.2f} %, "
         f"{'' if with_flips is None else f'{with_flips:.2f} % with flips, '}{summary['test_images']:,} test images, "
-        f"epoch {summary['selected_epoch']} of {summary['trained_epochs']} selected on validation images",
+        f"epoch {summary['selected_epoch']} of {summary['trained_epochs']} selected on validation images"
     )
     latency = FamilyLatency.of(summary)
-    if latency is not None:
-        for line in _latency_lines(latency):
-            print_line(console, line)
+    return [ensemble, *(() if latency is None else _latency_lines(latency))]
 
 
 def _latency_lines(latency: FamilyLatency) -> Iterator[str]:
@@ -202,6 +209,11 @@ def _latency_lines(latency: FamilyLatency) -> Iterator[str]:
 
 def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table | None:
     """Return the table of the students, with the columns that fit into `width` characters; None if two do not fit."""
+    return table_of_columns(student_columns(summary), _OPTIONAL_COLUMNS, width)
+
+
+def student_columns(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the cells of the table of students by heading; each column has a cell for each student."""
     columns: dict[str, list[str]] = {}
     latency = FamilyLatency.of(summary)
     cells = [""] * len(summary["students"]) if latency is None else latency.cells(latency.preferred)
@@ -214,15 +226,15 @@ def summary_table(summary: Mapping[str, Any], width: int = 80) -> Table | None:
             ("ms", milliseconds),
             ("baseline %", _number(student["baseline_accuracy"], ".2f")),
             ("accuracy %", f"{student['accuracy']:.2f}"),
-            ("with flips %", _number(student["accuracy_with_flips"], ".2f")),
+            ("with flips %", _number(student.get("accuracy_with_flips"), ".2f")),
             ("gain %", _number(student["relative_gain"], "+.2f")),
         ):
             columns.setdefault(heading, []).append(cell)
-    if summary["ensemble_accuracy_with_flips"] is None:
+    if summary.get("ensemble_accuracy_with_flips") is None:
         del columns["with flips %"]
     if latency is None:
         del columns["ms"]
-    return table_of_columns(columns, _OPTIONAL_COLUMNS, width)
+    return columns
 
 
 def _number(value: float | None, form: str) -> str:

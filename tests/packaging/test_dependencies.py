@@ -48,7 +48,9 @@ TOOLS = {
     "tensorboard": "torch.utils.tensorboard needs it",
 }
 UNDECLARED = {
+    "IPython": "the kernel of every notebook has it, and it is imported in notebooks alone",
     "docutils": "sphinx requires it",
+    "nbformat": "nbclient requires it",
     "markdown_it": "rich requires it",
     "torchvision": "timm requires it",
     "liger_kernel": "bench.gpu compares with it if it is installed",

@@ -17,7 +17,9 @@ LEVELS = (
     {"training", "reporting"},
     {"runs"},
     {"reproduction", "choice"},
-    {"train", "report", "reproduce", "export", "pick", "check_data"},
+    {"report", "reproduce", "export", "pick", "check_data"},
+    {"results"},
+    {"train"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = [*ROOT.rglob("*.py"), *(ROOT.parent / "kernels").rglob("*.py")]
