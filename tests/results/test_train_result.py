@@ -17,9 +17,10 @@ from oekd_fast import TrainResult
 from oekd_fast.choice.choose import NothingFitsError
 from oekd_fast.common.checked_json import load_checked
 from oekd_fast.family.saved import LoadedStudent
-from oekd_fast.reporting import section
+from oekd_fast.report import ReportConfig
 from oekd_fast.reporting.run_files import ReportError
 from oekd_fast.results import html as html_of_results
+from oekd_fast.results import train_result
 
 STORED = Path(__file__).parents[1] / "fixtures" / "runs_of_0_1_0" / "finished"
 
@@ -71,22 +72,40 @@ def test_a_student_is_picked_with_the_options_of_pick_student(result):
         result.pick()
 
 
-def test_the_report_is_written_and_its_page_returned(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(section, "png", lambda draw: b"a picture")
-    printed = io.StringIO()
-    page = result.report(Console(file=printed), output=str(tmp_path / "page"), images=0)
-    assert page == tmp_path / "page" / "index.html" and "smallest" in page.read_text()
-    assert "--with-data" not in printed.getvalue()  # the data set of a run of one's own is loaded
+@pytest.fixture
+def reports(monkeypatch) -> list[tuple]:
+    """The configs and consoles that reports are written for; nothing is written."""
+    made = []
+    monkeypatch.setattr(train_result, "report", lambda *arguments: made.append(arguments) or Path("page/index.html"))
+    return made
 
 
-def test_a_finished_folder_gives_the_same_result(result, tmp_path, monkeypatch):
+def test_the_report_of_a_run_of_ones_own_has_its_data(result, reports):
+    console = Console(quiet=True)
+    assert result.report(console, output="page", images=0) == Path("page/index.html")
+    expected = ReportConfig(runs=(result.run_folder,), output=Path("page"), images=0, with_data=True)
+    assert reports == [(expected, console)]
+    with pytest.raises(TypeError, match="colour"):
+        result.report(colour="red")
+
+
+def test_the_report_of_a_folder_that_may_be_a_strangers_is_without_data(result, reports):
+    TrainResult.of_run(result.run_folder).report()
+    TrainResult.of_run(result.run_folder).report(with_data=True)
+    assert [config.with_data for config, _ in reports] == [False, True]
+
+
+def test_the_report_of_a_network_of_ones_own_runs_its_function(run_of_a_function, reports):
+    own = TrainResult.of_run(run_of_a_function, own=True)
+    own.report()
+    TrainResult.of_run(run_of_a_function).report()
+    assert [config.model for config, _ in reports] == [own["model"], None]
+
+
+def test_a_finished_folder_gives_the_same_result(result):
     read = TrainResult.of_run(str(result.run_folder))
     assert read == result and repr(read) == repr(result) and read.students == result.students
     assert oekd_fast.TrainResult is TrainResult
-    monkeypatch.setattr(section, "png", lambda draw: b"a picture")
-    printed = io.StringIO()
-    read.report(Console(file=printed, width=1000), output=tmp_path / "page", images=0)
-    assert "is not loaded unasked" in printed.getvalue()  # the folder may be that of a stranger
 
 
 def test_a_run_of_an_older_version_is_shown():
