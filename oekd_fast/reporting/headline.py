@@ -14,6 +14,7 @@ from oekd_fast.reporting import page
 from oekd_fast.reporting.budgets import Range, accuracy_ranges, cost_ranges
 from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.gains import Gains
+from oekd_fast.reporting.names import network_name
 from oekd_fast.reporting.pictures import Pictures
 from oekd_fast.reporting.significance import LEVEL, binomial_error
 
@@ -45,13 +46,14 @@ def _key_figures(runs: Sequence[Run], gains: Gains | None) -> Iterator[tuple[str
     summaries = [run.summary for run in runs]
     students, accuracies = summaries[0]["students"], of_students(summaries, "accuracy")
     ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
+    seeds = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
     if len(students) > 1:
-        yield "Ensemble", f"{ensemble} %", f"all {len(students)} students together, test images"
+        yield "Ensemble", f"{ensemble.mean:.2f} %", f"all {len(students)} students together, test images{seeds}"
     largest, smallest = students[0], students[-1]
-    yield "Student 1, the largest", f"{accuracies[0]} %", f"{largest['parameters']:,} parameters"
+    yield "Student 1, the largest", f"{accuracies[0].mean:.2f} %", f"{largest['parameters']:,} parameters"
     if len(students) > 1:
         size = f"{smallest['parameters']:,} parameters, {smallest['relative_size']:.3g} % of student 1"
-        yield f"Student {len(students)}, the smallest", f"{accuracies[-1]} %", size
+        yield f"Student {len(students)}, the smallest", f"{accuracies[-1].mean:.2f} %", size
     if gains is not None:
         mean = sum(difference.points for difference in gains.differences) / len(students)
         yield "Mean gain of the family", f"{mean:+.2f} points", f"over training alone; {_count(gains)}"
@@ -77,12 +79,12 @@ def _choice(runs: Sequence[Run]) -> Iterator[str]:
     """Yield the table of the budgets for which each student, or the ensemble, is the one to use."""
     summaries, first = [run.summary for run in runs], runs[0].summary
     networks = [*first["students"]]
-    names = [f"student {student['index']}" for student in networks]
+    names = [network_name(j) for j in range(len(networks))]
     validation = [_validation(runs, lambda line, j=j: line["accuracy"][j]) for j in range(len(networks))]
     test = of_students(summaries, "accuracy")
     if first.get("ensemble") is not None:  # older versions did not write its size
         networks.append(first["ensemble"])
-        names.append("ensemble")
+        names.append(network_name(None))
         validation.append(_validation(runs, lambda line: line["ensemble_accuracy"]))
         test.append(spread([summary["ensemble_accuracy"] for summary in summaries]))
     parameters = [network["parameters"] for network in networks]

@@ -13,6 +13,7 @@ from oekd_fast.latency.family import FamilyLatency
 from oekd_fast.latency.result import MARK, Latency, milliseconds
 from oekd_fast.reporting import page
 from oekd_fast.reporting.finished_runs import Run
+from oekd_fast.reporting.names import network_name
 from oekd_fast.reporting.pictures import Pictures
 
 
@@ -63,15 +64,19 @@ def _measured_how(run: Run, several: bool) -> str:
 
 
 def _table(run: Run, latency: FamilyLatency) -> str:
-    headings = ["student", "file", *map(str, latency.settings)]
+    headings = ["network", "file", *map(str, latency.settings)]
     rows = [
-        [student["index"], _size(student), *(_cell(of_student[setting]) for setting in latency.settings)]
+        [
+            network_name(student["index"] - 1),
+            _size(student),
+            *(_cell(of_student[setting]) for setting in latency.settings),
+        ]
         for student, of_student in zip(run.summary["students"], latency.students, strict=True)
     ]
     ensemble = run.summary.get("ensemble")
     if ensemble is not None and latency.ensemble:
         cells = (latency.ensemble.get(setting) for setting in latency.settings)
-        rows.append(["ensemble", _size(ensemble), *("-" if cell is None else _cell(cell) for cell in cells)])
+        rows.append([network_name(None), _size(ensemble), *("-" if cell is None else _cell(cell) for cell in cells)])
     return page.table(headings, rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,13 +30,6 @@ def note(text: str) -> str:
     return paragraph(text, "note")
 
 
-def picture(png: bytes, description: str, *, natural: bool = False) -> str:
-    """Return an embedded picture as wide as the page, or in its own width with `natural`; narrow screens scroll."""
-    data = base64.b64encode(png).decode()
-    kind = ' class="natural"' if natural else ""
-    return scrolling(f'<img{kind} alt="{html_text(description)}" src="data:image/png;base64,{data}">')
-
-
 def scrolling(content: str) -> str:
     """Return a box that scrolls where its content is wider than the page. The keyboard reaches it, too."""
     return f'<div class="wide" tabindex="0">{content}</div>'
@@ -62,6 +54,11 @@ def tiles(values: Iterable[tuple[str, Any, str]]) -> str:
 def code(text: str) -> str:
     """Return lines of code that a click selects as a whole; each line is escaped."""
     return "<pre><code>" + "\n".join(map(html_text, text.split("\n"))) + "</code></pre>"
+
+
+def swatch(color: str, text: str) -> Html:
+    """Return a dot in the colour of a network in the figures, followed by its name."""
+    return Html(f'<span class="swatch" style="background:{html_text(color)}"></span>{html_text(text)}')
 
 
 def link(address: str, text: str) -> Html:

@@ -1,4 +1,4 @@
-"""Pictures of the page, which are also files beside it."""
+"""Pictures of the page: SVG in the page, and PNG files beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oekd_fast.figures.plotting import png
+from oekd_fast.figures.plotting import house_style, png
+from oekd_fast.figures.svg import svg
 from oekd_fast.reporting import page
 
 if TYPE_CHECKING:
@@ -25,20 +26,26 @@ class Pictures:
     keep: Callable[[str, bytes], None]
     tell: Callable[[str], None]
 
-    def __call__(self, name: str, draw: Callable[[], Figure], description: str, *, natural: bool = False) -> str:
-        """Return the picture of the figure that `draw` returns, or a note if it cannot be drawn.
+    def __call__(self, name: str, draw: Callable[[], Figure], description: str) -> str:
+        """Return the picture of the figure that `draw` returns as HTML, or a note if it cannot be drawn.
 
         Args:
             name: name of the file beside the page, without its ending.
             draw: function that draws the figure.
             description: what the picture shows, for screen readers.
-            natural: whether the picture has its own width instead of that of the page.
         """
         try:
-            content = png(draw)
+            content, file = drawn(draw, description)
         except Exception as error:  # matplotlib documents no set of exceptions
             problem = f"The picture {name}.png could not be drawn ({str(error) or type(error).__name__})."
             self.tell(problem)
             return page.note(problem)
-        self.keep(f"{name}.png", content)
-        return page.picture(content, description, natural=natural)
+        self.keep(f"{name}.png", file)
+        return page.scrolling(content)
+
+
+def drawn(draw: Callable[[], Figure], description: str) -> tuple[str, bytes]:
+    """Return the figure that `draw` returns as HTML and as the content of a PNG file."""
+    with house_style():
+        figure = draw()
+    return svg(figure, description), png(lambda: figure)

@@ -10,12 +10,16 @@ import torch
 from oekd_fast.common.spread import spread
 from oekd_fast.reporting import page
 from oekd_fast.reporting.agreement import agreement, class_accuracy
-from oekd_fast.reporting.calibration import BINS, calibrate
+from oekd_fast.reporting.calibration import BINS, LEAST_IMAGES, calibrate
 from oekd_fast.reporting.confusion import confusion, confusion_data
 from oekd_fast.reporting.confusion_figures import MATRIX_CLASSES, SHOWN, confusion_figure
 from oekd_fast.reporting.evaluation import Evaluation
+from oekd_fast.reporting.image_figures import worst_figure
 from oekd_fast.reporting.pictures import Pictures
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
+from oekd_fast.reporting.worst_images import worst_images
+
+WORST_IMAGES = 8
 
 
 def classes_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
@@ -24,6 +28,8 @@ def classes_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
     yield from _by_class(evaluation, picture)
     yield page.heading(3, "Confusions")
     yield from _confusions(evaluation, picture)
+    yield page.heading(3, "Worst images")
+    yield from _worst(evaluation, picture)
 
 
 def _by_class(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
@@ -77,6 +83,17 @@ def _confusions(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
     yield page.details(f"Pairs that the {names[-1]} confuses most", page.table(headings, rows))
 
 
+def _worst(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
+    dataset, names = evaluation.dataset, evaluation.family[-2:]
+    networks = [worst_images(evaluation.predictions[0], name, dataset, WORST_IMAGES) for name in names]
+    of_run = " of the first run" if len(evaluation.predictions) > 1 else ""
+    yield page.paragraph(
+        f"Wrong predictions{of_run} with the highest loss, of the smallest student and of the ensemble, with the true "
+        "class above and the predicted class and its probability below each image."
+    )
+    yield picture("worst", lambda: worst_figure(dataset.classes, networks), "The worst images of two networks")
+
+
 def calibration_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
     """Yield the expected calibration errors and reliability diagrams."""
     runs = evaluation.predictions
@@ -95,8 +112,10 @@ def calibration_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[s
         diagrams[name] = calibrate(torch.cat(confidence), torch.cat(correct))
     yield page.table(("network", "ECE %", "mean confidence %", "accuracy %"), rows)
     yield picture("calibration", lambda: reliability_figure(diagrams), "Reliability diagram of each network")
-    if len(runs) > 1:
-        yield page.paragraph("The diagrams show the predictions of all runs together.")
+    together = " The diagrams show the predictions of all runs together." if len(runs) > 1 else ""
+    yield page.paragraph(
+        f"In the diagrams, neighbouring bins are merged until they hold {LEAST_IMAGES} images.{together}", "small"
+    )
 
 
 def agreement_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
@@ -108,5 +127,4 @@ def agreement_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[str
         "agreement",
         lambda: agreement_figure(names, shares),
         "Agreement between students and ensemble",
-        natural=True,
     )

@@ -10,6 +10,7 @@ from oekd_fast.figures.sizes import of_students
 from oekd_fast.reporting import page
 from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.gains import Gains
+from oekd_fast.reporting.names import network_name
 
 
 def students_chapter(runs: Sequence[Run], gains: Gains | None, paper: Mapping[str, Any] | None) -> Iterator[str]:
@@ -62,7 +63,7 @@ def _columns(
     ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
     absent = ["-"] * count
     columns = {
-        "network": [*(f"student {student['index']}" for student in students), "ensemble"],
+        "network": [*map(network_name, range(count)), network_name(None)],
         "parameters": [f"{student['parameters']:,}" for student in students],
         "size %": [f"{student['relative_size']:.2f}" for student in students],
         "MFLOPs": [f"{student['flops'] / 1e6:,.1f}" for student in students],

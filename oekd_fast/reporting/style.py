@@ -36,9 +36,6 @@ details.chapter { border-top: 1px solid var(--line); margin: 0; padding: .9rem 0
 .content { padding-bottom: .8rem; }
 .wide { overflow-x: auto; overflow-wrap: normal; margin: .8rem 0; }
 .wide:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-.wide svg { display: block; width: 100%; min-width: 34rem; height: auto; }
-.wide img { display: block; width: 100%; min-width: 40rem; height: auto; background: #fff; border-radius: 6px; }
-.wide img.natural, .wide svg.natural { width: auto; max-width: 100%; min-width: min(100%, 30rem); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .75rem; text-align: right; white-space: nowrap; }
 th { vertical-align: bottom; color: var(--faint); font-weight: 600; }
@@ -67,7 +64,6 @@ pre code { user-select: all; }
   details::details-content { content-visibility: visible; display: block; block-size: auto; }
   summary { list-style: none; break-after: avoid; }
   .wide { overflow: visible; break-inside: avoid; }
-  .wide img, .wide svg { min-width: 0; }
   th, td { padding: .15rem .35rem; white-space: normal; position: static !important; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.reporting import pictures
 from oekd_fast.runs.run import train
 
-from ..support.reports import page_of
+from ..support.reports import draw_nothing, page_of
 from ..support.small_runs import QUIET, write_colours
 
 
@@ -39,5 +38,5 @@ def drawn_run(trained) -> Path:
 @pytest.fixture
 def run(trained, tmp_path, one_thread, monkeypatch) -> Path:
     """A copy of the run that tests may damage, whose report draws no pictures, since drawing takes most of the time."""
-    monkeypatch.setattr(pictures, "png", lambda figure: b"a picture")
+    draw_nothing(monkeypatch)
     return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))

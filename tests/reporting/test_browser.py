@@ -137,10 +137,12 @@ def test_a_click_selects_the_lines_to_copy(browser, page):
 
 
 @pytest.fixture
-def without_figures(monkeypatch, page):
-    """Have other pages show one of the pictures of `page`, since drawing takes most of the time."""
-    content = (page.parent / "agreement.png").read_bytes()
-    monkeypatch.setattr(pictures, "png", lambda draw: content)
+def without_figures(monkeypatch):
+    """Have other pages show the same picture in two panels, since drawing takes most of the time."""
+    figure = '<svg role="img" viewBox="0 0 370 280" style="display:block;width:100%;min-width:333px"></svg>'
+    grid = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,426px),1fr))"
+    content = f'<div style="{grid}">{figure * 2}</div>'
+    monkeypatch.setattr(pictures, "drawn", lambda draw, description: (content, b"a picture"))
 
 
 def check(browser: Browser, path: Path) -> None:
@@ -179,8 +181,10 @@ def test_many_classes_and_students(browser, trained, tmp_path, without_figures, 
 
     def with_100_classes(group, source):
         found = evaluate(group, source)
-        dataset = replace(found.dataset, classes=tuple(f"a class with the number {k}" for k in range(100)))
         labels = torch.arange(1000) % 100
+        test = replace(found.dataset.test, images=found.dataset.test.images[labels % 30], labels=labels)
+        classes = tuple(f"a class with the number {k}" for k in range(100))
+        dataset = replace(found.dataset, classes=classes, test=test)
         predictions = replace(
             found.predictions[0],
             labels=labels,
@@ -190,6 +194,7 @@ def test_many_classes_and_students(browser, trained, tmp_path, without_figures, 
                 torch.randint(100, (5, 1000), generator=generator),
             ),
             confidence=torch.rand(5, 1000, generator=generator),
+            loss=torch.rand(5, 1000, generator=generator),
         )
         return replace(found, dataset=dataset, predictions=(predictions,))
 

@@ -28,7 +28,8 @@ def predictions(*correct: list[int], count: int) -> Predictions:
     for row, images in zip(predicted, correct, strict=True):
         row[images] = 1
     names = ("student 1", "student 2", "ensemble", "student 1 alone", "student 2 alone")[: len(correct)]
-    return Predictions(names, torch.ones(count, dtype=torch.int64), predicted, torch.ones(len(correct), count))
+    values = torch.ones(len(correct), count)
+    return Predictions(names, torch.ones(count, dtype=torch.int64), predicted, confidence=values, loss=values)
 
 
 def test_one_run_with_predictions_is_compared_image_by_image():

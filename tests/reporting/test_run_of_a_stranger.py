@@ -15,13 +15,13 @@ from rich.console import Console
 from oekd_fast.common.text import plain
 from oekd_fast.data import DataError
 from oekd_fast.report import ReportConfig, main, report
-from oekd_fast.reporting import evaluation, pictures
+from oekd_fast.reporting import evaluation
 from oekd_fast.reporting.finished_runs import read_run
 from oekd_fast.reporting.run_files import ReportError
 from oekd_fast.runs import device_data
 
 from ..support.hostile_names import HOSTILE_NAMES
-from ..support.reports import Checker, change, change_lines, page_of
+from ..support.reports import Checker, change, change_lines, draw_nothing, page_of
 
 STORED = Path(__file__).parents[1] / "fixtures" / "runs_of_0_1_0" / "finished"
 
@@ -29,7 +29,7 @@ STORED = Path(__file__).parents[1] / "fixtures" / "runs_of_0_1_0" / "finished"
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A finished run of two students, whose report draws no pictures."""
-    monkeypatch.setattr(pictures, "png", lambda draw: b"a picture")
+    draw_nothing(monkeypatch)
     return shutil.copytree(STORED, tmp_path / "run")
 
 

@@ -16,6 +16,7 @@ from oekd_fast.runs.checkpoint import load_latest_checkpoint
 
 from ..support.file_calls import FullDisk
 from ..support.forked_runs import smallest_config
+from ..support.reports import draw_nothing
 from ..support.small_runs import QUIET, assert_same_run, command_line
 
 pytestmark = pytest.mark.usefixtures("smallest_model", "one_thread")
@@ -144,7 +145,7 @@ def test_a_line_of_metrics_that_does_not_fit_leaves_the_checkpoint_of_its_epoch(
 
 @pytest.mark.parametrize("name", ["index.html", ".png"])
 def test_a_page_that_does_not_fit_is_one_line(trained, tmp_path, monkeypatch, command, name):
-    monkeypatch.setattr("oekd_fast.reporting.pictures.png", lambda figure: b"a picture")
+    draw_nothing(monkeypatch)
     page = tmp_path / "page"
     page.mkdir()
     (page / "index.html").write_text("an older page")
