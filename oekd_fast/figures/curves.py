@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oekd_fast.figures.palette import ALONE, ENSEMBLE, IN_FAMILY, NEUTRAL, OF_ENSEMBLE, TEXT, student_color
-from oekd_fast.figures.plotting import logarithmic, new_panels, panel_legend, whole_numbers
+from oekd_fast.figures.plotting import logarithmic, new_panels, shared_legend, whole_numbers
 from oekd_fast.figures.series import Histories, Series, draw_series, series_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FAMILY_PHASE = "ensemble"
 # Terms of the training loss that have one value a student, and those that have one for the family.
 _TERMS = {"ce": "training cross-entropy, nats", "kd": "distillation loss, nats"}
-_FAMILY_TERMS = {"loss": "sum of all terms", "feature": "intermediate loss"}
+_FAMILY_TERMS = {"loss": "weighted sum of all terms", "feature": "intermediate loss, not weighted"}
 _FEW_EPOCHS = 5  # shorter runs are shown as a whole
 
 
@@ -51,7 +51,7 @@ def curve_figure(runs: Sequence[Histories], selected_epochs: Sequence[int]) -> F
     for part, panel in zip(parts, panels, strict=True):
         axes = part.subplots()
         _draw(axes, panel, selected_epochs)
-        panel_legend(part, axes)
+        shared_legend(part, axes)
     return figure
 
 
@@ -101,21 +101,20 @@ def accuracy_limits(values: Sequence[Sequence[float]]) -> tuple[float, float, bo
 
 def _draw(axes: Axes, panel: Panel, selected_epochs: Sequence[int]) -> None:
     draw_series(axes, panel.series, panel.form)
-    title = panel.title
     if panel.percent:
         bottom, top, cut = accuracy_limits([line.means for line in panel.series])
         axes.set_ylim(bottom, top)
         if cut:
-            title += f" (cut off below {bottom:.0f})"
+            axes.set_title(f"lower values than {bottom:.0f} % are not shown", fontsize="small")
         _finish(axes)
     else:
         _finish_losses(axes)
-    axes.set_ylabel(title)
+    axes.set_ylabel(panel.title)
     for i, epoch in enumerate(sorted(set(selected_epochs))):
         axes.axvline(
             epoch, color=TEXT, alpha=0.35, linewidth=0.8, zorder=0, label=None if i else "selected epoch"
         )  # fmt: skip
-    if any(line.linestyle == ALONE for line in panel.series):
+    if any(not line.in_legend for line in panel.series):  # those of students alone
         axes.plot([], [], color=NEUTRAL, linestyle=IN_FAMILY, label="in the family")
         axes.plot([], [], color=NEUTRAL, linestyle=ALONE, label="alone")
 

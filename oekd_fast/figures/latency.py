@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from oekd_fast.figures.hover import hover_points
 from oekd_fast.figures.palette import ENSEMBLE, NEUTRAL, TEXT, student_color
-from oekd_fast.figures.plotting import logarithmic, new_panels, number_of_student, panel_legend, percent_axis
+from oekd_fast.figures.plotting import logarithmic, new_panels, number_of_student, percent_axis, shared_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def latency_figure(
         axes = part.subplots()
         draw_latency(axes, accuracies, ensemble, curves)
         axes.set_title(title)
-        panel_legend(part, axes, columns=2)
+        shared_legend(part, axes, columns=2)
     return figure
 
 

@@ -141,16 +141,15 @@ def number_of_student(axes: Axes, number: int, point: tuple[float, float]) -> No
     )  # fmt: skip
 
 
-def shared_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Draw the legend of `axes` below the whole figure."""
-    panel_legend(figure, axes, columns)
-
-
-def panel_legend(panel: FigureBase, axes: Axes, columns: int = 4) -> None:
-    """Draw the legend of `axes` below a panel or a whole figure, unless it is empty."""
+def shared_legend(figure: FigureBase, axes: Axes, columns: int = 4) -> None:
+    """Draw the legend of `axes` below a whole figure or a panel, with as many of `columns` as fit its width."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        panel.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+        # About the widths, in points, of a small letter, and of a line with the gaps around it.
+        width = 5.2 * max(map(len, labels)) + 42
+        fitting = int(72 * figure.bbox.width / figure.dpi / width)
+        columns = max(1, min(columns, fitting, len(labels)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def logarithmic(axis: Axis) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Lines of metrics.jsonl for each phase of a run.
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]
-MOST_BANDS = 80  # epochs whose values are shown under the pointer; more are left out evenly
+MOST_BANDS = 60  # epochs whose values are shown under the pointer; more are left out evenly
 _MARKED = 20  # lines of fewer epochs have a marker at each
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from oekd_fast.common.spread import Spread, spread
 from oekd_fast.figures.hover import hover_points
 from oekd_fast.figures.palette import ALONE, ENSEMBLE, IN_FAMILY, NEUTRAL, OF_ENSEMBLE, student_color, student_marker
-from oekd_fast.figures.plotting import logarithmic, new_panels, number_of_student, panel_legend, percent_axis
+from oekd_fast.figures.plotting import logarithmic, new_panels, number_of_student, percent_axis, shared_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def size_figure(summaries: Sequence[Summary], paper: Mapping[str, Any] | None = 
     for panel, cost in zip(panels, COSTS, strict=True):
         axes = panel.subplots()
         draw_sizes(axes, summaries, cost, paper)
-        panel_legend(panel, axes, columns=3)
+        shared_legend(panel, axes, columns=3)
     return figure
 
 

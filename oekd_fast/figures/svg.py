@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 POINTS = 72.0  # in an inch; a point is the unit of the SVG
 # A point takes at least and at most so many pixels of the page: smaller texts are not readable, larger ones not needed.
 LEAST_SCALE, MOST_SCALE = 0.9, 1.6
-COLUMN_SCALE = 1.15  # pixels of a point below which a grid has fewer columns
 # Elements of the class have a text; the style of a page may refer to it.
 HOVER_CLASS = "figure-value"
 _STYLE = f".{HOVER_CLASS}:hover{{fill:currentColor;fill-opacity:.12;stroke:currentColor;stroke-opacity:.6}}"
-_COLORS = {"#000000": "currentColor", "#ffffff": "Canvas"}  # Canvas is the background of a page in its theme
+# The background of a page is its property --back, or that of its theme.
+_COLORS = {"#000000": "currentColor", "#ffffff": "var(--back,Canvas)"}
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "oekd_fast", "svg.image_inline": True}
 _ROUNDED = ("d", "x", "y", "width", "height")  # attributes in points
 
@@ -66,16 +66,33 @@ def svg(figure: Figure | Callable[[], Figure], description: str) -> str:
     _adapt(root, f"f{digest.hexdigest()[:10]}-")
     if not groups:
         return _html([*root, *_hover_elements(drawn, drawn)], _box(drawn, drawn), description)
-    parts, widest = [], 0.0
-    for panel, group in zip(drawn.subfigs, groups, strict=True):
-        box = _box(panel, drawn)
+    boxes = [_box(panel, drawn) for panel in drawn.subfigs]
+    parts = []
+    for panel, group, box in zip(drawn.subfigs, groups, boxes, strict=True):
         content = [group, *([] if parts else definitions), *_hover_elements(panel, drawn)]
-        title = "; ".join(filter(None, (axes.get_title() for axes in panel.axes)))
-        parts.append(_html(content, box, title or description))
-        widest = max(widest, box[2] - box[0])
-    column = f"minmax(min(100%,{COLUMN_SCALE * widest:.0f}px),1fr)"
-    style = f"display:grid;grid-template-columns:repeat(auto-fit,{column});gap:1rem 1.5rem;overflow-x:auto"
-    return f'<div role="group" aria-label="{html_text(description)}" style="{style}">\n' + "\n".join(parts) + "\n</div>"
+        parts.append(_html(content, box, f"{description}: {_name(panel)}"))
+    return (
+        f'<div role="group" aria-label="{html_text(description)}" style="{_grid(boxes)}">\n'
+        + "\n".join(parts)
+        + "\n</div>"
+    )
+
+
+def _name(panel: FigureBase) -> str:
+    """Return what tells a panel from the others: its title, and the title and the vertical axis of its first axes."""
+    axes = panel.axes[0]
+    return ", ".join(filter(None, (panel.get_suptitle(), axes.get_title(), axes.get_ylabel())))
+
+
+def _grid(boxes: Sequence[Box]) -> str:
+    """Return the style of a grid that has the columns of the figure, or as many as fit the page."""
+    columns = len({round(left) for left, *_ in boxes})
+    least = LEAST_SCALE * max(right - left for left, _, right, _ in boxes)
+    share = f"calc((100% - {columns - 1}rem)/{columns})"
+    return (
+        f"display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,max({least:.0f}px,{share})),1fr));"
+        "gap:1rem;overflow-x:auto"
+    )
 
 
 def _html(content: Sequence[Element], box: Box, description: str) -> str:

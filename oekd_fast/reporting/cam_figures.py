@@ -47,7 +47,7 @@ def cam_figure(images: Tensor, labels: Tensor, classes: Sequence[str], networks:
         classes: name of each class.
         networks: panels of each network.
     """
-    figure, panels = new_panels(len(images), size=(PANEL[0], 0.75 + PANEL[0] / (1 + len(networks))))
+    figure, panels = new_panels(len(images), size=(PANEL[0], 0.55 + PANEL[0] / (1 + len(networks))))
     for i, (panel, image, label) in enumerate(zip(panels, images, labels.tolist(), strict=True)):
         first, *others = panel.subplots(1, 1 + len(networks), squeeze=False)[0]
         draw_image(first, image)
@@ -71,7 +71,7 @@ def _draw_map(axes: Axes, image: Tensor, label: int, classes: Sequence[str], net
     )  # fmt: skip
     predicted, confidence = int(network.predicted[i]), 100 * network.confidence[i].item()
     mark, color = ("✓", TEXT) if predicted == label else ("✗", ERROR)
-    axes.set_title(f"{mark} {shortened(classes[predicted], 9)} {confidence:.0f} %", fontsize="small", color=color)
+    axes.set_title(f"{mark} {shortened(classes[predicted], 11)} ({confidence:.0f} %)", fontsize="small", color=color)
     axes.set_xlabel(network.name.partition(",")[0], fontsize="small")
     hover_image(
         axes,

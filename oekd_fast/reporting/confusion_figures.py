@@ -10,7 +10,7 @@ import numpy as np
 from oekd_fast.common.text import shortened
 from oekd_fast.figures.cells import draw_cells
 from oekd_fast.figures.palette import ERROR, NEUTRAL
-from oekd_fast.figures.plotting import new_panels, panel_legend
+from oekd_fast.figures.plotting import new_panels, shared_legend
 from oekd_fast.reporting.class_rows import draw_class_rows
 from oekd_fast.reporting.confusion import Confusion
 
@@ -105,5 +105,5 @@ def _worst(classes: Sequence[str], confusions: Mapping[str, Confusion]) -> Figur
     draw_class_rows(of_classes, [classes[c] for c in order], recalls[:, order], list(confusions))
     of_classes.set(title="classes with the lowest recall", xlabel="recall, %")
     for panel, axes in ((left, of_pairs), (right, of_classes)):
-        panel_legend(panel, axes)
+        shared_legend(panel, axes)
     return figure

@@ -66,7 +66,7 @@ def _draw_mistake(axes: Axes, classes: Sequence[str], network: WorstImages, i: i
     axes.set_axis_on()
     draw_image(axes, network.images[i])
     axes.set_title(f"true: {shortened(true, _NAME_LENGTH)}", fontsize="small", pad=3)
-    text = f"✗ {shortened(predicted, _NAME_LENGTH)} {confidence:.0f} %"
+    text = f"✗ {shortened(predicted, _NAME_LENGTH - 3)} ({confidence:.0f} %)"
     axes.set_xlabel(text, fontsize="small", color=ERROR, labelpad=3)
     loss = network.loss[i].item()
     lines = (

@@ -13,7 +13,7 @@ from oekd_fast.common.text import shortened
 from oekd_fast.figures.cells import draw_cells
 from oekd_fast.figures.hover import hover_boxes, hover_points
 from oekd_fast.figures.palette import ALONE, NEUTRAL, SHADE, TEXT, network_style, student_color, student_marker
-from oekd_fast.figures.plotting import PANEL, new_figure, new_panels, panel_legend, whole_numbers
+from oekd_fast.figures.plotting import PANEL, new_figure, new_panels, shared_legend, whole_numbers
 from oekd_fast.reporting.calibration import Bin, Calibration
 from oekd_fast.reporting.class_rows import draw_class_rows
 
@@ -31,7 +31,7 @@ def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
     Bins with few images are merged with their neighbours. Points are at the mean confidence of a bin, and their error
     bars are standard errors of its accuracy.
     """
-    figure, panels = new_panels(len(calibrations), DIAGRAMS_PER_ROW, size=(2.75, 2.85))
+    figure, panels = new_panels(len(calibrations), DIAGRAMS_PER_ROW, size=(2.6, 2.7))
     for panel, (name, calibration) in zip(panels, calibrations.items(), strict=True):
         axes = panel.subplots()
         _draw_reliability(axes, name, calibration.merged())
@@ -108,7 +108,7 @@ def class_figure(classes: Sequence[str], students: Tensor, ensemble: Tensor) -> 
     count, gaps = len(students), (ensemble - students).numpy()
     measured = ~np.isnan(ensemble.numpy())
     _draw_gaps(curves, classes, gaps, measured)
-    panel_legend(left, curves)
+    shared_legend(left, curves)
     order = np.argsort(np.where(measured, -gaps[-1], np.inf), kind="stable")[:shown]
     names = [*(f"student {j + 1}" for j in range(count)), "ensemble"]
     values = np.concatenate((students.numpy(), ensemble.numpy()[None]))[:, order]
@@ -116,7 +116,7 @@ def class_figure(classes: Sequence[str], students: Tensor, ensemble: Tensor) -> 
     dots.set_xlabel("test accuracy, %")
     title = "classes" if shown == len(classes) else f"{shown} of {len(classes)} classes"
     dots.set_title(f"{title} with the largest gap of student {count}")
-    panel_legend(right, dots)
+    shared_legend(right, dots)
     return figure
 
 

@@ -53,7 +53,7 @@ def test_every_term_of_the_loss_is_drawn():
     ]  # fmt: skip
     family = panels["training loss of the family"]
     assert [(line.get_label(), line.get_ydata()[0]) for line in family] == [
-        ("sum of all terms", 3.0), ("intermediate loss", 2.0), ("attention", 0.5),
+        ("weighted sum of all terms", 3.0), ("intermediate loss, not weighted", 2.0), ("attention", 0.5),
     ]  # fmt: skip
     assert [line.get_ydata()[0] for line in panels["training cross-entropy, nats"]] == [1.0, 1.0, 0.25]
     assert [line.get_ydata()[0] for line in panels["validation cross-entropy, nats"]] == [0.75, 0.5, 0.25]
@@ -124,5 +124,8 @@ def test_an_axis_of_accuracies_shows_where_they_end_up():
 def test_the_axis_says_where_it_is_cut_off():
     lines = history(40)
     lines[0]["validation"]["accuracy"] = [10.0, 10.0]
-    label = next(iter(panels_of({"ensemble": lines})))
-    assert label == "validation accuracy, % (cut off below 82)"
+    axes, *_ = curve_figure([{"ensemble": lines}], [2]).axes
+    assert axes.get_title() == "lower values than 82 % are not shown" and axes.get_ylim()[0] == pytest.approx(
+        82, abs=0.1
+    )
+    assert curve_figure([{"ensemble": lines[1:]}], [2]).axes[0].get_title() == ""

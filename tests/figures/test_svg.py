@@ -49,7 +49,7 @@ def test_black_is_the_colour_of_the_page_and_backgrounds_are_transparent(drawn):
     root = ElementTree.fromstring(drawn)
     assert root.get("fill") == "currentColor"
     assert "#000000" not in drawn and "#ffffff" not in drawn
-    assert "stroke:currentColor" in drawn and "stroke:Canvas" in drawn and "stroke:#0072b2" in drawn
+    assert "stroke:currentColor" in drawn and "stroke:var(--back,Canvas)" in drawn and "stroke:#0072b2" in drawn
     for text in root.iter("text"):
         assert "fill" not in text.get("style")
     fills = {part for e in root.iter() for part in e.get("style", "").split(";") if part.startswith("fill:")}
@@ -128,7 +128,7 @@ def panels() -> ElementTree.Element:
         for number, panel in enumerate(parts):
             axes = panel.subplots()
             axes.plot([1, 2], [1, number], "o")
-            axes.set_title(f"panel {number}" if number else "")
+            axes.set(title=f"panel {number}", ylabel="accuracy, %")
             hover_points(axes, [1, 2], [1, number], [f"first of {number}", f"second of {number}"])
         return figure
 
@@ -138,7 +138,11 @@ def panels() -> ElementTree.Element:
 def test_each_panel_is_an_image_of_a_grid(panels):
     assert panels.tag == "div" and panels.get("role") == "group" and panels.get("aria-label") == "three <panels>"
     assert "display:grid" in panels.get("style")
-    assert [child.get("aria-label") for child in panels] == ["three <panels>", "panel 1", "panel 2"]
+    # Two columns, as in the figure, if each is at least 0.9 times as many pixels wide as a panel has points.
+    assert "repeat(auto-fill,minmax(min(100%,max(257px,calc((100% - 1rem)/2))),1fr))" in panels.get("style")
+    assert [child.get("aria-label") for child in panels] == [
+        f"three <panels>: panel {number}, accuracy, %" for number in range(3)
+    ]
     boxes = [[float(number) for number in child.get("viewBox").split()] for child in panels]
     assert boxes[0][0] == boxes[2][0] < boxes[1][0] and boxes[0][1] == boxes[1][1] < boxes[2][1]
     assert all(

@@ -1,11 +1,13 @@
 """Confusions of classes: counts compared with counts made by hand, their data, and their figures."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from oekd_fast.figures.plotting import png
+from oekd_fast.figures.svg import svg
 from oekd_fast.reporting.agreement import class_accuracy
 from oekd_fast.reporting.confusion import confusion, confusion_data
 from oekd_fast.reporting.confusion_figures import confusion_figure
@@ -62,8 +64,24 @@ def test_few_classes_are_a_matrix_of_each_network():
     assert [axes.get_title() for axes in figure.axes] == ["student 2: 85.00 %", "ensemble: 70.00 %"]
     cells = {(text.get_position()): text.get_text() for text in figure.axes[1].texts}
     assert cells == {(c, c): "7" for c in range(4)} | {((c + 1) % 4, c): "3" for c in range(4)}
+    smallest, _ = ElementTree.fromstring(svg(figure, "confusions"))
+    assert [title.text for title in smallest.iter("title")][:2] == [
+        "student 2\ntrue a class with the long name 0, predicted a class with the long name 0\n7 of 10 images, 70.0 %",
+        "student 2\ntrue a class with the long name 0, predicted a class with the long name 1\n3 of 10 images, 30.0 %",
+    ]
     (recall,) = figure.axes[0].child_axes
     assert [tick.get_text() for tick in recall.get_yticklabels()] == ["70.0", "100.0", "70.0", "100.0"]
+
+
+def test_the_networks_of_the_matrices_can_be_chosen():
+    counted = {name: confusion(PREDICTED, LABELS, 4) for name in ("student 1", "student 2", "ensemble")}
+    figure = confusion_figure(list("abcd"), counted, ["student 1"])
+    assert [axes.get_title() for axes in figure.axes] == ["student 1: 42.86 %"]
+
+
+def test_a_student_without_errors_has_a_matrix():
+    figure = drawn(2, wrong=0)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["10", "10"]
 
 
 @pytest.mark.parametrize("wrong", [0, 3])
