@@ -48,8 +48,8 @@ def draw_image(axes: Axes, image: Tensor) -> None:
 
     Images of one or three channels are shown as they are; of other images the first channel is shown.
     """
-    pixels = (image.permute(1, 2, 0) if len(image) == 3 else image[0]).numpy()
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    pixels = image if len(image) == 3 else image[:1].expand(3, -1, -1)
+    axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="none")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
