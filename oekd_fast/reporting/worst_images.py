@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oekd_fast.data import AnyAugmentation, AnySplit, centre
+from oekd_fast.data import ImageDataset, centre
 from oekd_fast.reporting.predictions import Predictions
 
 
@@ -33,16 +33,13 @@ class WorstImages:
     loss: Tensor
 
 
-def worst_images(
-    predictions: Predictions, name: str, split: AnySplit, augmentation: AnyAugmentation, count: int
-) -> WorstImages:
+def worst_images(predictions: Predictions, name: str, dataset: ImageDataset, count: int) -> WorstImages:
     """Return at most `count` wrong predictions of the network `name` with the highest loss; equal ones in order.
 
     Args:
-        predictions: predictions for `split`.
+        predictions: predictions for the test images of `dataset`.
         name: name of the network in the predictions.
-        split: images.
-        augmentation: augmentation of the training images, which determines the centre crop of evaluation.
+        dataset: the data set.
         count: the most images.
 
     Raises:
@@ -56,7 +53,7 @@ def worst_images(
     return WorstImages(
         name=name,
         rows=rows,
-        images=centre(split.gather(rows), augmentation).cpu(),
+        images=centre(dataset.test.gather(rows), dataset.augmentation).cpu(),
         labels=predictions.labels[rows],
         predicted=predictions.predicted[m, rows],
         confidence=predictions.confidence[m, rows],

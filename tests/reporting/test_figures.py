@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from oekd_fast.data import Augmentation, Split
+from oekd_fast.data import Augmentation, ImageDataset, Split
 from oekd_fast.figures.latency import LatencyCurve, latency_figure
 from oekd_fast.figures.plotting import png
 from oekd_fast.figures.svg import svg
@@ -100,7 +100,6 @@ def test_cam_figure_shows_true_and_predicted_classes(channels):
     assert titles(parts_of(figure)[0]) == ["student 2\ntrue: cat\npredicted: cat, probability 50.0 %"]
 
 
-UNCROPPED = Augmentation(pad=0, flip=False)
 LABELS = torch.tensor([0, 1, 1, 2, 0])
 LOGITS = torch.tensor(
     [[0.0, 2.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0], [0.0, 0.0, 3.0], [-1.0, 3.0, 0.0]]
@@ -116,14 +115,19 @@ def predictions() -> Predictions:
     return Predictions(("student 1", "ensemble"), LABELS, best.indices, best.values, loss)
 
 
+def dataset_of(images: torch.Tensor) -> ImageDataset:
+    split = Split(images, LABELS)
+    return ImageDataset("toy", split, split, split, ("cat", "dog", "bird"), Augmentation(pad=0, flip=False))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_worst_images_are_confident_and_wrong(predictions, channels):
     images = torch.randint(256, (5, channels, 6, 6), dtype=torch.uint8)
-    split = Split(images, LABELS)
-    worst = [worst_images(predictions, name, split, UNCROPPED, 2) for name in predictions.names]
+    dataset = dataset_of(images)
+    worst = [worst_images(predictions, name, dataset, 2) for name in predictions.names]
     assert worst[0].rows.tolist() == [2, 4] and worst[0].predicted.tolist() == [2, 1] and len(worst[1].rows) == 0
     assert torch.equal(worst[0].images, images[[2, 4]])
-    assert worst_images(predictions, "student 1", split, UNCROPPED, 9).rows.tolist() == [2, 4, 0]
+    assert worst_images(predictions, "student 1", dataset, 9).rows.tolist() == [2, 4, 0]
     student, ensemble = parts_of(worst_figure(["cat", "dog", "a class with a long name"], worst))
     assert titles(student) == [
         "test image 3, loss 5.01\ntrue: dog, probability 0.66 %\n"
@@ -141,9 +145,9 @@ def test_the_worst_images_are_confident_and_wrong(predictions, channels):
 
 
 def test_an_unknown_network_has_no_worst_images(predictions):
-    split = Split(torch.zeros(5, 1, 6, 6, dtype=torch.uint8), LABELS)
+    dataset = dataset_of(torch.zeros(5, 1, 6, 6, dtype=torch.uint8))
     with pytest.raises(ValueError, match="name: expected one of student 1, ensemble, got student 2"):
-        worst_images(predictions, "student 2", split, UNCROPPED, 2)
+        worst_images(predictions, "student 2", dataset, 2)
 
 
 def test_latencies_are_under_the_pointer():
