@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..common.arrival import last_to_arrive
+from ..common.arrival import arrives_last, last_to_arrive
 from .gradients import scales_of_rows, upstream_scales, write_gradients
 from .labels import (
     count_labels,
@@ -171,9 +171,12 @@ def load_chunks(chunk_statistics, r, FIELD: tl.constexpr, other, CHUNKS: tl.cons
 
 @triton.jit
 def some_missing(arrived, inside, CHUNKS: tl.constexpr):
-    """Whether the statistics of some rows are not stored yet; `arrived` points at the counters [R] of the rows."""
-    finished = tl.load(arrived, mask=inside, other=CHUNKS + 1, volatile=True)
-    return tl.min(finished, 0) <= CHUNKS
+    """Whether the statistics of some rows are not stored yet; `arrived` points at the counters [R] of the rows.
+
+    If none is missing, the threads that read the counters see all statistics, and after a barrier every thread does.
+    """
+    finished = tl.atomic_add(arrived, 0, mask=inside, sem="acquire")
+    return tl.min(tl.where(inside, finished, CHUNKS + 1), 0) <= CHUNKS
 
 
 @triton.jit
@@ -286,7 +289,7 @@ def streamed(
                 if SMOOTH:
                     seen = tl.broadcast_to(parts[6], [1, WIDTH])
                 store_quads(chunk_statistics, at, inside, 1, parts[4], parts[5], seen, parts[5], WIDTH)
-                if last_to_arrive(arrived, CHUNKS):
+                if arrives_last(arrived, CHUNKS):
                     chunks = (
                         load_chunks(chunk_statistics, r, MAXIMUM, LOWEST, CHUNKS, WIDTH),
                         load_chunks(chunk_statistics, r, SUM, 0.0, CHUNKS, WIDTH),
@@ -302,7 +305,7 @@ def streamed(
                         CLASSES, VEC, WIDTH, SMOOTH,
                     )  # fmt: skip
                     tl.debug_barrier()
-                    tl.atomic_add(arrived, CHUNKS + 1, sem="release")
+                    tl.atomic_add(arrived, 1, sem="release")
         ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
 
     # Sum the losses of a share of the rows. All tickets are taken: each row is finished or held by a running program.
@@ -314,8 +317,6 @@ def streamed(
         inside = i < mine
         while some_missing(counters + ARRIVED + r, inside, CHUNKS):
             pass
-        # Adding 0 is a fence: the statistics are read after the counters.
-        tl.atomic_add(counters + DONE, 0, sem="acq_rel")
         tl.debug_barrier()
         sums = add_rows(
             sums, rows_losses, row_statistics, r, inside, target, target_stride, class_weights, rows, temperature,
