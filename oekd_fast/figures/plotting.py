@@ -60,10 +60,8 @@ def new_panels(count: int, columns: int = 2, size: tuple[float, float] = PANEL) 
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(size[0] * columns, size[1] * rows)
-    panels = figure.subfigures(rows, columns, squeeze=False).flatten()
-    for unused in panels[count:]:
-        unused.remove()
-    return figure, list(panels[:count])
+    places = figure.add_gridspec(rows, columns)
+    return figure, [figure.add_subfigure(places[divmod(number, columns)]) for number in range(count)]
 
 
 @contextlib.contextmanager
