@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from oekd_fast.common.files import write_atomically
 from oekd_fast.common.text import shortened
-from oekd_fast.figures.palette import student_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +35,7 @@ _STYLE = {
     "legend.fontsize": "small",
     "legend.frameon": False,
 }
+_LEGEND_ENTRIES = 12
 _LONGEST_TITLE = 160  # characters; a picture is made as wide as its title
 
 
@@ -132,16 +132,24 @@ def _import_matplotlib() -> None:
 
 
 def number_of_student(axes: Axes, number: int, point: tuple[float, float]) -> None:
-    """Write the number of a student above a point, in its colour."""
+    """Write the number of a student above a point."""
     axes.annotate(
         str(number), point, (0, 5), textcoords="offset points", ha="center", va="bottom", fontsize="small",
-        fontweight="bold", color=student_color(number - 1),
+        fontweight="bold",
     )  # fmt: skip
 
 
 def shared_legend(figure: FigureBase, axes: Axes, columns: int = 4) -> None:
-    """Draw the legend of `axes` below a whole figure or a panel, with as many of `columns` as fit its width."""
+    """Draw the legend of `axes` below a whole figure or a panel, with as many of `columns` as fit its width.
+
+    Of more than `_LEGEND_ENTRIES` entries some in the middle are left out, which are those of students.
+    """
+    from matplotlib.lines import Line2D
+
     handles, labels = axes.get_legend_handles_labels()
+    if more := max(0, len(labels) - _LEGEND_ENTRIES):
+        left_out = slice(_LEGEND_ENTRIES // 2, _LEGEND_ENTRIES // 2 + more + 1)
+        handles[left_out], labels[left_out] = [Line2D([], [], linestyle="none")], [f"… {more + 1} more"]
     if labels:
         # About the widths, in points, of a small letter, and of a line with the gaps around it.
         width = 5.2 * max(map(len, labels)) + 42

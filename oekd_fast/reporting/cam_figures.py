@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oekd_fast.common.text import shortened
-from oekd_fast.figures.palette import ERROR, TEXT
 from oekd_fast.figures.plotting import PANEL, new_panels
 from oekd_fast.reporting.image_figures import draw_image, hover_image
 
@@ -70,8 +69,10 @@ def _draw_map(axes: Axes, image: Tensor, label: int, classes: Sequence[str], net
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )  # fmt: skip
     predicted, confidence = int(network.predicted[i]), 100 * network.confidence[i].item()
-    mark, color = ("✓", TEXT) if predicted == label else ("✗", ERROR)
-    axes.set_title(f"{mark} {shortened(classes[predicted], 11)} ({confidence:.0f} %)", fontsize="small", color=color)
+    mark, weight = ("✓", "normal") if predicted == label else ("✗", "bold")
+    axes.set_title(
+        f"{mark} {shortened(classes[predicted], 11)} ({confidence:.0f} %)", fontsize="small", fontweight=weight
+    )
     axes.set_xlabel(network.name.partition(",")[0], fontsize="small")
     hover_image(
         axes,

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from oekd_fast.common.text import shortened
 from oekd_fast.figures.hover import hover_boxes
-from oekd_fast.figures.palette import ERROR
 from oekd_fast.figures.plotting import PANEL, new_panels
 from oekd_fast.reporting.worst_images import WorstImages
 
@@ -67,7 +66,7 @@ def _draw_mistake(axes: Axes, classes: Sequence[str], network: WorstImages, i: i
     draw_image(axes, network.images[i])
     axes.set_title(f"true: {shortened(true, _NAME_LENGTH)}", fontsize="small", pad=3)
     text = f"✗ {shortened(predicted, _NAME_LENGTH - 3)} ({confidence:.0f} %)"
-    axes.set_xlabel(text, fontsize="small", color=ERROR, labelpad=3)
+    axes.set_xlabel(text, fontsize="small", labelpad=3)
     loss = network.loss[i].item()
     lines = (
         f"test image {int(network.rows[i]) + 1:,}, loss {loss:.3g}",

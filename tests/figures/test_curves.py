@@ -129,3 +129,11 @@ def test_the_axis_says_where_it_is_cut_off():
         82, abs=0.1
     )
     assert curve_figure([{"ensemble": lines[1:]}], [2]).axes[0].get_title() == ""
+
+
+def test_a_legend_of_many_students_has_twelve_entries():
+    figure = curve_figure([{"ensemble": history(3, students=30)}], [2])
+    legend = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
+    first, last = [f"student {j}" for j in range(1, 7)], ["student 28", "student 29", "student 30"]
+    assert legend == [*first, "… 21 more", *last, "ensemble", "selected epoch"]
+    assert svg(figure, "curves").count("<text") > 50
