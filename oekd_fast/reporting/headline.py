@@ -14,8 +14,9 @@ from oekd_fast.reporting import page
 from oekd_fast.reporting.budgets import Range, accuracy_ranges, cost_ranges
 from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.gains import Gains
-from oekd_fast.reporting.names import network_name
+from oekd_fast.reporting.names import ENSEMBLE, colored_name
 from oekd_fast.reporting.pictures import Pictures
+from oekd_fast.reporting.predictions import student_names
 from oekd_fast.reporting.significance import LEVEL, binomial_error
 
 NEVER = "never"
@@ -56,7 +57,7 @@ def _key_figures(runs: Sequence[Run], gains: Gains | None) -> Iterator[tuple[str
         yield f"Student {len(students)}, the smallest", f"{accuracies[-1].mean:.2f} %", size
     if gains is not None:
         mean = sum(difference.points for difference in gains.differences) / len(students)
-        yield "Mean gain of the family", f"{mean:+.2f} points", f"over training alone; {_count(gains)}"
+        yield "Gain of the family", f"{mean:+.2f} points", f"over training alone, on average; {_count(gains)}"
 
 
 def _count(gains: Gains) -> str:
@@ -64,14 +65,12 @@ def _count(gains: Gains) -> str:
     found = [each for j, each in enumerate(gains.differences) if gains.is_significant(j)]
     better = sum(each.points > 0 for each in found)
     counts = [f"{count} {how}" for count, how in ((better, "better"), (len(found) - better, "worse")) if count]
-    return f"significant: {', '.join(counts) or 'none'} of {len(gains.differences)}"
+    return f"significantly {', '.join(counts)}" if counts else "none is significant"
 
 
 def _significance(gains: Gains | None) -> str:
     if gains is None:
-        return (
-            "The gain of training in the family is unknown, as not every run has students trained alone (--baseline)."
-        )
+        return "The gain of the family is unknown, as not every run has students trained alone (--baseline)."
     return gains.sentence()
 
 
@@ -79,12 +78,12 @@ def _choice(runs: Sequence[Run]) -> Iterator[str]:
     """Yield the table of the budgets for which each student, or the ensemble, is the one to use."""
     summaries, first = [run.summary for run in runs], runs[0].summary
     networks = [*first["students"]]
-    names = [network_name(j) for j in range(len(networks))]
+    names = list(student_names(len(networks)))
     validation = [_validation(runs, lambda line, j=j: line["accuracy"][j]) for j in range(len(networks))]
     test = of_students(summaries, "accuracy")
     if first.get("ensemble") is not None:  # older versions did not write its size
         networks.append(first["ensemble"])
-        names.append(network_name(None))
+        names.append(ENSEMBLE)
         validation.append(_validation(runs, lambda line: line["ensemble_accuracy"]))
         test.append(spread([summary["ensemble_accuracy"] for summary in summaries]))
     parameters = [network["parameters"] for network in networks]
@@ -102,19 +101,20 @@ def _choice(runs: Sequence[Run]) -> Iterator[str]:
         if len(networks) > len(medians):
             medians.append(latency.ensemble[setting].median_ms if setting in latency.ensemble else None)
         ranges = cost_ranges(medians, validation, parameters)
-        columns[f"ms ({setting})"] = [_text(r, milliseconds) for r in ranges]
+        columns["ms"] = [_text(r, milliseconds) for r in ranges]
     columns["least accuracy %"] = [
         NEVER if r is None else f"up to {r.high:.2f}" for r in accuracy_ranges(validation, parameters)
     ]
-    rows = zip(names, *columns.values(), [f"{value:.2f}" for value in validation], test, strict=True)
+    rows = zip(map(colored_name, names), *columns.values(), [f"{value:.2f}" for value in validation], test, strict=True)
     yield page.table(["network", *columns, "validation %", "test %"], rows)
+    called = "" if latency is None else f" Milliseconds are the median of a call ({latency.preferred})."
     error = binomial_error(min(value.mean for value in test), first["test_images"])
     several = "the mean over seeds of " if len(runs) > 1 else ""
     yield page.paragraph(
         "A row is the network to use within the limits of a column. For a limit of parameters, FLOPs or milliseconds, "
         f"that is the network with the highest validation accuracy ({several}the epoch that was selected); for a least "
         f"accuracy, the one with the fewest parameters. Ranges exclude their upper end. {NEVER.capitalize()}: another "
-        "network is at least as good. "
+        f"network is at least as good.{called} "
         f"python -m oekd_fast.pick chooses in the same way. With {first['test_images']:,} test images, an accuracy has "
         f"a standard error of up to {error:.2f} points, so that smaller differences may be chance.",
         "small",

@@ -13,7 +13,7 @@ from oekd_fast.latency.family import FamilyLatency
 from oekd_fast.latency.result import MARK, Latency, milliseconds
 from oekd_fast.reporting import page
 from oekd_fast.reporting.finished_runs import Run
-from oekd_fast.reporting.names import network_name
+from oekd_fast.reporting.names import ENSEMBLE, colored_name
 from oekd_fast.reporting.pictures import Pictures
 
 
@@ -38,7 +38,7 @@ def latency_parts(runs: Sequence[Run], picture: Pictures) -> Iterator[str]:
             remarks[remark].append(str(setting))
     if remarks:
         sentences = (f"{remark} ({'; '.join(settings)})." for remark, settings in remarks.items())
-        yield page.note(f"{MARK} is a smaller student that is not measurably faster. {' '.join(sentences)}")
+        yield page.notes((f"{MARK} is a smaller student that is not measurably faster.", *sentences))
     summaries = [run.summary for run in runs]
     accuracies = [value.mean for value in of_students(summaries, "accuracy")]
     ensemble = spread([summary["ensemble_accuracy"] for summary in summaries]).mean
@@ -67,7 +67,7 @@ def _table(run: Run, latency: FamilyLatency) -> str:
     headings = ["network", "file", *map(str, latency.settings)]
     rows = [
         [
-            network_name(student["index"] - 1),
+            colored_name(f"student {student['index']}"),
             _size(student),
             *(_cell(of_student[setting]) for setting in latency.settings),
         ]
@@ -76,7 +76,9 @@ def _table(run: Run, latency: FamilyLatency) -> str:
     ensemble = run.summary.get("ensemble")
     if ensemble is not None and latency.ensemble:
         cells = (latency.ensemble.get(setting) for setting in latency.settings)
-        rows.append([network_name(None), _size(ensemble), *("-" if cell is None else _cell(cell) for cell in cells)])
+        rows.append(
+            [colored_name(ENSEMBLE), _size(ensemble), *("-" if cell is None else _cell(cell) for cell in cells)]
+        )
     return page.table(headings, rows)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from oekd_fast.figures.palette import student_color
+from oekd_fast.figures.palette import ALONE, TEXT, network_style
 from oekd_fast.reporting import page
 
+ENSEMBLE = "ensemble"
 
-def network_name(j: int | None) -> page.Html:
-    """Return the name of student `j`, counted from 0, or of the ensemble for None."""
-    return page.swatch("currentColor", "ensemble") if j is None else page.swatch(student_color(j), f"student {j + 1}")
+
+def colored_name(name: str) -> page.Html:
+    """Return the name of a network, such as "student 2" or "ensemble", after its dot; that of "... alone" is hollow."""
+    color, line = network_style(name)
+    return page.swatch("currentColor" if color == TEXT else color, name, hollow=line == ALONE)

@@ -35,11 +35,21 @@ def scrolling(content: str) -> str:
     return f'<div class="wide" tabindex="0">{content}</div>'
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table; cells are converted by `str` and escaped, except for `Html`."""
+def notes(texts: Sequence[str]) -> str:
+    """Return highlighted notes as a list; each text is escaped."""
+    return '<ul class="note">' + "".join(f"<li>{html_text(text)}</li>" for text in texts) + "</ul>"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, of_texts: bool = False) -> str:
+    """Return a table; cells are converted by `str` and escaped, except for `Html`.
+
+    Columns of numbers, other than the first one, are aligned to the right; with `of_texts`, cells are aligned to the
+    left and have several lines where they are long.
+    """
+    kind = ' class="text"' if of_texts else ""
     head = "".join(f"<th>{html_text(text)}</th>" for text in headings)
     body = "\n".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return scrolling(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
+    return scrolling(f"<table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
 
 
 def tiles(values: Iterable[tuple[str, Any, str]]) -> str:
@@ -56,9 +66,10 @@ def code(text: str) -> str:
     return "<pre><code>" + "\n".join(map(html_text, text.split("\n"))) + "</code></pre>"
 
 
-def swatch(color: str, text: str) -> Html:
-    """Return a dot in the colour of a network in the figures, followed by its name."""
-    return Html(f'<span class="swatch" style="background:{html_text(color)}"></span>{html_text(text)}')
+def swatch(color: str, text: str, *, hollow: bool = False) -> Html:
+    """Return a dot in a colour of CSS, followed by `text`, which is escaped."""
+    inside = "" if hollow else f";background:{color}"
+    return Html(f'<span class="swatch" style="border-color:{color}{inside}"></span>{html_text(text)}')
 
 
 def link(address: str, text: str) -> Html:

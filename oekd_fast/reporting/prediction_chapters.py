@@ -15,6 +15,7 @@ from oekd_fast.reporting.confusion import confusion, confusion_data
 from oekd_fast.reporting.confusion_figures import MATRIX_CLASSES, SHOWN, confusion_figure
 from oekd_fast.reporting.evaluation import Evaluation
 from oekd_fast.reporting.image_figures import worst_figure
+from oekd_fast.reporting.names import colored_name
 from oekd_fast.reporting.pictures import Pictures
 from oekd_fast.reporting.prediction_figures import agreement_figure, class_figure, reliability_figure
 from oekd_fast.reporting.worst_images import worst_images
@@ -79,8 +80,8 @@ def _confusions(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
         (dataset.classes[true], dataset.classes[taken], *(each.count(true, taken) for each in confusions.values()))
         for true, taken, _ in pairs
     ]
-    headings = ("true class", "predicted class", *(f"{name}, images" for name in names))
-    yield page.details(f"Pairs that the {names[-1]} confuses most", page.table(headings, rows))
+    headings = ("true class", "predicted class", *names)
+    yield page.details(f"Numbers of images of the pairs that the {names[-1]} confuses most", page.table(headings, rows))
 
 
 def _worst(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
@@ -108,7 +109,7 @@ def calibration_chapter(evaluation: Evaluation, picture: Pictures) -> Iterator[s
         errors = [calibrate(*of_run).ece for of_run in zip(confidence, correct, strict=True)]
         means = [100 * values.double().mean().item() for values in confidence]
         accuracies = [run.accuracy()[m] for run in runs]
-        rows.append((name, spread(errors), spread(means), spread(accuracies)))
+        rows.append((colored_name(name), spread(errors), spread(means), spread(accuracies)))
         diagrams[name] = calibrate(torch.cat(confidence), torch.cat(correct))
     yield page.table(("network", "ECE %", "mean confidence %", "accuracy %"), rows)
     yield picture("calibration", lambda: reliability_figure(diagrams), "Reliability diagram of each network")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.reporting import page
 from oekd_fast.reporting.finished_runs import Run
 
 
 def settings_chapter(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield a table of facts and of the configuration for each run."""
+    """Yield the facts of each run, the settings that differ from their defaults, and all settings."""
     for run in runs:
-        table = page.table(("field", "value"), (_facts(run) | run.config.as_dict()).items())
-        if len(runs) == 1:
-            yield table
-        else:
-            yield page.details(f"Seed {run.config.seed}: {run.path}", table)
+        settings, defaults = run.config.as_dict(), TrainConfig().as_dict()
+        changed = {name: value for name, value in settings.items() if value != defaults[name]}
+        headings = ("field", "value")
+        content = (
+            page.paragraph("Of the settings, those that differ from their defaults are shown first.")
+            + page.table(headings, (_facts(run) | changed).items(), of_texts=True)
+            + page.details("All settings", page.table(headings, settings.items(), of_texts=True))
+        )
+        yield content if len(runs) == 1 else page.details(f"Seed {run.config.seed}: {run.path}", content)
 
 
 def _facts(run: Run) -> dict[str, object]:

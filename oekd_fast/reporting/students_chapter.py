@@ -10,7 +10,8 @@ from oekd_fast.figures.sizes import of_students
 from oekd_fast.reporting import page
 from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.gains import Gains
-from oekd_fast.reporting.names import network_name
+from oekd_fast.reporting.names import ENSEMBLE, colored_name
+from oekd_fast.reporting.predictions import student_names
 
 
 def students_chapter(runs: Sequence[Run], gains: Gains | None, paper: Mapping[str, Any] | None) -> Iterator[str]:
@@ -63,7 +64,7 @@ def _columns(
     ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
     absent = ["-"] * count
     columns = {
-        "network": [*map(network_name, range(count)), network_name(None)],
+        "network": [colored_name(name) for name in (*student_names(count), ENSEMBLE)],
         "parameters": [f"{student['parameters']:,}" for student in students],
         "size %": [f"{student['relative_size']:.2f}" for student in students],
         "MFLOPs": [f"{student['flops'] / 1e6:,.1f}" for student in students],

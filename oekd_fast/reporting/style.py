@@ -18,7 +18,8 @@ section > h2 { font-size: 1.45rem; border-top: 2px solid var(--text); padding-to
 p { max-width: 48rem; margin: .6rem 0; }
 p.lead { font-size: 1.1rem; }
 p.small { font-size: .88rem; color: var(--faint); }
-p.note { background: var(--soft); border-left: 4px solid var(--note); border-radius: 0 6px 6px 0;
+ul.note { padding-left: 1.6rem; max-width: 48rem; }
+.note { background: var(--soft); border-left: 4px solid var(--note); border-radius: 0 6px 6px 0;
   padding: .5rem .8rem; }
 a { color: var(--accent); text-underline-offset: .15em; }
 nav { font-size: .92rem; margin: 0 0 1.2rem; padding: .7rem 1rem; background: var(--soft); border-radius: 8px; }
@@ -35,13 +36,21 @@ details { margin: .6rem 0; }
 details.chapter { border-top: 1px solid var(--line); margin: 0; padding: .9rem 0; }
 .content { padding-bottom: .8rem; }
 .wide { overflow-x: auto; overflow-wrap: normal; margin: .8rem 0; }
+.wide:has(> table) { background:
+  linear-gradient(to right, var(--back) 40%, transparent) 0 0 / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--back) 40%, transparent) 100% 0 / 2rem 100% no-repeat local,
+  linear-gradient(to right, var(--line), transparent) 0 0 / .8rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--line), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
 .wide:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .75rem; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .65rem; text-align: right; white-space: nowrap; }
 th { vertical-align: bottom; color: var(--faint); font-weight: 600; }
+table.text td { text-align: left; white-space: normal; min-width: 8rem; }
+@media (min-width: 60rem) { th { white-space: normal; } }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
 tbody tr:hover td { background: var(--soft); }
-.swatch { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .45em; }
+.swatch { display: inline-block; width: .75em; height: .75em; border: 2px solid; border-radius: 50%;
+  margin-right: .45em; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .tiles div { background: var(--soft); border-radius: 8px; padding: .7rem 1rem; }
 .tiles dt { font-size: .88rem; color: var(--faint); }
