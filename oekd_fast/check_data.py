@@ -212,24 +212,24 @@ def _examples(check: DataCheck, examples: int) -> Iterator[str]:
         yield from (split.unreadable + split.refused)[:examples]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fast.check_data") -> int:
     """Run the command line and return the exit status: 0 if the data set can be trained on, otherwise 1.
 
     Args:
         arguments: the command line; that of the process by default.
+        prog: the command, for usage and errors.
     """
     replace_unencodable_output()
     console, errors = RunConsole(), RunConsole(stderr=True)
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = CheckDataOptions(**parse(CheckDataOptions, "python -m oekd_fast.check_data", arguments))
+        options = CheckDataOptions(**parse(CheckDataOptions, prog, arguments))
         with warnings_as_lines(errors):
             check = check_data(options)
         show(console, check, options)
         if check.problem is None:
             return 0
         print_line(errors, f"error: {check.problem}")
-    except (TypeError, ValueError, OSError) as error:
+    except (ImportError, TypeError, ValueError, OSError) as error:
         print_line(errors, f"error: {error}")
     finally:
         finish_output(console, errors)

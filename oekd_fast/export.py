@@ -145,14 +145,19 @@ def print_files(console: Console, files: Sequence[Exported]) -> None:
         console.print(table)
 
 
-def main() -> int:
-    """Run the command line and return the exit status."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fast.export") -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: the command line; that of the process by default.
+        prog: the command, for usage and errors.
+    """
     replace_unencodable_output()
     console, errors = RunConsole(), RunConsole(stderr=True)
     try:
-        config = ExportConfig(**parse(ExportConfig, "python -m oekd_fast.export", sys.argv[1:]))
+        config = ExportConfig(**parse(ExportConfig, prog, arguments))
         return _export_and_print(config, console, errors)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         print_line(errors, f"error: {error}")
         return 1
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -161,12 +161,17 @@ def _reasons(choice: Choice, budget: Budget) -> Iterator[str]:
         yield f"Weights: {choice.weights}"
 
 
-def main() -> int:
-    """Run the command line and return the exit status: 1 if nothing fits."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fast.pick") -> int:
+    """Run the command line and return the exit status: 1 if nothing fits.
+
+    Args:
+        arguments: the command line; that of the process by default.
+        prog: the command, for usage and errors.
+    """
     replace_unencodable_output()
     console, errors = RunConsole(), RunConsole(stderr=True)
     try:
-        config = PickConfig(**parse(PickConfig, "python -m oekd_fast.pick", sys.argv[1:]))
+        config = PickConfig(**parse(PickConfig, prog, arguments))
         with warnings_as_lines(errors):
             pick(config, console)
     except (ImportError, TypeError, ValueError, OSError, RuntimeError) as error:

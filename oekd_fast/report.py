@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -115,14 +116,19 @@ def _make_folder(folder: Path) -> Path:
     return make_folder_below(folder.parent, folder.name)
 
 
-def main() -> int:
-    """Run the command line and return the exit status."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fast.report") -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: the command line; that of the process by default.
+        prog: the command, for usage and errors.
+    """
     replace_unencodable_output()
     console, errors = RunConsole(), RunConsole(stderr=True)
     try:
-        path = report(ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", sys.argv[1:])), console)
+        path = report(ReportConfig(**parse(ReportConfig, prog, arguments)), console)
         print_line(console, f"Report: {path}")
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:
         print_line(errors, f"error: {error}")
         return 1
     finally:

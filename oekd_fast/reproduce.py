@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,12 +126,17 @@ def reproduction_folder(recipe: str, config: TrainConfig) -> Path:
     return config.output_dir or Path("runs", "reproduce", *recipe.split("/"))
 
 
-def main() -> int:
-    """Run the command line and return the exit status."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fast.reproduce") -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: the command line; that of the process by default.
+        prog: the command, for usage and errors.
+    """
     replace_unencodable_output()
     console, errors = RunConsole(), RunConsole(stderr=True)
     try:
-        options = parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce")
+        options = parse_recipe_options(ReproduceOptions, prog, arguments)
         if options.list_recipes:
             console.print(recipe_table())
             return 0
@@ -138,7 +144,7 @@ def main() -> int:
             raise RecipeError("recipe: expected a name, --list-recipes shows all, got none")
         with warnings_as_lines(errors):
             return _run(options, console, errors)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         print_line(errors, f"error: {error}")
         return 1
     finally:

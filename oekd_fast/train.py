@@ -6,7 +6,10 @@ The module itself can be called like its function `train`. The package and its s
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,14 @@ if TYPE_CHECKING:
     from oekd_fast.results.train_result import TrainResult
 
 __all__ = ["main", "train"]
+
+
+@dataclass(frozen=True)
+class TrainOptions(RecipeOptions):
+    """Train a family of students by online ensemble distillation."""
+
+    dry_run: bool = False
+    """Show what the run would train, its time and its memory, from some real steps, write nothing and exit."""
 
 
 def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
@@ -50,17 +61,22 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     return TrainResult(run(config, console), config.run_folder, own=True)
 
 
-def main() -> int:
-    """Run the command line and return the exit status."""
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fast.train") -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: the command line; that of the process by default.
+        prog: the command, for usage and errors.
+    """
     replace_unencodable_output()
     console, errors = RunConsole(), RunConsole(stderr=True)
     try:
-        options = parse_recipe_options(RecipeOptions, "python -m oekd_fast.train")
+        options = parse_recipe_options(TrainOptions, prog, arguments)
         if options.list_recipes:
             console.print(recipe_table())
             return 0
         with warnings_as_lines(errors):
-            return _run(options.config, console, errors)
+            return _run(options, console, errors)
     except (ImportError, TypeError, ValueError) as error:
         print_line(errors, f"error: {error}")
         return 1
@@ -68,7 +84,7 @@ def main() -> int:
         finish_output(console, errors)
 
 
-def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
+def _run(options: TrainOptions, console: RunConsole, errors: RunConsole) -> int:
     from oekd_fast.distributed.agreement import OtherRankError
     from oekd_fast.distributed.rendezvous import is_quiet_rank, rank_prefix
     from oekd_fast.distributed.world import LostRankError
@@ -80,7 +96,10 @@ def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
 
     keep_freed_memory()
     console.quiet = is_quiet_rank()
+    config = options.config
     try:
+        if options.dry_run:
+            return _plan(config, console)
         summary = train(config, console)
     except Interrupted as stopped:
         print_line(errors if console.failure else console, stopped)
@@ -95,6 +114,17 @@ def _run(config: TrainConfig, console: RunConsole, errors: RunConsole) -> int:
     if console.failure is not None:
         reason = f"the output cannot be written ({console.failure.strerror})"
         print_line(errors, f"{reason}, the run is complete: {config.run_folder}")
+    return 0
+
+
+def _plan(config: TrainConfig, console: RunConsole) -> int:
+    from oekd_fast.runs.dry_run import dry_run
+    from oekd_fast.runs.show_plan import print_plan
+
+    try:
+        print_plan(console, dry_run(config))
+    except KeyboardInterrupt:  # there is nothing to save
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -49,6 +49,13 @@ def clock_text(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration in two digits below a minute, else as `clock_text` does: "0.17 s", "48 s", "0:03:20"."""
+    if seconds >= 59.5:
+        return clock_text(seconds)
+    return f"{seconds:#.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
 def _parse(text: str, units: dict[str, int], expected: str) -> int:
     match = _FORM.fullmatch(text.strip())
     factor = None if match is None else units.get(match[2])

@@ -56,6 +56,7 @@ def parse_recipe_options(options: type[Options], prog: str, arguments: Sequence[
         arguments: the command line; that of the process by default.
 
     Raises:
+        ImportError: tyro is not installed.
         RecipeError: the recipe is unknown, or made for another data set.
         ValueError, TypeError: an option is outside its choices or bound, or contradicts another one.
         SystemExit: after ``--help`` and ``--version``, or if an argument cannot be parsed; the reason is printed.

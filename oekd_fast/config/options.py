@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, field, fields, make_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ from oekd_fast.config.section import choices
 def parse(
     owner: type,
     prog: str,
-    arguments: list[str],
+    arguments: Sequence[str] | None = None,
     *,
     groups: Mapping[str, type] | None = None,
     defaults: Mapping[str, Any] | None = None,
@@ -32,19 +33,23 @@ def parse(
         owner: dataclass whose fields are options; fields without a default are positional arguments. Its docstring
             describes the command.
         prog: the command, for usage and errors.
-        arguments: the command line.
+        arguments: the command line; that of the process by default.
         groups: dataclasses whose fields are options as well, by the title of their group in ``--help``.
         defaults: values of options that differ from the defaults of their fields.
         skip: fields of `owner` that are not options.
 
     Raises:
+        ImportError: tyro is not installed.
         SystemExit: after ``--help`` and ``--version``, or if an argument cannot be parsed; the reason is printed.
     """
-    import tyro
-
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--version" in arguments:
         print(f"oekd_fast {__version__}")
         raise SystemExit(0)
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError(f"{prog} needs more packages: pip install 'oekd_fast[train]'") from error
     groups, defaults = groups or {}, defaults or {}
     version = Annotated[
         bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version and exit.", help_behavior_hint="")
@@ -104,7 +109,7 @@ def _appearance(text: str, hint: Any, metadata: Mapping[str, Any]) -> object:
     Args:
         text: what the option does.
         hint: type of its field.
-        metadata: metadata of its field; "unset" describes the default None, "metavar" replaces the name of the type.
+        metadata: metadata of its field; "unset" describes the default None.
     """
     import tyro
 
@@ -113,16 +118,24 @@ def _appearance(text: str, hint: Any, metadata: Mapping[str, Any]) -> object:
             return f"(default: {metadata['unset']})" if metadata.get("unset") else ""
         return f"(default: {label})" if hint is not bool else f"(default: {'on' if label == 'True' else 'off'})"
 
-    metavar = metadata.get("metavar")
+    return tyro.conf.arg(help=text, help_behavior_hint=default, metavar=metavar(hint, metadata))
+
+
+def metavar(hint: Any, metadata: Mapping[str, Any]) -> str | None:
+    """Return what stands for the value of an option in ``--help``; None leaves it to tyro.
+
+    Args:
+        hint, metadata: type and metadata of its field; "metavar" replaces the name of the type.
+    """
     if values := choices(hint):
-        metavar = "{" + ",".join(values) + "}"
-    elif type(None) in get_args(hint):
-        (kind,) = (kind for kind in get_args(hint) if kind is not type(None))
-        repeated = get_origin(kind) is tuple
-        kind = get_args(kind)[0] if repeated else kind
-        metavar = {str: "STR", bool: "{True,False}"}.get(kind, kind.__name__.upper())
-        metavar += f" [{metavar} ...]" if repeated else ""
-    return tyro.conf.arg(help=text, help_behavior_hint=default, metavar=metavar)
+        return "{" + ",".join(values) + "}"
+    if type(None) not in get_args(hint):
+        return metadata.get("metavar")
+    (kind,) = (kind for kind in get_args(hint) if kind is not type(None))
+    repeated = get_origin(kind) is tuple
+    kind = get_args(kind)[0] if repeated else kind
+    name = {str: "STR", bool: "{True,False}"}.get(kind, kind.__name__.upper())
+    return f"{name} [{name} ...]" if repeated else name
 
 
 def _summary(owner: type) -> str:

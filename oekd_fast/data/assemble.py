@@ -107,6 +107,7 @@ def assemble(
         augmentation=settings.augmentation(splits["train"].image_shape[1]),
         published=published,
         notes=source.notes,
+        held_out=tuple(split for split in ("test", "validation") if split not in source.splits),
     )
 
 

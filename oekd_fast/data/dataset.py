@@ -112,6 +112,7 @@ class ImageDataset:
         augmentation: augmentation of the training images.
         published: channel statistics in common use, or None.
         notes: one line each on how the source was read and on what was left out.
+        held_out: names of the splits that the source does not have and that were cut from its training images.
 
     Raises:
         DataError: the images are not square.
@@ -125,6 +126,7 @@ class ImageDataset:
     augmentation: AnyAugmentation
     published: Statistics | None = None
     notes: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         height, width = self.train.image_shape[1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.teacher import Statistics, Teacher
 from oekd_fast.losses.calls import KDOptions
-from oekd_fast.parallel.executor import make_executor
+from oekd_fast.parallel.executor import SequentialExecutor, make_executor
 from oekd_fast.training.backward import (
     Backward,
     FamilyLosses,
@@ -177,6 +177,11 @@ class Engine:
     def eager_because(self) -> str | None:
         """Why steps are not replayed from a graph, in one line; None while they are."""
         return self._calls.eager_because
+
+    @property
+    def executor_kind(self) -> Literal["parallel", "sequential"]:
+        """How the students of a step run."""
+        return "sequential" if isinstance(self._of_step, SequentialExecutor) else "parallel"
 
     def begin_epoch(self, batches: Batches, order: Tensor, batch_size: int, first: int = 0, epoch: int = 0) -> None:
         """Have the next steps train on the batches of `order`, from batch number `first` on; see `Batches.begin`.

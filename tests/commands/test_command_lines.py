@@ -10,16 +10,17 @@ import pytest
 
 from oekd_fast import __version__
 from oekd_fast.check_data import CheckDataOptions
-from oekd_fast.config.command_line import GROUPS, RecipeOptions, parse_recipe_options
+from oekd_fast.config.command_line import GROUPS, parse_recipe_options
 from oekd_fast.config.options import field_docs, parse
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.export import ExportConfig
 from oekd_fast.pick import PickConfig
 from oekd_fast.report import ReportConfig
 from oekd_fast.reproduce import ReproduceOptions
+from oekd_fast.train import TrainOptions
 
 PARSERS = {
-    "train": lambda arguments: parse_recipe_options(RecipeOptions, "python -m oekd_fast.train", arguments),
+    "train": lambda arguments: parse_recipe_options(TrainOptions, "python -m oekd_fast.train", arguments),
     "reproduce": lambda arguments: parse_recipe_options(ReproduceOptions, "python -m oekd_fast.reproduce", arguments),
     "report": lambda arguments: ReportConfig(**parse(ReportConfig, "python -m oekd_fast.report", arguments)),
     "pick": lambda arguments: PickConfig(**parse(PickConfig, "python -m oekd_fast.pick", arguments)),

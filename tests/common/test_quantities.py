@@ -2,7 +2,7 @@
 
 import pytest
 
-from oekd_fast.common.quantities import bytes_text, parse_bytes, parse_count
+from oekd_fast.common.quantities import bytes_text, duration_text, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_other_texts_are_refused(text):
 )  # fmt: skip
 def test_bytes_as_text(count, text):
     assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"), (0.0123, "0.012 s"), (0.0996, "0.10 s"), (1.0, "1.0 s"), (9.94, "9.9 s"), (9.96, "10 s"),
+        (59.4, "59 s"), (59.6, "0:01:00"), (200, "0:03:20"), (86_400 * 3 + 4 * 3600, "3 d 4 h"),
+    ],
+)  # fmt: skip
+def test_durations_as_text(seconds, text):
+    assert duration_text(seconds) == text

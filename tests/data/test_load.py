@@ -52,6 +52,13 @@ def test_digits_splits_and_facts():
         assert ((counts >= int(share * 174) - 1) & (counts <= share * 183 + 2)).all()
 
 
+def test_splits_that_were_held_out_are_named(tmp_path, labelled):
+    assert load_dataset("digits").held_out == ("test", "validation")
+    write_arrays(tmp_path, *labelled, "train")
+    write_arrays(tmp_path, *labelled, "test")
+    assert load_dataset(str(tmp_path)).held_out == ("validation",)
+
+
 def test_seed_changes_the_validation_split_and_not_the_test_split():
     first, second, again = (load_dataset("digits", seed=seed) for seed in (0, 1, 0))
     assert_same_split(first.test, second.test)

@@ -72,6 +72,15 @@ def test_evaluation_of_a_run_of_one_process_is_that_of_three_ranks(ranks, config
             assert ours["accuracy"] == theirs["accuracy"]
 
 
+def test_a_dry_run_on_two_ranks(ranks, config):
+    plans = ranks.run(2, rank_runs.plan, config)
+    for plan in plans:
+        assert (plan.processes, plan.threads, plan.batch_size) == (2, 1, 20)
+        assert [(phase.name, phase.steps_left) for phase in plan.phases] == [("ensemble", 9)]
+    assert plans[0].host_bytes == plans[1].host_bytes and plans[0].disk_bytes == plans[1].disk_bytes
+    assert not config.run_folder.exists()
+
+
 def test_all_ranks_end_early_after_the_same_epoch(ranks, config):
     """Weights hardly change, and the running statistics of the norms soon change no prediction."""
     early = replace(config, learning_rate=1e-9, epochs=9, patience=1)

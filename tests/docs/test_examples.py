@@ -1,5 +1,6 @@
 """Code blocks of the pages run, and their command lines are understood by the commands."""
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from oekd_fast import build_ensemble
-from oekd_fast.config.command_line import GROUPS, RecipeOptions, parse_recipe_options
+from oekd_fast.config.command_line import GROUPS, parse_recipe_options
 from oekd_fast.config.options import parse
 from oekd_fast.family.saved import Normalisation, StudentMetadata, save_student
 from oekd_fast.models import get_architecture, registry
@@ -94,9 +95,8 @@ def test_command_lines_are_understood(page):
 
 
 def parse_training(module, arguments):
-    options = RecipeOptions
-    if module == "oekd_fast.reproduce":
-        options = importlib.import_module(module).ReproduceOptions
+    module_of = importlib.import_module(module)
+    options = module_of.ReproduceOptions if module == "oekd_fast.reproduce" else module_of.TrainOptions
     if "--help" in arguments:
         with pytest.raises(SystemExit) as stopped:
             parse_recipe_options(options, f"python -m {module}", arguments)

@@ -1,9 +1,12 @@
-"""Freed memory stays with a process that calls `keep_freed_memory`."""
+"""Peak memory, and freed memory that stays with a process that calls `keep_freed_memory`."""
 
 import subprocess
 import sys
 
 import pytest
+
+from oekd_fast.runs import host_memory
+from oekd_fast.runs.host_memory import peak_memory
 
 SCRIPT = """
 import resource, sys, torch
@@ -29,3 +32,20 @@ def test_memory_allocated_again_causes_no_page_faults():
     assert done.returncode == 0, done.stderr
     pages = 10 * 12 * 2**21 * 4 // 4096
     assert int(done.stdout) < pages / 100
+
+
+def test_the_peak_is_that_of_the_process(tmp_path, monkeypatch):
+    if sys.platform != "win32":
+        assert 50e6 < peak_memory() < 1e12
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t   1234 kB\nVmRSS:\t    567 kB\n")
+    monkeypatch.setattr(host_memory, "_STATUS", status)
+    assert peak_memory() == 1234 * 1024
+
+
+def test_the_peak_without_proc_is_that_of_the_system_or_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "_STATUS", tmp_path / "missing")
+    if host_memory.resource is not None:
+        assert peak_memory() > 10e6
+    monkeypatch.setattr(host_memory, "resource", None)
+    assert peak_memory() is None

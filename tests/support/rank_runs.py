@@ -7,6 +7,7 @@ from dataclasses import replace
 from oekd_fast.latency.result import LatencyReport
 from oekd_fast.runs import deployment
 from oekd_fast.runs import run as runs
+from oekd_fast.runs.dry_run import dry_run
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.training.engine import Engine
 
@@ -74,3 +75,8 @@ def measure(world, config):
         return train(world, config), measured
     finally:
         deployment.measure_students = original
+
+
+def plan(world, config):
+    """Return the plan of `config`, from as few steps as possible."""
+    return dry_run(config, seconds=0.0)
