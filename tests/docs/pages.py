@@ -23,7 +23,15 @@ def prose(text: str) -> str:
 
 
 def commands(text: str) -> list[str]:
-    """Return the lines of all code blocks, indented ones included, that run a module with ``python -m``."""
+    """Return the lines of all code blocks, indented ones included, that run a module or ``oekd-fast``.
+
+    The latter is returned as ``python -m`` of the module of its command.
+    """
     blocks = code_blocks(text, "sh") + _INDENTED.findall(_FENCE.sub("", text))
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [re.sub(r"^oekd-fast ([a-z]\S*)", _as_module, line) for line in lines]
     return [line.split("#")[0].strip() for line in lines if re.match(r"(\S*/)?python -m ", line)]
+
+
+def _as_module(command: re.Match) -> str:
+    return f"python -m oekd_fast.{command[1].replace('-', '_')}"

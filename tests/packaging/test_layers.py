@@ -20,6 +20,8 @@ LEVELS = (
     {"report", "reproduce", "export", "pick", "check_data"},
     {"results"},
     {"train"},
+    {"completion"},
+    {"__main__"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 MODULES = [*ROOT.rglob("*.py"), *(ROOT.parent / "kernels").rglob("*.py")]

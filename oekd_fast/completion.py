@@ -1,0 +1,123 @@
+"""Completion of the command line in shells: scripts that tyro generates from the options of all commands."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from typing import Annotated, Any, Literal, Union, get_type_hints
+
+try:
+    import tyro
+except ImportError as error:
+    raise ImportError("completion needs more packages: pip install 'oekd_fast[train]'") from error
+
+from oekd_fast.check_data import CheckDataOptions
+from oekd_fast.config.command_line import GROUPS, RecipeOptions
+from oekd_fast.config.data import DataConfig
+from oekd_fast.config.model import ModelConfig
+from oekd_fast.config.options import field_docs, metavar
+from oekd_fast.config.recipes import recipe_names
+from oekd_fast.data.known import KNOWN
+from oekd_fast.export import ExportConfig
+from oekd_fast.models import architecture_names
+from oekd_fast.pick import PickConfig
+from oekd_fast.report import ReportConfig
+from oekd_fast.reproduce import ReproduceOptions
+from oekd_fast.train import TrainOptions
+
+# Values that options take by name, besides those that their types list.
+NAMES: Mapping[type, Mapping[str, Iterable[str]]] = {
+    DataConfig: {"dataset": ("digits", *KNOWN)},
+    ModelConfig: {"model": architecture_names()},
+    RecipeOptions: {"recipe": recipe_names()},
+}
+
+_VERSION = (
+    "version",
+    Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version.", help_behavior_hint="")],
+    field(default=False),
+)
+# What follows tyro's script, which completes words that it knows only: without any, the shell completes paths.
+_PATHS = {
+    "bash": """
+_oekd_fast() {
+  _tyro_oekd_fast
+  [[ -n "${COMPREPLY[*]}" ]] || COMPREPLY=()
+}
+complete -o bashdefault -o default -F _oekd_fast oekd-fast
+""",
+    "zsh": """
+(( compstate[nmatches] )) || _files
+""",
+    "fish": """
+complete --command oekd-fast --force-files \\
+    --condition 'not string match --quiet -- (commandline --current-token)"*" (_tyro_oekd_fast)'
+""",
+}
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Dataclasses whose fields are the options of a command, and the fields that are not."""
+
+    sections: tuple[type, ...]
+    skip: Collection[str] = ()
+
+
+_COMMANDS = {
+    "train": _Command((TrainOptions, *GROUPS.values()), skip=["config"]),
+    "report": _Command((ReportConfig,)),
+    "reproduce": _Command((ReproduceOptions, *GROUPS.values()), skip=["config"]),
+    "export": _Command((ExportConfig,)),
+    "pick": _Command((PickConfig,)),
+    "check-data": _Command((CheckDataOptions,)),
+}
+
+
+def completion_script(program: str, commands: Mapping[str, str], shell: str) -> str:
+    """Return a script that completes the commands of `program`, their options and the values of these.
+
+    Everything else is completed as a path.
+
+    Args:
+        program: name of the program.
+        commands: what each command does, by its name.
+        shell: "bash", "zsh" or "fish".
+    """
+    kinds = [
+        Annotated[_options(_COMMANDS[name]), tyro.conf.subcommand(name, prefix_name=False, description=text)]
+        for name, text in commands.items()
+    ]
+    root = make_dataclass("Root", [("command", Union[tuple(kinds)]), _VERSION])  # noqa: UP007
+    output = io.StringIO()
+    with redirect_stdout(output):
+        try:
+            tyro.cli(
+                root,
+                prog=program,
+                args=["--tyro-write-completion", shell, "-"],
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+            )
+        except SystemExit:
+            pass
+    return output.getvalue() + _PATHS[shell]
+
+
+def _options(command: _Command) -> type:
+    """Return a dataclass with the options of a command, whose types list the names that they take."""
+    members: list[tuple[str, Any, Any]] = []
+    for section in command.sections:
+        texts, hints = field_docs(section), get_type_hints(section)
+        for item in fields(section):
+            if item.name in command.skip:
+                continue
+            hint, default = hints[item.name], item.default
+            names = tuple(name for owner in section.__mro__ for name in NAMES.get(owner, {}).get(item.name, ()))
+            shown = metavar(hint, item.metadata)
+            if names and default is not MISSING:  # a field without a default is no option
+                hint, default, shown = Literal[names], default if default in names else names[0], "NAME"
+            about = tyro.conf.arg(help=texts[item.name], help_behavior_hint="", metavar=shown)
+            members.append((item.name, Annotated[hint, about], field(default=default)))
+    return make_dataclass("Options", [*members, _VERSION], kw_only=True)
