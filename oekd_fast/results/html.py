@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from oekd_fast.common.text import html_text
 from oekd_fast.figures.plotting import new_figure, png
 from oekd_fast.figures.sizes import draw_sizes
-from oekd_fast.runs.summary import notes_of, student_columns, title_of
+from oekd_fast.runs.summary import UNKNOWN, notes_of, student_columns, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ def result_html(summary: Mapping[str, Any]) -> str:
     Args:
         summary: content of summary.json.
     """
-    columns = student_columns(summary)
+    columns = {heading: cells for heading, cells in student_columns(summary).items() if set(cells) != {UNKNOWN}}
     head = _row("th", columns)
     rows = "".join(_row("td", cells) for cells in zip(*columns.values(), strict=True))
     notes = "<br>".join(map(html_text, notes_of(summary)))
@@ -36,7 +36,8 @@ def result_html(summary: Mapping[str, Any]) -> str:
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f'<{tag} style="text-align: right">{html_text(cell)}</{tag}>' for cell in cells) + "</tr>"
+    opening = f'<{tag} style="text-align: right; padding: 0 .6em">'
+    return f"<tr>{''.join(f'{opening}{html_text(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _picture(summary: Mapping[str, Any]) -> Figure:

@@ -161,6 +161,8 @@ def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float])
     return round(max(accuracy(line["test"]) for line in result.history), 4)
 
 
+UNKNOWN = "-"  # the cell of a number that a run does not have
+
 # Columns of the table that are left out first where the output is narrow, in this order.
 _OPTIONAL_COLUMNS = ("MFLOPs", "size %", "baseline %", "gain %", "ms", "parameters", "with flips %")
 
@@ -238,7 +240,7 @@ def student_columns(summary: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return UNKNOWN if value is None else format(value, form)
 
 
 def draw_report(config: TrainConfig, summary: Mapping[str, Any], results: Mapping[str, PhaseResult]) -> Figure:

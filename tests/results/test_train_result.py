@@ -189,10 +189,18 @@ def test_a_notebook_shows_a_table_and_a_picture_without_other_files(result):
     assert elements.counts["table"] == 1 and elements.counts["tr"] == 3
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in elements.sources)
     assert len(elements.sources) == 1
+    assert "gain %" in elements.text
     # The name of the data set is text; colours are those of the notebook, which may be dark.
     assert "colours<b>" in elements.text and "b" not in elements.counts
     assert not re.search(r"color|background", page.split("<img")[0])
     assert f"{result['ensemble_accuracy']:.2f} %" in elements.text
+
+
+def test_a_run_without_baselines_has_no_columns_of_them(result, monkeypatch):
+    monkeypatch.setattr(html_of_results, "png", lambda draw: b"a picture")
+    students = [{**student, "baseline_accuracy": None, "relative_gain": None} for student in result["students"]]
+    text = Elements(TrainResult({**result, "students": students}, "run")._repr_html_()).text
+    assert "accuracy %" in text and "gain %" not in text and "baseline %" not in text
 
 
 def test_names_in_a_run_of_a_stranger_are_text(result, monkeypatch):
