@@ -88,17 +88,22 @@ def phase_works(config: TrainConfig, data: DeviceData, architecture: Architectur
         image_size: side length of the images, in pixels.
     """
     names = phase_names(config)
+    members = {name: _members_of(name, config) for name in names}
     flops = dict.fromkeys(names, 1)
     if len(names) > 1:
         family = build_ensemble(architecture, config.num_students, data.num_classes, data.in_channels)
         base, branches = family_flops(family, image_size)
-        flops = {name: base + sum(branches[j] for j in _members_of(name, config)) for name in names}
+        flops = {name: base + sum(branches[j] for j in members[name]) for name in names}
     # The test images are evaluated with the last and the selected weights, and for `test_flips` twice more.
     closing = (4 if config.test_flips else 2) * _evaluation(len(data.test), data)
-    validation = _evaluation(len(data.validation), data)
     return [
         PhaseWork(
-            name, config.pretrain_epochs if name == PRETRAINING else config.epochs, flops[name], validation, closing
+            name,
+            epochs=config.pretrain_epochs if name == PRETRAINING else config.epochs,
+            students=len(members[name]),
+            flops=flops[name],
+            evaluation=_evaluation(len(data.validation), data),
+            closing=closing,
         )
         for name in names
     ]

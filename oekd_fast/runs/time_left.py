@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 _LEAST_SECONDS = 1.0  # of steps, before they are taken for a measurement
 _EPOCHS_KEPT = 5
 
@@ -20,6 +22,7 @@ class PhaseWork:
     Args:
         name: name of the phase.
         epochs: number of epochs.
+        students: number of students.
         flops: operations of the forward pass of all its students for one image.
         evaluation: duration of an evaluation in relation to the training of an epoch, until an epoch was measured.
         closing: the same for all evaluations after the last epoch.
@@ -27,6 +30,7 @@ class PhaseWork:
 
     name: str
     epochs: int
+    students: int
     flops: float
     evaluation: float = 0.0
     closing: float = 0.0
@@ -48,9 +52,9 @@ class TimeLeft:
 
     An epoch of a phase takes the median of its last epochs, from start to start, so that evaluation and checkpoints are
     included. Before its first epoch is complete, the steps that are done stand for it, without the first one, which
-    takes longer. The epochs of a phase that has not been measured follow from those of other phases by the operations
-    of their students: in proportion to one measured phase, or on the line through the two phases whose operations are
-    nearest. Without a measurement in this process there is no estimate.
+    takes longer. For a phase that has not been measured, an epoch takes a time for each student and a time for each of
+    their operations, which the measured phases determine; from a single one, the time is in proportion to the
+    operations. Without a measurement in this process there is no estimate.
 
     Args:
         phases: all phases of the run, in order.
@@ -98,15 +102,14 @@ class TimeLeft:
     def seconds(self) -> float | None:
         """Return the seconds that the run still needs at most; None if nothing was measured."""
         epochs = [self._epoch_of(work) for work in self._phases]
-        measured = {
-            work.flops: epoch.seconds for work, epoch in zip(self._phases, epochs, strict=True) if epoch is not None
-        }
+        measured = [(work, epoch.seconds) for work, epoch in zip(self._phases, epochs, strict=True) if epoch]
         if not measured:
             return None
+        a_student, an_operation = _costs(measured)
         total = self._afterwards
         for number, work in enumerate(self._phases[self._current :], self._current):
             epoch = epochs[number]
-            seconds = _estimate(measured, work.flops) if epoch is None else epoch.seconds
+            seconds = a_student * work.students + an_operation * work.flops if epoch is None else epoch.seconds
             total += (work.epochs + work.closing) * seconds
             if number == self._current:
                 total -= self._epoch * seconds + self._share * (seconds if epoch is None else epoch.steps)
@@ -122,14 +125,20 @@ class TimeLeft:
         return None if seconds < _LEAST_SECONDS else _Epoch(seconds / share, seconds / share * work.evaluation)
 
 
-def _estimate(measured: dict[float, float], flops: float) -> float:
-    """Return the seconds of an epoch with `flops` operations, from measured seconds by operations."""
-    nearest = sorted(measured, key=lambda x: max(x, flops) / min(x, flops))[:2]
-    if len(nearest) == 1 or nearest[0] == flops:
-        return measured[nearest[0]] * flops / nearest[0]
-    low, high = sorted(nearest)
-    slope = max(0.0, (measured[high] - measured[low]) / (high - low))
-    constant = measured[low] - slope * low
-    if constant < 0:  # less than in proportion to the operations
-        return measured[nearest[0]] * flops / nearest[0]
-    return constant + slope * flops
+def _costs(measured: Sequence[tuple[PhaseWork, float]]) -> tuple[float, float]:
+    """Return the seconds of an epoch for each student and for each operation, neither of which is negative.
+
+    They have the smallest relative errors, by least squares, for the measured seconds of an epoch.
+    """
+    students, operations = (
+        np.array([getattr(work, name) / seconds for work, seconds in measured]) for name in ("students", "flops")
+    )
+    scale = operations.max() / students.max()
+    (a_student, an_operation), _, rank, _ = np.linalg.lstsq(
+        np.stack([students, operations / scale], axis=1), np.ones(len(measured)), rcond=1e-6
+    )
+    if rank == 1 or a_student < 0:
+        return 0.0, operations.sum() / operations.dot(operations)
+    if an_operation < 0:
+        return students.sum() / students.dot(students), 0.0
+    return a_student, an_operation / scale

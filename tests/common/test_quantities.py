@@ -2,7 +2,7 @@
 
 import pytest
 
-from oekd_fast.common.quantities import bytes_text, duration_text, parse_bytes, parse_count
+from oekd_fast.common.quantities import bytes_text, clock_text, duration_text, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,12 @@ def test_bytes_as_text(count, text):
 )  # fmt: skip
 def test_durations_as_text(seconds, text):
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.6, "0:01:00"), (272.4, "0:04:32"), (3661, "1:01:01"), (86_399.4, "23:59:59"),
+     (86_399.6, "1 d 0 h"), (187_000, "2 d 4 h"), (863_000, "10 d 0 h")],
+)  # fmt: skip
+def test_durations_on_a_clock(seconds, text):
+    assert clock_text(seconds) == text

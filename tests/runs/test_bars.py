@@ -59,7 +59,7 @@ def notebook(monkeypatch) -> Notebook:
 def trained(console: Console, seconds: float = 1.0, stops: bool = False) -> None:
     """Show a phase of two epochs of ten steps."""
     clock = Clock()
-    with RunProgress(console, TimeLeft([PhaseWork("a<b>", 2, 1.0)], clock=clock), clock) as run:
+    with RunProgress(console, TimeLeft([PhaseWork("a<b>", 2, 1, 1.0)], clock=clock), clock) as run:
         with run.phase("a<b>", 2, 10, 0) as progress:
             for epoch in (1, 2):
                 for _ in range(10):

@@ -10,11 +10,13 @@ from rich.console import Console
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.distributed.world import ALONE
 from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.family.flops import family_flops
+from oekd_fast.models import get_architecture
 from oekd_fast.runs import run as command
 from oekd_fast.runs.device_data import DeviceData, dataset_of
 from oekd_fast.runs.interrupt import StopRequest
 from oekd_fast.runs.phase import Phase
-from oekd_fast.runs.plan import phase_names, phase_task
+from oekd_fast.runs.plan import phase_names, phase_task, phase_works
 from oekd_fast.runs.progress import RunProgress
 from oekd_fast.runs.run import combined_accuracy, train
 from oekd_fast.runs.run_folder import RunFolder
@@ -37,6 +39,23 @@ from ..support.small_runs import CPU
 )  # fmt: skip
 def test_phase_names(fields, names):
     assert phase_names(TrainConfig(**fields)) == names
+
+
+def test_the_work_of_a_phase_follows_from_its_students():
+    config = TrainConfig(num_students=3, epochs=7, pretrain_epochs=2, baseline=True, train_images=300)
+    data = DeviceData.of(dataset_of(config), config, CPU)
+    works = phase_works(config, data, get_architecture("resnet20"), 8)
+    base, branches = family_flops(build_ensemble("resnet20", 3, 10, 1), 8)
+    alone = [base + branch for branch in branches]
+    assert [(work.name, work.epochs, work.students, work.flops) for work in works] == [
+        ("pretraining", 2, 1, alone[0]),
+        ("ensemble", 7, 3, base + sum(branches)),
+        *((f"baseline_{j}", 7, 1, flops) for j, flops in enumerate(alone, start=1)),
+    ]
+    train, validation, test = len(data.train), len(data.validation), len(data.test)
+    assert {(work.evaluation, work.closing) for work in works} == {(validation / (3 * train), 2 * test / (3 * train))}
+    (single,) = phase_works(replace(config, pretrain_epochs=0, baseline=False, test_flips=True), data, None, 8)
+    assert (single.name, single.students, single.closing) == ("ensemble", 3, 4 * test / (3 * train))
 
 
 RUN = TrainConfig(

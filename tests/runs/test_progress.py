@@ -3,12 +3,14 @@
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.progress import RunProgress, epoch_line
+from oekd_fast.runs.run import train
 from oekd_fast.runs.time_left import PhaseWork, TimeLeft
 
 from ..support.clock import Clock
@@ -31,7 +33,7 @@ def line(epoch: int, phase: str = "ensemble", accuracies: list[float] = ACCURACI
 def trained(console: Console, *, epochs: int = EPOCHS, done: int = 0, phases=("ensemble",), known: bool = True) -> None:
     """Show phases whose steps and evaluations take a second each."""
     clock = Clock()
-    left = TimeLeft([PhaseWork(name, epochs, 1.0, evaluation=0.5) for name in phases], clock=clock)
+    left = TimeLeft([PhaseWork(name, epochs, 1, 1.0, evaluation=0.5) for name in phases], clock=clock)
     with RunProgress(console, left if known else None, clock) as run:
         for name in phases:
             with run.phase(name, epochs, STEPS, done) as progress:
@@ -207,3 +209,13 @@ def test_standard_output_that_is_closed_is_not_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     sys.stdout.close()
     assert not RunConsole().is_interactive
+
+
+def test_a_run_shows_the_epochs_of_all_its_phases(smallest):
+    printed = io.StringIO()
+    train(replace(smallest, epochs=2, baseline=True, progress=True), Console(file=printed, width=80))
+    lines = [text for text in printed.getvalue().splitlines() if " val " in text]
+    assert [text.split("  ")[0] for text in lines] == [
+        f"{name} {epoch}/2" for name in ("ensemble", "baseline_1", "baseline_2") for epoch in (1, 2)
+    ]
+    assert all("left" in text and len(text) <= 80 for text in lines)

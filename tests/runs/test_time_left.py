@@ -6,8 +6,8 @@ from oekd_fast.runs.time_left import PhaseWork, TimeLeft
 
 from ..support.clock import Clock
 
-FAMILY = PhaseWork("ensemble", epochs=4, flops=300.0)
-FIRST, SECOND = PhaseWork("baseline_1", 4, 200.0), PhaseWork("baseline_2", 4, 100.0)
+FAMILY = PhaseWork("ensemble", epochs=4, students=2, flops=300.0)
+FIRST, SECOND = PhaseWork("baseline_1", 4, 1, 200.0), PhaseWork("baseline_2", 4, 1, 100.0)
 STEPS = 10
 
 
@@ -47,7 +47,7 @@ def test_nothing_is_said_before_a_second_of_steps_after_the_first_was_measured(c
 
 
 def test_before_the_first_evaluation_its_duration_is_that_of_the_plan(clock):
-    left = TimeLeft([PhaseWork("ensemble", 4, 300.0, evaluation=0.2)], clock=clock)
+    left = TimeLeft([PhaseWork("ensemble", 4, 2, 300.0, evaluation=0.2)], clock=clock)
     left.begin("ensemble", 0)
     for share in (0.1, 0.2, 0.3):
         clock.wait(1.0)
@@ -67,7 +67,7 @@ def test_a_finished_epoch_counts_with_its_evaluation(clock):
 
 
 def test_an_epoch_takes_the_median_of_the_last_five(clock):
-    left = TimeLeft([PhaseWork("ensemble", 20, 1.0)], clock=clock)
+    left = TimeLeft([PhaseWork("ensemble", 20, 2, 1.0)], clock=clock)
     left.begin("ensemble", 0)
     train(left, clock, step=100.0)
     train(left, clock, 2)
@@ -83,32 +83,35 @@ def test_phases_that_were_not_measured_follow_by_their_operations(clock):
     assert left.seconds() == pytest.approx(3 * 12.0 + 4 * 8.0 + 4 * 4.0 + 20.0)
 
 
-def test_with_two_measured_phases_the_others_are_on_the_line_through_them(clock):
+def test_two_measured_phases_tell_what_students_and_operations_take(clock):
     left = TimeLeft([FAMILY, FIRST, SECOND], clock=clock)
-    phase(left, clock, FAMILY)  # 12 s an epoch
-    phase(left, clock, FIRST, evaluation=0.0)  # 10 s
+    phase(left, clock, FAMILY)  # 12 s an epoch: 3 s a student, and 1 s for 50 operations
+    phase(left, clock, FIRST, step=0.5)  # 7 s
     left.begin("baseline_2", 0)
-    assert left.seconds() == pytest.approx(4 * 8.0)
+    assert left.seconds() == pytest.approx(4 * 5.0)
 
 
-def test_the_line_goes_through_the_phases_with_the_nearest_operations(clock):
-    third = PhaseWork("baseline_3", 4, 50.0)
+def test_further_phases_are_fitted_with_the_smallest_relative_errors(clock):
+    third = PhaseWork("baseline_3", 4, 1, 50.0)
     left = TimeLeft([FAMILY, FIRST, SECOND, third], clock=clock)
-    phase(left, clock, FAMILY, step=100.0)
-    phase(left, clock, FIRST, evaluation=0.0)  # 10 s
-    phase(left, clock, SECOND, step=0.6, evaluation=0.0)  # 6 s
+    phase(left, clock, FAMILY)
+    phase(left, clock, FIRST, step=0.5)
+    phase(left, clock, SECOND, step=0.3)  # 5 s, as expected
     left.begin("baseline_3", 0)
     assert left.seconds() == pytest.approx(4 * 4.0)
+    train(left, clock, step=0.3)  # 5 s
+    left.end()
+    assert left.seconds() == 0.0
 
 
 @pytest.mark.parametrize(
     ("first", "expected"),
     [
-        (30.0, 30.0),  # smaller, and slower than the family: no faster than that
-        (2.0, 1.0),  # faster than in proportion: as the nearest one, in proportion
+        (2.0, (2 / 12 + 1 / 2) / ((2 / 12) ** 2 + (1 / 2) ** 2)),  # operations would take less than no time
+        (30.0, 100 * (300 / 12 + 200 / 30) / ((300 / 12) ** 2 + (200 / 30) ** 2)),  # students would
     ],
 )
-def test_an_estimate_is_never_negative_nor_above_that_of_a_larger_phase(clock, first, expected):
+def test_neither_takes_less_than_no_time(clock, first, expected):
     left = TimeLeft([FAMILY, FIRST, SECOND], clock=clock)
     phase(left, clock, FAMILY)
     phase(left, clock, FIRST, step=first / STEPS, evaluation=0.0)
@@ -116,13 +119,16 @@ def test_an_estimate_is_never_negative_nor_above_that_of_a_larger_phase(clock, f
     assert left.seconds() == pytest.approx(4 * expected)
 
 
-def test_phases_with_the_same_operations_take_the_same_time(clock):
-    works = [PhaseWork(f"generation_{i}", 4, 100.0) for i in (1, 2)] + [PhaseWork("ensemble", 4, 100.0)]
+def test_phases_of_the_same_kind_take_about_the_same_time(clock):
+    works = [PhaseWork(name, 4, 1, 1e9) for name in ("generation_1", "generation_2", "ensemble")]
     left = TimeLeft(works, clock=clock)
     phase(left, clock, works[0])
-    phase(left, clock, works[1], step=0.9)
+    left.begin("generation_2", 0)
+    assert left.seconds() == pytest.approx(8 * 12.0)
+    train(left, clock, 4, step=0.9)
+    left.end()
     left.begin("ensemble", 0)
-    assert left.seconds() == pytest.approx(4 * 11.0)  # that of the last one
+    assert 4 * 11.0 < left.seconds() < 4 * 12.0
 
 
 def test_a_phase_that_stops_early_needs_no_more_time(clock):
@@ -151,7 +157,7 @@ def test_a_resumed_run_measures_again(clock):
 
 
 def test_the_evaluation_after_the_last_epoch_is_included(clock):
-    left = TimeLeft([PhaseWork("ensemble", 4, 1.0, closing=0.5)], clock=clock)
+    left = TimeLeft([PhaseWork("ensemble", 4, 2, 1.0, closing=0.5)], clock=clock)
     left.begin("ensemble", 0)
     train(left, clock, 4)
     assert left.seconds() == pytest.approx(6.0)

@@ -1,5 +1,7 @@
 """Sums on the device against plain means, and the first loss that is not finite."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -32,6 +34,23 @@ def test_means_weight_batches_by_their_images():
     assert read.feature == pytest.approx(0.5 * (16 + 81 + 1) / 14)
     *students, ensemble = (100 * whole.correct / 14).tolist()
     assert read.accuracy == pytest.approx(students) and read.ensemble_accuracy == pytest.approx(ensemble)
+
+
+def test_the_loss_so_far_is_that_of_the_batches_before():
+    metrics = RunningMetrics(3, torch.device("cpu"))
+    assert metrics.loss_so_far() is None
+    for rows, _, _, output in outputs([4, 9]):
+        metrics.update(output, rows, None, output.loss)
+        assert metrics.loss_so_far() == metrics.read().loss
+    metrics.reset()
+    assert metrics.loss_so_far() is None
+
+
+def test_the_loss_so_far_is_unknown_where_reading_it_would_wait():
+    on_another_device = RunningMetrics(3, torch.device("meta"))
+    of_two_ranks = RunningMetrics(3, torch.device("cpu"), Mock(size=2))
+    of_two_ranks.sums.fill_(1.0)
+    assert on_another_device.loss_so_far() is None and of_two_ranks.loss_so_far() is None
 
 
 def test_the_first_step_with_a_bad_loss_is_kept():
