@@ -88,7 +88,7 @@ def draw_latency(axes: Axes, accuracies: Sequence[float], ensemble: float, curve
     if marked:
         axes.plot(
             *zip(*marked, strict=True), "o", markersize=12, markerfacecolor="none", markeredgecolor=TEXT,
-            label="not measurably faster than a larger student",
+            label="not measurably faster than a larger one",
         )  # fmt: skip
     logarithmic(axes.xaxis)
     axes.set(xlabel="latency, ms (median; line to the 95th percentile)", ylabel="test accuracy, %")

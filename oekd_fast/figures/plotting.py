@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,11 +152,17 @@ def shared_legend(figure: FigureBase, axes: Axes, columns: int = 4) -> None:
         left_out = slice(_LEGEND_ENTRIES // 2, _LEGEND_ENTRIES // 2 + more + 1)
         handles[left_out], labels[left_out] = [Line2D([], [], linestyle="none")], [f"… {more + 1} more"]
     if labels:
-        # About the widths, in points, of a small letter, and of a line with the gaps around it.
-        width = 5.2 * max(map(len, labels)) + 42
-        fitting = int(72 * figure.bbox.width / figure.dpi / width)
-        columns = max(1, min(columns, fitting, len(labels)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        room = 72 * figure.bbox.width / figure.dpi
+        fitting = (n for n in range(min(columns, len(labels)), 1, -1) if _legend_width(labels, n) <= room)
+        figure.legend(handles, labels, loc="outside lower center", ncols=next(fitting, 1))
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """Return about the width in points of a legend, whose columns have equal numbers of labels or one more."""
+    rows, more = divmod(len(labels), columns)
+    ends = [0, *accumulate(rows + (column < more) for column in range(columns))]
+    # A line and the gaps around it take 42 points, and a character 5.2.
+    return sum(42 + 5.2 * max(map(len, labels[start:end])) for start, end in pairwise(ends))
 
 
 def logarithmic(axis: Axis) -> None:

@@ -5,8 +5,9 @@ on one group. `evaluation` predicts the test images with the networks that `evid
 in the family with the same students alone, by the tests of `significance`; `budgets` says which student fits which
 budget. `headline`, `students_chapter`, `use_chapter`, `prediction_chapters`, `cam_chapter`, `latency_section` and
 `settings_chapter` write the chapters with the building blocks of `page`; `document` and `style` make the page of them.
-`predictions`, `calibration`, `agreement`, `confusion` and `grad_cam` compute what is shown, and `prediction_figures`,
-`confusion_figures` and `cam_figures` draw it. A new chapter is a function that yields HTML, and a line in `section`.
+`predictions`, `calibration`, `agreement`, `confusion`, `worst_images` and `grad_cam` compute what is shown, and
+`prediction_figures`, `confusion_figures`, `image_figures` and `cam_figures` draw it, with `class_rows`. A new
+chapter is a function that yields HTML, and a line in `section`.
 
 `exported_run` writes the networks of a run to files, and `hub_student` prepares one of them for the Hugging Face hub.
 

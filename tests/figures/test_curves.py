@@ -7,6 +7,7 @@ import pytest
 from oekd_fast.figures import series
 from oekd_fast.figures.curves import accuracy_limits, curve_figure
 from oekd_fast.figures.palette import student_color
+from oekd_fast.figures.plotting import new_panels, shared_legend
 from oekd_fast.figures.svg import svg
 
 from .test_svg import titles
@@ -137,3 +138,18 @@ def test_a_legend_of_many_students_has_twelve_entries():
     first, last = [f"student {j}" for j in range(1, 7)], ["student 28", "student 29", "student 30"]
     assert legend == [*first, "… 21 more", *last, "ensemble", "selected epoch"]
     assert svg(figure, "curves").count("<text") > 50
+
+
+def test_a_legend_has_the_columns_that_fit_its_panel():
+    def columns(*labels: str) -> int:
+        figure, (panel,) = new_panels(1)
+        axes = panel.subplots()
+        for label in labels:
+            axes.plot([], [], label=label)
+        shared_legend(panel, axes)
+        # Entries are placed in columns, from top to bottom.
+        figure.draw_without_rendering()
+        return len({round(text.get_window_extent().x0) for text in panel.legends[0].get_texts()})
+
+    assert columns("a", "b", "c", "d", "e") == 4 and columns("a") == 1
+    assert columns(*["a label of twenty-four"] * 6) == 2 and columns(*["a label" * 9] * 3) == 1
