@@ -38,6 +38,7 @@ class Row:
     launches: int
     resources: Resources
     demand: Demand
+    resident: int  # programs that the launch plans for a multiprocessor
 
     def violations(self) -> Iterator[str]:
         r, d = self.resources, self.demand
@@ -46,6 +47,8 @@ class Row:
             yield f"local memory: {r.stack + r.local} bytes a thread, {instructions}"
         if r.occupancy.blocks == 0:
             yield f"does not fit a multiprocessor: {r.occupancy.limit}"
+        elif r.occupancy.blocks < self.resident:
+            yield f"programs on a multiprocessor: {r.occupancy.blocks} of {self.resident} planned ({r.occupancy.limit})"
         for what, wide, need in (
             ("loads", r.hot.bytes_loaded(d.vector), d.loaded),
             ("stores", r.hot.bytes_stored(d.vector), d.stored),
@@ -88,7 +91,7 @@ def rows_of(name: str, arch: int, all_cases: Callable[[], list[Case]]) -> list[R
     case = next(case for case in all_cases() if case.name == name)
     launches = case.build()
     return [
-        Row(case.name, number, len(launches), inspect(launch, arch), case.demand(launch))
+        Row(case.name, number, len(launches), inspect(launch, arch), case.demand(launch), launch.resident)
         for number, launch in enumerate(launches, start=1)
     ]
 

@@ -14,13 +14,15 @@ from triton.runtime.interpreter import InterpretedFunction
 class Launch:
     """A kernel, its number of programs, its arguments by name, and the compiler's options.
 
-    ``options`` may hold num_warps, num_stages and maxnreg.
+    ``options`` may hold num_warps, num_stages and maxnreg. ``resident`` is the number of programs that a multiprocessor
+    must hold at a time, where the number of programs follows from it; 0 asks for none.
     """
 
     kernel: Any
     programs: int
     arguments: Mapping[str, Any]
     options: Mapping[str, int]
+    resident: int = 0
 
     def run(self, device: torch.device) -> None:
         """Run the kernel on the current stream of `device`."""

@@ -79,10 +79,12 @@ def loss_launch(
     """
     students, rows, classes = problem.shape
     layout = problem.layout(grads)
+    arguments = problem.kernel_arguments(layout, grads, grad_scale)
     if plan is None:
-        plan = plan_ensemble_kd(problem.held - 1, classes, problem.logits[0].element_size(), layout.unit == 0)
+        itemsize = problem.logits[0].element_size()
+        plan = plan_ensemble_kd(problem.held - 1, classes, itemsize, layout.unit == 0, arguments["POWER"] > 0)
     result = Loss.empty(problem, keep_rows or plan.regime != "adjacent")
-    arguments = problem.kernel_arguments(layout, grads, grad_scale) | vars(result)
+    arguments |= vars(result)
     threads = WARP * plan.warps
     arguments |= {
         "BLOCK": plan.block,
@@ -104,11 +106,12 @@ def loss_launch(
             "chunk_statistics": problem.new(rows, chunks, QUADS.value, arguments["WIDTH"], 4),
             "partials": problem.new(programs, 4 * arguments["WIDTH"]),
             "counters": zeroed(ARRIVED.value + rows, problem.device),
-            # A row's gradients are due after about as many tickets as there are programs.
-            "lag": programs // (passes * chunks) + 1,
+            # A row's gradients are due after one and a half times as many tickets as there are programs. Tickets of the
+            # time when all programs were busy are then finished, and the logits are still in the L2 cache.
+            "lag": 3 * programs // (2 * passes * chunks) + 1,
             "TILES": plan.tiles,
         }
-        return result, Launch(streamed, programs, arguments, options)
+        return result, Launch(streamed, programs, arguments, options, plan.programs_per_sm)
     programs = max(1, min(at_once, -(-rows // plan.rows)))
     arguments |= problem.objective_arguments(layout, weights_grad) | {
         "partials": problem.new(programs, 4 * arguments["WIDTH"]),
@@ -116,7 +119,7 @@ def loss_launch(
         "ROWS": plan.rows,
         "IN_PLACE": overlap(problem.logits, grads),
     }
-    return result, Launch(resident, programs, arguments, options)
+    return result, Launch(resident, programs, arguments, options, plan.programs_per_sm)
 
 
 def gradients_launch(
@@ -147,7 +150,7 @@ def gradients_launch(
         "BLOCK": plan.block,
         "TILES": plan.tiles,
     }
-    return Launch(gradients, programs, arguments, {"num_warps": plan.warps})
+    return Launch(gradients, programs, arguments, {"num_warps": plan.warps}, plan.programs_per_sm)
 
 
 # Implementations of the ops in oekd_fast.losses.schemas. Only the CPU kernel reads the argument `isa`.

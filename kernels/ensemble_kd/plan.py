@@ -70,20 +70,22 @@ def classes_a_thread(students: int, itemsize: int) -> int:
     return power_of_2(values // (students + 1) + 1) // 2 or 1
 
 
-def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool = False) -> Plan:
+def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool = False, powers: bool = False) -> Plan:
     """Plan the loss, with or without gradients, of S students and C classes; logits have `itemsize` bytes.
 
-    `adjacent` says that rows, not classes, are neighbours in memory.
+    `adjacent` says that rows, not classes, are neighbours in memory, and `powers` that exponentials at temperature 1
+    are powers of those at T, which saves registers.
     """
     block = power_of_2(max(classes, 4))
     if adjacent and block * (students + 1) <= VALUES_A_PROGRAM:
         return adjacent_plan(students, block, itemsize)
     if block <= 4 * WARP:
-        return Plan("rows", 4 * WARP // block, block, 1, 1, 16)
+        return Plan("rows", 4 * WARP // block, block, 1, 1, 12)
     if block * (students + 1) <= VALUES_A_PROGRAM:
         warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize))))
-        # As many programs as registers allow: about 190 registers for each thread with 16-bit logits, 120 with fp32.
-        return Plan("resident", 1, block, 1, warps, max(1, (10 if itemsize <= 2 else 16) // warps))
+        # As many programs as registers allow: up to 255 for each thread with 16-bit logits, and up to 168 with fp32 and
+        # powers.
+        return Plan("resident", 1, block, 1, warps, max(1, (12 if itemsize > 2 and powers else 8) // warps))
     return streamed_plan(students, itemsize)
 
 
@@ -125,4 +127,5 @@ def plan_gradients(students: int, classes: int, itemsize: int) -> Plan:
     warps = 4
     rows = max(1, WARP * warps * vector // block)
     tiles = min(8, -(-classes // block))
-    return Plan("rows" if rows > 1 else "streamed", rows, block, tiles, warps, 4)
+    # As many programs as registers allow: several rows of 16-bit logits take up to 200 for each thread.
+    return Plan("rows" if rows > 1 else "streamed", rows, block, tiles, warps, 2 if rows > 1 and itemsize <= 2 else 4)

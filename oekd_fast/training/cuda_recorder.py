@@ -73,7 +73,7 @@ class CudaRecorder:
         in the capture (pytorch/pytorch#180395). `torch._C._cuda_endAllocateToPool` is private; torch 2.13 has it.
         """
         torch.cuda.set_stream(before)
-        with suppress(RuntimeError):  # raised where torch has already left the pool
+        with suppress(AttributeError, RuntimeError):  # a torch without it, or one that has already left the pool
             torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
         # A capture that succeeds releases the generators.
         with suppress(RuntimeError):

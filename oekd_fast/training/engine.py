@@ -291,15 +291,9 @@ class Engine:
         return mean_losses(losses, [piece.count for piece in pieces])
 
     def _terms(self, grad_scale: Tensor | None, signals: TeacherSignals) -> StepTerms:
-        schedule = self.schedule
-        scheduled = {
-            "temperature": schedule.temperature,
-            "ce_weight": schedule.ce_weight,
-            "kd_weight": schedule.kd_weight,
-        }
         return StepTerms(
-            self._loss_options | scheduled,
-            feature_weight=schedule.feature_weight if self._compares_features else None,
+            self._loss_options | self.schedule.of_loss,
+            feature_weight=self.schedule.feature_weight if self._compares_features else None,
             grad_scale=grad_scale,
             signals=signals,
             base_learns_from_all=self._base_learns_from_all,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from numpy import float32
 from torch import Tensor
 
 from oekd_fast.config.schedule import Ramp, ScheduleConfig
@@ -29,6 +30,11 @@ class Schedule:
         def rises(form: Ramp) -> Tensor:
             return ramp(form, len(self._factors), config.ramp_epochs * steps_per_epoch)
 
+        forms = (config.temperature_schedule, config.ce_schedule, config.kd_schedule)
+        self._constant = config.ramp_epochs == 0 or all(form == "constant" for form in forms)
+        self._of_loss = {
+            name: float32(getattr(loss, name)).item() for name in ("temperature", "ce_weight", "kd_weight")
+        }
         columns = {
             "learning_rate": self._peak * self._factors,
             "adapter_rate": self._peak * config.adapter_rate * self._factors,
@@ -56,6 +62,16 @@ class Schedule:
             self.ema_share,
             self.copy_share,
         ) = self._values[0].unbind()
+
+    @property
+    def of_loss(self) -> dict[str, float | Tensor]:
+        """The temperature and the weights of the logits' loss, by name: numbers if all are constant, else scalars.
+
+        Kernels use the powers of a temperature that they know in advance.
+        """
+        if self._constant:
+            return dict(self._of_loss)
+        return {name: getattr(self, name) for name in self._of_loss}
 
     def load(self) -> None:
         """Load the values of the next step, by work on the device alone; a CUDA graph can capture it."""

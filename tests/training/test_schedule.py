@@ -59,6 +59,14 @@ def test_scheduled_values_keep_their_tensors():
     assert rate.item() == pytest.approx(expected[-1].item()) and schedule.rate == expected[-1].item()
 
 
+def test_the_loss_gets_numbers_if_all_of_its_values_are_constant():
+    constant = make(TrainConfig(epochs=3, schedule="cosine", feature_schedule="linear"), 4)
+    assert constant.of_loss == {"temperature": 2.0, "ce_weight": torch.tensor(0.7), "kd_weight": torch.tensor(0.15)}
+    assert all(type(value) is float for value in constant.of_loss.values())
+    ramped = make(TrainConfig(epochs=3, kd_schedule="linear", ramp_epochs=1.0), 4)
+    assert ramped.of_loss["temperature"] is ramped.temperature and ramped.of_loss["kd_weight"] is ramped.kd_weight
+
+
 def test_a_schedule_continues_from_its_state():
     config = TrainConfig(epochs=4, schedule="cosine")
     straight, continued = make(config, 5), make(config, 5)
