@@ -73,6 +73,13 @@ def _confusions(evaluation: Evaluation, picture: Pictures) -> Iterator[str]:
         lambda: confusion_figure(dataset.classes, confusions),
         "Which classes each network takes for which others",
     )
+    if dataset.num_classes <= MATRIX_CLASSES and (others := names[:-2]):  # those that the picture above leaves out
+        matrices = picture(
+            "confusion_others",
+            lambda: confusion_figure(dataset.classes, confusions, others),
+            "Which classes each of the other students takes for which others",
+        )
+        yield page.details("The other students", matrices)
     data = confusion_data(dataset.classes, confusions, len(runs))
     picture.keep("confusion.json", (json.dumps(data) + "\n").encode())
     pairs = confusions[names[-1]].pairs[:SHOWN].tolist()

@@ -21,7 +21,9 @@ from oekd_fast.runs.run import train
 
 from ..support.reports import QUIET, Checker, change, change_lines, draw_nothing, page_of
 
-PICTURES = ("sizes", "curves", "calibration", "agreement", "classes", "confusion", "worst", "grad_cam")
+PICTURES = (
+    "sizes", "curves", "calibration", "agreement", "classes", "confusion", "confusion_others", "worst", "grad_cam",
+)  # fmt: skip
 CPU = torch.device("cpu")
 
 
