@@ -35,7 +35,7 @@ def bytes_text(count: int) -> str:
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             value = count / factor
-            return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
+            return f"{three_digits(value)} {unit}"
     return f"{count} B"
 
 
@@ -54,6 +54,11 @@ def duration_text(seconds: float) -> str:
     if seconds >= 59.5:
         return clock_text(seconds)
     return f"{seconds:#.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
+def three_digits(value: float) -> str:
+    """Return a number >= 0 in three digits, or more if it is 1,000 or larger: "0.0705", "1.20", "12,345"."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _parse(text: str, units: dict[str, int], expected: str) -> int:

@@ -1,7 +1,8 @@
-"""Mean and sample standard deviation of the results of repeated runs."""
+"""Mean and sample standard deviation of the results of repeated runs, and the error of a share of test images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -25,3 +26,13 @@ class Spread(NamedTuple):
 def spread(values: Sequence[float]) -> Spread:
     """Return the spread of `values`, one number per run."""
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Return the standard error of an accuracy from the choice of the test images, sqrt(p (1 - p) / N), in points.
+
+    Args:
+        accuracy: in percent.
+        images: number of test images, N.
+    """
+    return math.sqrt(accuracy * (100 - accuracy) / images)

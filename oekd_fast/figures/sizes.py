@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from oekd_fast.common.spread import Spread, spread
+from oekd_fast.common.spread import Spread, binomial_error, spread
 from oekd_fast.figures.hover import hover_points
 from oekd_fast.figures.palette import ALONE, ENSEMBLE, IN_FAMILY, NEUTRAL, OF_ENSEMBLE, student_color, student_marker
 from oekd_fast.figures.plotting import logarithmic, new_panels, number_of_student, percent_axis, shared_legend
@@ -128,8 +128,7 @@ def standard_error(accuracy: Spread, summaries: Sequence[Summary]) -> float:
     if len(summaries) > 1:
         return (accuracy.deviation or 0.0) / math.sqrt(len(summaries))
     images = summaries[0].get("test_images")
-    share = accuracy.mean / 100
-    return 100 * math.sqrt(share * (1 - share) / images) if images else 0.0
+    return binomial_error(accuracy.mean, images) if images else 0.0
 
 
 def _draw_ensemble(axes: Axes, summaries: Sequence[Summary], cost: Cost) -> None:

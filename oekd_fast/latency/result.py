@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from oekd_fast.common.quantities import three_digits
+
 MARK = "*"  # of a student that is not faster than a larger one
 RUNTIMES = ("eager", "onnx")  # PyTorch as it is, and ONNX Runtime
 
@@ -108,7 +110,7 @@ class LatencyReport:
 
 def milliseconds(value: float) -> str:
     """Return a duration in milliseconds as text in three digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+    return three_digits(value)
 
 
 def preferred(settings: Sequence[Setting]) -> Setting:

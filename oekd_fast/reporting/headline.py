@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from oekd_fast.common.spread import spread
+from oekd_fast.common.quantities import three_digits
+from oekd_fast.common.spread import binomial_error, spread
 from oekd_fast.figures.sizes import of_students, size_figure
 from oekd_fast.latency.family import FamilyLatency
 from oekd_fast.latency.result import milliseconds
@@ -17,7 +18,7 @@ from oekd_fast.reporting.gains import Gains
 from oekd_fast.reporting.names import ENSEMBLE, colored_name
 from oekd_fast.reporting.pictures import Pictures
 from oekd_fast.reporting.predictions import student_names
-from oekd_fast.reporting.significance import LEVEL, binomial_error
+from oekd_fast.reporting.significance import LEVEL
 
 NEVER = "never"
 
@@ -35,7 +36,7 @@ def headline(
     """
     summaries = [run.summary for run in runs]
     yield page.tiles(_key_figures(runs, gains))
-    yield page.paragraph(_significance(gains), "lead")
+    yield page.paragraph(_significance(gains, len(runs)), "lead")
     yield picture("sizes", lambda: size_figure(summaries, paper), "Test accuracy against parameters and against FLOPs")
     if gains is not None:
         yield page.paragraph(f"{gains.method} Significant means p < {LEVEL:g}.", "small")
@@ -68,10 +69,11 @@ def _count(gains: Gains) -> str:
     return f"significantly {', '.join(counts)}" if counts else "none is significant"
 
 
-def _significance(gains: Gains | None) -> str:
+def _significance(gains: Gains | None, runs: int) -> str:
     if gains is None:
         return "The gain of the family is unknown, as not every run has students trained alone (--baseline)."
-    return gains.sentence()
+    sentence = gains.sentence()
+    return sentence if runs > 1 else f"In this run, {sentence[0].lower()}{sentence[1:]}"
 
 
 def _choice(runs: Sequence[Run]) -> Iterator[str]:
@@ -90,7 +92,7 @@ def _choice(runs: Sequence[Run]) -> Iterator[str]:
     columns = {
         "parameters": [_text(r, "{:,.0f}".format) for r in cost_ranges(parameters, validation, parameters)],
         "MFLOPs": [
-            _text(r, "{:,.2f}".format)
+            _text(r, three_digits)
             for r in cost_ranges([network["flops"] / 1e6 for network in networks], validation, parameters)
         ],
     }

@@ -27,5 +27,5 @@ def overview(groups: Sequence[Group]) -> str:
                 "; ".join(group.differences) or "-",
             )
         )
-    headings = ("family", "seeds", "test images", "ensemble %", "student 1 %", "smallest student %", "differs in")
+    headings = ("family", "seeds", "test images", "ensemble %", "student 1 %", "smallest student %", "trained with")
     return page.table(headings, rows)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from oekd_fast.common.spread import binomial_error
+
 LEVEL = 0.05  # p-values below are called significant
 
 
@@ -99,16 +101,6 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
     if np.ptp(differences) == 0:
         return Difference(mean, 0.0, 1.0 if mean == 0 else None)
     return Difference(mean, float(sem(differences)), float(ttest_rel(first, second).pvalue))
-
-
-def binomial_error(accuracy: float, images: int) -> float:
-    """Return the standard error of an accuracy from the choice of the test images, in percentage points.
-
-    Args:
-        accuracy: in percent.
-        images: number of test images.
-    """
-    return math.sqrt(accuracy * (100 - accuracy) / images)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from oekd_fast.common.quantities import three_digits
 from oekd_fast.common.spread import spread
 from oekd_fast.figures.sizes import of_students
 from oekd_fast.reporting import page
@@ -12,6 +13,11 @@ from oekd_fast.reporting.finished_runs import Run
 from oekd_fast.reporting.gains import Gains
 from oekd_fast.reporting.names import ENSEMBLE, colored_name
 from oekd_fast.reporting.predictions import student_names
+
+_GAIN = (
+    "Gain is the accuracy in the family minus that of the same student trained alone, in points ± its standard error; "
+    "the relative gain is in percent of the accuracy alone."
+)
 
 
 def students_chapter(runs: Sequence[Run], gains: Gains | None, paper: Mapping[str, Any] | None) -> Iterator[str]:
@@ -30,8 +36,7 @@ def students_chapter(runs: Sequence[Run], gains: Gains | None, paper: Mapping[st
         numbers = f"Mean ± standard deviation of {len(runs)} runs (seeds {seeds})"
     yield page.paragraph(
         f"{numbers}, epochs: {config.epochs}. Accuracy is top-1, in percent, on {first['test_images']:,} test "
-        "images at the epoch selected on validation images. Gain is the accuracy in the family minus that of the same "
-        "student trained alone, in points ± its standard error; the relative gain is in percent of the accuracy alone."
+        "images at the epoch selected on validation images." + ("" if gains is None else f" {_GAIN}")
     )
     columns = _columns(first, summaries, gains)
     flipped = of_students(summaries, "accuracy_with_flips")
@@ -62,28 +67,28 @@ def _columns(
     students = first["students"]
     count, size = len(students), first.get("ensemble")  # older versions did not write the size of the ensemble
     ensemble = spread([summary["ensemble_accuracy"] for summary in summaries])
-    absent = ["-"] * count
     columns = {
         "network": [colored_name(name) for name in (*student_names(count), ENSEMBLE)],
         "parameters": [f"{student['parameters']:,}" for student in students],
         "size %": [f"{student['relative_size']:.2f}" for student in students],
-        "MFLOPs": [f"{student['flops'] / 1e6:,.1f}" for student in students],
-        "alone %": [*(of_students(summaries, "baseline_accuracy") or absent), ""],
+        "MFLOPs": [three_digits(student["flops"] / 1e6) for student in students],
+        "alone %": of_students(summaries, "baseline_accuracy"),
         "in the family %": [*of_students(summaries, "accuracy"), ensemble],
-        "gain, points": [*(absent if gains is None else gains.differences), ""],
-        "significance": [*(absent if gains is None else map(gains.verdict, range(count))), ""],
-        "relative gain %": [*(of_students(summaries, "relative_gain") or absent), ""],
+        "gain, points": [] if gains is None else [*gains.differences],
+        "significance": [] if gains is None else [*map(gains.verdict, range(count))],
+        "relative gain %": of_students(summaries, "relative_gain"),
     }
     columns["parameters"].append(f"{size['parameters']:,}" if size else "")
     columns["size %"].append(f"{100 * size['parameters'] / students[0]['parameters']:.2f}" if size else "")
-    columns["MFLOPs"].append(f"{size['flops'] / 1e6:,.1f}" if size else "")
+    columns["MFLOPs"].append(three_digits(size["flops"] / 1e6) if size else "")
     flipped = of_students(summaries, "accuracy_with_flips")
     flipped_alone = of_students(summaries, "baseline_accuracy_with_flips")
     flipped_ensembles = [summary.get("ensemble_accuracy_with_flips") for summary in summaries]
     if flipped and None not in flipped_ensembles:
-        columns["with flips: alone %"] = [*(flipped_alone or absent), ""]
+        columns["with flips: alone %"] = flipped_alone
         columns["with flips: in the family %"] = [*flipped, spread(flipped_ensembles)]
-    return columns
+    # Columns without values are left out; those of students alone have none of the ensemble.
+    return {name: cells if len(cells) > count else [*cells, ""] for name, cells in columns.items() if cells}
 
 
 def _paper_cells(paper: Mapping[str, Any]) -> tuple[list[str], list[str]]:

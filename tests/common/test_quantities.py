@@ -2,7 +2,7 @@
 
 import pytest
 
-from oekd_fast.common.quantities import bytes_text, clock_text, duration_text, parse_bytes, parse_count
+from oekd_fast.common.quantities import bytes_text, clock_text, duration_text, parse_bytes, parse_count, three_digits
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,8 @@ def test_durations_as_text(seconds, text):
 )  # fmt: skip
 def test_durations_on_a_clock(seconds, text):
     assert clock_text(seconds) == text
+
+
+def test_three_digits():
+    values = (0.0, 0.07051, 1.2, 99.94, 99.96, 123.4, 12345.0)
+    assert [three_digits(value) for value in values] == ["0.00", "0.0705", "1.20", "99.9", "100", "123", "12,345"]

@@ -5,14 +5,8 @@ import math
 import pytest
 import torch
 
-from oekd_fast.reporting.significance import (
-    Difference,
-    binomial_error,
-    holm,
-    on_other_images,
-    on_same_images,
-    over_seeds,
-)
+from oekd_fast.common.spread import binomial_error
+from oekd_fast.reporting.significance import Difference, holm, on_other_images, on_same_images, over_seeds
 
 
 def predictions(both: int, first: int, second: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
