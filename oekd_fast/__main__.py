@@ -99,9 +99,10 @@ def _print_completion(shells: list[str]) -> int:
         return _fail(f"completion: expected one of {', '.join(SHELLS)}, got {shell!r}")
     try:
         from oekd_fast.completion import completion_script
-    except ImportError as error:
+
+        print(completion_script(PROGRAM, COMMANDS, shell))
+    except (ImportError, ValueError) as error:
         return _fail(str(error), status=1)
-    print(completion_script(PROGRAM, COMMANDS, shell))
     return 0
 
 

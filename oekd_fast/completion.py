@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Annotated, Any, Literal, Union, get_type_hints
 
@@ -27,6 +27,7 @@ from oekd_fast.report import ReportConfig
 from oekd_fast.reproduce import ReproduceOptions
 from oekd_fast.train import TrainOptions
 
+SHELLS = ("bash", "zsh", "fish")
 # Values that options take by name, besides those that their types list.
 NAMES: Mapping[type, Mapping[str, Iterable[str]]] = {
     DataConfig: {"dataset": ("digits", *KNOWN)},
@@ -39,21 +40,21 @@ _VERSION = (
     Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the version.", help_behavior_hint="")],
     field(default=False),
 )
-# What follows tyro's script, which completes words that it knows only: without any, the shell completes paths.
+# What follows the script of tyro, whose function suggests known words only: without any, the shell completes paths.
 _PATHS = {
     "bash": """
-_oekd_fast() {
-  _tyro_oekd_fast
+_FUNCTION_or_path() {
+  _FUNCTION
   [[ -n "${COMPREPLY[*]}" ]] || COMPREPLY=()
 }
-complete -o bashdefault -o default -F _oekd_fast oekd-fast
+complete -o bashdefault -o default -F _FUNCTION_or_path PROGRAM
 """,
     "zsh": """
 (( compstate[nmatches] )) || _files
 """,
     "fish": """
-complete --command oekd-fast --force-files \\
-    --condition 'not string match --quiet -- (commandline --current-token)"*" (_tyro_oekd_fast)'
+complete --command PROGRAM --force-files \\
+    --condition 'not string match --quiet -- (commandline --current-token)"*" (_FUNCTION)'
 """,
 }
 
@@ -84,25 +85,31 @@ def completion_script(program: str, commands: Mapping[str, str], shell: str) -> 
     Args:
         program: name of the program.
         commands: what each command does, by its name.
-        shell: "bash", "zsh" or "fish".
+        shell: one of `SHELLS`.
+
+    Raises:
+        ValueError: the installed version of tyro does not know the shell.
     """
     kinds = [
         Annotated[_options(_COMMANDS[name]), tyro.conf.subcommand(name, prefix_name=False, description=text)]
         for name, text in commands.items()
     ]
-    root = make_dataclass("Root", [("command", Union[tuple(kinds)]), _VERSION])  # noqa: UP007
-    output = io.StringIO()
-    with redirect_stdout(output):
+    shells = Annotated[Literal[SHELLS], tyro.conf.arg(help="Print this script.", help_behavior_hint="")]
+    members = [("command", Union[tuple(kinds)]), ("completion", shells, field(default="bash")), _VERSION]  # noqa: UP007
+    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):
         try:
             tyro.cli(
-                root,
+                make_dataclass("Root", members),
                 prog=program,
                 args=["--tyro-write-completion", shell, "-"],
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
             )
-        except SystemExit:
-            pass
-    return output.getvalue() + _PATHS[shell]
+        except AssertionError as error:
+            raise ValueError(
+                f"completion: expected a newer version of tyro for {shell}, got {tyro.__version__}"
+            ) from error
+    function = f"tyro_{program.replace('-', '_')}"  # the name that tyro gives it, after an underscore
+    return output.getvalue() + _PATHS[shell].replace("FUNCTION", function).replace("PROGRAM", program)
 
 
 def _options(command: _Command) -> type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -59,13 +60,17 @@ def parse(
         ("version", version, field(default=False)),
         *((title, _mirror(group, defaults), field()) for title, group in groups.items()),
     ]
-    parsed = tyro.cli(
-        make_dataclass("Options", members, kw_only=True),
-        prog=prog,
-        description=_summary(owner),
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
-    )
+    try:
+        parsed = tyro.cli(
+            make_dataclass("Options", members, kw_only=True),
+            prog=prog,
+            description=_summary(owner),
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+        )
+    except BrokenPipeError:  # the reader of --help, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        raise SystemExit(0) from None
     values = {}
     for name, value in vars(parsed).items():
         values |= asdict(value) if name in groups else {name: value}

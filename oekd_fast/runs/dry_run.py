@@ -36,16 +36,17 @@ def dry_run(config: TrainConfig, seconds: float = SECONDS) -> RunPlan:
     """Load the data and build each phase of a run as `train` does, time some steps of it, and write nothing.
 
     Time and memory are extrapolated from these steps, an evaluation and a checkpoint in memory. The random generators
-    are the same afterwards. With ``config.resume``, the plan is what is left of the run in the run folder.
+    are the same afterwards. With ``config.resume``, the plan is what is left of the run in the run folder. Processes
+    that torchrun or another launcher has started make the plan together, as they train. Errors are those of `train`.
 
     Args:
         config: options of the run.
         seconds: time for the training steps of all phases. Each phase trains at least three steps, however long.
 
-    Processes that torchrun or another launcher has started make the plan together, as they train.
-
     Raises:
-        The errors that `train` raises before its first step.
+        ValueError: the config does not fit the data, the model, the device or the run folder.
+        OSError: a file is missing.
+        CheckpointError: the checkpoint to resume from cannot be read.
     """
     with joined(device_type(config.device), config.rank_timeout, config.join_timeout) as world, _same_random_state():
         return _dry_run(resumed_after_restart(config, world), seconds, world)

@@ -71,7 +71,8 @@ def _family_columns(family: FamilyFacts) -> Mapping[str, Sequence[str]]:
 
 def _training_lines(plan: RunPlan) -> Iterator[str]:
     config, processes = plan.config, f"{plan.processes} processes, " if plan.processes > 1 else ""
-    threads = f", {plan.threads} threads" if plan.device == "cpu" else ""
+    count = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
+    threads = f", {count}" if plan.device == "cpu" else ""
     yield f"Training: {processes}device {plan.device}{threads}, {config.precision}, executor {plan.executor}"
     steps = plan.family_phase.steps_per_epoch
     rate = f"{config.optimizer}, {config.schedule} learning rate from {config.peak_rate:g}"
@@ -93,7 +94,7 @@ def _cost_lines(plan: RunPlan) -> Iterator[str]:
     low, expected, high = (duration_text(s) for s in (plan.seconds.low, plan.seconds.expected, plan.seconds.high))
     yield f"Time: {expected}, from {low} to {high} by the fastest and the slowest step"
     if plan.config.patience is not None:
-        yield f"  less if the validation accuracy does not rise for {plan.config.patience} epochs"
+        yield f"  less if a phase ends early (--patience {plan.config.patience})"
     if plan.latency_seconds:
         yield f"  and at most {plan.latency_seconds:g} s to measure latency at the end (--latency off skips it)"
     host = "unknown" if plan.host_bytes is None else bytes_text(plan.host_bytes)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def suggested(script: Path, *words: str) -> list[str]:
         (["tr"], ["train"]),
         (["re"], ["report", "reproduce"]),
         (["--v"], ["--version"]),
+        (["--completion", "z"], ["zsh"]),
         (["train", "--mod"], ["--model"]),
         (["train", "--dry"], ["--dry-run"]),
         (["train", "--model", "resnet1"], ["resnet101", "resnet110", "resnet152", "resnet18"]),
@@ -71,7 +73,7 @@ def test_bash_completes_commands_options_and_names(scripts, words, expected):
 
 @needs_bash
 def test_bash_completes_all_commands_and_options(scripts):
-    assert suggested(scripts["bash"], "") == sorted([*COMMANDS, "--help", "--version", "-h"])
+    assert suggested(scripts["bash"], "") == sorted([*COMMANDS, "--completion", "--help", "--version", "-h"])
     options = suggested(scripts["bash"], "train", "--")
     assert {"--widths", "--resume", "--no-resume", "--recipe", "--version"} <= set(options)
 
@@ -89,3 +91,20 @@ def test_scripts_of_the_other_shells_know_the_same_words(scripts, shell, beginni
     assert text.startswith(beginning)
     for word in (*COMMANDS, "--model", "resnet110", "evidence/digits/resnet20"):
         assert word in text
+
+
+def test_a_shell_that_tyro_does_not_know_is_one_line(monkeypatch, capsys):
+    def cli(*_, **__):
+        raise AssertionError("as tyro 1.0.0 does for fish")
+
+    monkeypatch.setattr("tyro.cli", cli)
+    assert main(["--completion", "fish"]) == 1
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.startswith("error: completion: expected a newer version of tyro for fish, got ")
+
+
+def test_without_tyro_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "oekd_fast.completion", raising=False)
+    monkeypatch.setitem(sys.modules, "tyro", None)  # makes its import fail
+    assert main(["--completion", "bash"]) == 1
+    assert capsys.readouterr().err == "error: completion needs more packages: pip install 'oekd_fast[train]'\n"

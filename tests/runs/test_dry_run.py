@@ -180,7 +180,7 @@ def test_what_is_printed(smallest, plan_of, width):
         "  the validation images are held out, 0.2 of the training images",
         f"Family: {smallest.model} x 2, objective oekd",
         "  batches of 20 images, 3 steps an epoch; sgd, multistep learning rate from 0.05",
-        "  less if the validation accuracy does not rise for 1 epochs",
+        "  less if a phase ends early (--patience 1)",
         "  and at most 20 s to measure latency at the end (--latency off skips it)",
         "Nothing was written.",
     ):
