@@ -10,7 +10,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 NATIVE := setup.py $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: train test test-quick kernels bench lint docs clean $(VENV)
+.PHONY: train test test-quick kernels bench lint docs wheel clean $(VENV)
 
 train: $(READY)
 	$(VENV)/bin/python -m oekd_fast.train --dataset digits --model resnet20 --epochs 26 --schedule cosine --learning-rate 0.2 \
@@ -41,9 +41,13 @@ docs: $(READY)
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
 	@echo "The pages are in docs/_build/html/index.html."
 
+# The source distribution, and from it the wheel. Its kernels fit every torch from 2.10 on, its executor the one in .venv.
+wheel: $(READY)
+	$(VENV)/bin/python -m build --no-isolation
+
 $(VENV): $(READY)
 
-# torch comes before the package: the extension is built with the torch that will run it.
+# torch comes before the package: the executor is built with the torch that will run it.
 $(READY): requirements.txt pyproject.toml $(NATIVE)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt

@@ -1,22 +1,32 @@
-"""Builds the native extension. All other packaging metadata is in pyproject.toml.
+"""Builds the compiled code of csrc/. All other packaging metadata is in pyproject.toml.
 
-Set OEKD_FAST_NATIVE=0 to install without the extension (pure PyTorch). Without this variable a missing compiler is an
-error. A rebuild compiles only what is older than its sources; delete build/ to compile everything, for instance after a
-change of compiler.
+oekd_fast/_kernels.so holds the CPU kernels. It uses torch's stable ABI and no Python, so one build serves every torch
+from 2.10 on and every Python. oekd_fast/_executor.*.so is a Python module that uses all of torch's C++ API. It serves
+the torch and Python that it is built with, which its name says; oekd_fast/native.py opens no other.
+
+Set OEKD_FAST_NATIVE=0 to install without them (pure PyTorch). Without this variable a missing compiler is an error. A
+rebuild compiles only what is older than its sources; delete build/ to compile everything, for instance after a change
+of compiler.
 """
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.modified import newer_group
 
+KERNELS, EXECUTOR = "oekd_fast._kernels", "oekd_fast._executor"
 KERNEL_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+# Sources of the kernels' library that use torch: its stable ABI, as of torch 2.10.
+STABLE_FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DTORCH_STABLE_ONLY",
+                "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # fmt: skip
 # Instruction set -> (floats in a vector, compiler flags). Every 64-bit processor has the baseline (SSE2 or NEON).
 ISAS = {
     "baseline": (4, []),
@@ -38,7 +48,7 @@ ISAS = {
 ISAS["avx512bf16"] = (16, [*ISAS["avx512"][1], "-mavx512bf16"])
 # Each kernel source of an op, csrc/cpu/<op>/*_kernel.cpp, is compiled once for each of its instruction sets. At run
 # time the widest one that the processor supports is chosen.
-KERNELS = {
+ISAS_OF = {
     "direct_conv": ("baseline", "avx2", "avx512"),
     "ensemble_kd": ("baseline", "avx2", "avx512"),
     "norm_relu": ("baseline", "avx2", "avx512", "avx512bf16"),
@@ -58,8 +68,27 @@ def is_current(output: Path, depfile: Path) -> bool:
     return not newer_group(["setup.py", *dependencies], str(output), missing="newer")
 
 
+def objects(include_paths: list[str]) -> dict[str, tuple[str, list[str]]]:
+    """Return the object files of the kernels' library by name, with the source and the flags of each."""
+    found = {}
+    for op, isas in ISAS_OF.items():
+        for source in sorted(glob(f"csrc/cpu/{op}/*_kernel.cpp")):
+            for isa in isas:
+                if IS_X86_64 or isa == "baseline":
+                    lanes, flags = ISAS[isa]
+                    flags = [*KERNEL_FLAGS, *flags, f"-DOEKD_ISA={isa}", f"-DOEKD_LANES={lanes}"]
+                    found[f"{Path(source).stem}_{isa}"] = source, flags
+    copies = ["-DOEKD_HAVE_X86_COPIES"] if IS_X86_64 else []
+    torch = [part for path in include_paths for part in ("-isystem", path)]
+    kernels = {source for source, _ in found.values()}
+    for source in ["csrc/kernels.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))]:
+        if source not in kernels:
+            found[Path(source).stem] = source, [*STABLE_FLAGS, *copies, *torch]
+    return found
+
+
 def native() -> dict:
-    """Return the arguments of `setup` that build the extension.
+    """Return the arguments of `setup` that build the compiled code.
 
     Raises:
         SystemExit: torch or a C++ compiler is missing, or the system is Windows.
@@ -67,7 +96,13 @@ def native() -> dict:
     if sys.platform == "win32":
         fail("the extension is built with GCC or Clang, on Linux and macOS")
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
+        from torch.utils.cpp_extension import (
+            BuildExtension,
+            CppExtension,
+            get_cxx_compiler,
+            include_paths,
+            library_paths,
+        )
     except ImportError:
         fail(
             "building needs the torch that will run it: install torch >= 2.10 first, then "
@@ -77,52 +112,60 @@ def native() -> dict:
         subprocess.run([get_cxx_compiler(), "--version"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         fail(f"no C++ compiler (looked for {get_cxx_compiler()!r}; set CXX to name another)")
+    executor_file = runpy.run_path("oekd_fast/common/executor_file.py")["executor_file"]()
+    files = {"_kernels": "_kernels.so", "_executor": executor_file}
+
+    def run(*command: str) -> None:
+        print(" ".join(command), flush=True)
+        subprocess.run(command, check=True)
 
     class BuildNative(BuildExtension):
-        """Compiles each kernel for each instruction set, then links these objects into the extension."""
+        """Builds the kernels' library with the flags of each instruction set, and the executor as torch does."""
+
+        def get_ext_filename(self, fullname):
+            *folders, name = fullname.split(".")
+            return os.path.join(*folders, files[name])
 
         def build_extension(self, ext):
-            os.makedirs(self.build_temp, exist_ok=True)
-            copies = [
-                (source, isa)
-                for op, isas in KERNELS.items()
-                for source in sorted(glob(f"csrc/cpu/{op}/*_kernel.cpp"))
-                for isa in isas
-                if IS_X86_64 or isa == "baseline"
-            ]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                ext.extra_objects += pool.map(self.compile_copy, *zip(*copies, strict=True))
+            if ext.name == KERNELS:
+                return self.build_kernels()
+            # Objects that were compiled with another torch are not used again.
+            folder, self.build_temp = self.build_temp, os.path.join(self.build_temp, executor_file)
             super().build_extension(ext)
+            self.build_temp = folder
 
-        def compile_copy(self, source: str, isa: str) -> str:
-            lanes, flags = ISAS[isa]
-            # The path is absolute because ninja, which torch calls, links from another folder.
-            output = Path(self.build_temp, f"{Path(source).stem}_{isa}.o").absolute()
+        def build_kernels(self) -> None:
+            os.makedirs(self.build_temp, exist_ok=True)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                built = list(pool.map(self.compile, *zip(*objects(include_paths()).items(), strict=True)))
+            output = self.get_ext_fullpath(KERNELS)
+            if newer_group(["setup.py", *built], output, missing="newer"):
+                os.makedirs(os.path.dirname(output), exist_ok=True)
+                torch = [f"-L{path}" for path in library_paths()]
+                run(get_cxx_compiler(), "-shared", *built, *torch, "-ltorch_cpu", "-o", output)
+
+        def compile(self, name: str, how: tuple[str, list[str]]) -> str:
+            source, flags = how
+            output = Path(self.build_temp, f"{name}.o")
             depfile = output.with_suffix(".d")
             if not is_current(output, depfile):
-                options = [*KERNEL_FLAGS, *flags, f"-DOEKD_ISA={isa}", f"-DOEKD_LANES={lanes}", "-Icsrc"]
                 dependencies = ["-MMD", "-MF", str(depfile)]  # without system headers
-                command = [get_cxx_compiler(), *options, *dependencies, "-c", source, "-o", str(output)]
-                print(" ".join(command), flush=True)
-                subprocess.run(command, check=True)
+                run(get_cxx_compiler(), *flags, "-Icsrc", *dependencies, "-c", source, "-o", str(output))
             return str(output)
 
-    extension = CppExtension(
-        "oekd_fast._native",
-        [
-            "csrc/module.cpp",
-            "csrc/cpu/isa.cpp",
-            "csrc/cpu/memory.cpp",
-            "csrc/cpu/populate.cpp",
-            *sorted(set(glob("csrc/cpu/*/*.cpp")) - set(glob("csrc/cpu/*/*_kernel.cpp"))),
-            *sorted(glob("csrc/executor/*.cpp")),
-        ],
-        depends=["setup.py", *sorted(glob("csrc/**/*.*", recursive=True))],
+    executor = CppExtension(
+        EXECUTOR,
+        ["csrc/executor_module.cpp", *sorted(glob("csrc/autograd/*.cpp")), *sorted(glob("csrc/executor/*.cpp"))],
+        depends=["setup.py", *sorted(glob("csrc/autograd/*.*")), *sorted(glob("csrc/executor/*.*"))],
         include_dirs=[os.path.abspath("csrc")],
-        define_macros=[("OEKD_HAVE_X86_COPIES", None)] if IS_X86_64 else [],
-        extra_compile_args=["-O2", "-fvisibility=hidden"],
+        extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
+    return {
+        "ext_modules": [Extension(KERNELS, []), executor],
+        "cmdclass": {"build_ext": BuildNative},
+        # The wheel fits every later Python, although its executor does not; see oekd_fast/native.py.
+        "options": {"bdist_wheel": {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp310"}},
+    }
 
 
 setup(**({} if os.environ.get("OEKD_FAST_NATIVE") == "0" else native()))

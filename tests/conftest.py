@@ -28,7 +28,11 @@ with torch.device("meta"):
     torch.empty(0)  # the first use records the factory functions for good, so it must come before any test replaces one
 
 ISAS = native.isa_names()
-needs_native = pytest.mark.skipif(not ISAS, reason="the native extension was not built")
+needs_native = pytest.mark.skipif(not ISAS, reason="the native kernels were not built")
+# Also for tests of the autograd kernel of the loss, which comes with the executor.
+needs_executor = pytest.mark.skipif(
+    native.why_no_executor() is not None, reason="no executor was built for this torch and Python"
+)
 
 TRITON = find_spec("triton") is not None
 if TRITON and "TRITON_INTERPRET" in os.environ:
@@ -192,7 +196,7 @@ def value_and_grad(request) -> Callable:
 @pytest.fixture(params=[name for name in IMPLEMENTATIONS if name != "reference"] or ["none"])
 def compiled_value_and_grad(request) -> Callable:
     if request.param == "none":
-        pytest.skip("the native extension was not built")
+        pytest.skip("the native kernels were not built")
     return IMPLEMENTATIONS[request.param]
 
 

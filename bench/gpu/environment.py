@@ -8,7 +8,7 @@ import subprocess
 import torch
 
 from oekd_fast.common.machine import machine
-from oekd_fast.native import why_missing
+from oekd_fast.native import why_no_executor
 
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
 
@@ -19,7 +19,7 @@ def environment() -> dict:
         from triton import __version__ as triton
     except ImportError:
         triton = None
-    native = why_missing() is None  # without the extension, all students share one stream
+    native = why_no_executor() is None  # without the executor, all students share one stream
     where = machine() | {"triton": triton, "cuda": torch.version.cuda, "native": native}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

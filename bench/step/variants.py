@@ -15,7 +15,7 @@ NO_GRAPHS = "only CUDA has graphs that capture a step"
 OTHER_TRAINING = "trains students alone, which no family can be compared with"
 
 # Students alone are captured on CUDA, as our engine does by default. The captured family names its executor: without
-# the extension, "auto" would silently use one stream.
+# the compiled executor, "auto" would silently use one stream.
 VARIANTS: dict[str, Callable[[StepProblem], Step | AloneInTurn]] = {
     "published": PublishedStep,
     "eager": EagerStep,

@@ -1,6 +1,8 @@
 #include "cpu/isa.h"
 
-#include <c10/util/Exception.h>
+#include <string>
+
+#include "cpu/stable/check.h"
 
 namespace oekd {
 
@@ -31,12 +33,6 @@ const std::vector<Isa>& available_isas() {
   return isas;
 }
 
-std::vector<std::string> isa_names() {
-  std::vector<std::string> names;
-  for (const Isa& isa : available_isas()) names.emplace_back(isa.name);
-  return names;
-}
-
 const Isa& choose_isa(std::string_view name) {
   if (name == "auto") return available_isas().front();
   for (const Isa& isa : available_isas()) {
@@ -44,7 +40,7 @@ const Isa& choose_isa(std::string_view name) {
   }
   std::string names;
   for (const Isa& isa : available_isas()) names.append(", ").append(isa.name);
-  TORCH_CHECK_VALUE(false, "isa: expected one of auto", names, " on this processor, got ", name);
+  throw std::invalid_argument(text("isa: expected one of auto", names, " on this processor, got ", name));
 }
 
 }  // namespace oekd

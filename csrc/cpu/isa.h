@@ -1,7 +1,6 @@
 // Choice of the instruction set: each kernel is compiled once for each, see setup.py.
 #pragma once
 
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -25,7 +24,5 @@ const std::vector<Isa>& available_isas();
 
 // "auto" chooses the widest. An unknown or unsupported name raises ValueError.
 const Isa& choose_isa(std::string_view name);
-
-std::vector<std::string> isa_names();
 
 }  // namespace oekd

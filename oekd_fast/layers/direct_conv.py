@@ -112,7 +112,7 @@ def direct_conv(conv: nn.Module, x: Tensor, *, direct: bool = False) -> Tensor:
 def takes(conv: nn.Module, x: Tensor) -> bool:
     """Return whether the ops support the call and were measured to be faster.
 
-    They need the native extension, a processor with a rule in `RULES`, training mode, float32 channels_last maps, a 3x3
+    They need the compiled kernels, a processor with a rule in `RULES`, training mode, float32 channels_last maps, a 3x3
     convolution as `conv3x3` builds it with stride 1 or 2, and numbers of channels that the rule takes.
     """
     rule = _rule_here()

@@ -50,9 +50,9 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
             Other layers, such as the ``SyncBatchNorm`` or ``Identity`` that a library put in its place, are called.
         x: input map [B, C, H, W].
         residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
-        fused: whether to use one op for forward and one for backward where they support the call. They need the native
-            extension, training mode, channels_last maps on the CPU that are all float32 or, as under autocast, all
-            bfloat16, affine parameters and running statistics in float32, and a momentum. Other calls use plain
+        fused: whether to use one op for forward and one for backward where they support the call. They need the
+            compiled kernels, training mode, channels_last maps on the CPU that are all float32 or, as under autocast,
+            all bfloat16, affine parameters and running statistics in float32, and a momentum. Other calls use plain
             PyTorch. The fused form can be differentiated once.
 
     Raises:

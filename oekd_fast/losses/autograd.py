@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oekd_fast import native
 from oekd_fast.losses import transforms
 from oekd_fast.losses.backends import NATIVE, TRITON, Backend
 from oekd_fast.losses.calls import EnsembleKDCall
@@ -17,10 +18,11 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     """Compute the statistics of a call by a compiled backend; the first, the loss, is differentiable once."""
     ops, kwargs = backend.ops(call), call.op_kwargs()
     weights = call.ensemble_weights if call.weights_need_grad else None
-    # On the CPU the op has an autograd kernel of its own, which costs less than a Function in Python. Only the op keeps
-    # its gradient in torch.export, which records the forward pass of a Function.
+    # On the CPU the op usually has an autograd kernel of its own, which costs less than a Function in Python. Only that
+    # kernel keeps the gradient in torch.export, which records the forward pass of a Function.
     eager = call.stacked is None and not torch.compiler.is_compiling()
-    if backend is NATIVE and weights is None and (eager or torch.compiler.is_exporting()):
+    has_kernel = backend is NATIVE and native.why_no_executor() is None
+    if has_kernel and weights is None and (eager or torch.compiler.is_exporting()):
         return ops.ensemble_kd_value(call.students, **kwargs)
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)

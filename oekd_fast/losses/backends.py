@@ -89,7 +89,8 @@ class NativeBackend(Backend):
             return "expected detach_ensemble=True, got False"
         if reason := _needs_reference(call):
             return reason
-        return _lost_in_export(call) if call.weights_need_grad else None
+        # The autograd kernel of the op, which comes with the executor, keeps the gradients of the logits.
+        return _lost_in_export(call) if call.weights_need_grad or native.why_no_executor() else None
 
     def ops(self, call: EnsembleKDCall):
         return torch.ops.oekd_fast

@@ -1,7 +1,7 @@
 """The ops of the compiled backends: definitions, and fake implementations that compute shapes and dtypes.
 
-The CPU implementations are registered by the extension (csrc/module.cpp), the CUDA ones here: they load the Triton
-kernels when an op is first called. The reference backend needs no op, since it is plain PyTorch.
+The library of the CPU kernels (csrc/kernels.cpp) registers the CPU implementations. The CUDA ones are registered here:
+they load the Triton kernels when an op is first called. The reference backend needs no op, since it is plain PyTorch.
 """
 
 from __future__ import annotations

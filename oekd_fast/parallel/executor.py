@@ -102,7 +102,7 @@ def make_executor(
     """Return an executor for the students of one family.
 
     Args:
-        kind: "parallel" needs the native extension. "auto" is "parallel" if that is available and there is more than
+        kind: "parallel" needs the compiled executor. "auto" is "parallel" if that is available and there is more than
             one student, else "sequential".
         num_students: S.
         device: device of the students.
@@ -114,7 +114,7 @@ def make_executor(
 
     Raises:
         ValueError: an argument is out of range.
-        RuntimeError: `kind` is "parallel", and the extension is unavailable or the device has no streams.
+        RuntimeError: `kind` is "parallel", and the compiled executor is unavailable or the device has no streams.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")

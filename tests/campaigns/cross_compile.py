@@ -1,4 +1,4 @@
-"""Compile the extension for another processor: ``python -m tests.campaigns.cross_compile --compiler "... c++"``.
+"""Compile csrc/ for another processor: ``python -m tests.campaigns.cross_compile --compiler "... c++"``.
 
 Every source becomes an object file with the flags of setup.py for a processor that is not x86-64; nothing is linked or
 run. The compiler is Clang, for instance that of the package ziglang: ``--compiler "python -m ziglang c++"``. The
@@ -24,7 +24,7 @@ RESULT = Path(__file__).parent / "results" / "cross_compile.json"
 ROOT = Path(__file__).parents[2]
 KERNEL_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")
 BASELINE = ("-DOEKD_ISA=baseline", "-DOEKD_LANES=4")
-BINDING_FLAGS = ("-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_native")
+BINDING_FLAGS = ("-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_executor")
 
 
 def compile_all(compiler: list[str], target: str) -> dict[str, str | None]:
@@ -47,7 +47,7 @@ def compile_all(compiler: list[str], target: str) -> dict[str, str | None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile the extension for another processor.")
+    parser = argparse.ArgumentParser(description="Compile csrc/ for another processor.")
     parser.add_argument("--compiler", required=True, help="command of a Clang that has the target's C++ library")
     parser.add_argument("--target", default="aarch64-linux-gnu")
     parser.add_argument("--output", type=Path, default=RESULT)

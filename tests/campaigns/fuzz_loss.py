@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help=f"JSON file of the result (default: {RESULT.name}, all calls only)")
     options = parser.parse_args(arguments)
     if not ISAS:
-        parser.error("the native extension is missing; build it with `python setup.py build_ext --inplace`")
+        parser.error("the compiled kernels are missing; build them with `python setup.py build_ext --inplace`")
     torch.set_num_threads(1)
     torch.manual_seed(0)
 

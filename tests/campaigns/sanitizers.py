@@ -1,11 +1,11 @@
-"""Run the native extension under AddressSanitizer, UBSan and ThreadSanitizer, and collect their reports.
+"""Run the compiled code under AddressSanitizer, UBSan and ThreadSanitizer, and collect their reports.
 
     python -m tests.campaigns.sanitizers [--calls 5000] [--seed 0] [--folder FOLDER] [--output FILE]
 
 1. The executor's thread pool runs random calls under ThreadSanitizer (host_pool_stress.cpp). The rest of the executor
    cannot: it runs inside Python and PyTorch, whose locks ThreadSanitizer does not see unless they are compiled with it.
-2. The extension is built with the other two in a copy of the checkout. The tests of losses, layers and executors run
-   with it where they call it, and in a second process random calls of tests/campaigns/fuzz_loss.py.
+2. Kernels and executor are built with the other two in a copy of the checkout. The tests of losses, layers and
+   executors run with them where they call them, and in a second process random calls of tests/campaigns/fuzz_loss.py.
 3. An out-of-bounds read, an overflow and a data race are planted and must be reported.
 
 Wrong results of random calls are counted but are no fault here. Needs GCC with its sanitizers. The build takes
@@ -49,7 +49,7 @@ OPTIONS = {
 # The sanitizers also write warnings, for instance of memory that they could not allocate.
 REPORT = re.compile("ERROR: AddressSanitizer|runtime error: |WARNING: ThreadSanitizer")
 TESTS = ("tests/losses", "tests/layers", "tests/parallel")
-# The tests that call the extension, without those of torch.compile, which build extensions of their own.
+# The tests that call compiled code, without those of torch.compile, which build extensions of their own.
 CHOSEN = "(native or schemas or op_memory or layers or parallel) and not compile"
 ROUNDS = 300  # of the thread pool, with new executors in each
 # Stands in for torch's header in the program for ThreadSanitizer, which defines the functions.
@@ -159,7 +159,7 @@ class ThreadPool:
 
 
 class Checkout:
-    """A copy of the checkout whose extension is built with the sanitizers."""
+    """A copy of the checkout whose compiled code is built with the sanitizers."""
 
     def __init__(self, runs: Runs) -> None:
         self.runs, self.folder, self._compiler = runs, runs.folder / "checkout", runs.folder / "c++"
@@ -190,11 +190,11 @@ class Checkout:
         )
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess:
-        """Run Python with the copy's packages and the built extension."""
+        """Run Python with the copy's packages and the built libraries."""
         return self.runs.run([sys.executable, *arguments], where=self.folder, LD_PRELOAD=self._preload)
 
     def run_tests(self, *tests: str) -> dict[str, Any]:
-        """Run the tests that call the extension, without those that need a GPU or interpret Triton kernels."""
+        """Run the tests that call compiled code, without those that need a GPU or interpret Triton kernels."""
         log = self.runs.folder / "tests.xml"
         log.unlink(missing_ok=True)
         start = time.perf_counter()

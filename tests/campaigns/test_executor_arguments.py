@@ -2,11 +2,11 @@
 
 import pytest
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from ..support.forks import FORKS
 from .executor_arguments import run_campaign
 
-pytestmark = [needs_native, *FORKS]
+pytestmark = [needs_executor, *FORKS]
 
 
 @pytest.mark.slow

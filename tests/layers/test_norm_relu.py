@@ -114,41 +114,40 @@ def test_gradients_and_residuals_may_have_other_layouts(layout):
 
 @needs_native
 @pytest.mark.parametrize(
-    ("change", "kind", "message"),
+    ("change", "message"),
     [
-        ({"x": random(9, 6)}, ValueError, r"x: expected \[B, C, H, W\] with C >= 1, got \[9, 6\]"),
-        ({"x": random(1, 9, 1, 1)}, ValueError, r"x: expected at least 2 values for each channel, got \[1, 9, 1, 1\]"),
-        ({"x": random(4, 9, 6, 5).double()}, TypeError, "x: expected float32 or bfloat16, got Double"),
-        ({"weight": random(8)}, ValueError, r"weight: expected \[9\], one number for each channel of x, got \[8\]"),
-        ({"bias": random(9).double()}, TypeError, "bias: expected float32, got Double"),
+        ({"x": random(9, 6)}, r"x: expected \[B, C, H, W\] with C >= 1, got \[9, 6\]"),
+        ({"x": random(1, 9, 1, 1)}, r"x: expected at least 2 values for each channel, got \[1, 9, 1, 1\]"),
+        ({"x": random(4, 9, 6, 5).double()}, "x: expected float32 or bfloat16, got Double"),
+        ({"weight": random(8)}, r"weight: expected \[9\], one number for each channel of x, got \[8\]"),
+        ({"bias": random(9).double()}, "bias: expected float32, got Double"),
         (
             {"residual": random(4, 9, 6, 4)},
-            ValueError,
             r"residual: expected the shape of x, \[4, 9, 6, 5\], got \[4, 9",
         ),
-        ({"residual": random(4, 9, 6, 5).half()}, TypeError, "residual: expected float32, got Half"),
-        ({"isa": "avx1024"}, ValueError, "isa: expected one of auto, .*baseline on this processor, got avx1024"),
+        ({"residual": random(4, 9, 6, 5).half()}, "residual: expected float32, got Half"),
+        ({"isa": "avx1024"}, "isa: expected one of auto, .*baseline on this processor, got avx1024"),
     ],
 )
-def test_invalid_arguments_of_forward_raise(change, kind, message):
+def test_invalid_arguments_of_forward_raise(change, message):
     given = {"x": random(4, 9, 6, 5), "weight": random(9), "bias": random(9), "residual": None, "eps": EPS, **change}
-    with pytest.raises(kind, match=message):
+    with pytest.raises(ValueError, match=message):
         ops.norm_relu(**given)
 
 
 @needs_native
 @pytest.mark.parametrize(
-    ("change", "kind", "message"),
+    ("change", "message"),
     [
-        ({"dy": random(4, 9, 6, 4)}, ValueError, r"dy: expected the shape of x, \[4, 9, 6, 5\], got \[4, 9, 6, 4\]"),
-        ({"y": random(4, 9, 6, 5).bfloat16()}, TypeError, "y: expected float32, got BFloat16"),
-        ({"rstd": random(1)}, ValueError, r"rstd: expected \[9\], one number for each channel of x, got \[1\]"),
-        ({"residual_grad": True}, ValueError, "y: expected a tensor where residual_grad is true, got None"),
+        ({"dy": random(4, 9, 6, 4)}, r"dy: expected the shape of x, \[4, 9, 6, 5\], got \[4, 9, 6, 4\]"),
+        ({"y": random(4, 9, 6, 5).bfloat16()}, "y: expected float32, got BFloat16"),
+        ({"rstd": random(1)}, r"rstd: expected \[9\], one number for each channel of x, got \[1\]"),
+        ({"residual_grad": True}, "y: expected a tensor where residual_grad is true, got None"),
     ],
 )
-def test_invalid_arguments_of_backward_raise(change, kind, message):
+def test_invalid_arguments_of_backward_raise(change, message):
     x, numbers = random(4, 9, 6, 5), {name: random(9) for name in ("weight", "bias", "mean", "rstd")}
-    with pytest.raises(kind, match=message):
+    with pytest.raises(ValueError, match=message):
         ops.norm_relu_backward(**{"dy": x, "x": x, "y": None, **numbers, "residual_grad": False, **change})
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from ..conftest import batch, needs_native
+from ..conftest import batch, needs_executor, needs_native
 from ..support import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -223,6 +223,20 @@ def test_logits_that_changed_after_the_loss_are_not_used_for_gradients():
 
 
 @needs_native
+def test_teachers_are_kept_for_every_backward_pass():
+    """The stable ABI takes the tensors out of lists, so the gradients must be computed with lists of their own."""
+    logits, target = leaves(students=2)
+    teachers = [torch.randn_like(logits[0]) for _ in range(2)]
+    given = {"teacher_logits": teachers, "mixing": torch.full((2, 4), 0.25)}
+    loss = ensemble_kd_loss(logits, target, **given, backend="native").loss
+    expected = torch.autograd.grad(ensemble_kd_loss(logits, target, **given, backend="reference").loss, logits)
+    for factor in (1.0, 2.0, 3.0):
+        grads = torch.autograd.grad(loss, logits, torch.tensor(factor), retain_graph=True)
+        for grad, once in zip(grads, expected, strict=True):
+            torch.testing.assert_close(grad, factor * once)
+
+
+@needs_executor
 def test_a_list_of_students_needs_no_python_in_the_backward_pass():
     logits, target = leaves()
     loss = ensemble_kd_loss(logits, target, backend="native").loss

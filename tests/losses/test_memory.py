@@ -9,7 +9,7 @@ from ..conftest import ISAS
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc"),
-    pytest.mark.skipif(not ISAS, reason="the native extension was not built"),
+    pytest.mark.skipif(not ISAS, reason="the native kernels were not built"),
 ]
 LOGITS_MB = 5 * 256 * 32000 * 4 / 1e6
 MEASURE = """

@@ -40,11 +40,11 @@ def call(given):
     return ops.ensemble_kd_value_and_grad_out(given.pop("logits"), given.pop("target"), **op_kwargs(**given))
 
 
-def refuse(given, message, kind=ValueError):
+def refuse(given, message):
     """Check that a call raises before it writes a gradient."""
     buffers = [*given["out"], given["weights_grad"]]
     before = [buffer.clone() for buffer in buffers if buffer.untyped_storage().nbytes()]
-    with pytest.raises(kind, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         call(given)
     after = [buffer for buffer in buffers if buffer.untyped_storage().nbytes()]
     assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(after, before, strict=True))
@@ -328,38 +328,38 @@ def test_weights_grad_may_be_the_weights():
 
 
 @pytest.mark.parametrize(
-    "value, kind, message",
+    "value, message",
     [
-        (torch.ones(2), ValueError, "grad_scale: expected one element on the CPU, got [2] on cpu"),
-        (torch.ones(0), ValueError, "grad_scale: expected one element on the CPU, got [0] on cpu"),
-        (torch.tensor(1), TypeError, "grad_scale: expected a floating dtype, got Long"),
-        (torch.tensor(True), TypeError, "grad_scale: expected a floating dtype, got Bool"),
-        (torch.tensor(1j), TypeError, "grad_scale: expected a floating dtype, got ComplexFloat"),
+        (torch.ones(2), "grad_scale: expected one element on the CPU, got [2] on cpu"),
+        (torch.ones(0), "grad_scale: expected one element on the CPU, got [0] on cpu"),
+        (torch.tensor(1), "grad_scale: expected a floating dtype, got Long"),
+        (torch.tensor(True), "grad_scale: expected a floating dtype, got Bool"),
+        (torch.tensor(1j), "grad_scale: expected a floating dtype, got ComplexFloat"),
     ],
 )
-def test_a_grad_scale_that_is_no_number_raises(value, kind, message):
-    refuse(arguments(grad_scale=value), message, kind)
+def test_a_grad_scale_that_is_no_number_raises(value, message):
+    refuse(arguments(grad_scale=value), message)
 
 
 @pytest.mark.parametrize(
-    "changed, kind, message",
+    "changed, message",
     [
-        ({"label_smoothing": -0.1}, ValueError, "label_smoothing: expected a number in [0, 1], got -0.1"),
-        ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected a number in [0, 1], got 1.5"),
-        ({"label_smoothing": math.nan}, ValueError, "label_smoothing: expected a number in [0, 1], got nan"),
-        ({"temperature": -1.0}, ValueError, "temperature: expected a finite number > 0, got -1"),
-        ({"temperature": math.inf}, ValueError, "temperature: expected a finite number > 0, got inf"),
-        ({"temperature": math.nan}, ValueError, "temperature: expected a finite number > 0, got nan"),
-        ({"kd_weight": math.inf}, ValueError, "kd_weight: expected a finite number, got inf"),
-        ({"ensemble_ce_weight": math.nan}, ValueError, "ensemble_ce_weight: expected a finite number, got nan"),
-        ({"detach_ensemble": False}, ValueError, "detach_ensemble: expected True with the native backend, got False"),
-        ({"weights_grad": torch.zeros(S).int()}, TypeError, "weights_grad: expected a floating dtype, got Int"),
-        ({"isa": "mmx"}, ValueError, "isa: expected one of auto"),
-        ({"target": torch.zeros(B, 1).long()}, ValueError, "target: expected [3] on the CPU, got [3, 1] on cpu"),
-        ({"out": [torch.zeros(B, C)] * 3}, ValueError, "out: expected 2 tensors, got 3"),
-        ({"out": []}, ValueError, "out: expected 2 tensors, got 0"),
+        ({"label_smoothing": -0.1}, "label_smoothing: expected a number in [0, 1], got -0.1"),
+        ({"label_smoothing": 1.5}, "label_smoothing: expected a number in [0, 1], got 1.5"),
+        ({"label_smoothing": math.nan}, "label_smoothing: expected a number in [0, 1], got nan"),
+        ({"temperature": -1.0}, "temperature: expected a finite number > 0, got -1"),
+        ({"temperature": math.inf}, "temperature: expected a finite number > 0, got inf"),
+        ({"temperature": math.nan}, "temperature: expected a finite number > 0, got nan"),
+        ({"kd_weight": math.inf}, "kd_weight: expected a finite number, got inf"),
+        ({"ensemble_ce_weight": math.nan}, "ensemble_ce_weight: expected a finite number, got nan"),
+        ({"detach_ensemble": False}, "detach_ensemble: expected True with the native backend, got False"),
+        ({"weights_grad": torch.zeros(S).int()}, "weights_grad: expected a floating dtype, got Int"),
+        ({"isa": "mmx"}, "isa: expected one of auto"),
+        ({"target": torch.zeros(B, 1).long()}, "target: expected [3] on the CPU, got [3, 1] on cpu"),
+        ({"out": [torch.zeros(B, C)] * 3}, "out: expected 2 tensors, got 3"),
+        ({"out": []}, "out: expected 2 tensors, got 0"),
     ],
     ids=str,
 )
-def test_other_arguments_raise_before_anything_is_written(changed, kind, message):
-    refuse(arguments(**changed), message, kind)
+def test_other_arguments_raise_before_anything_is_written(changed, message):
+    refuse(arguments(**changed), message)

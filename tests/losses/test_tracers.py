@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from ..conftest import BACKENDS, batch, needs_native
+from ..conftest import BACKENDS, batch, needs_executor, needs_native
 from ..support import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,6 +27,10 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+# torch.export keeps the gradients of "native" by its autograd kernel only.
+exportable = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_executor)])
+
+
 class Model(nn.Module):
     def __init__(self, backend):
         super().__init__()
@@ -37,6 +41,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.slow
+@exportable
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_of_a_model_with_the_loss(backend, strict):
     torch.manual_seed(0)
@@ -52,6 +57,7 @@ def test_export_of_a_model_with_the_loss(backend, strict):
 
 
 @pytest.mark.slow
+@exportable
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_keeps_the_gradients_of_stacked_logits_and_of_a_gate(backend, strict):
     class Loss(nn.Module):

@@ -18,7 +18,7 @@ from oekd_fast import (
     feature_kd_value_and_grad,
 )
 
-from ..conftest import batch, needs_native
+from ..conftest import batch, needs_executor, needs_native
 from ..support import oracle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,7 +152,7 @@ def test_forward_mode_names_the_reference_if_a_compiled_backend_is_explicit(back
         assert ensemble_kd_loss(LOGITS, TARGET, teacher_logits=teacher, backend=backend).loss.isfinite()
 
 
-@needs_native
+@needs_executor
 def test_the_op_itself_drops_no_tangent():
     op = torch.ops.oekd_fast.ensemble_kd_value
     options = dict(ensemble_weights=None, temperature=2.0, ce_weight=1.0, kd_weight=1.0, label_smoothing=0.0)

@@ -41,7 +41,8 @@ INSTALLED = {
 }
 TOOLS = {
     "alembic": "the store of mlflow on this machine needs it",
-    "ninja": "torch.utils.cpp_extension runs it to build the extension",
+    "build": "python -m build, in the Makefile",
+    "ninja": "torch.utils.cpp_extension runs it to build the executor",
     "pytest-xdist": "pytest -n, in the Makefile",
     "ruff": "make lint",
     "sqlalchemy": "the store of mlflow on this machine needs it",

@@ -22,7 +22,7 @@ imitate()
 
 import oekd_fast
 for module in pkgutil.walk_packages(oekd_fast.__path__, "oekd_fast."):
-    if not module.name.startswith(("oekd_fast.kernels", "oekd_fast._native")):  # Triton and the extension
+    if not module.name.startswith(("oekd_fast.kernels", "oekd_fast._")):  # Triton and the compiled code
         importlib.import_module(module.name)
 assert oekd_fast.native.isa() is None
 import oekd_fast.train

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 
 
 @pytest.fixture(autouse=True)
@@ -11,6 +11,6 @@ def two_threads(threads):
     threads(2)
 
 
-@pytest.fixture(params=["sequential", pytest.param("parallel", marks=needs_native)])
+@pytest.fixture(params=["sequential", pytest.param("parallel", marks=needs_executor)])
 def kind(request):
     return request.param

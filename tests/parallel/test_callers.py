@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import TIMEOUT, failing, fine, finishes, parallel
 
 
-@needs_native
+@needs_executor
 def test_python_threads_can_share_an_executor():
     executor = parallel(4)
 
@@ -29,7 +29,7 @@ def test_python_threads_can_share_an_executor():
     assert finishes(*(lambda i=i: calls(i / 100) for i in range(3))) == ["done"] * 3
 
 
-@needs_native
+@needs_executor
 def test_students_may_call_executors_themselves():
     outer, other = parallel(), parallel()
 
@@ -48,7 +48,7 @@ def test_students_may_call_executors_themselves():
     assert str(error) == "student 2: StudentError: student 2: ValueError: cannot take 2"
 
 
-@needs_native
+@needs_executor
 @pytest.mark.parametrize("waiting", [1, 2], ids=["one student", "all students"])
 def test_students_may_wait_for_threads_that_use_the_executor(waiting):
     executor, inputs = parallel(), [torch.ones(2, requires_grad=True) for _ in range(2)]
@@ -67,7 +67,7 @@ def test_students_may_wait_for_threads_that_use_the_executor(waiting):
     assert all(torch.allclose(x.grad, 3 * waiting * x.exp()) for x in inputs)
 
 
-@needs_native
+@needs_executor
 def test_objects_that_a_worker_thread_deletes_may_call_the_executor():
     executor, local, came = parallel(4), threading.local(), []
 
@@ -82,7 +82,7 @@ def test_objects_that_a_worker_thread_deletes_may_call_the_executor():
     assert came == [[1, 2, 3, 4]] * 4
 
 
-@needs_native
+@needs_executor
 def test_backward_can_be_called_inside_a_students_backward():
     executor = parallel()
 
@@ -103,7 +103,7 @@ def test_backward_can_be_called_inside_a_students_backward():
     assert all(x.grad.tolist() == [3, 3] for x in inputs)
 
 
-@needs_native
+@needs_executor
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_the_pool_is_destroyed_with_its_executor():
     def threads():
@@ -121,7 +121,7 @@ def test_the_pool_is_destroyed_with_its_executor():
 
 
 @pytest.mark.slow
-@needs_native
+@needs_executor
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_an_executor_works_after_a_fork_and_at_exit():
     # In the child torch builds its autograd engine anew at the first use. If two students do this at the same time, the

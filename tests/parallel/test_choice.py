@@ -6,24 +6,25 @@ import torch
 from oekd_fast import native
 from oekd_fast.parallel.executor import SequentialExecutor, ThreadExecutor, make_executor
 
-from ..conftest import ISAS, needs_native
+from ..conftest import needs_executor
 from .calls import fine
 
 
 def test_each_kind_returns_its_executor(monkeypatch):
-    if ISAS:
+    if native.why_no_executor() is None:
         assert isinstance(make_executor("auto", 2, "cpu"), ThreadExecutor)
         assert isinstance(make_executor("auto", 1, "cpu"), SequentialExecutor)
     assert isinstance(make_executor("sequential", 2, torch.device("cpu")), SequentialExecutor)
     assert isinstance(make_executor("auto", 2, "meta"), SequentialExecutor)  # a device without streams
-    monkeypatch.setattr(native, "_extension", None)
-    monkeypatch.setattr(native, "_reason", "No module named 'oekd_fast._native'")
+    monkeypatch.setattr(native, "_executor", None)
+    monkeypatch.setattr(native, "_executor_reason", "executor: expected _executor.other.so, got none")
     assert isinstance(make_executor("auto", 2, "cpu"), SequentialExecutor)
-    with pytest.raises(RuntimeError, match="^kind 'parallel' is unavailable on device 'cpu': .*oekd_fast._native"):
+    text = "^kind 'parallel' is unavailable on device 'cpu': executor: expected _executor.other.so, got none$"
+    with pytest.raises(RuntimeError, match=text):
         make_executor("parallel", 2, "cpu")
 
 
-@needs_native
+@needs_executor
 def test_parallel_raises_on_a_device_without_streams():
     text = "^kind 'parallel' is unavailable on device 'meta': Backend doesn't support acquiring a stream from pool.$"
     with pytest.raises(RuntimeError, match=text):
@@ -49,7 +50,7 @@ def test_invalid_options_raise(arguments, options, text):
         make_executor(*arguments, "cpu", **options)
 
 
-@needs_native
+@needs_executor
 def test_a_sequence_that_changes_its_length_raises_and_the_executor_remains_usable():
     class Longer(list):
         def __len__(self):

@@ -8,11 +8,11 @@ import textwrap
 
 import pytest
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from ..support.forks import FORKS
 from .calls import TIMEOUT
 
-pytestmark = [needs_native, *FORKS]
+pytestmark = [needs_executor, *FORKS]
 
 # Runs each scenario in forked children, because importing torch takes longer than a scenario. A child goes on to the
 # end of the program, so that the interpreter exits there. The parent prints the exit statuses.

@@ -12,7 +12,7 @@ import torch
 
 from oekd_fast.parallel.executor import StudentError, make_executor
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import TIMEOUT, Fail, failing, fine, finishes, parallel, raised_by
 
 
@@ -106,7 +106,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@needs_native
+@needs_executor
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_raised_after_all_students_have_finished():
     def interrupt(_):
@@ -124,7 +124,7 @@ def test_ctrl_c_is_raised_after_all_students_have_finished():
     assert executor.forward([fine] * 3, [1, 2, 3]) == [1, 2, 3]
 
 
-@needs_native
+@needs_executor
 def test_no_reference_is_kept_after_a_call():
     class Value:
         pass

@@ -10,7 +10,7 @@ from oekd_fast.native import executor_class
 from oekd_fast.parallel import threads
 from oekd_fast.parallel.threads import StartingOrder, best_order, divide_threads, makespan
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 
 RESNET = [1.0, 0.64, 0.36, 0.16, 0.04]  # cost is proportional to the square of the width
 
@@ -63,7 +63,7 @@ def test_the_starting_order_is_learned_from_a_few_calls(monkeypatch):
     assert starting.timed(branches) is branches
 
 
-@needs_native
+@needs_executor
 def test_the_native_order_must_name_every_student_once():
     executor = executor_class()(3, torch.device("cpu"), workers=1, threads=1, order=[2, 0, 1])
     executor.order = [1, 2, 0]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from oekd_fast.parallel.executor import make_executor
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import TIMEOUT, finishes, parallel
 
 
@@ -26,7 +26,7 @@ def modes(_=None):
     )
 
 
-@needs_native
+@needs_executor
 @pytest.mark.parametrize(
     "context",
     [
@@ -46,7 +46,7 @@ def test_every_student_runs_with_the_callers_modes(context):
     assert executor.forward([modes] * 2, [0, 0]) == [modes()] * 2
 
 
-@needs_native
+@needs_executor
 def test_dispatch_modes_and_hooks_apply_inside_students():
     class Names(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -60,7 +60,7 @@ def test_dispatch_modes_and_hooks_apply_inside_students():
     assert names.count("aten.exp.default") == 2 and len(packed) == 2
 
 
-@needs_native
+@needs_executor
 def test_autocast_inside_a_student_keeps_the_cache_of_casts():
     weight, casts = nn.Parameter(torch.ones(4, 4)), []
 
@@ -88,7 +88,7 @@ def dropouts():
     return nn.ModuleList([plain[0], noisy[0], plain[1], noisy[1]])
 
 
-@needs_native
+@needs_executor
 def test_random_numbers_equal_those_of_sequential_execution():
     results = {}
     for kind in ("sequential", "parallel"):
@@ -101,7 +101,7 @@ def test_random_numbers_equal_those_of_sequential_execution():
     assert all(torch.equal(a, b) for a, b in zip(*results.values(), strict=True))
 
 
-@needs_native
+@needs_executor
 def test_only_students_that_draw_run_sequentially():
     barrier = threading.Barrier(2, timeout=TIMEOUT)
 
@@ -120,7 +120,7 @@ def test_only_students_that_draw_run_sequentially():
     assert second == fourth and first != third
 
 
-@needs_native
+@needs_executor
 def test_a_student_that_starts_to_draw_is_detected_with_a_warning():
     executor = parallel()
     draws = [lambda x: torch.rand(x), lambda x: torch.rand(x)]
@@ -142,7 +142,7 @@ def test_a_student_that_starts_to_draw_is_detected_with_a_warning():
     assert len(caught) == 1
 
 
-@needs_native
+@needs_executor
 def test_overlapping_calls_may_both_detect_a_student_that_starts_to_draw():
     executor = parallel()
     barrier = threading.Barrier(2, timeout=TIMEOUT)  # both calls run before either ends

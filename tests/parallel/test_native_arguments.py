@@ -10,10 +10,10 @@ import torch
 from oekd_fast.native import executor_class
 from oekd_fast.parallel.executor import StudentError, make_executor
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import fine, parallel
 
-pytestmark = needs_native
+pytestmark = needs_executor
 CPU = torch.device("cpu")
 
 
@@ -114,7 +114,7 @@ def test_an_executor_without_init_raises():
 
 def test_the_native_executor_cannot_be_copied_and_the_others_are_made_anew():
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="^cannot pickle 'oekd_fast._native.StudentExecutor' object$"):
+        with pytest.raises(TypeError, match="^cannot pickle 'oekd_fast._executor.StudentExecutor' object$"):
             duplicate(native())
     used = parallel()
     for executor in (used, make_executor("sequential", 2, "cpu")):

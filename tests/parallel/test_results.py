@@ -9,7 +9,7 @@ import torch
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.parallel.executor import make_executor
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 
 
 def step(executor, branches, shared, context, train):
@@ -33,7 +33,7 @@ CONTEXTS = {
 }
 
 
-@needs_native
+@needs_executor
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_resnet_branches_agree_bit_for_bit(name, training):
@@ -50,7 +50,7 @@ def test_resnet_branches_agree_bit_for_bit(name, training):
     assert all(torch.equal(a, b) for a, b in zip(*left.values(), strict=True))
 
 
-@needs_native
+@needs_executor
 def test_runs_are_reproducible_without_deterministic_mode(threads):
     threads(4)
     torch.manual_seed(0)

@@ -8,10 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import fine, finishes, parallel
 
-pytestmark = needs_native
+pytestmark = needs_executor
 SETTING = contextvars.ContextVar("SETTING", default="default")
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 
-pytestmark = needs_native
+pytestmark = needs_executor
 SOURCE = Path(__file__).with_name("fake_device.cpp")
 SCENARIOS = """
 import ctypes, json, sys

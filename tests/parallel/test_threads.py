@@ -8,11 +8,11 @@ from oekd_fast.native import executor_class
 from oekd_fast.parallel.executor import make_executor
 from oekd_fast.parallel.threads import largest_first
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import TIMEOUT, Meet, finishes, parallel
 
 
-@needs_native
+@needs_executor
 def test_two_students_run_at_the_same_time():
     barrier = threading.Barrier(2, timeout=TIMEOUT)
     inputs = [torch.ones(2, requires_grad=True) for _ in range(2)]
@@ -28,7 +28,7 @@ def test_two_students_run_at_the_same_time():
     assert all(x.grad.tolist() == [1, 1] for x in inputs)
 
 
-@needs_native
+@needs_executor
 def test_students_start_in_the_given_order_after_the_serial_ones(threads):
     threads(1)
     started = []
@@ -39,7 +39,7 @@ def test_students_start_in_the_given_order_after_the_serial_ones(threads):
     assert largest_first([1.0, 5.0, 1.0, 9.0]) == [3, 1, 0, 2]
 
 
-@needs_native
+@needs_executor
 def test_there_may_be_more_workers_than_students():
     for workers in (6, 2**31 - 1):  # no more threads than students are started
         executor = executor_class()(2, torch.device("cpu"), workers=workers, threads=1, order=[0, 1])
@@ -47,7 +47,7 @@ def test_there_may_be_more_workers_than_students():
             assert executor.forward([abs] * 2, [-1, -2], []) == ([1, 2], [])
 
 
-@needs_native
+@needs_executor
 def test_students_share_the_threads_and_the_caller_keeps_its_number(threads):
     for available, deterministic, inside in [(2, False, 1), (4, False, 2), (4, True, 1), (2, True, 1)]:
         threads(available)
@@ -58,7 +58,7 @@ def test_students_share_the_threads_and_the_caller_keeps_its_number(threads):
         assert finishes(torch.get_num_threads) == [available]  # new threads inherit it too
 
 
-@needs_native
+@needs_executor
 def test_a_new_pool_does_not_change_the_number_of_threads_elsewhere(threads):
     def set_and_read():
         torch.set_num_threads(3)
@@ -69,7 +69,7 @@ def test_a_new_pool_does_not_change_the_number_of_threads_elsewhere(threads):
     assert torch.get_num_threads() == 2 and finishes(torch.get_num_threads) == [3]
 
 
-@needs_native
+@needs_executor
 def test_a_changed_number_of_threads_is_divided_again(threads):
     executor = parallel(deterministic=False)
     for available, inside in [(2, 1), (4, 2), (1, 1), (4, 2)]:

@@ -8,10 +8,10 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from oekd_fast.parallel.executor import StudentError, make_executor
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from .calls import parallel, raised_by
 
-pytestmark = needs_native
+pytestmark = needs_executor
 X = torch.arange(1.0, 4.0, dtype=torch.float64)
 ROWS = torch.arange(6.0, dtype=torch.float64).view(2, 3)
 

@@ -32,7 +32,7 @@ FOLDERS = ("/proc", "/sys", "/dev/shm")
 def imitate() -> None:
     """Take the calls and modules away from this process, which cannot get them back."""
     warnings.filterwarnings("error", category=EncodingWarning, module=r"oekd_fast\..*")
-    sys.modules["oekd_fast._native"] = None  # the extension was not built
+    _hide_compiled_code()
     sys.modules["msvcrt"] = windows_locks
     for owner, names in ((os, FUNCTIONS), (signal, SIGNALS)):
         for name in names:
@@ -41,6 +41,13 @@ def imitate() -> None:
     _refuse_imports()
     _refuse_open_files()
     sys.addaudithook(_refuse_folders)
+
+
+def _hide_compiled_code() -> None:
+    is_file = Path.is_file
+    Path.is_file = lambda path: path.suffix != ".so" and is_file(path)
+    glob = Path.glob
+    Path.glob = lambda path, pattern: () if pattern.endswith(".so") else glob(path, pattern)
 
 
 def _called_by_package() -> bool:

@@ -16,7 +16,7 @@ from oekd_fast.training.distillation import family_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.prepare import prepare_family
 
-from ..conftest import needs_native
+from ..conftest import needs_executor
 from ..support.engines import CPU, NORMALISATION, make_batch, make_engine, make_teacher, network_input
 from ..support.smooth_network import SMOOTH
 
@@ -244,7 +244,7 @@ def test_a_loaded_state_continues_bit_for_bit(fields, one_thread):
     assert torch.equal(straight.metrics.sums, second.metrics.sums)
 
 
-@pytest.mark.parametrize("executor", [pytest.param("parallel", marks=needs_native), "sequential"])
+@pytest.mark.parametrize("executor", [pytest.param("parallel", marks=needs_executor), "sequential"])
 @pytest.mark.parametrize("detach_ensemble", [True, False])
 def test_both_forms_of_backward_agree_with_autograd(executor, detach_ensemble):
     config = TrainConfig(num_students=3, warmup_epochs=0, executor=executor, detach_ensemble=detach_ensemble)
@@ -274,7 +274,7 @@ def test_backward_on_streams_equalsbackward_in_threads(fields, monkeypatch, one_
 
 
 @pytest.mark.slow
-@needs_native
+@needs_executor
 def test_deterministic_training_does_not_depend_on_the_executor(threads):
     threads(2)
     states = []

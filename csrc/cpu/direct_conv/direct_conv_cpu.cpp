@@ -1,32 +1,30 @@
 // The direct convolution ops on CPU tensors: argument checks, threads, and sums over pieces of a batch.
 #include "cpu/direct_conv/direct_conv_cpu.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros_like.h>
-#include <torch/csrc/stable/c/shim.h>
-#include <torch/library.h>
-
 #include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "cpu/direct_conv/direct_conv.h"
 #include "cpu/isa.h"
-#include "cpu/memory.h"
 #include "cpu/scratch.h"
+#include "cpu/stable/boxed.h"
+#include "cpu/stable/memory.h"
+#include "cpu/stable/parallel.h"
 
 namespace oekd {
 namespace {
-
-using at::Tensor;
 
 // Number of pieces of the batch over which a weight gradient is summed. It does not depend on the number of threads, so
 // neither does the result.
 constexpr int64_t PIECES = 16;
 
 void check_map(const char* name, const Tensor& map) {
-  TORCH_CHECK_TYPE(map.scalar_type() == at::kFloat, name, ": expected float32, got ", map.scalar_type());
-  TORCH_CHECK_VALUE(map.dim() == 4, name, ": expected four dimensions, got ", map.sizes());
-  TORCH_CHECK_VALUE(map.device().is_cpu(), name, ": expected a tensor on the CPU, got ", map.device());
+  OEKD_CHECK(map.scalar_type() == ScalarType::Float, name, ": expected float32, got ", map.scalar_type());
+  OEKD_CHECK(map.dim() == 4, name, ": expected four dimensions, got ", map.sizes());
+  OEKD_CHECK(map.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(map));
   check_memory(name, map);
 }
 
@@ -34,43 +32,24 @@ ConvShape shape_of(const Tensor& x, const Tensor& weight, int64_t stride) {
   check_map("x", x);
   check_map("weight", weight);
   const int64_t side = weight.size(2);
-  TORCH_CHECK_VALUE(weight.size(3) == side && (side == 1 || side == 3) && weight.size(1) == x.size(1),
-                    "weight: expected [K, ", x.size(1), ", side, side] with side 1 or 3, got ", weight.sizes());
-  TORCH_CHECK_VALUE(stride == 1 || stride == 2, "stride: expected 1 or 2, got ", stride);
-  TORCH_CHECK_VALUE(weight.numel() > 0 && x.size(2) > 0 && x.size(3) > 0, "x: expected channels and pixels, got ",
-                    x.sizes());
+  OEKD_CHECK(weight.size(3) == side && (side == 1 || side == 3) && weight.size(1) == x.size(1), "weight: expected [K, ",
+             x.size(1), ", side, side] with side 1 or 3, got ", weight.sizes());
+  OEKD_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2, got ", stride);
+  OEKD_CHECK(weight.numel() > 0 && x.size(2) > 0 && x.size(3) > 0, "x: expected channels and pixels, got ", x.sizes());
   return {x.size(1), weight.size(0), x.size(2), x.size(3), side, stride};
 }
 
-Tensor images(int64_t batch, int64_t channels, int64_t height, int64_t width) {
-  return at::empty({batch, channels, height, width},
-                   at::TensorOptions().dtype(at::kFloat).memory_format(at::MemoryFormat::ChannelsLast));
-}
-
-Tensor dense_images(const Tensor& map) { return map.contiguous(at::MemoryFormat::ChannelsLast); }
-
-// Calls some(begin, end) for parts of [0, count) on torch's threads.
-template <class Some>
-void parallel(int64_t count, Some some) {
-  TORCH_CHECK(torch_parallel_for(0, count, 1,
-                                 [](int64_t begin, int64_t end, void* s) { (*static_cast<Some*>(s))(begin, end); },
-                                 &some) == 0,
-              "direct_conv: a worker thread failed (out of memory?)");
-}
-
-}  // namespace
-
-Tensor direct_conv(const Tensor& x, const Tensor& weight, int64_t stride, std::string_view isa) {
+Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride, std::string_view isa) {
   const ConvShape shape = shape_of(x, weight, stride);
   const ConvKernel& kernel = choose_isa(isa).direct_conv;
-  const Tensor source = dense_images(x), filter = weight.contiguous();
-  Tensor y = images(x.size(0), shape.out_channels, shape.out_height(), shape.out_width());
+  const Tensor source = channels_last(x), filter = contiguous(weight, ScalarType::Float);
+  Tensor y = empty_images({x.size(0), shape.out_channels, shape.out_height(), shape.out_width()}, ScalarType::Float);
 
   std::vector<float> packed(kernel.packed_size(shape));
   kernel.pack_forward(shape, filter.const_data_ptr<float>(), packed.data());
   const float* const from = source.const_data_ptr<float>();
   float* const to = y.mutable_data_ptr<float>();
-  parallel(x.size(0), [&](int64_t begin, int64_t end) {
+  parallel_for("direct_conv", x.size(0), 1, [&](int64_t begin, int64_t end) {
     const auto scratch = allocate_scratch<float>(kernel.forward_scratch(shape) * sizeof(float));
     kernel.forward(shape, end - begin, from + begin * shape.in_size(), packed.data(), to + begin * shape.out_size(),
                    scratch.get());
@@ -78,18 +57,19 @@ Tensor direct_conv(const Tensor& x, const Tensor& weight, int64_t stride, std::s
   return y;
 }
 
-std::tuple<Tensor, Tensor> direct_conv_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t stride,
-                                                bool input_grad, bool weight_grad, std::string_view isa) {
+// Returns dx and dweight.
+std::array<Tensor, 2> backward(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t stride, bool input_grad,
+                               bool weight_grad, std::string_view isa) {
   const ConvShape shape = shape_of(x, weight, stride);
   const int64_t batch = x.size(0);
   check_map("dy", dy);
-  TORCH_CHECK_VALUE(dy.sizes() == at::IntArrayRef({batch, shape.out_channels, shape.out_height(), shape.out_width()}),
-                    "dy: expected the output's shape [", batch, ", ", shape.out_channels, ", ", shape.out_height(),
-                    ", ", shape.out_width(), "], got ", dy.sizes());
+  OEKD_CHECK(dy.sizes() == Sizes({batch, shape.out_channels, shape.out_height(), shape.out_width()}),
+             "dy: expected the output's shape [", batch, ", ", shape.out_channels, ", ", shape.out_height(), ", ",
+             shape.out_width(), "], got ", dy.sizes());
   const ConvKernel& kernel = choose_isa(isa).direct_conv;
-  const Tensor upstream = dense_images(dy), source = dense_images(x), filter = weight.contiguous();
-  Tensor dx = input_grad ? images(batch, shape.in_channels, shape.height, shape.width) : at::empty({0}, x.options());
-  Tensor dweight = weight_grad ? at::zeros_like(filter) : at::empty({0}, x.options());
+  const Tensor upstream = channels_last(dy), source = channels_last(x), filter = contiguous(weight, ScalarType::Float);
+  Tensor dx = input_grad ? empty_images(x.sizes(), ScalarType::Float) : empty({0}, ScalarType::Float);
+  Tensor dweight = weight_grad ? empty(filter.sizes(), ScalarType::Float) : empty({0}, ScalarType::Float);
 
   std::vector<float> packed(kernel.packed_size(shape));
   kernel.pack_backward(shape, filter.const_data_ptr<float>(), packed.data());
@@ -97,7 +77,7 @@ std::tuple<Tensor, Tensor> direct_conv_backward(const Tensor& dy, const Tensor& 
   std::vector<float> sums(pieces * weights);
   const float *const dy_data = upstream.const_data_ptr<float>(), *const x_data = source.const_data_ptr<float>();
   float* const dx_data = input_grad ? dx.mutable_data_ptr<float>() : nullptr;
-  parallel(pieces, [&](int64_t begin, int64_t end) {
+  parallel_for("direct_conv", pieces, 1, [&](int64_t begin, int64_t end) {
     const auto scratch = allocate_scratch<float>(kernel.backward_scratch(shape) * sizeof(float));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = batch * i / pieces, count = batch * (i + 1) / pieces - first;
@@ -107,10 +87,31 @@ std::tuple<Tensor, Tensor> direct_conv_backward(const Tensor& dy, const Tensor& 
     }
   });
   float* const to = dweight.mutable_data_ptr<float>();
+  std::fill_n(to, weights, 0.0f);
   for (int64_t i = 0; i < pieces; ++i) {
     for (int64_t w = 0; w < weights; ++w) to[w] += sums[i * weights + w];
   }
   return {dx, dweight};
+}
+
+}  // namespace
+
+void direct_conv(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), weight = arguments.tensor();
+  const int64_t stride = arguments.integer();
+  const std::string isa = arguments.text();
+  reply(stack, forward(x, weight, stride, isa));
+}
+
+void direct_conv_backward(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Tensor dy = arguments.tensor(), x = arguments.tensor(), weight = arguments.tensor();
+  const int64_t stride = arguments.integer();
+  const bool input_grad = arguments.flag(), weight_grad = arguments.flag();
+  const std::string isa = arguments.text();
+  const auto [dx, dweight] = backward(dy, x, weight, stride, input_grad, weight_grad, isa);
+  reply(stack, dx, dweight);
 }
 
 }  // namespace oekd

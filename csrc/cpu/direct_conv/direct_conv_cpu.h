@@ -1,17 +1,14 @@
-// The direct convolution ops on CPU tensors. oekd_fast/layers/direct_conv.py has the schemas.
+// The direct convolution ops on CPU tensors. kernels.cpp registers them; oekd_fast/layers/direct_conv.py has the
+// schemas.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <torch/csrc/stable/c/shim.h>
 
-#include <string_view>
-#include <tuple>
+#include <cstdint>
 
 namespace oekd {
 
-at::Tensor direct_conv(const at::Tensor& x, const at::Tensor& weight, int64_t stride, std::string_view isa);
-
-std::tuple<at::Tensor, at::Tensor> direct_conv_backward(const at::Tensor& dy, const at::Tensor& x,
-                                                        const at::Tensor& weight, int64_t stride, bool input_grad,
-                                                        bool weight_grad, std::string_view isa);
+void direct_conv(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
+void direct_conv_backward(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
 
 }  // namespace oekd

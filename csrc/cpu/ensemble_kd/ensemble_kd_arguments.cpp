@@ -3,17 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/memory.h"
-
 namespace oekd {
 
-using at::Tensor;
-
 void take_device_scalars(const Tensor& scalars, Settings& settings) {
-  TORCH_CHECK_VALUE(scalars.dim() == 1 && (scalars.size(0) == 3 || scalars.size(0) == 4) && scalars.device().is_cpu(),
-                    "device_scalars: expected [3] or [4] on the CPU, got ", scalars.sizes(), " on ", scalars.device());
-  TORCH_CHECK_TYPE(scalars.scalar_type() == at::kFloat, "device_scalars: expected float32, got ",
-                   scalars.scalar_type());
+  OEKD_CHECK(scalars.dim() == 1 && (scalars.size(0) == 3 || scalars.size(0) == 4) && scalars.is_cpu(),
+             "device_scalars: expected [3] or [4] on the CPU, got ", scalars.sizes(), " on ", device_name(scalars));
+  OEKD_CHECK(scalars.scalar_type() == ScalarType::Float, "device_scalars: expected float32, got ",
+             scalars.scalar_type());
   check_memory("device_scalars", scalars);
   const float* data = scalars.const_data_ptr<float>();
   const int64_t stride = scalars.stride(0);
@@ -24,28 +20,28 @@ void take_device_scalars(const Tensor& scalars, Settings& settings) {
 }
 
 void check_settings(const Settings& settings, bool has_target, bool with_grads) {
-  TORCH_CHECK_VALUE(settings.temperature > 0 && std::isfinite(settings.temperature),
-                    "temperature: expected a finite number > 0, got ", settings.temperature);
-  TORCH_CHECK_VALUE(std::isfinite(settings.ce_weight), "ce_weight: expected a finite number, got ", settings.ce_weight);
-  TORCH_CHECK_VALUE(std::isfinite(settings.kd_weight), "kd_weight: expected a finite number, got ", settings.kd_weight);
-  TORCH_CHECK_VALUE(std::isfinite(settings.ensemble_ce_weight), "ensemble_ce_weight: expected a finite number, got ",
-                    settings.ensemble_ce_weight);
-  TORCH_CHECK_VALUE(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,
-                    "label_smoothing: expected a number in [0, 1], got ", settings.label_smoothing);
-  TORCH_CHECK_VALUE(has_target || settings.ensemble_ce_weight == 0,
-                    "target: expected labels with ensemble_ce_weight ", settings.ensemble_ce_weight, ", got None");
+  OEKD_CHECK(settings.temperature > 0 && std::isfinite(settings.temperature),
+             "temperature: expected a finite number > 0, got ", settings.temperature);
+  OEKD_CHECK(std::isfinite(settings.ce_weight), "ce_weight: expected a finite number, got ", settings.ce_weight);
+  OEKD_CHECK(std::isfinite(settings.kd_weight), "kd_weight: expected a finite number, got ", settings.kd_weight);
+  OEKD_CHECK(std::isfinite(settings.ensemble_ce_weight), "ensemble_ce_weight: expected a finite number, got ",
+             settings.ensemble_ce_weight);
+  OEKD_CHECK(settings.label_smoothing >= 0 && settings.label_smoothing <= 1,
+             "label_smoothing: expected a number in [0, 1], got ", settings.label_smoothing);
+  OEKD_CHECK(has_target || settings.ensemble_ce_weight == 0, "target: expected labels with ensemble_ce_weight ",
+             settings.ensemble_ce_weight, ", got None");
   // The value does not depend on detach_ensemble.
-  TORCH_CHECK_VALUE(settings.detach_ensemble || !with_grads,
-                    "detach_ensemble: expected True with the native backend, got False");
-  TORCH_CHECK_VALUE(settings.divergence >= 0 && settings.divergence <= 2, "divergence: expected 0, 1 or 2, got ",
-                    settings.divergence);
-  TORCH_CHECK_VALUE(settings.beta > 0 && settings.beta < 1, "beta: expected a number in (0, 1), got ", settings.beta);
-  TORCH_CHECK_VALUE(!(settings.mean && settings.per_row), "per_row: expected False with mean, got True");
+  OEKD_CHECK(settings.detach_ensemble || !with_grads,
+             "detach_ensemble: expected True with the native backend, got False");
+  OEKD_CHECK(settings.divergence >= 0 && settings.divergence <= 2, "divergence: expected 0, 1 or 2, got ",
+             settings.divergence);
+  OEKD_CHECK(settings.beta > 0 && settings.beta < 1, "beta: expected a number in (0, 1), got ", settings.beta);
+  OEKD_CHECK(!(settings.mean && settings.per_row), "per_row: expected False with mean, got True");
 }
 
 Shape::Shape(const Tensor& first) : sizes(first.sizes()) {
-  TORCH_CHECK_VALUE((first.dim() == 2 || first.dim() == 3) && first.size(1) > 0,
-                    "logits: expected [B, C] or [O, C, I] with C >= 1, got ", first.sizes());
+  OEKD_CHECK((first.dim() == 2 || first.dim() == 3) && first.size(1) > 0,
+             "logits: expected [B, C] or [O, C, I] with C >= 1, got ", first.sizes());
   classes = first.size(1);
   by_row.push_back(first.size(0));
   if (first.dim() == 3) by_row.push_back(first.size(2));
@@ -64,71 +60,71 @@ Matrix Shape::matrix(const Tensor& t) const {
 }
 
 Scalar scalar_of(const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return Scalar::f32;
-    case at::kBFloat16: return Scalar::bf16;
-    case at::kHalf: return Scalar::f16;
+  switch (const ScalarType dtype = tensor.scalar_type()) {
+    case ScalarType::Float: return Scalar::f32;
+    case ScalarType::BFloat16: return Scalar::bf16;
+    case ScalarType::Half: return Scalar::f16;
     default:
-      TORCH_CHECK_TYPE(false, name, ": expected float32, bfloat16 or float16 with the native backend, got ",
-                       tensor.scalar_type());
+      throw std::invalid_argument(
+          text(name, ": expected float32, bfloat16 or float16 with the native backend, got ", dtype));
   }
 }
 
-std::vector<Matrix> matrices(const char* name, at::TensorList tensors, const Tensor& like, const Shape& shape) {
+std::vector<Matrix> matrices(const char* name, const std::vector<Tensor>& tensors, const Tensor& like,
+                             const Shape& shape) {
   std::vector<Matrix> out;
+  const ScalarType dtype = like.scalar_type();
   for (const Tensor& t : tensors) {
-    TORCH_CHECK_VALUE(t.sizes() == like.sizes(), name, ": expected ", like.sizes(), " for each student, got ",
-                      t.sizes());
-    TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), name, ": expected ", like.scalar_type(), ", got ",
-                     t.scalar_type());
-    TORCH_CHECK_VALUE(t.device().is_cpu(), name, ": expected tensors on the CPU, got ", t.device());
+    OEKD_CHECK(t.sizes() == like.sizes(), name, ": expected ", like.sizes(), " for each student, got ", t.sizes());
+    OEKD_CHECK(t.scalar_type() == dtype, name, ": expected ", dtype, ", got ", t.scalar_type());
+    OEKD_CHECK(t.is_cpu(), name, ": expected tensors on the CPU, got ", device_name(t));
     check_memory(name, t);
     out.push_back(shape.matrix(t));
   }
   return out;
 }
 
-std::vector<Source> teachers_of(at::TensorList tensors, const Shape& shape, std::vector<Tensor>& kept) {
+std::vector<Source> teachers_of(const std::vector<Tensor>& tensors, const Shape& shape, std::vector<Tensor>& kept) {
   std::vector<Source> out;
   for (const Tensor& given : tensors) {
-    TORCH_CHECK_VALUE(given.sizes() == shape.sizes && given.device().is_cpu(), "teacher_logits: expected ",
-                      shape.sizes, " on the CPU, got ", given.sizes(), " on ", given.device());
+    OEKD_CHECK(given.sizes() == shape.sizes && given.is_cpu(), "teacher_logits: expected ", shape.sizes,
+               " on the CPU, got ", given.sizes(), " on ", device_name(given));
     check_memory("teacher_logits", given);
     // The dispatcher evaluates lazy negations in all arguments but an optional list of tensors.
-    const Tensor& t = kept.emplace_back(given.resolve_neg());
-    const bool wide = t.scalar_type() == at::kDouble;
+    const Tensor& t = kept.emplace_back(resolve_neg(given));
+    const bool wide = t.scalar_type() == ScalarType::Double;
     out.push_back({shape.matrix(t), wide ? Scalar::f64 : scalar_of("teacher_logits", t)});
   }
   return out;
 }
 
 Tensor floats_of(const char* name, const Tensor& tensor, bool expected, const std::string& shapes) {
-  TORCH_CHECK_VALUE(expected && tensor.device().is_cpu(), name, ": expected ", shapes, " on the CPU, got ",
-                    tensor.sizes(), " on ", tensor.device());
-  TORCH_CHECK_TYPE(tensor.is_floating_point(), name, ": expected a floating dtype, got ", tensor.scalar_type());
+  OEKD_CHECK(expected && tensor.is_cpu(), name, ": expected ", shapes, " on the CPU, got ", tensor.sizes(), " on ",
+             device_name(tensor));
+  OEKD_CHECK(is_floating(tensor.scalar_type()), name, ": expected a floating dtype, got ", tensor.scalar_type());
   check_memory(name, tensor);
-  return tensor.to(at::kFloat).contiguous();
+  return contiguous(tensor, ScalarType::Float);
 }
 
 Tensor class_weights_of(const Tensor& weights, int64_t classes) {
   const bool fits = weights.dim() == 1 && weights.size(0) == classes;
-  Tensor floats = floats_of("class_weights", weights, fits, c10::str("[", classes, "]"));
+  Tensor floats = floats_of("class_weights", weights, fits, text("[", classes, "]"));
   const float* w = floats.const_data_ptr<float>();
   for (int64_t c = 0; c < classes; ++c) {
     if (w[c] >= 0 && std::isfinite(w[c])) continue;
-    const std::string given = std::isnan(w[c]) ? "nan" : c10::str(w[c]);
-    TORCH_CHECK_VALUE(false, "weight: expected finite numbers >= 0, got ", given, " for class ", c);
+    const std::string given = std::isnan(w[c]) ? "nan" : text(w[c]);
+    OEKD_CHECK(false, "weight: expected finite numbers >= 0, got ", given, " for class ", c);
   }
-  TORCH_CHECK_VALUE(std::any_of(w, w + classes, [](float x) { return x > 0; }),
-                    "weight: expected a weight > 0 for at least one class, got 0 for all");
+  OEKD_CHECK(std::any_of(w, w + classes, [](float x) { return x > 0; }),
+             "weight: expected a weight > 0 for at least one class, got 0 for all");
   return floats;
 }
 
 double number_of(const char* name, const Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.numel() == 1 && tensor.device().is_cpu(), name,
-                    ": expected one element on the CPU, got ", tensor.sizes(), " on ", tensor.device());
+  OEKD_CHECK(tensor.numel() == 1 && tensor.is_cpu(), name, ": expected one element on the CPU, got ", tensor.sizes(),
+             " on ", device_name(tensor));
   check_memory(name, tensor);
-  return tensor.item<double>();
+  return item(tensor);
 }
 
 }  // namespace oekd

@@ -1,27 +1,24 @@
 // The ensemble distillation loss on CPU tensors.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include <array>
 #include <optional>
 #include <string_view>
-#include <tuple>
 #include <vector>
 
 #include "cpu/ensemble_kd/ensemble_kd_arguments.h"
 
 namespace oekd {
 
-using OptionalTensor = std::optional<at::Tensor>;
 // Loss, ce [S], kd [S], ensemble_ce, correct [S + 1]; with `per_row` loss [R], ce [S, R], kd [S, R], ensemble_ce [R].
-using Statistics = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Statistics = std::array<Tensor, 5>;
 
 // Arguments of the ops, as oekd_fast/losses/schemas.py describes them.
 struct Inputs {
-  std::vector<at::Tensor> logits;
+  std::vector<Tensor> logits;
   OptionalTensor target, ensemble_weights;
   OptionalTensor device_scalars;  // numbers that replace those of the settings
-  std::optional<std::vector<at::Tensor>> teacher_logits;
+  std::optional<std::vector<Tensor>> teacher_logits;
   OptionalTensor mixing;
   bool mix_probabilities;
   OptionalTensor class_weights, num_items;
@@ -31,7 +28,7 @@ struct Inputs {
 // Gradients that a call writes beside the statistics, and the factors they are multiplied by.
 struct Outputs {
   OptionalTensor grad_scale;
-  std::vector<at::Tensor> grads;
+  std::vector<Tensor> grads;
   OptionalTensor weights_grad;
 };
 

@@ -1,102 +1,74 @@
 #include "cpu/ensemble_kd/ensemble_kd_ops.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include <string>
-#include <utility>
 
 #include "cpu/ensemble_kd/ensemble_kd_cpu.h"
 #include "cpu/populate.h"
+#include "cpu/stable/boxed.h"
 
 namespace oekd {
 namespace {
 
-using torch::jit::Stack;
-
-// Reads the arguments of a call, which are the last values of a stack, in the order of the schema.
-class Arguments {
- public:
-  Arguments(const c10::OperatorHandle& op, const Stack& stack)
-      : next_(stack.end() - static_cast<ptrdiff_t>(op.schema().arguments().size())) {}
-
-  double number() { return (next_++)->toDouble(); }
-  int64_t integer() { return (next_++)->toInt(); }
-  bool flag() { return (next_++)->toBool(); }
-  std::string text() { return (next_++)->toStringRef(); }
-  std::vector<at::Tensor> tensors() { return (next_++)->toTensorVector(); }
-  OptionalTensor tensor() { return (next_++)->toOptional<at::Tensor>(); }
-  std::optional<std::vector<at::Tensor>> optional_tensors() {
-    if (next_->isNone()) return ++next_, std::nullopt;
-    return tensors();
-  }
-
-  // The arguments that all ops share.
-  Inputs inputs() {
-    Inputs in{};
-    Settings& settings = in.settings;
-    in.logits = tensors();
-    in.target = tensor();
-    in.ensemble_weights = tensor();
-    settings.temperature = number();
-    settings.ce_weight = number();
-    settings.kd_weight = number();
-    settings.label_smoothing = number();
-    settings.ignore_index = integer();
-    settings.mean = flag();
-    settings.detach_ensemble = flag();
-    in.device_scalars = tensor();
-    settings.ensemble_ce_weight = number();
-    in.teacher_logits = optional_tensors();
-    in.mixing = tensor();
-    in.mix_probabilities = flag();
-    in.class_weights = tensor();
-    in.num_items = tensor();
-    settings.per_row = flag();
-    settings.divergence = integer();
-    settings.beta = number();
-    return in;
-  }
-
- private:
-  Stack::const_iterator next_;
-};
-
-void reply(const c10::OperatorHandle& op, Stack& stack, Statistics statistics) {
-  stack.erase(stack.end() - static_cast<ptrdiff_t>(op.schema().arguments().size()), stack.end());
-  std::apply([&](auto&... tensors) { (stack.emplace_back(std::move(tensors)), ...); }, statistics);
+// Reads the arguments that all ops share.
+Inputs inputs_of(Arguments& arguments) {
+  Inputs in{};
+  Settings& settings = in.settings;
+  in.logits = arguments.tensors();
+  in.target = arguments.optional_tensor();
+  in.ensemble_weights = arguments.optional_tensor();
+  settings.temperature = arguments.number();
+  settings.ce_weight = arguments.number();
+  settings.kd_weight = arguments.number();
+  settings.label_smoothing = arguments.number();
+  settings.ignore_index = arguments.integer();
+  settings.mean = arguments.flag();
+  settings.detach_ensemble = arguments.flag();
+  in.device_scalars = arguments.optional_tensor();
+  settings.ensemble_ce_weight = arguments.number();
+  in.teacher_logits = arguments.optional_tensors();
+  in.mixing = arguments.optional_tensor();
+  in.mix_probabilities = arguments.flag();
+  in.class_weights = arguments.optional_tensor();
+  in.num_items = arguments.optional_tensor();
+  settings.per_row = arguments.flag();
+  settings.divergence = arguments.integer();
+  settings.beta = arguments.number();
+  return in;
 }
 
 }  // namespace
 
-void ensemble_kd_value(const c10::OperatorHandle& op, Stack* stack) {
-  Arguments arguments(op, *stack);
-  const Inputs inputs = arguments.inputs();
+void ensemble_kd_value(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Inputs inputs = inputs_of(arguments);
   const std::string isa = arguments.text();
-  reply(op, *stack, ensemble_kd(inputs, nullptr, isa));
+  const auto [loss, ce, kd, ensemble_ce, correct] = ensemble_kd(inputs, nullptr, isa);
+  reply(stack, loss, ce, kd, ensemble_ce, correct);
 }
 
-void ensemble_kd_value_and_grad(const c10::OperatorHandle& op, Stack* stack) {
-  Arguments arguments(op, *stack);
-  const Inputs inputs = arguments.inputs();
-  Outputs outputs{arguments.tensor(), {}, {}};
+void ensemble_kd_value_and_grad(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Inputs inputs = inputs_of(arguments);
+  Outputs outputs{arguments.optional_tensor(), {}, {}};
   const std::string isa = arguments.text();
-  for (const at::Tensor& z : inputs.logits) {
-    at::Tensor& grad = outputs.grads.emplace_back(at::empty_like(z));
-    populate_new_memory(grad.storage().mutable_data(), grad.storage().nbytes());
+  for (const Tensor& z : inputs.logits) {
+    const Tensor& grad = outputs.grads.emplace_back(empty_like(z));
+    populate_new_memory(grad.mutable_data_ptr(), grad.numel() * grad.element_size());
   }
-  reply(op, *stack, ensemble_kd(inputs, &outputs, isa));
-  stack->emplace_back(std::move(outputs.grads));
+  const auto [loss, ce, kd, ensemble_ce, correct] = ensemble_kd(inputs, &outputs, isa);
+  reply(stack, loss, ce, kd, ensemble_ce, correct, outputs.grads);
 }
 
-void ensemble_kd_value_and_grad_out(const c10::OperatorHandle& op, Stack* stack) {
-  Arguments arguments(op, *stack);
-  const Inputs inputs = arguments.inputs();
+void ensemble_kd_value_and_grad_out(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Inputs inputs = inputs_of(arguments);
   Outputs outputs;
-  outputs.grad_scale = arguments.tensor();
+  outputs.grad_scale = arguments.optional_tensor();
   outputs.grads = arguments.tensors();
-  outputs.weights_grad = arguments.tensor();
+  outputs.weights_grad = arguments.optional_tensor();
   const std::string isa = arguments.text();
-  reply(op, *stack, ensemble_kd(inputs, &outputs, isa));
+  const auto [loss, ce, kd, ensemble_ce, correct] = ensemble_kd(inputs, &outputs, isa);
+  reply(stack, loss, ce, kd, ensemble_ce, correct);
 }
 
 }  // namespace oekd

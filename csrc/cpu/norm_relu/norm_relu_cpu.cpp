@@ -1,24 +1,21 @@
 // The BatchNorm, residual and ReLU ops on CPU tensors: argument checks, threads, and sums over all rows.
 #include "cpu/norm_relu/norm_relu_cpu.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/csrc/stable/c/shim.h>
-#include <torch/library.h>
-
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/memory.h"
 #include "cpu/norm_relu/norm_relu.h"
+#include "cpu/stable/boxed.h"
+#include "cpu/stable/memory.h"
+#include "cpu/stable/parallel.h"
 
 namespace oekd {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // Elements in a piece of work. The statistics read a piece twice, so it must fit the second-level cache. A piece of
 // many channels is larger, so that the work on its tables remains small. Pieces do not depend on the number of threads, so
@@ -27,45 +24,45 @@ constexpr int64_t PIECE = 16384;
 constexpr int64_t TILES_OF_A_PIECE = 8;
 constexpr int64_t VECTORS_OF_A_TILE = 32;  // at least, so that a table entry is not updated again at once
 
-const char* name_of(at::ScalarType type) { return type == at::kFloat ? "float32" : "bfloat16"; }
+const char* name_of(ScalarType type) { return type == ScalarType::Float ? "float32" : "bfloat16"; }
 
 // Returns the rows [B * H * W, C] of a map [B, C, H, W], copied if they are not dense.
 Tensor rows_of(const char* name, const Tensor& map, const Tensor& x) {
-  TORCH_CHECK_TYPE(map.scalar_type() == x.scalar_type(), name, ": expected ", name_of(x.scalar_type()), ", got ",
-                   map.scalar_type());
-  TORCH_CHECK_VALUE(map.dim() == 4 && map.sizes() == x.sizes(), name, ": expected the shape of x, ", x.sizes(),
-                    ", got ", map.sizes());
-  TORCH_CHECK_VALUE(map.device().is_cpu(), name, ": expected a tensor on the CPU, got ", map.device());
+  OEKD_CHECK(map.scalar_type() == x.scalar_type(), name, ": expected ", name_of(x.scalar_type()), ", got ",
+             map.scalar_type());
+  OEKD_CHECK(map.dim() == 4 && map.sizes() == x.sizes(), name, ": expected the shape of x, ", x.sizes(), ", got ",
+             map.sizes());
+  OEKD_CHECK(map.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(map));
   check_memory(name, map);
-  return map.contiguous(at::MemoryFormat::ChannelsLast);
+  return channels_last(map);
 }
 
 Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
-  TORCH_CHECK_TYPE(values.scalar_type() == at::kFloat, name, ": expected float32, got ", values.scalar_type());
-  TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == channels, name, ": expected [", channels,
-                    "], one number for each channel of x, got ", values.sizes());
-  TORCH_CHECK_VALUE(values.device().is_cpu(), name, ": expected a tensor on the CPU, got ", values.device());
+  OEKD_CHECK(values.scalar_type() == ScalarType::Float, name, ": expected float32, got ", values.scalar_type());
+  OEKD_CHECK(values.dim() == 1 && values.size(0) == channels, name, ": expected [", channels,
+             "], one number for each channel of x, got ", values.sizes());
+  OEKD_CHECK(values.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(values));
   check_memory(name, values);
-  return values.contiguous();
+  return contiguous(values, ScalarType::Float);
 }
 
 int64_t count_rows(const Tensor& x, int64_t least) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
-                   "x: expected float32 or bfloat16, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.size(1) > 0, "x: expected [B, C, H, W] with C >= 1, got ", x.sizes());
+  OEKD_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+             "x: expected float32 or bfloat16, got ", x.scalar_type());
+  OEKD_CHECK(x.dim() == 4 && x.size(1) > 0, "x: expected [B, C, H, W] with C >= 1, got ", x.sizes());
   const int64_t rows = x.numel() / x.size(1);
-  TORCH_CHECK_VALUE(rows >= least, "x: expected at least ", least, " values for each channel, got ", x.sizes());
+  OEKD_CHECK(rows >= least, "x: expected at least ", least, " values for each channel, got ", x.sizes());
   return rows;
 }
 
 const NormReLUKernel& kernel_for(const Tensor& x, std::string_view isa) {
   const Isa& chosen = choose_isa(isa);
-  return x.scalar_type() == at::kFloat ? chosen.norm_relu_fp32 : chosen.norm_relu_bf16;
+  return x.scalar_type() == ScalarType::Float ? chosen.norm_relu_fp32 : chosen.norm_relu_bf16;
 }
 
-Tensor map_like(const Tensor& x) { return at::empty_like(x, {}, at::MemoryFormat::ChannelsLast); }
+Tensor map_like(const Tensor& x) { return empty_images(x.sizes(), x.scalar_type()); }
 
-Tensor vector_of(int64_t channels) { return at::empty({channels}, at::TensorOptions().dtype(at::kFloat)); }
+Tensor vector_of(int64_t channels) { return empty({channels}, ScalarType::Float); }
 
 // Floats that start at a cache line, since a vector that crosses lines takes twice as long.
 class Floats {
@@ -102,7 +99,7 @@ struct Cut {
   // Calls work(piece, first row, last row + 1, scratch) for each piece, with scratch for `tables` tables.
   template <class Work>
   void run(int64_t tables, const Work& work) const {
-    each([&](int64_t begin, int64_t end) {
+    parallel_for("norm_relu", pieces, 1, [&](int64_t begin, int64_t end) {
       Floats scratch(tables * tile);
       for (int64_t i = begin; i < end; ++i) work(i, i * piece, std::min(rows, (i + 1) * piece), scratch.data());
     });
@@ -112,22 +109,12 @@ struct Cut {
   // last are still in the cache.
   template <class Work>
   void run_back(const Work& work) const {
-    each([&](int64_t begin, int64_t end) {
+    parallel_for("norm_relu", pieces, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = end; i-- > begin;) work(i * piece, std::min(rows, (i + 1) * piece));
     });
   }
 
   const int64_t rows, channels, tile, piece, pieces;  // tile: in floats; piece: in rows
-
- private:
-  template <class Some>
-  void each(Some some) const {
-    // The C interface uses torch's threads. at::parallel_for would need torch's OpenMP at build time.
-    TORCH_CHECK(torch_parallel_for(0, pieces, 1,
-                                   [](int64_t begin, int64_t end, void* s) { (*static_cast<Some*>(s))(begin, end); },
-                                   &some) == 0,
-                "norm_relu: a worker thread failed (out of memory?)");
-  }
 };
 
 // Mean and sum of squared deviations over all rows, [channels] each, combined from those of the pieces.
@@ -157,25 +144,24 @@ struct Statistics {
   std::vector<double> mean, squares;
 };
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                                     const OptionalTensor& residual, double eps,
-                                                     std::string_view isa) {
+// Returns y, mean, variance and rstd.
+std::array<Tensor, 4> forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& residual,
+                              double eps, std::string_view isa) {
   const int64_t rows = count_rows(x, 2), channels = x.size(1);
-  TORCH_CHECK_VALUE(eps > 0 && std::isfinite(eps), "eps: expected a finite number > 0, got ", eps);
+  OEKD_CHECK(eps > 0 && std::isfinite(eps), "eps: expected a finite number > 0, got ", eps);
   const Tensor map = rows_of("x", x, x), scales = channels_of("weight", weight, channels);
   const Tensor biases = channels_of("bias", bias, channels);
-  const Tensor added = residual ? rows_of("residual", *residual, x) : Tensor();
+  const OptionalTensor added = residual ? OptionalTensor(rows_of("residual", *residual, x)) : std::nullopt;
   const NormReLUKernel& kernel = kernel_for(x, isa);
   const Cut cut(kernel, rows, channels);
 
   const Statistics statistics(map.const_data_ptr(), kernel, cut);
   Tensor y = map_like(x), mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
   float *const means = mean.mutable_data_ptr<float>(), *const rstds = rstd.mutable_data_ptr<float>();
+  float* const variances = variance.mutable_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
     means[c] = static_cast<float>(statistics.mean[c]);
-    variance.mutable_data_ptr<float>()[c] = static_cast<float>(statistics.squares[c] / static_cast<double>(rows - 1));
+    variances[c] = static_cast<float>(statistics.squares[c] / static_cast<double>(rows - 1));
     rstds[c] = static_cast<float>(1 / std::sqrt(statistics.squares[c] / static_cast<double>(rows) + eps));
   }
 
@@ -187,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tens
   problem.channels = channels;
   problem.tile = cut.tile;
   problem.x = map.const_data_ptr();
-  problem.residual = residual ? added.const_data_ptr() : nullptr;
+  problem.residual = added ? added->const_data_ptr() : nullptr;
   problem.y = y.mutable_data_ptr();
   problem.mean = mean_table.data();
   problem.scale = scale_table.data();
@@ -196,22 +182,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu(const Tensor& x, const Tens
   return {y, mean, variance, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, const Tensor& x,
-                                                              const OptionalTensor& y, const Tensor& weight,
-                                                              const Tensor& bias, const Tensor& mean,
-                                                              const Tensor& rstd, bool residual_grad,
-                                                              std::string_view isa) {
+// Returns dx, dweight, dbias and dresidual.
+std::array<Tensor, 4> backward(const Tensor& dy, const Tensor& x, const OptionalTensor& y, const Tensor& weight,
+                               const Tensor& bias, const Tensor& mean, const Tensor& rstd, bool residual_grad,
+                               std::string_view isa) {
   const int64_t rows = count_rows(x, 1), channels = x.size(1);
-  TORCH_CHECK_VALUE(y || !residual_grad, "y: expected a tensor where residual_grad is true, got None");
+  OEKD_CHECK(y || !residual_grad, "y: expected a tensor where residual_grad is true, got None");
   const Tensor upstream = rows_of("dy", dy, x), map = rows_of("x", x, x);
-  const Tensor output = y ? rows_of("y", *y, x) : Tensor();
+  const OptionalTensor output = y ? OptionalTensor(rows_of("y", *y, x)) : std::nullopt;
   const Tensor scales = channels_of("weight", weight, channels), biases = channels_of("bias", bias, channels);
   const Tensor means = channels_of("mean", mean, channels), rstds = channels_of("rstd", rstd, channels);
   const NormReLUKernel& kernel = kernel_for(x, isa);
   const Cut cut(kernel, rows, channels);
 
   Tensor dx = map_like(x), dweight = vector_of(channels), dbias = vector_of(channels);
-  Tensor dresidual = residual_grad ? map_like(x) : at::empty({0}, x.options());
+  Tensor dresidual = residual_grad ? map_like(x) : empty({0}, x.scalar_type());
   const float *const m = means.const_data_ptr<float>(), *const r = rstds.const_data_ptr<float>();
   const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
   const Floats mean_table = cut.table([&](int64_t c) { return m[c]; });
@@ -222,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, 
   problem.tile = cut.tile;
   problem.dy = upstream.const_data_ptr();
   problem.x = map.const_data_ptr();
-  problem.y = y ? output.const_data_ptr() : nullptr;
+  problem.y = output ? output->const_data_ptr() : nullptr;
   problem.g = residual_grad ? dresidual.mutable_data_ptr() : nullptr;
   problem.dx = dx.mutable_data_ptr();
   problem.mean = mean_table.data();
@@ -240,9 +225,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, 
       g_x[c] += g_x_pieces[i * channels + c];
     }
   }
+  float *const dbiases = dbias.mutable_data_ptr<float>(), *const dweights = dweight.mutable_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
-    dbias.mutable_data_ptr<float>()[c] = static_cast<float>(g[c]);
-    dweight.mutable_data_ptr<float>()[c] = static_cast<float>(g_x[c] * r[c]);
+    dbiases[c] = static_cast<float>(g[c]);
+    dweights[c] = static_cast<float>(g_x[c] * r[c]);
   }
 
   // dx = weight * rstd * (g - mean(g) - xhat * mean(g * xhat)), with xhat = (x - mean) * rstd and means over the rows.
@@ -254,6 +240,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_relu_backward(const Tensor& dy, 
   problem.offset = offset.data();
   cut.run_back([&](int64_t begin, int64_t end) { kernel.gradient(problem, begin, end); });
   return {dx, dweight, dbias, dresidual};
+}
+
+}  // namespace
+
+void norm_relu(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), weight = arguments.tensor(), bias = arguments.tensor();
+  const OptionalTensor residual = arguments.optional_tensor();
+  const double eps = arguments.number();
+  const std::string isa = arguments.text();
+  const auto [y, mean, variance, rstd] = forward(x, weight, bias, residual, eps, isa);
+  reply(stack, y, mean, variance, rstd);
+}
+
+void norm_relu_backward(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Tensor dy = arguments.tensor(), x = arguments.tensor();
+  const OptionalTensor y = arguments.optional_tensor();
+  const Tensor weight = arguments.tensor(), bias = arguments.tensor();
+  const Tensor mean = arguments.tensor(), rstd = arguments.tensor();
+  const bool residual_grad = arguments.flag();
+  const std::string isa = arguments.text();
+  const auto [dx, dweight, dbias, dresidual] =
+      backward(dy, x, y, weight, bias, mean, rstd, residual_grad, isa);
+  reply(stack, dx, dweight, dbias, dresidual);
 }
 
 }  // namespace oekd

@@ -1,22 +1,14 @@
-// The BatchNorm, residual and ReLU ops on CPU tensors. module.cpp registers them; oekd_fast/layers/norm_relu.py has the
-// schemas.
+// The BatchNorm, residual and ReLU ops on CPU tensors. kernels.cpp registers them; oekd_fast/layers/norm_relu.py has
+// the schemas.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <torch/csrc/stable/c/shim.h>
 
-#include <optional>
-#include <string_view>
-#include <tuple>
+#include <cstdint>
 
 namespace oekd {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> norm_relu(const at::Tensor& x, const at::Tensor& weight,
-                                                                     const at::Tensor& bias,
-                                                                     const std::optional<at::Tensor>& residual,
-                                                                     double eps, std::string_view isa);
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> norm_relu_backward(
-    const at::Tensor& dy, const at::Tensor& x, const std::optional<at::Tensor>& y, const at::Tensor& weight,
-    const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& rstd, bool residual_grad, std::string_view isa);
+void norm_relu(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
+void norm_relu_backward(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
 
 }  // namespace oekd

@@ -1,4 +1,4 @@
-#include "cpu/ensemble_kd/ensemble_kd_autograd.h"
+#include "autograd/ensemble_kd_autograd.h"
 
 #include <ATen/core/List.h>
 #include <ATen/core/grad_mode.h>
@@ -6,6 +6,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <stdexcept>
 #include <utility>
 
 namespace oekd {
@@ -14,6 +15,11 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using torch::jit::Stack;
+
+// Returns a value that a call may consume: torch's stable ABI takes the tensors out of the lists that it passes to an op.
+c10::IValue consumable(const c10::IValue& value) {
+  return value.isTensorList() ? c10::IValue(value.toTensorList().copy()) : value;
+}
 
 // Calls `ensemble_kd_value_and_grad` below autograd; `stack` holds the arguments of `ensemble_kd_value`, which lack only
 // grad_scale, the last but one. Leaves the five statistics and the list of gradients on the stack.
@@ -44,7 +50,7 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
   static at::Tensor forward(AutogradContext* ctx, at::TensorList logits, Stack& stack, bool per_row) {
     c10::impl::GenericList options(c10::AnyType::get());
     options.reserve(stack.size() - 1);
-    for (size_t i = 1; i < stack.size(); ++i) options.push_back(stack[i]);
+    for (size_t i = 1; i < stack.size(); ++i) options.push_back(consumable(stack[i]));
     ctx->save_for_backward(logits.vec());
     ctx->set_materialize_grads(false);
     ctx->saved_data["students"] = static_cast<int64_t>(logits.size());
@@ -104,8 +110,12 @@ struct EnsembleKDLoss : torch::autograd::Function<EnsembleKDLoss> {
   static c10::IValue compute_again(AutogradContext* ctx, const variable_list& logits, c10::IValue upstream) {
     const c10::List<c10::IValue> options = ctx->saved_data["options"].toList();
     Stack stack{c10::List<at::Tensor>(logits)};
-    stack.insert(stack.end(), options.begin(), options.end());
-    value_and_grad(stack, std::move(upstream));
+    for (const c10::IValue& option : options) stack.push_back(consumable(option));
+    try {
+      value_and_grad(stack, std::move(upstream));
+    } catch (const std::invalid_argument& error) {  // a ValueError of the op, which torch's engine does not translate
+      TORCH_CHECK_VALUE(false, error.what());
+    }
     return std::move(stack.back());
   }
 

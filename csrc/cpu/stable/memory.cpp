@@ -1,4 +1,6 @@
-#include "cpu/memory.h"
+#include "cpu/stable/memory.h"
+
+#include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -7,9 +9,10 @@ namespace oekd {
 namespace {
 
 // Distance in bytes from the first to the last element.
-int64_t span(const at::Tensor& t) {
+int64_t span(const Tensor& t) {
+  const Sizes sizes = t.sizes(), strides = t.strides();
   int64_t last = 0;
-  for (int64_t dim = 0; dim < t.dim(); ++dim) last += (t.size(dim) - 1) * t.stride(dim);
+  for (size_t dim = 0; dim < sizes.size(); ++dim) last += (sizes[dim] - 1) * strides[dim];
   return last * static_cast<int64_t>(t.element_size());
 }
 
@@ -29,26 +32,32 @@ bool meets(const Addresses& a, size_t level, int64_t distance) {
 
 }  // namespace
 
-void check_memory(const char* name, const at::Tensor& t) {
+void check_memory(const char* name, const Tensor& t) {
   if (t.numel() == 0) return;
   const auto size = static_cast<int64_t>(t.element_size());
-  const auto needed = static_cast<size_t>(t.storage_offset() * size + span(t) + size);
-  const at::Storage& storage = t.storage();
-  TORCH_CHECK_VALUE(storage.nbytes() >= needed, name, ": expected a storage of at least ", needed, " bytes, got ",
-                    storage.nbytes());
-  TORCH_CHECK_VALUE(storage.data(), name, ": expected a tensor with memory, got one without, like a FakeTensor");
+  const int64_t offset = t.storage_offset() * size;
+  const auto needed = static_cast<uint64_t>(offset + span(t) + size);
+  int64_t held = 0;
+  const bool known = aoti_torch_get_storage_size(t.get(), &held) == TORCH_SUCCESS;
+  OEKD_CHECK(known && static_cast<uint64_t>(held) >= needed, name, ": expected a storage of at least ", needed,
+             " bytes, got ", held);
+  const void* data = nullptr;
+  const bool readable = torch_get_const_data_ptr(t.get(), &data) == TORCH_SUCCESS;
+  OEKD_CHECK(readable && reinterpret_cast<uintptr_t>(data) != static_cast<uintptr_t>(offset), name,
+             ": expected a tensor with memory, got one without, like a FakeTensor");
 }
 
-Addresses::Addresses(const at::Tensor& t)
+Addresses::Addresses(const Tensor& t)
     : begin(reinterpret_cast<uintptr_t>(t.const_data_ptr())),
       end(t.numel() == 0 ? begin : begin + span(t) + t.element_size()),
       element(static_cast<int64_t>(t.element_size())) {
-  for (int64_t dim = 0; dim < t.dim(); ++dim) {
-    if (t.size(dim) > 1) given.push_back({t.size(dim), t.stride(dim) * element});
+  const Sizes sizes = t.sizes(), strides = t.strides();
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    if (sizes[dim] > 1) given.push_back({sizes[dim], strides[dim] * element});
   }
   nested = given;
   std::stable_sort(nested.begin(), nested.end(), [](Dimension a, Dimension b) { return a.stride > b.stride; });
-  reach.resize(nested.size());
+  for (size_t level = 0; level < nested.size(); ++level) reach.push_back(0);
   int64_t farthest = 0;
   for (size_t level = nested.size(); level-- > 0;) {
     farthest += (nested[level].size - 1) * nested[level].stride;

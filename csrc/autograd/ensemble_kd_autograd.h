@@ -1,4 +1,4 @@
-// Autograd of the ensemble distillation loss on CPU tensors, as registered in module.cpp.
+// Autograd of the ensemble distillation loss on CPU tensors, as registered in executor_module.cpp.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -1,26 +1,11 @@
-// Registers the ops and the executor. oekd_fast/losses and oekd_fast/layers document the ops, and
-// oekd_fast/parallel/executor.py the executor.
+// The module oekd_fast._executor, which works with the torch and Python that it was built with only: the executor, and
+// the autograd kernel of the loss. oekd_fast/parallel/executor.py documents the executor.
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include "cpu/direct_conv/direct_conv_cpu.h"
-#include "cpu/ensemble_kd/ensemble_kd_autograd.h"
-#include "cpu/ensemble_kd/ensemble_kd_ops.h"
-#include "cpu/isa.h"
-#include "cpu/norm_relu/norm_relu_cpu.h"
+#include "autograd/ensemble_kd_autograd.h"
 #include "executor/student_executor.h"
-
-TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
-  using torch::CppFunction;
-  m.impl("ensemble_kd_value", CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value>());
-  m.impl("ensemble_kd_value_and_grad", CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad>());
-  m.impl("ensemble_kd_value_and_grad_out", CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_and_grad_out>());
-  m.impl("direct_conv", oekd::direct_conv);
-  m.impl("direct_conv_backward", oekd::direct_conv_backward);
-  m.impl("norm_relu", oekd::norm_relu);
-  m.impl("norm_relu_backward", oekd::norm_relu_backward);
-}
 
 TORCH_LIBRARY_IMPL(oekd_fast, AutogradCPU, m) {
   m.impl("ensemble_kd_value", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_autograd>());
@@ -37,9 +22,7 @@ py::bytes cpu_generator_state() {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
-  m.def("isa_names", oekd::isa_names, "Built instruction sets that this processor supports, widest first.");
-
+PYBIND11_MODULE(_executor, m) {
   m.def("cpu_generator_state", cpu_generator_state,
         "State of torch's default CPU generator. Modes and transforms do not see the call.");
 
