@@ -46,7 +46,7 @@ class Section:
 
     def part(self) -> Part:
         """Return the part; what cannot be computed is missing, with a note, and the user is told."""
-        lead = []
+        lead = [page.paragraph(self._what(), "small")]
         if self.group.differences:
             lead.append(page.paragraph("Trained with " + ", ".join(self.group.differences) + "."))
         evaluation, cams = None, None
@@ -61,6 +61,15 @@ class Section:
         else:
             lead += map(page.note, evaluation.notes)
         return Part(self.group.title, "\n".join(lead), tuple(self._chapters(evaluation, cams)))
+
+    def _what(self) -> str:
+        """Return which runs are shown, in one line."""
+        seeds = ", ".join(str(run.config.seed) for run in self._runs)
+        epochs, images = self._runs[0].config.epochs, self._runs[0].summary["test_images"]
+        versions = dict.fromkeys(run.summary["versions"].get("oekd_fast", "?") for run in self._runs)
+        runs = f"{len(self._runs)} runs, seeds" if len(self._runs) > 1 else "One run, seed"
+        length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+        return f"{runs} {seeds}; {length}; {images:,} test images; trained with oekd_fast {', '.join(versions)}."
 
     @property
     def _runs(self) -> tuple[Run, ...]:

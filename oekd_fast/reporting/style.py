@@ -67,13 +67,15 @@ pre code { user-select: all; }
   nav ul { display: block; }
 }
 @media print {
-  :root { color-scheme: light; --text: #000; --back: #fff; --faint: #333; --line: #999; --soft: #f4f4f4; }
-  body, body:has(> nav) { display: block; max-width: none; font-size: 11px; padding: 0; }
+  :root { color-scheme: light; --text: #000; --back: #fff; --faint: #333; --line: #999; --soft: #f4f4f4;
+    --accent: #0b57a4; --note: #b45309; font-size: 11px; }
+  body, body:has(> nav) { display: block; max-width: none; font-size: 1rem; padding: 0; }
   nav { display: none; }
   details::details-content { content-visibility: visible; display: block; block-size: auto; }
   summary { list-style: none; break-after: avoid; }
   .wide { overflow: visible; break-inside: avoid; }
-  th, td { padding: .15rem .35rem; white-space: normal; position: static !important; }
+  th, td { padding: .15rem .35rem; white-space: normal; }
+  th:first-child, td:first-child { position: static; white-space: nowrap; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 """

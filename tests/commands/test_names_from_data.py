@@ -61,6 +61,6 @@ def test_names_are_accepted_and_shown(images, tmp_path, monkeypatch, one_thread)
 
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "are missing" not in page and "could not be drawn" not in page
-    assert Checker(page).tags == Checker(page.replace("&lt;img", "")).tags and page.count('role="img"') == 8
+    assert Checker(page).tags == Checker(page.replace("&lt;img", "")).tags and page.count('role="img"') == 9
     for cell in ("$5 {a}$", "&lt;img src=x&gt;", "[red]x[", r"caf\xe9"):
         assert f"<td>{cell}</td>" in page
