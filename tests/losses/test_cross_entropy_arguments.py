@@ -310,7 +310,14 @@ def test_gradcheck_without_a_reduction(soft):
     assert torch.autograd.gradcheck(loss, logits)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"reduction": "none"}, {"divergence": "js"}], ids=str)
+@pytest.mark.parametrize(
+    "backend, arguments",
+    [
+        ("reference", {"reduction": "none"}),
+        *(pytest.param("auto", options) for options in ({}, {"reduction": "none"}, {"divergence": "js"})),
+    ],
+    ids=str,
+)
 def test_images_of_labels_under_torch_compile(arguments, backend):
     shape = (2, 7, 3, 5)
     logits, target = [z.requires_grad_() for z in random_logits(shape)], indices(shape, 1)

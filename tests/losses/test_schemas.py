@@ -15,12 +15,21 @@ OPS = (ops.ensemble_kd_value, ops.ensemble_kd_value_and_grad, ops.ensemble_kd_va
 Z, Y = LOGITS[0], TARGET
 
 
-@pytest.mark.parametrize("with_weights", [False, True])
-@pytest.mark.parametrize("with_target", [False, True])
-@pytest.mark.parametrize(
-    "shape, dtype", [((5, 4, 10), torch.float32), ((1, 3, 1500), torch.bfloat16), ((2, 0, 7), torch.float16)]
-)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+def name_of(op):
+    return op._qualified_op_name.split("::")[1]
+
+
+# Shape, dtype, and whether labels and weights are given: each pair of an optional argument and of a shape occurs.
+PLAIN = [
+    ((5, 4, 10), torch.float32, True, True),
+    ((5, 4, 10), torch.float32, False, False),
+    ((1, 3, 1500), torch.bfloat16, True, False),
+    ((2, 0, 7), torch.float16, False, True),
+]
+
+
+@pytest.mark.parametrize("shape, dtype, with_target, with_weights", PLAIN)
+@pytest.mark.parametrize("op", OPS, ids=name_of)
 def test_opcheck(op, shape, dtype, with_target, with_weights, one_thread):
     logits, target = batch(*shape, dtype=dtype)
     weights = torch.full((shape[0],), 1 / shape[0]) if with_weights else None
@@ -30,7 +39,7 @@ def test_opcheck(op, shape, dtype, with_target, with_weights, one_thread):
     torch.library.opcheck(op.default, (logits, target if with_target else None), kwargs)
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+@pytest.mark.parametrize("op", OPS, ids=name_of)
 def test_opcheck_of_scalars_in_a_tensor(op, one_thread):
     logits, target = batch(3, 4, 6)
     kwargs = op_kwargs(device_scalars=torch.tensor([2.5, 0.7, 0.15]))
@@ -39,9 +48,15 @@ def test_opcheck_of_scalars_in_a_tensor(op, one_thread):
     torch.library.opcheck(op.default, (logits, target), kwargs)
 
 
-@pytest.mark.parametrize("with_teachers", [False, True])
-@pytest.mark.parametrize("mixing_space", [None, "logits", "probabilities"])
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+# Each op with each kind of mixing, and with and without teachers.
+@pytest.mark.parametrize(
+    "op, mixing_space, with_teachers",
+    [
+        pytest.param(op, space, (i + k) % 2 == 0, id=f"{name_of(op)}-{space}-{(i + k) % 2 == 0}")
+        for i, op in enumerate(OPS)
+        for k, space in enumerate((None, "logits", "probabilities"))
+    ],
+)
 def test_opcheck_of_objectives(op, mixing_space, with_teachers, one_thread):
     logits, target = batch(3, 4, 6)
     gate = torch.rand(4, 3).softmax(dim=1)
@@ -87,9 +102,15 @@ NEW = {
 }
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("name", NEW)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op._qualified_op_name.split("::")[1])
+# Each op with each set of options and with both kinds of labels, and each set of options with both kinds.
+@pytest.mark.parametrize(
+    "op, name, soft",
+    [
+        pytest.param(op, name, (i + k) % 2 == 0, id=f"{name_of(op)}-{name}-{(i + k) % 2 == 0}")
+        for i, op in enumerate(OPS)
+        for k, name in enumerate(NEW)
+    ],
+)
 def test_opcheck_of_the_arguments_of_cross_entropy(op, name, soft, one_thread):
     shape, options = NEW[name]
     logits = [torch.randn(shape) for _ in range(3)]

@@ -40,9 +40,16 @@ class Model(nn.Module):
         return self.loss([self.layer(x), other], target)
 
 
+# How the graph is found, by running the code or by dynamo, is independent of the backend.
+EACH_TRACER = pytest.mark.parametrize(
+    "backend, strict",
+    [("reference", False), *(pytest.param("native", strict, marks=needs_native) for strict in (False, True))],
+)
+
+
 @pytest.mark.slow
 @exportable
-@pytest.mark.parametrize("strict", [False, True])
+@EACH_TRACER
 def test_export_of_a_model_with_the_loss(backend, strict):
     torch.manual_seed(0)
     model, rows = Model(backend), torch.export.Dim("rows", min=2, max=100)
@@ -58,7 +65,7 @@ def test_export_of_a_model_with_the_loss(backend, strict):
 
 @pytest.mark.slow
 @exportable
-@pytest.mark.parametrize("strict", [False, True])
+@EACH_TRACER
 def test_export_keeps_the_gradients_of_stacked_logits_and_of_a_gate(backend, strict):
     class Loss(nn.Module):
         def forward(self, logits, target, gate):

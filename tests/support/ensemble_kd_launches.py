@@ -21,7 +21,6 @@ GRADIENT_PLANS = {
     "chunks": Plan("streamed", rows=1, block=8, tiles=2, warps=1, programs_per_sm=2),
 }
 ADJACENT = {"adjacent": Plan("adjacent", rows=8, block=32, tiles=1, warps=1, programs_per_sm=1)}
-RESIDENT = [name for name in PLANS if PLANS[name].regime != "streamed"]
 CLASSES = 30  # smaller than a tile, and not a multiple of one
 UNREAD = {"temperature": 0.0, "ce_weight": 0.0, "kd_weight": 0.0}  # arguments that device_scalars replaces
 
@@ -61,8 +60,8 @@ def run_gradients(problem, result, plan, upstream=1.0, of_weights=False):
     return grads, weights_grad
 
 
-def case(rows=6, students=3, dtype=torch.float32, classes=CLASSES):
-    """Random logits and labels, of which every fourth is ignored."""
+def case(rows=5, students=3, dtype=torch.float32, classes=CLASSES):
+    """Random logits and labels, of which every fourth is ignored; the plan of four rows has a second, partial block."""
     logits, target = batch(students, rows, classes, dtype=dtype)
     target[1::4] = -100
     return logits, target
