@@ -1,12 +1,11 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oekd_fast.data import Augmentation, DataError, ImageDataset, Split, stratified_split
+
+from ..support.forkserver import run_code
 
 
 def dataset(images: torch.Tensor) -> ImageDataset:
@@ -21,7 +20,7 @@ def test_import_needs_no_optional_package():
         "heavy = {'datasets', 'PIL', 'sklearn', 'pyarrow', 'triton', 'torchvision'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = run_code(code)
     assert result.returncode == 0, result.stderr
 
 

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from oekd_fast.family.saved import LoadedStudent
 from oekd_fast.models import registry
 from oekd_fast.reporting.run_files import ReportError
 
+from ..support.forkserver import run_code
 from ..support.older_runs import RUNS, TINY
 from ..support.reports import change
 
@@ -187,7 +185,7 @@ def test_without_the_package_the_error_names_the_extra():
     except ImportError as error:
         print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    done = run_code(code)
     assert done.stdout == "students on the hub need the package huggingface_hub: pip install 'oekd_fast[hub]'\n"
 
 

@@ -5,9 +5,6 @@ They run on a GPU if there is one, else in Triton's interpreter.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -18,6 +15,7 @@ from oekd_fast.losses import feature_kd as feature_ops
 from oekd_fast.losses.feature_kd import MAX_CHANNELS
 
 from ..support.feature_kd_cases import DEVICE, Block
+from ..support.forkserver import run_code
 
 
 @pytest.mark.parametrize("teacher", [12, 129])
@@ -231,7 +229,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "0.0",

@@ -1,10 +1,5 @@
 """The choice of a backend, and the errors of one that is unavailable or does not support a call."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
@@ -14,6 +9,7 @@ from oekd_fast.losses.backends import NATIVE, REFERENCE, choose_backend
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 
 from ..conftest import IMPLEMENTATIONS, INTERPRETED, ISAS, TRITON, batch, needs_native
+from ..support.forkserver import run_code
 from ..support.refusals import LOGITS, TARGET, refuse
 
 
@@ -71,9 +67,7 @@ def test_triton_on_the_cpu_names_the_interpreter():
     except ValueError as error:
         print(error)
     """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = run_code(code, without=["TRITON_INTERPRET"])
     assert done.stdout.strip().startswith(
         "backend 'triton': expected logits on CUDA (or on the CPU with TRITON_INTERPRET=1 set before the first use, "
         "for tests: slow), got cpu; backend='reference': supports this call; backend='native': "

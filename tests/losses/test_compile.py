@@ -1,8 +1,6 @@
 """torch.compile of the loss: one graph, the same numbers, and no recompilation if the values of a batch change."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from oekd_fast import EnsembleKDLoss, ensemble_kd_loss, ensemble_kd_value_and_gr
 
 from ..conftest import BACKENDS, batch, needs_native
 from ..support import oracle
+from ..support.forkserver import run_code
 from ..support.objectives import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
@@ -51,12 +50,19 @@ def same(actual, expected, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler, scale", [("aot_eager", 1.0), ("aot_eager", 2.5), ("inductor", 2.5)])
+@pytest.mark.parametrize(
+    "backend, compiler, scale",
+    [
+        # The reference is plain PyTorch; its code from inductor would be a test of inductor.
+        ("reference", "aot_eager", 2.5),
+        # The backward pass of the kernel skips a multiplication by 1.
+        *(pytest.param("native", *how, marks=needs_native) for how in (("aot_eager", 1.0), ("aot_eager", 2.5))),
+        pytest.param("native", "inductor", 2.5, marks=needs_native),
+    ],
+)
 def test_loss_and_gradients(backend, compiler, scale):
     if compiler == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("inductor needs a C++ compiler")
-    if compiler == "inductor" and backend == "reference":
-        pytest.skip("the reference is plain PyTorch; its code from inductor is a test of inductor")
 
     def function(z, y):
         output = ensemble_kd_loss(z, y, backend=backend)
@@ -89,8 +95,16 @@ def test_stacked_logits_and_weights(backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, scale",
-    [("hinton", 1.0), *((name, 2.5) for name in ("mutual", "one", "gate", "logits and a teacher mixed, T = 2.0"))],
+    "backend, name, scale",
+    [
+        # Each argument of tensors occurs; how the reference combines them is no matter of the compiler.
+        *(("reference", name, 2.5) for name in ("mutual", "one", "logits and a teacher mixed, T = 2.0")),
+        pytest.param("native", "hinton", 1.0, marks=needs_native),
+        *(
+            pytest.param("native", name, 2.5, marks=needs_native)
+            for name in ("mutual", "one", "gate", "logits and a teacher mixed, T = 2.0")
+        ),
+    ],
 )
 def test_objectives(backend, name, scale):
     _, tensors, arguments = OBJECTIVES[name]
@@ -154,7 +168,7 @@ z, y = [torch.randn(3, 4) for _ in range(2)], torch.tensor([0, 1, 2])
 loss = torch.compile(lambda z, y: ensemble_kd_loss(z, y).loss, fullgraph=True, backend="eager")
 assert torch.allclose(loss(z, y), ensemble_kd_loss(z, y, backend="reference").loss)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr
 
 
@@ -173,7 +187,15 @@ def test_new_values_do_not_recompile(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("temperature",), ("temperature", "ce_weight", "kd_weight")], ids="+".join)
+@pytest.mark.parametrize(
+    "backend, names",
+    [
+        ("reference", ("temperature", "ce_weight", "kd_weight")),
+        pytest.param("native", ("temperature",), marks=needs_native),
+        pytest.param("native", ("temperature", "ce_weight", "kd_weight"), marks=needs_native),
+    ],
+    ids=str,
+)
 def test_new_values_in_tensors_do_not_recompile(backend, names):
     values = {name: torch.tensor(0.5) for name in names}
 
@@ -196,7 +218,14 @@ def test_new_values_in_tensors_do_not_recompile(backend, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(
+    "backend, dynamic",
+    [
+        ("reference", None),  # test_dynamic_shapes_with_all_defaults compiles it with dynamic=True
+        pytest.param("native", None, marks=needs_native),
+        pytest.param("native", True, marks=needs_native),
+    ],
+)
 def test_numbers_that_change_compile_twice_at_most(backend, dynamic):
     graphs = []
 
@@ -247,7 +276,14 @@ class Heads(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", [3.0, torch.tensor(3.0)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "backend, temperature",
+    [
+        ("reference", 3.0),
+        pytest.param("native", 3.0, marks=needs_native),
+        pytest.param("native", torch.tensor(3.0), marks=needs_native),
+    ],
+)
 def test_module_within_a_model(backend, temperature):
     torch.manual_seed(0)
     model, x, y = Heads(backend, temperature), torch.randn(12, 6), torch.randint(10, (12,))

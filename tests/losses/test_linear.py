@@ -1,6 +1,5 @@
 """The loss of classifiers in chunks of rows: equal to the loss of the whole logits, with less memory."""
 
-import subprocess
 import sys
 
 import pytest
@@ -10,7 +9,8 @@ import torch.nn.functional as F
 from oekd_fast import ensemble_kd_loss, linear_ensemble_kd_loss
 
 from ..conftest import needs_native
-from ..support import oracle
+from ..support import oracle, peak_memory
+from ..support.forkserver import call_in_new_process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -206,49 +206,19 @@ def test_inside_a_compiled_function_it_is_a_graph_break():
     actual.backward()
 
 
-MEASURE = """
-import sys
-import torch
-import torch.nn.functional as F
-from oekd_fast import ensemble_kd_loss, linear_ensemble_kd_loss
-
-form, rows, classes, size = sys.argv[1], *map(int, sys.argv[2:])
-
-def peak():  # ru_maxrss would start from the parent's peak
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6
-
-def step(rows, classes):
-    hidden = [torch.empty(rows, size).normal_().requires_grad_() for _ in range(2)]
-    weights = [torch.empty(classes, size).normal_().requires_grad_() for _ in range(2)]
-    target = torch.randint(classes, (rows,))
-    before = peak()
-    if form == "chunks":
-        linear_ensemble_kd_loss(hidden, weights, target).loss.backward()
-    else:
-        ensemble_kd_loss([F.linear(h, w) for h, w in zip(hidden, weights)], target).loss.backward()
-    return peak() - before
-
-step(8, 100)
-print(step(rows, classes))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @needs_native
 @pytest.mark.parametrize("form", ["chunks", "whole"])
 def test_peak_memory_is_that_of_gradients_and_one_chunk(form):
     rows, classes, size = 1024, 32000, 16
-    command = [sys.executable, "-c", MEASURE, form, *map(str, (rows, classes, size))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    grown = call_in_new_process(peak_memory.of_linear_loss, form, rows, classes, size)
     grads = 2 * (rows + classes) * size * 4 / 1e6
     whole = 2 * rows * classes * 4 / 1e6  # the logits of both students
     if form == "chunks":
-        assert grads < float(done.stdout) < grads + (64 << 20) / 1e6 + 32  # and buffers of matrix products
+        assert grads < grown < grads + (64 << 20) / 1e6 + 32  # and buffers of matrix products
     else:
-        assert float(done.stdout) > whole  # the measurement sees the logits
+        assert grown > whole  # the measurement sees the logits
 
 
 H, W = torch.zeros(3, 4), torch.zeros(5, 4)

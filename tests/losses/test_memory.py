@@ -1,60 +1,23 @@
 """The compiled loss needs no memory beyond its gradients, measured as the peak resident set of a process."""
 
-import subprocess
 import sys
 
 import pytest
 
 from ..conftest import ISAS
+from ..support import peak_memory
+from ..support.forkserver import call_in_new_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc"),
     pytest.mark.skipif(not ISAS, reason="the native kernels were not built"),
 ]
 LOGITS_MB = 5 * 256 * 32000 * 4 / 1e6
-MEASURE = """
-import sys
-import torch
-from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
-
-form, backend, shape, layout = sys.argv[1], sys.argv[2], eval(sys.argv[3]), sys.argv[4]
-
-def peak():  # ru_maxrss would start from the parent's peak
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e6
-
-def tensor(shape):
-    # Filled in place, so that no temporary tensor raises the peak beforehand.
-    if layout == "classes first":
-        return torch.empty(shape[1], shape[0], *shape[2:]).normal_().transpose(0, 1)
-    return torch.empty(shape).normal_()
-
-def step(shape):
-    logits = [tensor(shape) for _ in range(5)]
-    target = torch.randint(shape[1], (shape[0], *shape[2:]))
-    if layout == "probabilities":
-        target = torch.full(shape, 1 / shape[1])
-    if form == "out":
-        out = [torch.empty_like(z).fill_(0) for z in logits]
-        before = peak()
-        ensemble_kd_value_and_grad(logits, target, out=out, backend=backend)
-    else:
-        logits = [z.requires_grad_() for z in logits]
-        before = peak()
-        ensemble_kd_loss(logits, target, backend=backend).loss.backward()
-    return peak() - before
-
-step((8, 100))
-print(step(shape))
-"""
 
 
 def growth(form: str, backend: str = "native", shape: tuple[int, ...] = (256, 32000), layout: str = "plain") -> float:
     """Measure the growth of the peak resident set during one call, in MB."""
-    command = [sys.executable, "-c", MEASURE, form, backend, repr(shape), layout]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    return call_in_new_process(peak_memory.of_loss, form, backend, shape, layout)
 
 
 @pytest.mark.slow

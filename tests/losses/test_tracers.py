@@ -27,10 +27,6 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-# torch.export keeps the gradients of "native" by its autograd kernel only.
-exportable = pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_executor)])
-
-
 class Model(nn.Module):
     def __init__(self, backend):
         super().__init__()
@@ -40,15 +36,15 @@ class Model(nn.Module):
         return self.loss([self.layer(x), other], target)
 
 
-# How the graph is found, by running the code or by dynamo, is independent of the backend.
+# torch.export keeps the gradients of "native" by its autograd kernel only. How the graph is found, by running the code or
+# by dynamo, is independent of the backend.
 EACH_TRACER = pytest.mark.parametrize(
     "backend, strict",
-    [("reference", False), *(pytest.param("native", strict, marks=needs_native) for strict in (False, True))],
+    [("reference", False), *(pytest.param("native", strict, marks=needs_executor) for strict in (False, True))],
 )
 
 
 @pytest.mark.slow
-@exportable
 @EACH_TRACER
 def test_export_of_a_model_with_the_loss(backend, strict):
     torch.manual_seed(0)
@@ -64,7 +60,6 @@ def test_export_of_a_model_with_the_loss(backend, strict):
 
 
 @pytest.mark.slow
-@exportable
 @EACH_TRACER
 def test_export_keeps_the_gradients_of_stacked_logits_and_of_a_gate(backend, strict):
     class Loss(nn.Module):

@@ -4,8 +4,6 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from oekd_fast.runs import folder_lock
 from oekd_fast.runs.folder_lock import LOCK_FILE, FolderInUseError, FolderLock
 
 from ..support.forks import FORKS
+from ..support.forkserver import run_code
 
 pytestmark = FORKS
 
@@ -206,5 +205,5 @@ def test_the_module_needs_no_fcntl(tmp_path):
         "    except FolderInUseError:\n"
         "        print('refused')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = run_code(code, str(tmp_path))
     assert done.stdout == "refused\n", done.stderr

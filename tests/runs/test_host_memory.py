@@ -1,12 +1,13 @@
 """Peak memory, and freed memory that stays with a process that calls `keep_freed_memory`."""
 
-import subprocess
 import sys
 
 import pytest
 
 from oekd_fast.runs import host_memory
 from oekd_fast.runs.host_memory import peak_memory
+
+from ..support.forkserver import run_code
 
 SCRIPT = """
 import resource, sys, torch
@@ -26,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted as on Linux")
 def test_memory_allocated_again_causes_no_page_faults():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    done = run_code(SCRIPT)
     if "not glibc" in done.stderr:
         pytest.skip("the C library is not glibc")
     assert done.returncode == 0, done.stderr

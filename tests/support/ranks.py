@@ -4,10 +4,9 @@ import os
 import tempfile
 import traceback
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
-TIMEOUT = 240  # seconds; a deadlock fails instead of hanging
+from .forkserver import TIMEOUT, context
 
 
 def _serve(pipe) -> None:
@@ -47,17 +46,17 @@ class RankError(AssertionError):
 
 
 class Ranks:
-    """A pool of processes, each of which imports torch once."""
+    """A pool of processes."""
 
     def __init__(self, most: int) -> None:
-        context = get_context("spawn")
+        made = context()
         self._folder = tempfile.TemporaryDirectory()
         self._pipes, self._processes, self._calls = [], [], 0
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = "1"
         for _ in range(most):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            ours, theirs = made.Pipe()
+            process = made.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
