@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import combinations
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from torch import Tensor
 if not torch.cuda.is_available():
     # Triton reads this when a kernel is defined, that is at the first import of oekd_fast.kernels.
     os.environ["TRITON_INTERPRET"] = "1"
+    # torch.compile would start processes for Triton's compiler, each of which imports torch.
+    os.environ["TORCH_WARM_POOL"] = "0"
 
 from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad, native
 
@@ -23,6 +28,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     # Workers ignore SIGINT, which some tests send to themselves or to a process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each full collection looks at a million objects of torch, and those of the compiler make it happen often: with the
+# thresholds of Python, a tenth of the suite's time.
+gc.set_threshold(2_000, 20, 50)
 
 with torch.device("meta"):
     torch.empty(0)  # the first use records the factory functions for good, so it must come before any test replaces one
@@ -130,6 +139,18 @@ if TRITON:
     IMPLEMENTATIONS["triton"] = _triton()
 
 
+def covered_by_others(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the cases of a test that can be left out while each pair of values of two parameters still occurs."""
+    given = {item: sorted((name, repr(value)) for name, value in item.callspec.params.items()) for item in items}
+    pairs = {item: set(combinations(values, 2)) for item, values in given.items()}
+    missing, kept = set().union(*pairs.values()), set()
+    while missing:
+        best = max(items, key=lambda item: len(pairs[item] & missing))
+        missing -= pairs[best]
+        kept.add(best)
+    return [item for item in items if pairs[item] and item not in kept]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
@@ -141,10 +162,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that run kernels in Triton's interpreter, and select the tests to run.
 
-    In the interpreter, fp16 differs from bf16 in the conversion of numbers alone. Tests of the kernels (tests/kernels)
-    run both; tests of all implementations run bf16.
+    Tests of the kernels (tests/kernels) run all their cases in the interpreter. Tests of all implementations run there
+    in bf16, since fp16 differs in the conversion of numbers alone, and with each pair of values of two parameters.
     """
-    again = []
+    again, interpreted = [], defaultdict(list)
     for item in items:
         parameters = item.callspec.id.split("-") if hasattr(item, "callspec") else []
         of_kernels = "kernels" in item.path.parts
@@ -152,6 +173,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("interpreter")
             if not of_kernels and "fp16" in parameters:
                 again.append(item)
+            elif not of_kernels:
+                interpreted[item.nodeid.split("[")[0]].append(item)
+    for cases in interpreted.values():
+        again += covered_by_others(cases)
     if again:
         config.hook.pytest_deselected(items=again)
         items[:] = [item for item in items if item not in set(again)]

@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch._inductor.utils import run_and_get_code
 
 from oekd_fast import FunctionalArchitecture, build_ensemble
 from oekd_fast.config.train_config import TrainConfig
@@ -115,8 +114,22 @@ def test_a_compiled_family_is_right_whatever_its_blocks_change(first, place):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.fixture
+def generated_code(monkeypatch):
+    """Return a function that returns the code which inductor generates while a function runs.
+
+    The C++ in it is not compiled, which takes seconds a kernel: its kernels do nothing.
+    """
+    from torch._inductor import async_compile, config
+    from torch._inductor.utils import run_and_get_code
+
+    monkeypatch.setattr(async_compile.AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
+    with config.patch({"cpp.vec_isa_ok": True, "force_disable_caches": True}):
+        yield lambda function: run_and_get_code(function)[1]
+
+
 @pytest.mark.slow
-def test_the_copies_of_a_compiled_family_are_removed(monkeypatch):
+def test_the_copies_of_a_compiled_family_are_removed(monkeypatch, generated_code):
     def code_of(copies):
         torch.compiler.reset()
         with monkeypatch.context() as patch:
@@ -128,7 +141,7 @@ def test_the_copies_of_a_compiled_family_are_removed(monkeypatch):
                 output = torch.compile(family_with(nn.Identity, "head"), fullgraph=True)(images())
                 sum(z.sum() for z in output.logits).backward()
 
-            _, code = run_and_get_code(run)
+            code = generated_code(run)
         return [(text.count("empty_strided_cpu("), text.count("cpp_fused_"), "clone" in text) for text in code]
 
     forward_and_backward = code_of(copies=True)

@@ -1,4 +1,4 @@
-"""Kernels whose machine code is known beforehand, for the tests of bench.codegen.
+"""Kernels whose machine code is known beforehand, and two of the package, for the tests of bench.codegen.
 
 python -m tests.support.sample_kernels          # takes the arguments of bench.codegen
 """
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.codegen import kernel_cases
 from bench.codegen.command import main
 from bench.codegen.kernel_cases import Case, Demand
 from oekd_fast.kernels.common.launch import Launch
@@ -88,10 +89,16 @@ def cases() -> list[Case]:
         case("mean softmax", mean_softmax(), tiles),
         case("copy of odd rows", copy(stride=1023), wide),
         case("softmax in half the exponentials", softmax(), replace(row, exponentials=512)),
-        case("softmax in one warp", softmax(classes=16384, num_warps=1), replace(row, exponentials=16384)),
+        case("softmax in one warp", softmax(classes=8192, num_warps=1), replace(row, exponentials=8192)),
         case("softmax of an odd row", softmax(classes=1001), row),
     ]
 
 
+def with_kernels_of_the_package() -> list[Case]:
+    """Return the cases of the samples, of the kernel of long rows and of that of images of labels."""
+    chosen = ("value_and_grad 8192x32000 bfloat16 T=2.5", "images indices 8x19x49 float32")
+    return [*cases(), *(case for case in kernel_cases.cases() if any(name in case.name for name in chosen))]
+
+
 if __name__ == "__main__":
-    sys.exit(main(cases))
+    sys.exit(main(with_kernels_of_the_package))
