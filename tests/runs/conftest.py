@@ -51,9 +51,10 @@ def uninterrupted(arrays, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted_with_baselines(arrays, tmp_path_factory) -> Path:
-    """Return the folder of a run of `config` with baselines, which a test must not change."""
+    """Return the folder of a run of `smallest` in three epochs with baselines, which a test must not change."""
     folder = tmp_path_factory.mktemp("uninterrupted_with_baselines") / "run"
-    train(replace(small_config(arrays, folder), baseline=True), QUIET)
+    with smallest_runs():
+        train(replace(small_config(arrays, folder), model=MODEL, executor="sequential", baseline=True), QUIET)
     return folder
 
 

@@ -36,9 +36,11 @@ def test_the_same_seed_gives_the_same_run(config, uninterrupted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3, 11])
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(config, uninterrupted_with_baselines, monkeypatch, step):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    smallest, uninterrupted_with_baselines, monkeypatch, step
+):
     """The steps lie within an epoch, at the end of one, and in a baseline (from step 10 on)."""
-    again = replace(config, baseline=True)
+    again = replace(smallest, epochs=3, baseline=True)
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Interrupted, match="--resume continues") as stopped:
@@ -109,7 +111,10 @@ def test_resuming_a_finished_run_changes_nothing(config, uninterrupted):
 
 
 @pytest.mark.slow
-def test_accuracies_with_flips_can_be_added_to_a_finished_run_and_change_no_other(config, uninterrupted_with_baselines):
+def test_accuracies_with_flips_can_be_added_to_a_finished_run_and_change_no_other(
+    smallest, uninterrupted_with_baselines
+):
+    config = replace(smallest, epochs=3)
     shutil.copytree(uninterrupted_with_baselines, config.output_dir)
     before = results_without_times(config.output_dir)
     train(replace(config, resume=True, baseline=True, test_flips=True), QUIET)
@@ -134,53 +139,48 @@ def test_baselines_can_be_added_to_a_finished_run(config, uninterrupted):
     assert all(student["baseline_accuracy"] is not None for student in summary["students"])
 
 
-@pytest.mark.slow
-def test_resume_without_a_run_starts_one(config):
-    train(replace(config, resume=True, epochs=1), QUIET)
-    assert (config.output_dir / "summary.json").exists()
+def test_resume_without_a_run_starts_one(smallest):
+    train(replace(smallest, resume=True), QUIET)
+    assert (smallest.output_dir / "summary.json").exists()
 
 
-@pytest.mark.slow
-def test_a_folder_that_holds_a_run_is_not_overwritten(config):
-    train(replace(config, epochs=1), QUIET)
-    before = (config.output_dir / "summary.json").read_bytes()
+def test_a_folder_that_holds_a_run_is_not_overwritten(smallest):
+    train(smallest, QUIET)
+    before = (smallest.output_dir / "summary.json").read_bytes()
     with pytest.raises(RunFolderError, match=r"output_dir: .*run already holds a run; --resume continues it"):
-        train(replace(config, seed=1), QUIET)
-    assert (config.output_dir / "summary.json").read_bytes() == before
+        train(replace(smallest, seed=1), QUIET)
+    assert (smallest.output_dir / "summary.json").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_a_resumed_config_must_match(config):
-    train(replace(config, epochs=1), QUIET)
-    before = (config.output_dir / "config.json").read_bytes()
-    changed = replace(config, epochs=1, resume=True, temperature=3.0, seed=1)
+def test_a_resumed_config_must_match(smallest):
+    train(smallest, QUIET)
+    before = (smallest.output_dir / "config.json").read_bytes()
+    changed = replace(smallest, resume=True, temperature=3.0, seed=1)
     with pytest.raises(RunFolderError, match="temperature: expected 2.0, got 3.0; seed: expected 0, got 1"):
         train(changed, QUIET)
-    assert (config.output_dir / "config.json").read_bytes() == before
+    assert (smallest.output_dir / "config.json").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_a_run_without_newer_config_fields_resumes(config):
-    train(replace(config, epochs=1), QUIET)
-    file = config.output_dir / "config.json"
+def test_a_run_without_newer_config_fields_resumes(smallest):
+    train(smallest, QUIET)
+    file = smallest.output_dir / "config.json"
     fields = load_checked(file.read_text())
     for name in ("train_images", "augmentation", "image_size", "normalisation", "skip_corrupt", "ce_schedule"):
         del fields[name]
     file.write_text(json.dumps(fields))
-    train(replace(config, epochs=1, resume=True), QUIET)
+    train(replace(smallest, resume=True), QUIET)
     file.write_text(json.dumps(fields))
     with pytest.raises(RunFolderError, match="train_images: expected None, got 60"):
-        train(replace(config, epochs=1, resume=True, train_images=60), QUIET)
+        train(replace(smallest, resume=True, train_images=60), QUIET)
     with pytest.raises(RunFolderError, match="ce_schedule: expected 'constant', got 'linear'"):
-        train(replace(config, epochs=1, resume=True, ce_schedule="linear"), QUIET)
+        train(replace(smallest, resume=True, ce_schedule="linear"), QUIET)
 
 
-@pytest.mark.slow
-def test_a_checkpoint_of_another_config_raises(config):
-    train(replace(config, epochs=1), QUIET)
-    (config.output_dir / "config.json").unlink()
-    before = (config.output_dir / "metrics.jsonl").read_bytes()
+def test_a_checkpoint_of_another_config_raises(smallest):
+    train(smallest, QUIET)
+    (smallest.output_dir / "config.json").unlink()
+    before = (smallest.output_dir / "metrics.jsonl").read_bytes()
     with pytest.raises(RunFolderError, match=r"does not match .*step-0000000003.pt; epochs: expected 1, got 3"):
-        train(replace(config, resume=True), QUIET)
-    assert not (config.output_dir / "config.json").exists()
-    assert (config.output_dir / "metrics.jsonl").read_bytes() == before
+        train(replace(smallest, epochs=3, resume=True), QUIET)
+    assert not (smallest.output_dir / "config.json").exists()
+    assert (smallest.output_dir / "metrics.jsonl").read_bytes() == before
