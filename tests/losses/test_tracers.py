@@ -36,8 +36,8 @@ class Model(nn.Module):
         return self.loss([self.layer(x), other], target)
 
 
-# torch.export keeps the gradients of "native" by its autograd kernel only. How the graph is found, by running the code or
-# by dynamo, is independent of the backend.
+# torch.export keeps the gradients of "native" by its autograd kernel only. How the graph is found, by running the code
+# or by dynamo, is independent of the backend.
 EACH_TRACER = pytest.mark.parametrize(
     "backend, strict",
     [("reference", False), *(pytest.param("native", strict, marks=needs_executor) for strict in (False, True))],
