@@ -26,7 +26,7 @@ Path.is_file = lambda path: path.suffix != ".so" and is_file(path)  # nothing is
 
 # Packages of the extras; a student is loaded with safetensors alone.
 EXTRAS = ("datasets", "huggingface_hub", "matplotlib", "onnx", "onnxruntime", "onnxscript", "PIL", "pyarrow", "rich",
-          "safetensors", "sklearn", "timm", "tyro")  # fmt: skip
+          "safetensors", "scipy", "sklearn", "timm", "tyro")  # fmt: skip
 
 
 def run(code: str) -> str:

@@ -104,9 +104,10 @@ def test_links_of_the_contents_open_their_chapters(browser, page):
         f"#{key}" for key in CHAPTERS
     ]
     for key in CHAPTERS:
-        browser.run(f"document.querySelector('nav a[href=\"#{key}\"]').click()")
-        # The browser opens the chapter and scrolls to it in the next frame.
-        browser.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
+        browser.run(f"""new Promise(done => {{
+            addEventListener('hashchange', () => requestAnimationFrame(done), {{once: true}});
+            document.querySelector('nav a[href="#{key}"]').click();
+        }})""")
         assert browser.run(f"document.getElementById('{key}').closest('details').open"), key
         top = browser.run(f"document.getElementById('{key}').previousElementSibling?.getBoundingClientRect().top ?? "
                           f"document.getElementById('{key}').getBoundingClientRect().top")  # fmt: skip

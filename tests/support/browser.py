@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60  # within which the browser has to answer
+SECONDS = 180  # within which the browser has to answer
 
 
 def chromium() -> str | None:
