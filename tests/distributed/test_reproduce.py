@@ -24,6 +24,7 @@ def test_ranks_reproduce_a_recipe_together(ranks, tmp_path):
         epochs=1,
         train_images=64,
         batch_size=16,
+        threads=1,
         num_students=2,
         output_dir=tmp_path / "digits",
         progress=False,

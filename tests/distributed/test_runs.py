@@ -197,6 +197,12 @@ def test_batches_need_two_images_on_each_rank(ranks, config):
     assert ranks.run(2, rank_runs.train, replace(config, batch_size=5, epochs=1))[0]["ensemble_accuracy"] >= 0
 
 
+def test_data_that_are_missing_are_told_once(ranks, config):
+    outcomes = ranks.outcomes(2, rank_runs.train, replace(config, dataset="missing"))
+    assert [outcome.kind for outcome in outcomes] == ["DataError", "OtherRankError"]
+    assert outcomes[0].message.startswith("dataset: ")
+
+
 def test_fewer_images_than_ranks_need(ranks, config):
     outcomes = ranks.outcomes(3, rank_runs.train, replace(config, train_images=5))
     assert {outcome.kind for outcome in outcomes} == {"DataError", "OtherRankError"}
