@@ -110,15 +110,16 @@ def _choice(runs: Sequence[Run]) -> Iterator[str]:
     rows = zip(map(colored_name, names), *columns.values(), [f"{value:.2f}" for value in validation], test, strict=True)
     yield page.table(["network", *columns, "validation %", "test %"], rows)
     called = "" if latency is None else f" Milliseconds are the median of a call ({latency.preferred})."
-    error = binomial_error(min(value.mean for value in test), first["test_images"])
+    images = first["test_images"]
+    error = max(binomial_error(value.mean, images) for value in test)
     several = "the mean over seeds of " if len(runs) > 1 else ""
     yield page.paragraph(
         "A row is the network to use within the limits of a column. For a limit of parameters, FLOPs or milliseconds, "
         f"that is the network with the highest validation accuracy ({several}the epoch that was selected); for a least "
-        f"accuracy, the one with the fewest parameters. Ranges exclude their upper end. {NEVER.capitalize()}: another "
-        f"network is at least as good.{called} "
-        f"python -m oekd_fast.pick chooses in the same way. With {first['test_images']:,} test images, an accuracy has "
-        f"a standard error of up to {error:.2f} points, so that smaller differences may be chance.",
+        "accuracy, the one with the fewest parameters. Ranges exclude their upper end; MFLOPs and milliseconds are "
+        f"rounded. {NEVER.capitalize()}: another network is at least as good.{called} python -m oekd_fast.pick chooses "
+        f"in the same way. With {images:,} test images, an accuracy has a standard error of up to {error:.2f} points, "
+        "so that smaller differences may be chance.",
         "small",
     )
 
