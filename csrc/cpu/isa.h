@@ -15,7 +15,7 @@ struct Isa {
   const KDKernel& ensemble_kd;
   const KDKernel& ensemble_kd_lanes;
   void (*ensemble_kd_labels)(const LabelRows&, int64_t begin, int64_t end);
-  const NormReLUKernel &norm_relu_fp32, &norm_relu_bf16;
+  const NormReLUKernel &norm_relu_fp32, &norm_relu_bf16, &norm_planes_fp32, &norm_planes_bf16;
   const ConvKernel& direct_conv;
 };
 

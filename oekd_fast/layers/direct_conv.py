@@ -1,7 +1,8 @@
-"""3x3 convolutions with few channels: one CPU op in each direction in training on AVX2 and AVX-512, else plain PyTorch.
+"""Convolutions with few channels: one CPU op in each direction in training on AVX2 and AVX-512, else plain PyTorch.
 
 Scaled students have 19, 9 or 3 channels, for instance, which libraries round up to whole vectors of channels. The CPU
-ops vectorise along pixels instead, so no channels are added.
+ops vectorise along pixels instead, so no channels are added. Their outputs are contiguous (NCHW), the layout that they
+compute in, so that maps between two of them are not converted.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from math import inf, prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
-# x, y and their gradients are float32 [B, C, H, W]; y and dx are channels_last, dweight is contiguous. The padding is
-# half the side of the filter. dx and dweight have shape [0] if they are not requested. isa names an instruction set of
-# `native.isa_names()`; "auto" is the widest.
+# x, y and their gradients are float32 [B, C, H, W]. y is contiguous, dx is channels_last if x is and else contiguous,
+# dweight is contiguous. The padding is half the side of the filter. dx and dweight have shape [0] if they are not
+# requested. isa names an instruction set of `native.isa_names()`; "auto" is the widest.
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
 _library.define('direct_conv(Tensor x, Tensor weight, int stride, *, str isa="auto") -> Tensor')
 _library.define(
@@ -32,12 +34,14 @@ _library.define(
 @on_one_device
 def _fake(x, weight, stride, *, isa="auto"):
     height, width = (-(-size // stride) for size in x.shape[2:])
-    return x.new_empty(x.shape[0], weight.shape[0], height, width).to(memory_format=torch.channels_last)
+    return x.new_empty(x.shape[0], weight.shape[0], height, width)
 
 
 @on_one_device
 def _fake_backward(dy, x, weight, stride, input_grad, weight_grad, *, isa="auto"):
-    dx = torch.empty_like(x, memory_format=torch.channels_last) if input_grad else x.new_empty(0)
+    pixels = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if pixels else torch.contiguous_format
+    dx = torch.empty_like(x, memory_format=layout) if input_grad else x.new_empty(0)
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format) if weight_grad else x.new_empty(0)
     return dx, dweight
 
@@ -85,7 +89,7 @@ class Rule:
 # direct_conv_step_*.json. The baseline was not measured, so it uses plain PyTorch.
 RULES = {
     "avx2": Rule(most_channels=25, vector=8, least_padding=1.4, few_channels=12, least_width=6, wide=16),
-    "avx512": Rule(most_channels=25, vector=16, least_padding=1.6, few_channels=9, least_width=8, wide=16),
+    "avx512": Rule(most_channels=25, vector=16, least_padding=1.33, few_channels=9, least_width=8, wide=16),
 }
 
 
@@ -94,46 +98,54 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
-def direct_conv(conv: nn.Module, x: Tensor, *, direct: bool = False) -> Tensor:
-    """Return ``conv(x)``.
+def direct_conv(conv: nn.Module, x: Tensor, *, every: int = 1, direct: bool = False) -> Tensor:
+    """Return ``conv(x)``, or with ``every > 1`` ``conv(x[:, :, ::every, ::every])``.
 
     Args:
         conv: layer from [B, C, H, W] to [B, K, H', W']. The ops replace an unmodified ``torch.nn.Conv2d`` only; other
             layers are called.
         x: input map.
+        every: distance between the rows and columns of `x` that are used.
         direct: whether to use one op for forward and one for backward where `takes` says that they are faster. The
-            direct form can be differentiated once.
+            direct form can be differentiated once, and its output is contiguous.
     """
-    if direct and takes(conv, x):
-        return _DirectConv.apply(x, conv.weight, conv.stride[0])
+    if direct and takes(conv, x, every):
+        return _DirectConv.apply(x, conv.weight, conv.stride[0] * every)
+    if every > 1:
+        # A pool of single pixels takes them, not the stride of a 1x1 convolution. oneDNN's weight gradient of a strided
+        # 1x1 convolution with few channels in channels_last writes past its workspace (uxlfoundation/oneDNN issue
+        # 6035), which gives wrong results, hangs and crashes. The gradient of a slice would not be channels_last.
+        x = functional.avg_pool2d(x, kernel_size=1, stride=every)
     return conv(x)
 
 
-def takes(conv: nn.Module, x: Tensor) -> bool:
-    """Return whether the ops support the call and were measured to be faster.
+def takes(conv: nn.Module, x: Tensor, every: int = 1) -> bool:
+    """Return whether the ops support the call of `direct_conv` and were measured to be faster.
 
-    They need the compiled kernels, a processor with a rule in `RULES`, training mode, float32 channels_last maps, a 3x3
-    convolution as `conv3x3` builds it with stride 1 or 2, and numbers of channels that the rule takes.
+    They need the compiled kernels, a processor with a rule in `RULES`, training mode, float32 maps that are
+    channels_last or contiguous, a 3x3 convolution as `conv3x3` builds it or a 1x1 convolution without padding, stride 1
+    or 2, and numbers of channels that the rule takes.
     """
     rule = _rule_here()
     if not (rule and is_unmodified(conv, nn.Conv2d) and conv.training and isinstance(x, Tensor)):
         return False
     weight, stride = conv.weight, conv.stride
     return (
-        weight.shape[2:] == (3, 3)
+        (weight.shape[2:] == (3, 3) and every == 1 or weight.shape[2:] == (1, 1))
         and stride in ((1, 1), (2, 2))
+        and stride[0] * every <= 2
         # Other libraries change these of a layer that exists, for dilated convolutions or fused norms for instance.
         and conv.bias is None
-        and conv.padding == (1, 1)
+        and conv.padding == (weight.shape[2] // 2, weight.shape[3] // 2)
         and conv.dilation == (1, 1)
         and conv.groups == 1
         and conv.padding_mode == "zeros"
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
         and x.shape[1] == weight.shape[1]
-        and x.shape[3] >= stride[0] * _least_width(rule, *weight.shape[:2])
+        and x.shape[3] >= stride[0] * every * _least_width(rule, *weight.shape[:2])
         and not records_plain_layers()
     )
 

@@ -7,25 +7,29 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from oekd_fast.layers.direct_conv import direct_conv
-from oekd_fast.layers.norm_relu import norm_relu
+from oekd_fast.layers.norm_relu import norm_alone, norm_relu
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.layers.unmodified import is_unmodified
 
 
 class FastModule(Unscriptable, nn.Module):
-    """Module whose forward runs its layers by `run_conv` and `run_norm_relu`.
+    """Module whose forward runs its layers by `run_conv`, `run_norm` and `run_norm_relu`.
 
     Attributes:
-        fused: whether `run_norm_relu` may use the fused form; see `norm_relu`.
+        fused: whether `run_norm` and `run_norm_relu` may use the fused form; see `norm_relu`.
         direct: whether `run_conv` may use the direct form; see `direct_conv`.
     """
 
     fused = False
     direct = False
 
-    def run_conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def run_conv(self, layer: nn.Module, x: Tensor, every: int = 1) -> Tensor:
+        """Return `layer(x)`, or with `every` > 1 that of every n-th row and column of `x`."""
+        return direct_conv(layer, x, every=every, direct=self.direct)
+
+    def run_norm(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return `layer(x)`."""
-        return direct_conv(layer, x, direct=self.direct)
+        return norm_alone(layer, x, fused=self.fused)
 
     def run_norm_relu(self, layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return `relu(layer(x) + residual)`."""

@@ -1,4 +1,4 @@
-"""BatchNorm, an optional residual addition and ReLU: one CPU op in each direction in training, else plain PyTorch."""
+"""BatchNorm, alone or with residual and ReLU: one CPU op in each direction in training, else plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
-# x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are
-# channels_last. All other tensors are float32 [C]. All arithmetic is in float32 or float64, so that results in bfloat16
-# are those for the same maps in float32, rounded. variance is unbiased, as for running statistics. In backward, y is
-# None if there was no residual, and dresidual has shape [0] if residual_grad is false. isa names an instruction set of
-# `native.isa_names()`; "auto" is the widest.
+# x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are contiguous
+# if x is contiguous and not channels_last, and else channels_last. All other tensors are float32 [C]. All arithmetic is
+# in float32 or float64, so that results in bfloat16 are those for the same maps in float32, rounded. variance is
+# unbiased, as for running statistics. In backward, y is None if there was no residual, and dresidual has shape [0] if
+# residual_grad is false. Without relu there is no residual. isa names an instruction set of `native.isa_names()`;
+# "auto" is the widest.
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
 _library.define(
-    'norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, *, str isa="auto")'
+    'norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu=True, *, str isa="auto")'
     " -> (Tensor y, Tensor mean, Tensor variance, Tensor rstd)"
 )
 _library.define(
     "norm_relu_backward(Tensor dy, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, "
-    'bool residual_grad, *, str isa="auto") -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)'
+    'bool residual_grad, bool relu=True, *, str isa="auto") '
+    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
 )
 
 
+def _layout(x: Tensor) -> torch.memory_format:
+    """Return the layout that the ops compute in for the map `x`."""
+    planar = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
+
+
 @on_one_device
-def _fake(x, weight, bias, residual, eps, *, isa="auto"):
+def _fake(x, weight, bias, residual, eps, relu=True, *, isa="auto"):
     mean, variance, rstd = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(3))
-    return torch.empty_like(x, memory_format=torch.channels_last), mean, variance, rstd
+    return torch.empty_like(x, memory_format=_layout(x)), mean, variance, rstd
 
 
 @on_one_device
-def _fake_backward(dy, x, y, weight, bias, mean, rstd, residual_grad, *, isa="auto"):
+def _fake_backward(dy, x, y, weight, bias, mean, rstd, residual_grad, relu=True, *, isa="auto"):
     dx, dweight, dbias, _ = _fake(x, weight, bias, None, 0.0)
     dresidual = torch.empty_like(dx) if residual_grad else x.new_empty(0)
     return dx, dweight, dbias, dresidual
@@ -51,21 +59,30 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
         x: input map [B, C, H, W].
         residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
         fused: whether to use one op for forward and one for backward where they support the call. They need the
-            compiled kernels, training mode, channels_last maps on the CPU that are all float32 or, as under autocast,
-            all bfloat16, affine parameters and running statistics in float32, and a momentum. Other calls use plain
-            PyTorch. The fused form can be differentiated once.
+            compiled kernels, training mode, channels_last or contiguous maps on the CPU that are all float32 or, as
+            under autocast, all bfloat16, affine parameters and running statistics in float32, and a momentum. Other
+            calls use plain PyTorch. The output has the layout of `x`. The fused form can be differentiated once.
 
     Raises:
         ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
     """
-    if not (fused and _supports(norm, x, residual)):
-        y = norm(x)
-        if residual is not None:
-            return torch.relu_(y + residual)
-        # BatchNorm returns a new map. Another layer may return its input, and a hook may keep the output.
-        return torch.relu_(y) if is_unmodified(norm, nn.BatchNorm2d) else torch.relu(y)
+    if fused and _supports(norm, x, residual):
+        return _run(norm, x, residual, relu=True)
+    y = norm(x)
+    if residual is not None:
+        return torch.relu_(y + residual)
+    # BatchNorm returns a new map. Another layer may return its input, and a hook may keep the output.
+    return torch.relu_(y) if is_unmodified(norm, nn.BatchNorm2d) else torch.relu(y)
+
+
+def norm_alone(norm: nn.Module, x: Tensor, *, fused: bool = False) -> Tensor:
+    """Return ``norm(x)``; arguments and errors are those of `norm_relu`."""
+    return _run(norm, x, None, relu=False) if fused and _supports(norm, x, None) else norm(x)
+
+
+def _run(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
     norm.num_batches_tracked.add_(1)
-    y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, residual, norm.eps)
+    y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, residual, norm.eps, relu)
     torch._foreach_lerp_([norm.running_mean, norm.running_var], [mean, variance], norm.momentum)
     return y
 
@@ -89,9 +106,10 @@ def _supports(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
 def _supports_map(x: Tensor) -> bool:
     return (
         isinstance(x, Tensor)  # torch.fx passes a proxy
+        and x.dim() == 4
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
     )
 
 
@@ -107,8 +125,9 @@ class _NormReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps):
-        y, mean, variance, rstd = torch.ops.oekd_fast.norm_relu(x, weight, bias, residual, eps)
+    def forward(ctx, x, weight, bias, residual, eps, relu):
+        y, mean, variance, rstd = torch.ops.oekd_fast.norm_relu(x, weight, bias, residual, eps, relu)
+        ctx.relu = relu
         ctx.save_for_backward(x, None if residual is None else y, weight, bias, mean, rstd)
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
@@ -117,11 +136,12 @@ class _NormReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, *unused):
         if dy is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "norm_relu: the fused form is differentiable once, got create_graph=True; "
                 "call use_fused_norms(module, False) for a second derivative"
             )
-        grads = torch.ops.oekd_fast.norm_relu_backward(dy, *ctx.saved_tensors, ctx.needs_input_grad[3])
-        return *(grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[:4], strict=True)), None
+        needed = ctx.needs_input_grad[:4]
+        grads = torch.ops.oekd_fast.norm_relu_backward(dy, *ctx.saved_tensors, needed[3], ctx.relu)
+        return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), None, None

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from oekd_fast.layers.direct_conv import conv3x3
 from oekd_fast.layers.fast_module import FastModule
@@ -50,7 +49,7 @@ class Bottleneck(FastModule):
         return self.run_norm_relu(self.norm3, self.conv3(out), self.shortcut(x))
 
 
-class _Projection(nn.Module):
+class _Projection(FastModule):
     """A 1x1 convolution with a stride, and BatchNorm."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
@@ -60,12 +59,7 @@ class _Projection(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A pool of single pixels applies the stride, not the convolution. oneDNN's weight gradient of a strided 1x1
-        # convolution with few channels in channels_last writes past its workspace (uxlfoundation/oneDNN issue 6035),
-        # which gives wrong results, hangs and crashes. The gradient of a slice would not be channels_last.
-        if self.stride > 1:
-            x = functional.avg_pool2d(x, kernel_size=1, stride=self.stride)
-        return self.norm(self.conv(x))
+        return self.run_norm(self.norm, self.run_conv(self.conv, x, every=self.stride))
 
 
 def _shortcut(in_width: int, width: int, stride: int) -> nn.Module:

@@ -16,8 +16,8 @@ class NormReLU(FastModule):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, **options)
 
-    def forward(self, x, residual=None):
-        return self.run_norm_relu(self.norm, x, residual)
+    def forward(self, x, residual=None, relu=True):
+        return self.run_norm_relu(self.norm, x, residual) if relu else self.run_norm(self.norm, x)
 
 
 def random(*shape, seed=0):
@@ -37,12 +37,13 @@ def problem(shape, *, residual=True, offset=0.0):
     return x, weight, bias, added, random(*shape, seed=4) * (before.abs() > 1e-2)
 
 
-def plain(x, weight, bias, residual, dy, dtype):
+def plain(x, weight, bias, residual, dy, dtype, relu=True):
     """Return y, mean, variance, dx, dweight, dbias, dresidual, computed by PyTorch's own functions in `dtype`."""
     leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias, residual) if t is not None]
     mean, variance = (torch.zeros(x.shape[1], dtype=dtype) for _ in range(2))
     y = nn.functional.batch_norm(leaves[0], mean, variance, *leaves[1:3], True, momentum=1.0, eps=EPS)
-    y = torch.relu(y if residual is None else y + leaves[3])
+    y = y if residual is None else y + leaves[3]
+    y = torch.relu(y) if relu else y
     return [y.detach(), mean, variance, *torch.autograd.grad(y, leaves, dy.to(dtype))]
 
 
@@ -56,11 +57,16 @@ def in_fp32(x, weight, bias, residual, dy):
     return x.float(), weight, bias, residual if residual is None else residual.float(), dy.float()
 
 
-def by_ops(x, weight, bias, residual, dy, isa="auto"):
+def in_layout(layout, *maps):
+    """Return the tensors with maps in `layout`; None and vectors stay as they are."""
+    return [t if t is None or t.dim() < 4 else t.contiguous(memory_format=layout) for t in maps]
+
+
+def by_ops(x, weight, bias, residual, dy, isa="auto", relu=True):
     """Return y, mean, variance, dx, dweight, dbias, dresidual, computed by the ops."""
-    y, mean, variance, rstd = ops.norm_relu(x, weight, bias, residual, EPS, isa=isa)
-    kept = None if residual is None else y
-    *grads, dresidual = ops.norm_relu_backward(dy, x, kept, weight, bias, mean, rstd, residual is not None, isa=isa)
+    y, mean, variance, rstd = ops.norm_relu(x, weight, bias, residual, EPS, relu, isa=isa)
+    kept, added = None if residual is None else y, residual is not None
+    *grads, dresidual = ops.norm_relu_backward(dy, x, kept, weight, bias, mean, rstd, added, relu, isa=isa)
     return [y, mean, variance, *grads, *(() if residual is None else (dresidual,))]
 
 

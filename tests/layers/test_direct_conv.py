@@ -115,6 +115,18 @@ def test_errors_are_no_larger_than_those_of_pytorch_in_fp32(isa, shape):
 
 
 @needs_native
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_contiguous_inputs_give_the_same_bits(isa, shape):
+    x, weight, dy = problem(*shape)
+    expected = by_ops(x, weight, dy, shape[-1], isa=isa)
+    assert expected[0].is_contiguous() and expected[1].is_contiguous(memory_format=torch.channels_last)
+    got = by_ops(x.contiguous(), weight, dy.contiguous(), shape[-1], isa=isa)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert got[0].is_contiguous() and got[1].is_contiguous()
+
+
+@needs_native
 @pytest.mark.parametrize("isa", ISAS)
 def test_results_for_integers_are_exact(isa):
     x, weight, dy = (t.mul(4).round() for t in problem(5, 11, 7, 9, 12, 3, 1))
@@ -123,13 +135,14 @@ def test_results_for_integers_are_exact(isa):
 
 
 @needs_native
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("isa", ISAS)
-def test_results_do_not_depend_on_uninitialised_memory(isa):
+def test_results_do_not_depend_on_uninitialised_memory(isa, layout):
     """Borders must be 0 even if the scratch memory held NaN before."""
-    tensors = problem(4, 9, 6, 10, 10, 3, 2)
+    tensors = [t.contiguous(memory_format=layout) for t in problem(4, 9, 6, 10, 10, 3, 2)]
     clean = by_ops(*tensors, 2, isa=isa)
     for _ in range(3):
-        by_ops(*(t.fill_(float("nan")) for t in problem(4, 9, 6, 10, 10, 3, 2)), 2, isa=isa)
+        by_ops(*(torch.full_like(t, float("nan")) for t in tensors), 2, isa=isa)
         assert all(torch.equal(a, b) for a, b in zip(by_ops(*tensors, 2, isa=isa), clean, strict=True))
 
 
@@ -170,7 +183,7 @@ def test_inputs_may_have_any_memory_format(layout):
         x, weight, dy = (torch.stack([t, t], -1)[..., 0] for t in (x, weight, dy))
     got = by_ops(x, weight, dy, 1)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert got[0].is_contiguous(memory_format=torch.channels_last)
+    assert got[0].is_contiguous()
 
 
 @needs_native
@@ -215,13 +228,14 @@ def test_invalid_arguments_raise(change, text):
 @needs_native
 def test_ops_pass_opcheck():
     x, weight, dy = problem(2, 5, 7, 8, 8, 3, 2)
-    torch.library.opcheck(ops.direct_conv.default, (x, weight, 2))
-    torch.library.opcheck(ops.direct_conv_backward.default, (dy, x, weight, 2, True, False))
+    for given in (x, x.contiguous()):
+        torch.library.opcheck(ops.direct_conv.default, (given, weight, 2))
+        torch.library.opcheck(ops.direct_conv_backward.default, (dy, given, weight, 2, True, False))
 
 
-def by_layer(conv, x, dy, direct):
+def by_layer(conv, x, dy, direct, every=1):
     leaf = x.clone().requires_grad_()
-    y = direct_conv(conv, leaf, direct=direct)
+    y = direct_conv(conv, leaf, direct=direct, every=every)
     return [y.detach(), *torch.autograd.grad(y, [leaf, conv.weight], dy)]
 
 
@@ -238,19 +252,45 @@ def test_a_layer_is_no_less_accurate_than_pytorch(stride):
         assert error(got, exact) <= error(other, exact) + EPSILON
 
 
-@pytest.mark.parametrize("change", ["nothing", "evaluation", "NCHW", "float64", "autocast", "no rule"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("every", [1, 2])
+@used_here
+def test_a_1x1_convolution_takes_every_pixel_or_every_second(every, layout):
+    x, weight, dy = problem(6, 9, 19, 32, 33, 1, every)
+    x = x.contiguous(memory_format=layout)
+    conv = nn.Conv2d(9, 19, 1, bias=False)
+    conv.load_state_dict({"weight": weight})
+    assert takes(conv, x, every)
+    theirs, ours = (by_layer(conv, x, dy, direct, every) for direct in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, by_ops(x, conv.weight.detach(), dy, every), strict=True))
+    truth = plain(x, weight, dy, every, torch.float64)
+    for got, other, exact in zip(ours, theirs, truth, strict=True):
+        assert error(got, exact) <= error(other, exact) + EPSILON
+
+
+def test_only_a_1x1_convolution_takes_every_second_pixel(monkeypatch):
+    monkeypatch.setattr(layer, "_rule_here", lambda: RULES["avx512"])
+    x = random(2, 9, 64, 64)
+    assert takes(conv3x3(9, 9), x) and not takes(conv3x3(9, 9), x, 2)
+    assert takes(nn.Conv2d(9, 9, 1, bias=False), x, 2) and not takes(nn.Conv2d(9, 9, 1, bias=False), x, 3)
+    assert not takes(nn.Conv2d(9, 9, 1, stride=2, bias=False), x, 2)
+
+
+@pytest.mark.parametrize("change", ["nothing", "contiguous", "evaluation", "sliced", "float64", "autocast", "no rule"])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_the_ops_need_training_in_float32_channels_last(rule, change, monkeypatch):
+def test_the_ops_need_training_in_float32_and_dense_maps(rule, change, monkeypatch):
     monkeypatch.setattr(layer, "_rule_here", lambda: None if change == "no rule" else rule)
     conv, x = conv3x3(9, 9), random(2, 9, 16, 16)
     if change == "evaluation":
         conv.eval()
-    elif change == "NCHW":
+    elif change == "contiguous":
         x = x.contiguous()
+    elif change == "sliced":
+        x = random(2, 9, 16, 32)[..., ::2]
     elif change == "float64":
         conv, x = conv.double(), x.double()
     with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
-        assert takes(conv, x) is (change == "nothing")
+        assert takes(conv, x) is (change in ("nothing", "contiguous"))
 
 
 # (channels, outputs, stride, width of the input): instruction sets whose rule takes the shape.
@@ -263,7 +303,8 @@ TAKEN = {
     (6, 6, 1, 7): {"avx2"},  # narrower rows
     (20, 20, 1, 8): set(),
     (6, 6, 1, 5): set(),
-    (12, 16, 1, 16): set(),  # little padding
+    (12, 16, 1, 16): {"avx512"},
+    (13, 15, 1, 16): set(),  # little padding
     (23, 23, 1, 16): {"avx512"},  # little padding to multiples of 8
     (16, 16, 1, 32): set(),
     (26, 9, 1, 32): set(),  # too many channels
@@ -290,7 +331,8 @@ CHANGES = {
     "stride": lambda conv: vars(conv).update(stride=(2, 1)),
     "groups": lambda conv: nn.Conv2d(9, 9, 3, padding=1, groups=9, bias=False),
     "bias of a fused norm": lambda conv: fuse_conv_bn_eval(conv.eval(), nn.BatchNorm2d(9).eval()).train(),
-    "1x1 weight": lambda conv: nn.Conv2d(9, 9, 1, bias=False),
+    "5x5 weight": lambda conv: nn.Conv2d(9, 9, 5, padding=2, bias=False),
+    "1x1 weight with padding": lambda conv: nn.Conv2d(9, 9, 1, padding=1, bias=False),
     "pruned weight": lambda conv: prune.random_unstructured(conv, "weight", 0.5),
     "weight_norm": lambda conv: parametrizations.weight_norm(conv),
     "spectral_norm": lambda conv: parametrizations.spectral_norm(conv),

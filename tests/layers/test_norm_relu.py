@@ -5,7 +5,7 @@ import torch
 
 from ..conftest import ISAS, needs_native
 from ..support.oracle import EPSILON
-from .norm_relu_calls import EPS, by_module, by_ops, ops, plain, problem, random, same_bits
+from .norm_relu_calls import EPS, by_module, by_ops, in_layout, ops, plain, problem, random, same_bits
 
 # [B, C, H, W]: fewer rows than a tile, odd sizes, one channel, many pieces of work, more channels than rows.
 SHAPES = [
@@ -19,37 +19,44 @@ SHAPES = [
 ]
 # Means far above the standard deviation. One channel is left out because its rounding error may happen to be 0.
 FAR = [(shape, offset) for shape in [(2, 25, 5, 7), (2, 130, 5, 7), (8, 16, 33, 31)] for offset in (100.0, -3000.0)]
+LAYOUTS = [torch.channels_last, torch.contiguous_format]
+# "add": a residual and ReLU; "relu": ReLU alone; "none": BatchNorm alone.
+FORMS = ["add", "relu", "none"]
 OUTPUTS = ("y", "mean", "variance", "dx", "dweight", "dbias", "dresidual")
 
 
 @needs_native
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("shape", "offset"), [*((shape, 0.0) for shape in SHAPES), *FAR], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_errors_are_no_larger_than_those_of_pytorch_in_fp32(isa, shape, offset, residual, one_thread):
-    given = problem(shape, residual=residual, offset=offset)
-    truth, theirs = (plain(*given, dtype) for dtype in (torch.float64, torch.float32))
-    sizes = _sizes(*given, *truth[:3])
-    for name, ours, exact, other, size in zip(OUTPUTS, by_ops(*given, isa=isa), truth, theirs, sizes, strict=False):
+def test_errors_are_no_larger_than_those_of_pytorch_in_fp32(isa, shape, offset, form, layout, one_thread):
+    given, relu = in_layout(layout, *problem(shape, residual=form == "add", offset=offset)), form != "none"
+    truth, theirs = (plain(*given, dtype, relu) for dtype in (torch.float64, torch.float32))
+    sizes = _sizes(*given, *truth[:3], relu)
+    results = by_ops(*given, isa=isa, relu=relu)
+    assert all(t.is_contiguous(memory_format=layout) for t in (results[0], results[3]))
+    for name, ours, exact, other, size in zip(OUTPUTS, results, truth, theirs, sizes, strict=False):
         came, allowed = ((t - exact).norm().item() for t in (ours, other))
         assert came <= allowed + EPSILON * size.norm().item(), f"{name}: error {came:.3g}, PyTorch's {allowed:.3g}"
 
 
-def _sizes(x, weight, bias, residual, dy, y, mean, variance):
+def _sizes(x, weight, bias, residual, dy, y, mean, variance, relu):
     """Return a scale for the rounding error of each output: of the terms of its sum where these may cancel."""
     rstd = (variance[:, None, None] + EPS).rsqrt()
-    g = (dy * (y > 0)).abs()
+    g = (dy * (y > 0) if relu else dy).abs()
     x_hat = (x - mean[:, None, None]).abs() * rstd
     over = 0, 2, 3
     return y, x.abs().mean(over), variance, g * rstd * weight[:, None, None], (g * x_hat).sum(over), g.sum(over), g
 
 
 @needs_native
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [(4, 25, 9, 7), (16, 16, 32, 32)], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_backward_masks_exactly_the_outputs_that_are_zero(isa, shape, residual, one_thread):
-    x, weight, bias, added, _ = problem(shape, residual=residual)
+def test_backward_masks_exactly_the_outputs_that_are_zero(isa, shape, residual, layout, one_thread):
+    x, weight, bias, added, _ = in_layout(layout, *problem(shape, residual=residual))
     weight[0] = bias[0] = 0  # the output of channel 0 is the residual, or 0
     y, *_, dbias = by_ops(x, weight, bias, added, torch.ones(shape), isa)[:6]
     assert torch.equal(dbias, (y > 0).sum((0, 2, 3)).float())
@@ -68,11 +75,12 @@ def test_the_residual_gradient_is_the_output_gradient_where_the_output_is_positi
 
 
 @needs_native
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [*SHAPES[-3:], (3, 25, 40, 40)], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_results_do_not_depend_on_threads_or_runs(isa, shape, residual, threads):
-    given = problem(shape, residual=residual)
+def test_results_do_not_depend_on_threads_or_runs(isa, shape, residual, layout, threads):
+    given = in_layout(layout, *problem(shape, residual=residual))
     threads(1)
     alone = by_ops(*given, isa=isa)
     assert same_bits(by_ops(*given, isa=isa), alone)
@@ -87,8 +95,9 @@ def test_auto_is_the_widest_instruction_set():
 
 
 @needs_native
-def test_a_constant_channel_gives_its_bias():
-    x, weight, bias, _, dy = problem((3, 19, 5, 5), residual=False)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_constant_channel_gives_its_bias(layout):
+    x, weight, bias, _, dy = in_layout(layout, *problem((3, 19, 5, 5), residual=False))
     x[:, 4] = 1234.567
     bias[4] = 0.25
     y, mean, variance, dx, *_ = by_ops(x, weight, bias, None, dy)
@@ -126,6 +135,10 @@ def test_gradients_and_residuals_may_have_other_layouts(layout):
             r"residual: expected the shape of x, \[4, 9, 6, 5\], got \[4, 9",
         ),
         ({"residual": random(4, 9, 6, 5).half()}, "residual: expected float32, got Half"),
+        (
+            {"residual": random(4, 9, 6, 5), "relu": False},
+            "residual: expected None where relu is false, got a tensor",
+        ),
         ({"isa": "avx1024"}, "isa: expected one of auto, .*baseline on this processor, got avx1024"),
     ],
 )
@@ -143,6 +156,7 @@ def test_invalid_arguments_of_forward_raise(change, message):
         ({"y": random(4, 9, 6, 5).bfloat16()}, "y: expected float32, got BFloat16"),
         ({"rstd": random(1)}, r"rstd: expected \[9\], one number for each channel of x, got \[1\]"),
         ({"residual_grad": True}, "y: expected a tensor where residual_grad is true, got None"),
+        ({"y": random(4, 9, 6, 5), "relu": False}, "y: expected None where relu is false, got a tensor"),
     ],
 )
 def test_invalid_arguments_of_backward_raise(change, message):

@@ -19,6 +19,7 @@ from .norm_relu_calls import (
     by_ops,
     in_bf16,
     in_fp32,
+    in_layout,
     ops,
     plain,
     problem,
@@ -44,16 +45,17 @@ def backward(dy, x, y, weight, bias, mean, rstd, isa):
     return ops.norm_relu_backward(dy, x, y, weight, bias, mean, rstd, y is not None, isa=isa)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_results_have_the_bits_of_float32_rounded_once(isa, shape, residual, one_thread):
-    given = in_bf16(*problem(shape, residual=residual))
+def test_results_have_the_bits_of_float32_rounded_once(isa, shape, residual, layout, one_thread):
+    given = in_layout(layout, *in_bf16(*problem(shape, residual=residual)))
     x, weight, bias, added, dy = given
     wide_x, *_, wide_added, wide_dy = in_fp32(*given)
     y, mean, variance, rstd = ops.norm_relu(x, weight, bias, added, EPS, isa=isa)
     wide_y, *numbers = ops.norm_relu(wide_x, weight, bias, wide_added, EPS, isa=isa)
-    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=layout)
     assert same_bits([y, mean, variance, rstd], [wide_y.bfloat16(), *numbers])
 
     kept, wide_kept = (y, y.float()) if residual else (None, None)

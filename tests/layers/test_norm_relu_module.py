@@ -14,7 +14,7 @@ from oekd_fast.layers.fast_module import use_fused_norms
 
 from ..conftest import needs_native
 from ..support.oracle import EPSILON, error
-from .norm_relu_calls import NormReLU, by_module, by_ops, problem, random, same_bits
+from .norm_relu_calls import NormReLU, by_module, by_ops, in_layout, problem, random, same_bits
 
 
 @needs_native
@@ -28,11 +28,27 @@ def test_concurrent_calls_do_not_affect_each_other(one_thread):
 
 
 @needs_native
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_module_equals_the_ops(residual):
-    given = problem((4, 25, 9, 7), residual=residual)
+def test_the_module_equals_the_ops(residual, layout):
+    given = in_layout(layout, *problem((4, 25, 9, 7), residual=residual))
     came, expected = by_module(*given, fused=True), by_ops(*given)
     assert same_bits([came[0], *came[3:]], [expected[0], *expected[3:]])
+
+
+@needs_native
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_batch_norm_alone_equals_the_ops(layout):
+    x, weight, bias, _, dy = in_layout(layout, *problem((4, 25, 9, 7), residual=False))
+    module = NormReLU(25)
+    module.norm.load_state_dict({**module.norm.state_dict(), "weight": weight, "bias": bias})
+    use_fused_norms(module)
+    leaf = x.clone().requires_grad_()
+    y = module(leaf, relu=False)
+    grads = torch.autograd.grad(y, [leaf, *module.norm.parameters()], dy)
+    expected = by_ops(x, weight, bias, None, dy, relu=False)
+    assert same_bits([y, *grads], [expected[0], *expected[3:]]) and (y < 0).any()
+    assert module.norm.num_batches_tracked == 1
 
 
 @needs_native
@@ -119,7 +135,6 @@ UNSUPPORTED = {
     "float64": ({}, lambda norm: norm.double(), lambda x: x.double()),
     "bfloat16": ({}, lambda norm: norm.bfloat16(), lambda x: x.bfloat16()),
     "float16 maps": ({}, lambda norm: norm, lambda x: x.half()),
-    "contiguous": ({}, lambda norm: norm, lambda x: x.contiguous()),
     "sliced": ({}, lambda norm: norm, lambda x: x[:, :, ::2]),
     "no images": ({}, lambda norm: norm.eval(), lambda x: x[:0]),
     "cumulative average": ({"momentum": None}, lambda norm: norm, lambda x: x),

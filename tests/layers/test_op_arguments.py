@@ -96,7 +96,6 @@ def test_sizes_that_overflow_raise():
         ("norm_relu", {"x": one[:0].expand(0, 5, 2**31, 2**31), "residual": None}),
         ("direct_conv", {"x": one.expand(1, 1, 2**31, 2**31 - 2), "weight": one}),
         ("direct_conv", {"x": one[:0].expand(0, 2**31, 4, 4), "weight": one.expand(2**31, 2**31, 1, 1)}),
-        ("direct_conv", {"x": one[:0].expand(0, 4, 2**31, 2**31), "weight": one.expand(1, 4, 1, 1)}),
     ]
     for op, changed in huge:
         with pytest.raises((RuntimeError, ValueError, MemoryError)):

@@ -1,7 +1,9 @@
 // Interface of the CPU kernels of convolutions with few channels: forward and both gradients. It does not use torch.
 //
-// Images are dense fp32 [height, width, channels] (channels_last). 19 or 9 channels do not fill whole vectors, but rows
-// of pixels do. Each image is therefore converted to one plane for each channel, and vectors run along pixels.
+// 19 or 9 channels do not fill whole vectors, but rows of pixels do. The kernels therefore compute with one plane for
+// each channel, and vectors run along pixels. Outputs are dense fp32 images of planes, [channels, height, width], and so
+// are their gradients. Inputs and their gradients are either the same, or images of pixels, [height, width, channels]
+// (channels_last), which are converted.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +31,13 @@ struct ConvKernel {
   int64_t (*packed_size)(const ConvShape&);  // floats of the packed weights, either form
   void (*pack_forward)(const ConvShape&, const float* weight, float* packed);
   void (*pack_backward)(const ConvShape&, const float* weight, float* packed);
-  // Computes y of `images` images.
-  void (*forward)(const ConvShape&, int64_t images, const float* x, const float* packed, float* y, float* scratch);
-  // Computes dx of `images` images and adds their gradient to dweight, dense as weight. Either may be null.
-  void (*backward)(const ConvShape&, int64_t images, const float* dy, const float* x, const float* packed, float* dx,
-                   float* dweight, float* scratch);
+  // Computes y of `images` images. planar: whether x has planes.
+  void (*forward)(const ConvShape&, int64_t images, const float* x, bool planar, const float* packed, float* y,
+                  float* scratch);
+  // Computes dx of `images` images and adds their gradient to dweight, dense as weight. Either may be null. planar:
+  // whether x and dx have planes.
+  void (*backward)(const ConvShape&, int64_t images, const float* dy, const float* x, bool planar, const float* packed,
+                   float* dx, float* dweight, float* scratch);
 };
 
 // The copies for AVX2 and AVX-512 exist if OEKD_HAVE_X86_COPIES is defined.

@@ -39,11 +39,15 @@ ConvShape shape_of(const Tensor& x, const Tensor& weight, int64_t stride) {
   return {x.size(1), weight.size(0), x.size(2), x.size(3), side, stride};
 }
 
+// Returns x as it is if it is dense, in either layout, else as planes.
+Tensor dense(const Tensor& x) { return is_channels_last(x) ? x : contiguous(x, ScalarType::Float); }
+
 Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride, std::string_view isa) {
   const ConvShape shape = shape_of(x, weight, stride);
   const ConvKernel& kernel = choose_isa(isa).direct_conv;
-  const Tensor source = channels_last(x), filter = contiguous(weight, ScalarType::Float);
-  Tensor y = empty_images({x.size(0), shape.out_channels, shape.out_height(), shape.out_width()}, ScalarType::Float);
+  const bool planar = !is_channels_last(x);
+  const Tensor source = dense(x), filter = contiguous(weight, ScalarType::Float);
+  Tensor y = empty({x.size(0), shape.out_channels, shape.out_height(), shape.out_width()}, ScalarType::Float);
 
   std::vector<float> packed(kernel.packed_size(shape));
   kernel.pack_forward(shape, filter.const_data_ptr<float>(), packed.data());
@@ -51,8 +55,8 @@ Tensor forward(const Tensor& x, const Tensor& weight, int64_t stride, std::strin
   float* const to = y.mutable_data_ptr<float>();
   parallel_for("direct_conv", x.size(0), 1, [&](int64_t begin, int64_t end) {
     const auto scratch = allocate_scratch<float>(kernel.forward_scratch(shape) * sizeof(float));
-    kernel.forward(shape, end - begin, from + begin * shape.in_size(), packed.data(), to + begin * shape.out_size(),
-                   scratch.get());
+    kernel.forward(shape, end - begin, from + begin * shape.in_size(), planar, packed.data(),
+                   to + begin * shape.out_size(), scratch.get());
   });
   return y;
 }
@@ -67,8 +71,12 @@ std::array<Tensor, 2> backward(const Tensor& dy, const Tensor& x, const Tensor& 
              "dy: expected the output's shape [", batch, ", ", shape.out_channels, ", ", shape.out_height(), ", ",
              shape.out_width(), "], got ", dy.sizes());
   const ConvKernel& kernel = choose_isa(isa).direct_conv;
-  const Tensor upstream = channels_last(dy), source = channels_last(x), filter = contiguous(weight, ScalarType::Float);
-  Tensor dx = input_grad ? empty_images(x.sizes(), ScalarType::Float) : empty({0}, ScalarType::Float);
+  const bool planar = !is_channels_last(x);
+  const Tensor upstream = contiguous(dy, ScalarType::Float), source = dense(x);
+  const Tensor filter = contiguous(weight, ScalarType::Float);
+  Tensor dx = !input_grad ? empty({0}, ScalarType::Float)
+              : planar    ? empty(x.sizes(), ScalarType::Float)
+                          : empty_images(x.sizes(), ScalarType::Float);
   Tensor dweight = weight_grad ? empty(filter.sizes(), ScalarType::Float) : empty({0}, ScalarType::Float);
 
   std::vector<float> packed(kernel.packed_size(shape));
@@ -81,8 +89,8 @@ std::array<Tensor, 2> backward(const Tensor& dy, const Tensor& x, const Tensor& 
     const auto scratch = allocate_scratch<float>(kernel.backward_scratch(shape) * sizeof(float));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = batch * i / pieces, count = batch * (i + 1) / pieces - first;
-      kernel.backward(shape, count, dy_data + first * shape.out_size(), x_data + first * shape.in_size(), packed.data(),
-                      dx_data ? dx_data + first * shape.in_size() : nullptr,
+      kernel.backward(shape, count, dy_data + first * shape.out_size(), x_data + first * shape.in_size(), planar,
+                      packed.data(), dx_data ? dx_data + first * shape.in_size() : nullptr,
                       weight_grad ? sums.data() + i * weights : nullptr, scratch.get());
     }
   });

@@ -6,6 +6,7 @@
 
 #include "cpu/direct_conv/direct_conv.h"
 #include "cpu/simd/planes.h"
+#include "cpu/simd/rows.h"
 
 namespace oekd::OEKD_ISA {
 
@@ -62,7 +63,31 @@ struct Planes {
   int64_t size() const { return channels * channel(); }
 
   // Copies one image into `planes`. Borders are not written; the caller has set them to 0.
-  void fill(const float* image, float* planes) const {
+  void fill(const float* image, bool planar, float* planes) const {
+    planar ? fill_from_planes(image, planes) : fill_from_pixels(image, planes);
+  }
+
+  // Copies an image [channels, height, width]. With step 2 each row is divided into even and odd columns; phase 0 holds
+  // the even ones if there is no padding, and the odd ones, from column 1 on, if there is.
+  void fill_from_planes(const float* image, float* planes) const {
+    for (int64_t c = 0; c < channels; ++c, planes += channel()) {
+      for (int64_t y = 0; y < height; ++y, image += width) {
+        const int64_t a = (y + pad) % step, row = (y + pad) / step;
+        if (a >= phases || row >= rows) continue;
+        float* const first = planes + a * phases * plane() + row * pitch;
+        if (step == 1) {
+          copy_row(image, width, first + pad);
+        } else if (phases == 1) {
+          split_row(image, width, first, nullptr);
+        } else {
+          split_row(image, width, first + plane(), first + 1);
+        }
+      }
+    }
+  }
+
+  // Copies an image [height, width, channels].
+  void fill_from_pixels(const float* image, float* planes) const {
     for (int64_t a = 0; a < phases; ++a) {
       for (int64_t b = 0; b < phases; ++b) {
         float* const phase = planes + (a * phases + b) * plane();

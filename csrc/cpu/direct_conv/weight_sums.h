@@ -9,6 +9,9 @@ namespace oekd::OEKD_ISA {
 // The most outputs of sums: with 32 registers 3, for the 9 taps of an input; with 16 registers 4, for 3 taps.
 constexpr int64_t MOST_WEIGHT_OUTPUTS = REGISTERS == 32 ? 3 : 4;
 
+// The most outputs of sums for nine taps by rows: 9 sums, 3 rows of dy and 3 columns of x for each.
+constexpr int64_t MOST_ROW_OUTPUTS = REGISTERS == 32 ? 2 : 1;
+
 // Outputs of the next sums, if `channels` are left.
 inline int64_t weight_outputs(int64_t channels) {
   return REGISTERS == 32 ? part_of(channels, MOST_WEIGHT_OUTPUTS) : tile_outputs(channels);
@@ -49,6 +52,22 @@ struct Sweep {
   int64_t dy_channel;         // distance between channels of dy
 };
 
+// Adds the sums of K outputs for E weights in a row to dweight.
+template <int E, int64_t K>
+inline void add_all(const vf (&sums)[K][E], float* dweight, int64_t along_k) {
+  // Padded to a multiple of four.
+  constexpr int64_t COUNT = K * E, FOURS = (COUNT + 3) / 4;
+  vf flat[FOURS * 4]{};
+  float* to[FOURS * 4]{};
+  for (int k = 0; k < K; ++k) {
+    for (int j = 0; j < E; ++j) {
+      flat[k * E + j] = sums[k][j];
+      to[k * E + j] = dweight + k * along_k + j;
+    }
+  }
+  for (int64_t i = 0; i < FOURS; ++i) add_sums(flat + 4 * i, to + 4 * i, COUNT - 4 * i < 4 ? COUNT - 4 * i : 4);
+}
+
 // Computes the weight gradients of K outputs for E weights (c, tap); e[j] is where the input of weight j starts.
 template <int E, int64_t K>
 inline void weight_sums(const Sweep& s, const float* x, const int64_t* e, const float* dy, float* dweight,
@@ -79,17 +98,45 @@ inline void weight_sums(const Sweep& s, const float* x, const int64_t* e, const 
       }
     }
   }
-  // The K * E sums, padded to a multiple of four.
-  constexpr int64_t COUNT = K * E, FOURS = (COUNT + 3) / 4;
-  vf flat[FOURS * 4]{};
-  float* to[FOURS * 4]{};
-  for (int k = 0; k < K; ++k) {
-    for (int j = 0; j < E; ++j) {
-      flat[k * E + j] = sums[k][j];
-      to[k * E + j] = dweight + k * along_k + j;
+  add_all<E, K>(sums, dweight, along_k);
+}
+
+// Computes the weight gradients of K outputs for the nine taps of an input, with stride 1 and a cover of single rows.
+// Each row of x is loaded once: it meets the rows of dy above, beside and below it, which stay in registers until the
+// next row. The rows of dy outside of the image are 0. `x` is the first pixel of the input, without padding.
+template <int64_t K>
+inline void nine_weight_sums(const Sweep& s, const float* x, const float* dy, float* dweight, int64_t along_k) {
+  vf sums[K][9]{};
+  const int64_t pitch = s.cover.pitch;
+  for (int64_t n = 0; n < s.images; ++n) {
+    for (int64_t v = 0; v < s.cover.across * LANES; v += LANES) {
+      const float* from = x + n * s.x_image + v;
+      const float* grad = dy + n * s.dy_image + v;
+      vf above[K], beside[K];
+      for (int k = 0; k < K; ++k) {
+        above[k] = vf{};
+        beside[k] = load<vf>(grad + k * s.dy_channel);
+      }
+      for (int64_t i = 0; i < s.cover.rows; ++i, from += pitch) {
+        grad += pitch;
+        vf below[K];
+        for (int k = 0; k < K; ++k) below[k] = keep(load<vf>(grad + k * s.dy_channel));
+        for (int j = 0; j < 3; ++j) {
+          const vf place = keep(load<vf>(from + j - 1));
+          for (int k = 0; k < K; ++k) {
+            sums[k][j] += below[k] * place;
+            sums[k][3 + j] += beside[k] * place;
+            sums[k][6 + j] += above[k] * place;
+          }
+        }
+        for (int k = 0; k < K; ++k) {
+          above[k] = beside[k];
+          beside[k] = below[k];
+        }
+      }
     }
   }
-  for (int64_t i = 0; i < FOURS; ++i) add_sums(flat + 4 * i, to + 4 * i, COUNT - 4 * i < 4 ? COUNT - 4 * i : 4);
+  add_all<9, K>(sums, dweight, along_k);
 }
 
 template <int64_t K>

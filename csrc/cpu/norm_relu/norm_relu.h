@@ -1,7 +1,9 @@
 // Interface of the CPU kernels of BatchNorm, residual and ReLU in training. It does not use torch.
 //
-// Maps are dense rows [rows, channels] of fp32 or bf16 elements, all maps of a call of the same type, with one row for
-// each position of each image (channels_last). Everything else, and all arithmetic, is in fp32 or fp64.
+// Maps have fp32 or bf16 elements, and all maps of a call the same type and layout: either dense rows [rows, channels],
+// with one row for each position of each image (channels_last), or dense planes [images, channels, plane]. The kernels
+// of planes take images where those of rows take rows, the size of a plane as `tile`, and tables of one number a
+// channel. Everything else, and all arithmetic, is in fp32 or fp64.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +17,7 @@ struct NormForward {
   const void* x;
   const void* residual;  // or null
   void* y;               // relu((x - mean) * scale + bias [+ residual])
+  bool relu;             // false: without relu, and without a residual
   const float *mean, *scale, *bias;  // tables; scale = weight * rstd
 };
 
@@ -26,11 +29,12 @@ struct NormBackward {
   const void* y;  // null without a residual
   void* g;        // gradient of the residual, written by gradient_sums and read by gradient; or null
   void* dx;       // g * scale - (x - mean) * slope - offset
+  bool relu;      // false: g is dy, and there is no y
   const float *mean, *scale, *bias, *slope, *offset;  // tables; only gradient reads slope and offset
 };
 
-// The kernels of one instruction set and type of element. Each call processes rows [begin, end); calls for other rows
-// may run concurrently.
+// The kernels of one instruction set, type of element and layout. Each call processes rows [begin, end); calls for
+// other rows may run concurrently. scratch: in the kernels of planes, a table of sums has `lanes` numbers a channel.
 struct NormReLUKernel {
   int64_t lanes;
   // Mean and sum of squared deviations, [channels] each. scratch: 3 tables.
@@ -43,9 +47,9 @@ struct NormReLUKernel {
 };
 
 // All but baseline exist if OEKD_HAVE_X86_COPIES is defined. avx512bf16 is avx512 with instructions that convert to bf16.
-namespace baseline { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16; }
-namespace avx2 { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16; }
-namespace avx512 { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16; }
-namespace avx512bf16 { extern const NormReLUKernel norm_relu_bf16; }
+namespace baseline { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16, norm_planes_fp32, norm_planes_bf16; }
+namespace avx2 { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16, norm_planes_fp32, norm_planes_bf16; }
+namespace avx512 { extern const NormReLUKernel norm_relu_fp32, norm_relu_bf16, norm_planes_fp32, norm_planes_bf16; }
+namespace avx512bf16 { extern const NormReLUKernel norm_relu_bf16, norm_planes_bf16; }
 
 }  // namespace oekd

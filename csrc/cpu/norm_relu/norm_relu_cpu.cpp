@@ -17,8 +17,8 @@
 namespace oekd {
 namespace {
 
-// Elements in a piece of work. The statistics read a piece twice, so it must fit the second-level cache. A piece of
-// many channels is larger, so that the work on its tables remains small. Pieces do not depend on the number of threads, so
+// Elements in a piece of work. The statistics of rows read a piece twice, so it must fit the second-level cache. A piece
+// of many channels is larger, so that the work on its tables remains small. Pieces do not depend on the number of threads, so
 // the sums do not either.
 constexpr int64_t PIECE = 16384;
 constexpr int64_t TILES_OF_A_PIECE = 8;
@@ -26,15 +26,19 @@ constexpr int64_t VECTORS_OF_A_TILE = 32;  // at least, so that a table entry is
 
 const char* name_of(ScalarType type) { return type == ScalarType::Float ? "float32" : "bfloat16"; }
 
-// Returns the rows [B * H * W, C] of a map [B, C, H, W], copied if they are not dense.
-Tensor rows_of(const char* name, const Tensor& map, const Tensor& x) {
+// Whether all maps of a call have planes, [B, C, H * W]: x is contiguous and not channels_last. Otherwise they have rows,
+// [B * H * W, C].
+bool is_planar(const Tensor& x) { return x.is_contiguous() && !is_channels_last(x); }
+
+// Returns a map [B, C, H, W] in the layout of x, copied if necessary.
+Tensor dense_map(const char* name, const Tensor& map, const Tensor& x) {
   OEKD_CHECK(map.scalar_type() == x.scalar_type(), name, ": expected ", name_of(x.scalar_type()), ", got ",
              map.scalar_type());
   OEKD_CHECK(map.dim() == 4 && map.sizes() == x.sizes(), name, ": expected the shape of x, ", x.sizes(), ", got ",
              map.sizes());
   OEKD_CHECK(map.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(map));
   check_memory(name, map);
-  return channels_last(map);
+  return is_planar(x) ? contiguous(map, map.scalar_type()) : channels_last(map);
 }
 
 Tensor channels_of(const char* name, const Tensor& values, int64_t channels) {
@@ -57,10 +61,14 @@ int64_t count_rows(const Tensor& x, int64_t least) {
 
 const NormReLUKernel& kernel_for(const Tensor& x, std::string_view isa) {
   const Isa& chosen = choose_isa(isa);
-  return x.scalar_type() == ScalarType::Float ? chosen.norm_relu_fp32 : chosen.norm_relu_bf16;
+  const bool fp32 = x.scalar_type() == ScalarType::Float;
+  if (is_planar(x)) return fp32 ? chosen.norm_planes_fp32 : chosen.norm_planes_bf16;
+  return fp32 ? chosen.norm_relu_fp32 : chosen.norm_relu_bf16;
 }
 
-Tensor map_like(const Tensor& x) { return empty_images(x.sizes(), x.scalar_type()); }
+Tensor map_like(const Tensor& x) {
+  return is_planar(x) ? empty(x.sizes(), x.scalar_type()) : empty_images(x.sizes(), x.scalar_type());
+}
 
 Tensor vector_of(int64_t channels) { return empty({channels}, ScalarType::Float); }
 
@@ -77,30 +85,36 @@ class Floats {
   std::vector<Line> lines_;
 };
 
-// Division of the rows into pieces, which are distributed to threads, and of pieces into tiles, see norm_relu.h.
+// Division of the rows, or of the images of planes, into pieces, which are distributed to threads, and of pieces of rows
+// into tiles, see norm_relu.h.
 struct Cut {
-  Cut(const NormReLUKernel& kernel, int64_t rows, int64_t channels)
-      : rows(rows),
-        channels(channels),
-        tile(kernel.lanes * channels * ((VECTORS_OF_A_TILE + channels - 1) / channels)),
-        piece(tile / channels * std::max(TILES_OF_A_PIECE, PIECE / tile)),
+  Cut(const NormReLUKernel& kernel, const Tensor& x)
+      : planar(is_planar(x)),
+        channels(x.size(1)),
+        rows(planar ? x.size(0) : x.numel() / channels),
+        values(planar ? x.size(2) * x.size(3) : 1),
+        tile(planar ? values : kernel.lanes * channels * ((VECTORS_OF_A_TILE + channels - 1) / channels)),
+        numbers(planar ? channels : tile),
+        sums(planar ? kernel.lanes * channels : tile),
+        piece(planar ? std::max<int64_t>(1, PIECE / std::max<int64_t>(1, channels * values))
+                     : tile / channels * std::max(TILES_OF_A_PIECE, PIECE / tile)),
         pieces((rows + piece - 1) / piece) {}
 
   // Returns the table of value(channel).
   template <class Value>
   Floats table(const Value& value) const {
-    Floats numbers(tile);
-    float* const table = numbers.data();
+    Floats made(numbers);
+    float* const table = made.data();
     for (int64_t c = 0; c < channels; ++c) table[c] = static_cast<float>(value(c));
-    for (int64_t p = channels; p < tile; ++p) table[p] = table[p - channels];
-    return numbers;
+    for (int64_t p = channels; p < numbers; ++p) table[p] = table[p - channels];
+    return made;
   }
 
-  // Calls work(piece, first row, last row + 1, scratch) for each piece, with scratch for `tables` tables.
+  // Calls work(piece, first row, last row + 1, scratch) for each piece, with scratch for `tables` tables of sums.
   template <class Work>
   void run(int64_t tables, const Work& work) const {
     parallel_for("norm_relu", pieces, 1, [&](int64_t begin, int64_t end) {
-      Floats scratch(tables * tile);
+      Floats scratch(tables * sums);
       for (int64_t i = begin; i < end; ++i) work(i, i * piece, std::min(rows, (i + 1) * piece), scratch.data());
     });
   }
@@ -114,7 +128,9 @@ struct Cut {
     });
   }
 
-  const int64_t rows, channels, tile, piece, pieces;  // tile: in floats; piece: in rows
+  const bool planar;
+  // values: number of a channel's values in a row; numbers and sums: floats of a table; piece: in rows.
+  const int64_t channels, rows, values, tile, numbers, sums, piece, pieces;
 };
 
 // Mean and sum of squared deviations over all rows, [channels] each, combined from those of the pieces.
@@ -127,12 +143,12 @@ struct Statistics {
       kernel.statistics(x, channels, cut.tile, begin, end, scratch, &means[i * channels], &distances[i * channels]);
     });
     const auto share = [&](int64_t i) {
-      return static_cast<double>(std::min(cut.piece, cut.rows - i * cut.piece));
+      return static_cast<double>(std::min(cut.piece, cut.rows - i * cut.piece) * cut.values);
     };
     for (int64_t i = 0; i < cut.pieces; ++i) {
       for (int64_t c = 0; c < channels; ++c) mean[c] += share(i) * means[i * channels + c];
     }
-    for (double& m : mean) m /= static_cast<double>(cut.rows);
+    for (double& m : mean) m /= static_cast<double>(cut.rows * cut.values);
     for (int64_t i = 0; i < cut.pieces; ++i) {
       for (int64_t c = 0; c < channels; ++c) {
         const double apart = means[i * channels + c] - mean[c];
@@ -146,17 +162,18 @@ struct Statistics {
 
 // Returns y, mean, variance and rstd.
 std::array<Tensor, 4> forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& residual,
-                              double eps, std::string_view isa) {
+                              double eps, bool relu, std::string_view isa) {
   const int64_t rows = count_rows(x, 2), channels = x.size(1);
   OEKD_CHECK(eps > 0 && std::isfinite(eps), "eps: expected a finite number > 0, got ", eps);
-  const Tensor map = rows_of("x", x, x), scales = channels_of("weight", weight, channels);
+  OEKD_CHECK(relu || !residual, "residual: expected None where relu is false, got a tensor");
+  const Tensor map = dense_map("x", x, x), scales = channels_of("weight", weight, channels);
   const Tensor biases = channels_of("bias", bias, channels);
-  const OptionalTensor added = residual ? OptionalTensor(rows_of("residual", *residual, x)) : std::nullopt;
-  const NormReLUKernel& kernel = kernel_for(x, isa);
-  const Cut cut(kernel, rows, channels);
+  const OptionalTensor added = residual ? OptionalTensor(dense_map("residual", *residual, x)) : std::nullopt;
+  const NormReLUKernel& kernel = kernel_for(map, isa);
+  const Cut cut(kernel, map);
 
   const Statistics statistics(map.const_data_ptr(), kernel, cut);
-  Tensor y = map_like(x), mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
+  Tensor y = map_like(map), mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
   float *const means = mean.mutable_data_ptr<float>(), *const rstds = rstd.mutable_data_ptr<float>();
   float* const variances = variance.mutable_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
@@ -175,6 +192,7 @@ std::array<Tensor, 4> forward(const Tensor& x, const Tensor& weight, const Tenso
   problem.x = map.const_data_ptr();
   problem.residual = added ? added->const_data_ptr() : nullptr;
   problem.y = y.mutable_data_ptr();
+  problem.relu = relu;
   problem.mean = mean_table.data();
   problem.scale = scale_table.data();
   problem.bias = bias_table.data();
@@ -184,19 +202,20 @@ std::array<Tensor, 4> forward(const Tensor& x, const Tensor& weight, const Tenso
 
 // Returns dx, dweight, dbias and dresidual.
 std::array<Tensor, 4> backward(const Tensor& dy, const Tensor& x, const OptionalTensor& y, const Tensor& weight,
-                               const Tensor& bias, const Tensor& mean, const Tensor& rstd, bool residual_grad,
+                               const Tensor& bias, const Tensor& mean, const Tensor& rstd, bool residual_grad, bool relu,
                                std::string_view isa) {
   const int64_t rows = count_rows(x, 1), channels = x.size(1);
   OEKD_CHECK(y || !residual_grad, "y: expected a tensor where residual_grad is true, got None");
-  const Tensor upstream = rows_of("dy", dy, x), map = rows_of("x", x, x);
-  const OptionalTensor output = y ? OptionalTensor(rows_of("y", *y, x)) : std::nullopt;
+  OEKD_CHECK(relu || !y, "y: expected None where relu is false, got a tensor");
+  const Tensor upstream = dense_map("dy", dy, x), map = dense_map("x", x, x);
+  const OptionalTensor output = y ? OptionalTensor(dense_map("y", *y, x)) : std::nullopt;
   const Tensor scales = channels_of("weight", weight, channels), biases = channels_of("bias", bias, channels);
   const Tensor means = channels_of("mean", mean, channels), rstds = channels_of("rstd", rstd, channels);
-  const NormReLUKernel& kernel = kernel_for(x, isa);
-  const Cut cut(kernel, rows, channels);
+  const NormReLUKernel& kernel = kernel_for(map, isa);
+  const Cut cut(kernel, map);
 
-  Tensor dx = map_like(x), dweight = vector_of(channels), dbias = vector_of(channels);
-  Tensor dresidual = residual_grad ? map_like(x) : empty({0}, x.scalar_type());
+  Tensor dx = map_like(map), dweight = vector_of(channels), dbias = vector_of(channels);
+  Tensor dresidual = residual_grad ? map_like(map) : empty({0}, x.scalar_type());
   const float *const m = means.const_data_ptr<float>(), *const r = rstds.const_data_ptr<float>();
   const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
   const Floats mean_table = cut.table([&](int64_t c) { return m[c]; });
@@ -210,6 +229,7 @@ std::array<Tensor, 4> backward(const Tensor& dy, const Tensor& x, const Optional
   problem.y = output ? output->const_data_ptr() : nullptr;
   problem.g = residual_grad ? dresidual.mutable_data_ptr() : nullptr;
   problem.dx = dx.mutable_data_ptr();
+  problem.relu = relu;
   problem.mean = mean_table.data();
   problem.scale = scale_table.data();
   problem.bias = bias_table.data();
@@ -249,8 +269,9 @@ void norm_relu(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_r
   const Tensor x = arguments.tensor(), weight = arguments.tensor(), bias = arguments.tensor();
   const OptionalTensor residual = arguments.optional_tensor();
   const double eps = arguments.number();
+  const bool relu = arguments.flag();
   const std::string isa = arguments.text();
-  const auto [y, mean, variance, rstd] = forward(x, weight, bias, residual, eps, isa);
+  const auto [y, mean, variance, rstd] = forward(x, weight, bias, residual, eps, relu, isa);
   reply(stack, y, mean, variance, rstd);
 }
 
@@ -260,10 +281,10 @@ void norm_relu_backward(StableIValue* stack, uint64_t /*num_arguments*/, uint64_
   const OptionalTensor y = arguments.optional_tensor();
   const Tensor weight = arguments.tensor(), bias = arguments.tensor();
   const Tensor mean = arguments.tensor(), rstd = arguments.tensor();
-  const bool residual_grad = arguments.flag();
+  const bool residual_grad = arguments.flag(), relu = arguments.flag();
   const std::string isa = arguments.text();
   const auto [dx, dweight, dbias, dresidual] =
-      backward(dy, x, y, weight, bias, mean, rstd, residual_grad, isa);
+      backward(dy, x, y, weight, bias, mean, rstd, residual_grad, relu, isa);
   reply(stack, dx, dweight, dbias, dresidual);
 }
 

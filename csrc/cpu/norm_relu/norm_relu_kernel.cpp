@@ -1,49 +1,14 @@
-// Kernels of BatchNorm, residual and ReLU, compiled once for each instruction set (setup.py).
-//
-// Elements of maps are fp32 or bf16 (the template parameter T); they are converted as they are loaded and stored.
+// Kernels of BatchNorm, residual and ReLU for maps of rows, compiled once for each instruction set (setup.py).
 //
 // The number of channels C is usually not a multiple of LANES, but LANES rows are always C whole vectors. The kernels
 // therefore process tiles of rows, where the number of rows is a multiple of LANES. Values of a channel (coefficients
 // and running sums) are kept in tables of the size of a tile: position p of a tile belongs to channel p % C.
-#include "cpu/norm_relu/norm_relu.h"
-#include "cpu/simd/vec.h"
+#include "cpu/norm_relu/elements.h"
 
 #include <math.h>
 
-#include <type_traits>
-
 namespace oekd::OEKD_ISA {
 namespace {
-
-template <class T>
-constexpr bool IS_FP32 = std::is_same_v<T, float>;
-
-// Loads elements i, i + 1, ... of a map as W = vf or float.
-template <class T, class W>
-inline W load_map(const void* map, int64_t i) {
-  const T* const p = static_cast<const T*>(map) + i;
-  if constexpr (IS_FP32<T>) return load<W>(p);
-  if constexpr (!IS_FP32<T> && IS_FP32<W>) return bits<float>(uint32_t{p->bits} << 16);
-  if constexpr (!IS_FP32<T> && !IS_FP32<W>) return load_float(p);
-}
-
-// Rounds to the nearest, ties to even, with the same bits on all instruction sets, except that the instruction writes
-// numbers below the smallest normal one as 0.
-inline vh to_bf16(vf x) {
-#ifdef __AVX512BF16__
-  return bits<vh>(_mm512_cvtneps_pbh(bits<__m512>(x)));
-#else
-  return from_float(BF16{}, x);
-#endif
-}
-
-template <class T, class W>
-inline void store_map(void* map, int64_t i, W x) {
-  T* const p = static_cast<T*>(map) + i;
-  if constexpr (IS_FP32<T>) store(p, x);
-  if constexpr (!IS_FP32<T> && IS_FP32<W>) p->bits = to_bf16(splat(x))[0];
-  if constexpr (!IS_FP32<T> && !IS_FP32<W>) store(p, to_bf16(x));
-}
 
 // Rows that come from memory are read one tile after the other, because processors prefetch sequential reads. Of rows
 // in the cache, CACHED tiles are processed together, so that each table entry is loaded and stored once for all.
@@ -75,15 +40,6 @@ inline void fold(const float* table, int64_t channels, int64_t tile, double* sum
   for (int64_t row = channels; row < tile; row += channels) {
     for (int64_t c = 0; c < channels; ++c) sums[c] += table[row + c];
   }
-}
-
-// The least positive output in bf16. Smaller outputs are 0, so that none becomes 0 by rounding, see masked().
-constexpr float LEAST_BF16 = 0x1p-126f;
-
-template <class T, class W>
-inline W relu(W z) {
-  if constexpr (IS_FP32<T>) return z < W{} ? W{} : z;  // keeps NaN
-  return z < W{} + LEAST_BF16 ? W{} : z;
 }
 
 // Reads the rows twice; they stay in the cache in between. Squared deviations from the mean do not lose accuracy if the
@@ -123,45 +79,27 @@ void statistics(const void* x, int64_t channels, int64_t tile, int64_t begin, in
   }
 }
 
-// Forward and backward share this function, so that backward masks exactly the outputs that forward set to 0.
-template <class W>
-struct Normalise {
-  template <class Tables>
-  Normalise(const Tables& t, int64_t p)
-      : mean(load<W>(t.mean + p)), scale(load<W>(t.scale + p)), bias(load<W>(t.bias + p)) {}
-  W operator()(W x) const { return (x - mean) * scale + bias; }
-
-  const W mean, scale, bias;
-};
-
-template <class T, bool RESIDUAL>
+template <class T, bool RESIDUAL, bool RELU>
 void forward_rows(const NormForward& f, int64_t begin, int64_t end) {
   sweep<1>(begin * f.channels, end * f.channels, f.tile, [=]<class W, int>(int64_t i, int64_t p) {
     W z = Normalise<W>(f, p)(load_map<T, W>(f.x, i));
     if constexpr (RESIDUAL) z += load_map<T, W>(f.residual, i);
-    store_map<T>(f.y, i, relu<T>(z));
+    if constexpr (RELU) z = relu<T>(z);
+    store_map<T>(f.y, i, z);
   });
 }
 
 template <class T>
 void forward(const NormForward& f, int64_t begin, int64_t end) {
-  f.residual ? forward_rows<T, true>(f, begin, end) : forward_rows<T, false>(f, begin, end);
+  if (!f.relu) return forward_rows<T, false, false>(f, begin, end);
+  f.residual ? forward_rows<T, true, true>(f, begin, end) : forward_rows<T, false, true>(f, begin, end);
 }
-
-// Source of the mask of positive outputs. NONE: dy is masked already.
-enum class Mask { NONE, FROM_X, FROM_Y };
 
 template <class T, Mask MASK, class W>
 inline W masked(W dy, const void* y, int64_t i, W x, const Normalise<W>& normalised) {
   if constexpr (MASK == Mask::NONE) return dy;
-  W z;
-  if constexpr (MASK == Mask::FROM_X) {
-    z = normalised(x);
-  } else {
-    z = load_map<T, W>(y, i);
-  }
-  if constexpr (IS_FP32<T>) return z <= W{} ? W{} : dy;  // dy passes where the output is NaN
-  return z < W{} + LEAST_BF16 ? W{} : dy;
+  if constexpr (MASK == Mask::FROM_X) return where_positive<T>(dy, normalised(x));
+  return where_positive<T>(dy, load_map<T, W>(y, i));
 }
 
 template <class T, Mask MASK, bool WRITE>
@@ -180,12 +118,12 @@ void gradient_sums_of_rows(const NormBackward& b, int64_t begin, int64_t end, fl
 template <class T>
 void gradient_sums(const NormBackward& b, int64_t begin, int64_t end, float* scratch, double* g, double* g_x) {
   clear(scratch, 2 * b.tile);
-  if (!b.y) {
-    gradient_sums_of_rows<T, Mask::FROM_X, false>(b, begin, end, scratch);
-  } else if (b.g) {
-    gradient_sums_of_rows<T, Mask::FROM_Y, true>(b, begin, end, scratch);
-  } else {
-    gradient_sums_of_rows<T, Mask::FROM_Y, false>(b, begin, end, scratch);
+  switch (mask_of(b)) {
+    case Mask::NONE: gradient_sums_of_rows<T, Mask::NONE, false>(b, begin, end, scratch); break;
+    case Mask::FROM_X: gradient_sums_of_rows<T, Mask::FROM_X, false>(b, begin, end, scratch); break;
+    case Mask::FROM_Y:
+      b.g ? gradient_sums_of_rows<T, Mask::FROM_Y, true>(b, begin, end, scratch)
+          : gradient_sums_of_rows<T, Mask::FROM_Y, false>(b, begin, end, scratch);
   }
   fold(scratch, b.channels, b.tile, g);
   fold(scratch + b.tile, b.channels, b.tile, g_x);
@@ -204,8 +142,13 @@ void gradient_of_rows(const NormBackward& b, const void* dy, int64_t begin, int6
 
 template <class T>
 void gradient(const NormBackward& b, int64_t begin, int64_t end) {
-  if (!b.y) return gradient_of_rows<T, Mask::FROM_X>(b, b.dy, begin, end);
-  b.g ? gradient_of_rows<T, Mask::NONE>(b, b.g, begin, end) : gradient_of_rows<T, Mask::FROM_Y>(b, b.dy, begin, end);
+  switch (mask_of(b)) {
+    case Mask::NONE: return gradient_of_rows<T, Mask::NONE>(b, b.dy, begin, end);
+    case Mask::FROM_X: return gradient_of_rows<T, Mask::FROM_X>(b, b.dy, begin, end);
+    case Mask::FROM_Y:
+      b.g ? gradient_of_rows<T, Mask::NONE>(b, b.g, begin, end)
+          : gradient_of_rows<T, Mask::FROM_Y>(b, b.dy, begin, end);
+  }
 }
 
 }  // namespace

@@ -35,6 +35,8 @@ Tensor empty_strided(Sizes sizes, Sizes strides, ScalarType dtype) {
   return Tensor(made);
 }
 
+}  // namespace
+
 bool is_channels_last(const Tensor& t) {
   const Sizes sizes = t.sizes(), strides = t.strides();
   int64_t expected = 1;
@@ -44,8 +46,6 @@ bool is_channels_last(const Tensor& t) {
   }
   return true;
 }
-
-}  // namespace
 
 Tensor empty(Sizes sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);

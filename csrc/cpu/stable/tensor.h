@@ -22,6 +22,9 @@ Tensor empty_like(const Tensor& t);                  // with the strides of torc
 // Returns `t` as a contiguous tensor of a dtype: itself if it is one, else a copy.
 Tensor contiguous(const Tensor& t, ScalarType dtype);
 
+// Whether images [B, C, H, W] are dense and channels_last.
+bool is_channels_last(const Tensor& t);
+
 // Returns images [B, C, H, W] as a dense channels_last tensor: `t` itself if it is one, else a copy.
 Tensor channels_last(const Tensor& t);
 
