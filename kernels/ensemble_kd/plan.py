@@ -127,5 +127,6 @@ def plan_gradients(students: int, classes: int, itemsize: int) -> Plan:
     warps = 4
     rows = max(1, WARP * warps * vector // block)
     tiles = min(8, -(-classes // block))
-    # As many programs as registers allow: several rows of 16-bit logits take up to 200 for each thread.
-    return Plan("rows" if rows > 1 else "streamed", rows, block, tiles, warps, 2 if rows > 1 and itemsize <= 2 else 4)
+    # As many programs as registers allow, which 16-bit logits need more of.
+    at_once = 4 if itemsize > 2 else 2 if rows > 1 else 3
+    return Plan("rows" if rows > 1 else "streamed", rows, block, tiles, warps, at_once)

@@ -253,6 +253,8 @@ def _unit_and_vec(tensors: Sequence[Tensor], split: bool) -> tuple[int, int]:
     """``unit`` and ``vec`` of :class:`Layout` for some tensors."""
     strides = [_strides(tensor, split)[:2] for tensor in tensors]
     if all(tensor.stride(1) == 1 for tensor in tensors):
+        if any(stride >= 2**31 for of_tensor in strides for stride in of_tensor):
+            return 1, 1  # the kernels multiply by `vec` in 32 bits, but take longer strides as they are in 64
         widest = max((tensor.element_size() for tensor in tensors), default=VECTOR_BYTES)
         return 1, gcd(VECTOR_BYTES // widest, *(stride for of_tensor in strides for stride in of_tensor))
     return 0 if all(of_tensor[-1] == 1 for of_tensor in strides) else -1, 1

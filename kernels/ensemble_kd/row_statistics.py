@@ -45,14 +45,14 @@ def of_student(strides, j: tl.constexpr):
 
 @triton.jit
 def row_places(r, row_strides, VEC: tl.constexpr):
-    """Offsets of rows r, in 64 bits. The factor VEC tells the compiler how rows are aligned."""
+    """Offsets of rows r. The factor VEC tells the compiler how rows are aligned."""
     if len(row_strides) == 1:
-        at = r * (tl.cast(row_strides[0], tl.int64) * VEC)
+        at = r * (row_strides[0] * VEC)
     else:
         whole = r.to(tl.int32)  # a division in 64 bits would take many instructions
         o = (whole // row_strides[2]).to(tl.int64)
         i = (whole % row_strides[2]).to(tl.int64)
-        at = o * (tl.cast(row_strides[0], tl.int64) * VEC) + i * (tl.cast(row_strides[1], tl.int64) * VEC)
+        at = o * (row_strides[0] * VEC) + i * (row_strides[1] * VEC)
     return at
 
 
