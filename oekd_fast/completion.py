@@ -27,7 +27,6 @@ from oekd_fast.report import ReportConfig
 from oekd_fast.reproduce import ReproduceOptions
 from oekd_fast.train import TrainOptions
 
-SHELLS = ("bash", "zsh", "fish")
 # Values that options take by name, besides those that their types list.
 NAMES: Mapping[type, Mapping[str, Iterable[str]]] = {
     DataConfig: {"dataset": ("digits", *KNOWN)},
@@ -85,7 +84,7 @@ def completion_script(program: str, commands: Mapping[str, str], shell: str) -> 
     Args:
         program: name of the program.
         commands: what each command does, by its name.
-        shell: one of `SHELLS`.
+        shell: "bash", "zsh" or "fish".
 
     Raises:
         ValueError: the installed version of tyro does not know the shell.
@@ -94,7 +93,7 @@ def completion_script(program: str, commands: Mapping[str, str], shell: str) -> 
         Annotated[_options(_COMMANDS[name]), tyro.conf.subcommand(name, prefix_name=False, description=text)]
         for name, text in commands.items()
     ]
-    shells = Annotated[Literal[SHELLS], tyro.conf.arg(help="Print this script.", help_behavior_hint="")]
+    shells = Annotated[Literal[tuple(_PATHS)], tyro.conf.arg(help="Print this script.", help_behavior_hint="")]
     members = [("command", Union[tuple(kinds)]), ("completion", shells, field(default="bash")), _VERSION]  # noqa: UP007
     with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):
         try:

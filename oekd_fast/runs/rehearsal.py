@@ -15,6 +15,7 @@ from oekd_fast.data import Batches, place
 from oekd_fast.distributed.world import World
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.set_up import RunInputs
+from oekd_fast.training.evaluation import BATCH_SIZE
 from oekd_fast.training.metrics import EpochMetrics
 
 WARM_UP_STEPS = 3  # at most; a step that is long needs fewer
@@ -22,7 +23,7 @@ LEAST_SAMPLES, MOST_SAMPLES = 2, 20
 _SHORT = (
     0.05  # seconds; shorter steps are timed several at a time, since the host waits for the device after each sample
 )
-_EVALUATED = 512  # images at most
+_LONG = 2.0  # seconds of an evaluation
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def rehearse(phase: Phase, inputs: RunInputs, seconds: float) -> Rehearsal:
     world = inputs.run.world
     warm_up, samples = _time_steps(_Steps(phase, inputs.data.train), seconds, world)
     step = Range.of(samples)
-    each = step.expected / phase.batch_size
-    evaluation, metrics = _time_evaluation(phase, inputs, count=max(phase.batch_size, int(seconds / (4 * each))))
+    evaluation, metrics = _time_evaluation(phase, inputs)
     start = time.perf_counter()
     # A checkpoint holds the weights of the best epoch too.
     model = copy.deepcopy(phase.engine.evaluator.ensemble.state_dict())
@@ -130,16 +130,22 @@ def _time_steps(steps: _Steps, limit: float, world: World) -> tuple[list[float],
     return warm_up, [steps.seconds(count) for _ in range(_agreed(world, number))]
 
 
-def _time_evaluation(phase: Phase, inputs: RunInputs, count: int) -> tuple[float, EpochMetrics]:
-    """Evaluate at most `count` validation images; return the seconds an image, and the results."""
-    run, validation = inputs.run, inputs.dataset.validation
-    images = validation.select(torch.arange(min(_agreed(run.world, count), _EVALUATED, len(validation))))
-    batches, _ = place(images, run.device, run.config.data_placement, name="validation")
-    evaluator = phase.engine.evaluator
-    evaluator.evaluate(batches)  # warms up
-    start = time.perf_counter()
-    metrics = evaluator.evaluate(batches)
-    return (time.perf_counter() - start) / len(images), metrics
+def _time_evaluation(phase: Phase, inputs: RunInputs) -> tuple[float, EpochMetrics]:
+    """Evaluate a batch as large as the run does; return the seconds an image, and the results."""
+    run, dataset = inputs.run, inputs.dataset
+    split = max(dataset.validation, dataset.test, key=len)
+    rounds = -(-len(split) // (BATCH_SIZE * run.world.size))
+    images = split.select(torch.arange(-(-len(split) // rounds)))
+    batches, _ = place(images, run.device, run.config.data_placement, name="evaluation")
+
+    def evaluated() -> tuple[float, EpochMetrics]:
+        start = time.perf_counter()
+        metrics = phase.engine.evaluator.evaluate(batches)
+        return (time.perf_counter() - start) / len(images), metrics
+
+    first = evaluated()
+    is_short = _agreed(run.world, int(first[0] * len(images) < _LONG))
+    return evaluated() if is_short else first  # a long one is hardly longer at the first time
 
 
 def _agreed(world: World, number: int) -> int:

@@ -124,8 +124,10 @@ class PhasePlan:
         """
         epochs_left, every = steps_left / phase.steps_per_epoch, min(config.checkpoint_every, phase.epochs)
         evaluation = done.validation + (done.test if config.track_test else 0.0)
-        # The weights of the last and of the selected epoch are evaluated, with flips twice as many images.
-        at_the_end = done.test * (2 + 2 * config.test_flips)
+        # The weights of the last epoch are evaluated, and those of the selected one unless it is the last. With flips
+        # these are evaluated again, on twice as many images.
+        flips = 2 * done.test * config.test_flips
+        at_the_end = Range(done.test, 2 * done.test, 2 * done.test) + flips
         total = done.step * steps_left + evaluation * epochs_left + done.checkpoint * epochs_left / every
         return cls(
             name=phase.name,

@@ -88,7 +88,7 @@ def test_a_resumed_run_has_the_steps_that_are_left(smallest, plan_of, monkeypatc
     before = files(config.run_folder)
     plan = plan_of(replace(config, resume=True))
     assert [phase.steps_left for phase in plan.phases] == [0, 1, 6]
-    assert plan.phases[0].total.low == plan.phases[0].total.high < plan.phases[2].total.expected
+    assert plan.phases[0].total.high < plan.phases[2].total.high
     assert files(config.run_folder) == before
 
 
@@ -127,15 +127,15 @@ DONE = Rehearsal(
 @pytest.mark.parametrize(
     ("options", "steps_left", "epoch", "total", "disk"),
     [
-        # Of 40 steps: 10 x 3 s of validation, 10 x 0.5 s of checkpoints, 5 s, 1 s of construction, twice 7 s of test.
-        ({}, 40, (7, 11, 19), (95, 135, 215), 2000),
-        ({"checkpoint_every": 5}, 40, (7, 11, 19), (91, 131, 211), 2000),
-        ({"checkpoint_every": 100}, 40, (7, 11, 19), (90.5, 130.5, 210.5), 1000),
-        ({"track_test": True}, 40, (14, 18, 26), (165, 205, 285), 2000),
-        ({"test_flips": True}, 40, (7, 11, 19), (109, 149, 229), 2000),
-        ({}, 20, (7, 11, 19), (57.5, 77.5, 117.5), 2000),
-        ({}, 0, (7, 11, 19), (15, 15, 15), 2000),
-        ({"objective": "snapshot", "schedule": "cyclic"}, 40, (7, 11, 19), (95, 135, 215), 3000),
+        # 40 steps, 10 x 3 s of validation, 10 x 0.5 s of checkpoints, 5 s, 1 s of construction, 7 s of test once or twice.
+        ({}, 40, (7, 11, 19), (88, 135, 215), 2000),
+        ({"checkpoint_every": 5}, 40, (7, 11, 19), (84, 131, 211), 2000),
+        ({"checkpoint_every": 100}, 40, (7, 11, 19), (83.5, 130.5, 210.5), 1000),
+        ({"track_test": True}, 40, (14, 18, 26), (158, 205, 285), 2000),
+        ({"test_flips": True}, 40, (7, 11, 19), (102, 149, 229), 2000),
+        ({}, 20, (7, 11, 19), (50.5, 77.5, 117.5), 2000),
+        ({}, 0, (7, 11, 19), (8, 15, 15), 2000),
+        ({"objective": "snapshot", "schedule": "cyclic"}, 40, (7, 11, 19), (88, 135, 215), 3000),
     ],
 )
 def test_what_a_phase_takes(options, steps_left, epoch, total, disk):
