@@ -127,7 +127,7 @@ DONE = Rehearsal(
 @pytest.mark.parametrize(
     ("options", "steps_left", "epoch", "total", "disk"),
     [
-        # 40 steps, 10 x 3 s of validation, 10 x 0.5 s of checkpoints, 5 s, 1 s of construction, 7 s of test once or twice.
+        # 40 steps, 10 x 3 s of validation, 10 x 0.5 s of checkpoints, 5 s, 1 s of construction, 7 s of test (or 14 s).
         ({}, 40, (7, 11, 19), (88, 135, 215), 2000),
         ({"checkpoint_every": 5}, 40, (7, 11, 19), (84, 131, 211), 2000),
         ({"checkpoint_every": 100}, 40, (7, 11, 19), (83.5, 130.5, 210.5), 1000),
