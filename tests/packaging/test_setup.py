@@ -1,4 +1,4 @@
-"""Building and installing: with the extension unless OEKD_FAST_NATIVE=0, and rebuilding only what changed."""
+"""Building and installing: with compiled code unless OEKD_FAST_NATIVE=0, and rebuilding only what changed."""
 
 import os
 import shutil
@@ -9,6 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+
+from oekd_fast import __version__
+from oekd_fast.common.executor_file import executor_file
 
 ROOT = Path(__file__).resolve().parents[2]
 # Stands in for a compiler: writes the files that it is asked for, and logs the kernels that it compiles.
@@ -102,3 +106,18 @@ def test_a_rebuild_compiles_only_the_kernels_that_changed(sources, tmp_path):
     assert compiled() == {"norm_relu_kernel": first["norm_relu_kernel"]}
     (sources / "csrc/cpu/simd/vec.h").touch()
     assert compiled() == first
+
+
+@pytest.mark.slow
+def test_a_wheel_fits_later_pythons_and_names_the_torch_of_its_executor(sources, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(COMPILER.format(python=sys.executable, log=str(tmp_path / "log")))
+    compiler.chmod(0o755)
+    built = setup(sources, "bdist_wheel", "--dist-dir", str(tmp_path), CXX=str(compiler))
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"oekd_fast-{__version__}-cp310-abi3-")
+    with zipfile.ZipFile(wheel) as archive:
+        compiled = {name for name in archive.namelist() if name.endswith(".so")}
+    assert compiled == {"oekd_fast/_kernels.so", f"oekd_fast/{executor_file()}"}
+    assert f"torch-{torch.__version__.partition('+')[0]}-" in executor_file()
