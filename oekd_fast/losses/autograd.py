@@ -22,7 +22,7 @@ def differentiable_loss(call: EnsembleKDCall, backend: Backend) -> Sequence[Tens
     # kernel keeps the gradient in torch.export, which records the forward pass of a Function.
     eager = call.stacked is None and not torch.compiler.is_compiling()
     has_kernel = backend is NATIVE and native.why_no_executor() is None
-    if has_kernel and weights is None and (eager or torch.compiler.is_exporting()):
+    if has_kernel and weights is None and (eager or transforms.is_exporting()):
         return ops.ensemble_kd_value(call.students, **kwargs)
     if not torch.is_grad_enabled() or not (weights is not None or any(z.requires_grad for z in call.students)):
         return ops.ensemble_kd_value(call.students, **kwargs)

@@ -66,7 +66,7 @@ def _needs_reference(call: EnsembleKDCall) -> str | None:
 def _lost_in_export(call: EnsembleKDCall) -> str | None:
     """Return that torch.export would lose a gradient, which a Function in Python computes; None if none is needed."""
     needed = call.weights_need_grad or any(z.requires_grad for z in call.students)
-    if needed and torch.is_grad_enabled() and torch.compiler.is_exporting():
+    if needed and torch.is_grad_enabled() and transforms.is_exporting():
         return "expected tensors that require no gradient in torch.export, got requires_grad=True"
     return None
 

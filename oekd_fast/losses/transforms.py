@@ -39,6 +39,11 @@ def is_batched(tensor: Tensor) -> bool:
     return in_torch_func() or torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` records the call. Before torch 2.13 the public function is true in torch.compile too."""
+    return torch.compiler._is_exporting_flag
+
+
 def is_distributed(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor, whose processes hold parts of it. Operators need a rule for each layout."""
     if type(tensor) is Tensor:  # the usual case is fast

@@ -24,7 +24,7 @@ from oekd_fast.common.machine import machine
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).parent / "results" / "wheel.json"
-COPIED = ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/losses", "tests/support")
+COPIED = ("pyproject.toml", "bench", "tests/__init__.py", "tests/conftest.py", "tests/losses", "tests/support")
 PACKAGES = ("numpy", "pytest", "pytest-xdist", "hypothesis", "setuptools")
 CHOSEN = "not gpu and not interpreter and not slow"
 # Prints what the wheel offers there: the loss on the kernels, and whether the executor is loaded.
