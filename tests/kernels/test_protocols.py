@@ -34,9 +34,9 @@ def twice(gpu: Machine, program, programs: int) -> None:
 
 def run_streamed(seed: int, **mutations) -> None:
     pick = random.Random(seed)
-    warps, programs = pick.choice((1, 2, 3)), pick.randint(1, 6)
+    warps, programs = pick.choice((1, 2, 2, 3)), pick.randint(1, 5)
     launch = Streamed(
-        rows=pick.randint(0, 5), chunks=pick.randint(1, 4), lag=pick.randint(1, 4), grads=pick.random() < 0.7,
+        rows=pick.randint(0, 4), chunks=pick.randint(1, 3), lag=pick.randint(1, 4), grads=pick.random() < 0.7,
         programs=programs, warps=warps, sum_rows=pick.choice((1, 2, 4)),
     )  # fmt: skip
     twice(machine(seed, programs, warps, pick), replace(launch, **mutations), programs)

@@ -18,7 +18,8 @@ from ..support.small_runs import QUIET, assert_same_run, at_step
 
 
 def on_processor(patch, bf16):
-    patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16}, raising=False)
+    features = {"avx512_bf16": bf16, "cpu_name": "AMD EPYC"}
+    patch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

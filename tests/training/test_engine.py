@@ -112,7 +112,7 @@ def test_a_baseline_trains_by_plain_cross_entropy():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_like_fp32(precision):
-    images, labels = make_batch(32)
+    images, labels = make_batch(16)
     losses = {}
     for name in ("fp32", precision):
         engine = make_engine(TrainConfig(num_students=2, warmup_epochs=0, learning_rate=0.02, precision=name))
