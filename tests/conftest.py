@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
     os.environ["TORCH_WARM_POOL"] = "0"
 
 from oekd_fast import EnsembleKDOutput, ensemble_kd_value_and_grad, native
+from oekd_fast.losses import native_ops
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # The workers share the cores, and so do the processes that tests start.
@@ -86,11 +87,11 @@ def _isa(isa: str) -> Callable:
     def value_and_grad(logits, target, *, out=None, weights_grad=None, **options):
         kwargs = op_kwargs(**options, isa=isa)
         if out is None and weights_grad is None:
-            *statistics, grads = torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, target, **kwargs)
+            *statistics, grads = native_ops.ensemble_kd_value_and_grad(logits, target, **kwargs)
             return EnsembleKDOutput(*statistics), tuple(grads)
         if out is None:
             out = [torch.empty_like(z) for z in logits]
-        statistics = torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
+        statistics = native_ops.ensemble_kd_value_and_grad_out(
             logits, target, **kwargs, out=out, weights_grad=weights_grad
         )
         return EnsembleKDOutput(*statistics), tuple(out)

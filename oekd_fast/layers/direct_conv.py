@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
+from oekd_fast.common.op_errors import raising_value_error
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, y and their gradients are float32 [B, C, H, W]. y is contiguous, dx is channels_last if x is and else contiguous,
@@ -48,6 +49,8 @@ def _fake_backward(dy, x, weight, stride, input_grad, weight_grad, *, isa="auto"
 
 torch.library.register_fake("oekd_fast::direct_conv", _fake, lib=_library)
 torch.library.register_fake("oekd_fast::direct_conv_backward", _fake_backward, lib=_library)
+_forward_op = raising_value_error(torch.ops.oekd_fast.direct_conv)
+_backward_op = raising_value_error(torch.ops.oekd_fast.direct_conv_backward)
 
 
 def _flops(x_shape, weight_shape, stride, *args, out_shape=None, **kwargs) -> int:
@@ -169,7 +172,7 @@ class _DirectConv(torch.autograd.Function):
     def forward(ctx, x, weight, stride):
         ctx.stride = stride
         ctx.save_for_backward(x, weight)
-        return torch.ops.oekd_fast.direct_conv(x, weight, stride)
+        return _forward_op(x, weight, stride)
 
     @staticmethod
     def backward(ctx, dy):
@@ -179,5 +182,5 @@ class _DirectConv(torch.autograd.Function):
                 "call use_direct_convs(module, False) for a second derivative"
             )
         needed = ctx.needs_input_grad[:2]
-        grads = torch.ops.oekd_fast.direct_conv_backward(dy, *ctx.saved_tensors, ctx.stride, *needed)
+        grads = _backward_op(dy, *ctx.saved_tensors, ctx.stride, *needed)
         return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), None

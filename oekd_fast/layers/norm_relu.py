@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
+from oekd_fast.common.op_errors import raising_value_error
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are contiguous
@@ -48,6 +49,8 @@ def _fake_backward(dy, x, y, weight, bias, mean, rstd, residual_grad, relu=True,
 
 torch.library.register_fake("oekd_fast::norm_relu", _fake, lib=_library)
 torch.library.register_fake("oekd_fast::norm_relu_backward", _fake_backward, lib=_library)
+_forward_op = raising_value_error(torch.ops.oekd_fast.norm_relu)
+_backward_op = raising_value_error(torch.ops.oekd_fast.norm_relu_backward)
 
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fused: bool = False) -> Tensor:
@@ -126,7 +129,7 @@ class _NormReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, residual, eps, relu):
-        y, mean, variance, rstd = torch.ops.oekd_fast.norm_relu(x, weight, bias, residual, eps, relu)
+        y, mean, variance, rstd = _forward_op(x, weight, bias, residual, eps, relu)
         ctx.relu = relu
         ctx.save_for_backward(x, None if residual is None else y, weight, bias, mean, rstd)
         ctx.mark_non_differentiable(mean, variance)
@@ -143,5 +146,5 @@ class _NormReLU(torch.autograd.Function):
                 "call use_fused_norms(module, False) for a second derivative"
             )
         needed = ctx.needs_input_grad[:4]
-        grads = torch.ops.oekd_fast.norm_relu_backward(dy, *ctx.saved_tensors, needed[3], ctx.relu)
+        grads = _backward_op(dy, *ctx.saved_tensors, needed[3], ctx.relu)
         return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), None, None

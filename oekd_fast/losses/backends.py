@@ -9,7 +9,7 @@ import torch
 
 from oekd_fast import native
 from oekd_fast.kernels.ensemble_kd.plan import covers_objectives
-from oekd_fast.losses import transforms
+from oekd_fast.losses import native_ops, transforms
 from oekd_fast.losses.calls import EnsembleKDCall
 from oekd_fast.losses.schemas import triton_kernels
 
@@ -93,7 +93,8 @@ class NativeBackend(Backend):
         return _lost_in_export(call) if call.weights_need_grad or native.why_no_executor() else None
 
     def ops(self, call: EnsembleKDCall):
-        return torch.ops.oekd_fast
+        """The ops whose errors are ValueError; in a graph of torch.compile, the ops alone."""
+        return torch.ops.oekd_fast if torch.compiler.is_compiling() else native_ops
 
 
 class TritonBackend(Backend):

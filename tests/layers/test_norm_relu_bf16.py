@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from oekd_fast.common.op_errors import raising_value_error
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.layers.fast_module import use_fused_norms
 
@@ -138,11 +139,11 @@ def test_gradients_and_residuals_may_have_other_layouts(change):
 def test_maps_of_different_types_raise():
     x, numbers = random(4, 9, 6, 5), random(9)
     with pytest.raises(ValueError, match="^residual: expected bfloat16, got Float$"):
-        ops.norm_relu(x.bfloat16(), numbers, numbers, x, EPS)
+        raising_value_error(ops.norm_relu)(x.bfloat16(), numbers, numbers, x, EPS)
     with pytest.raises(ValueError, match="^dy: expected bfloat16, got Float$"):
-        backward(x, x.bfloat16(), None, *[numbers] * 4, "auto")
+        raising_value_error(backward)(x, x.bfloat16(), None, *[numbers] * 4, "auto")
     with pytest.raises(ValueError, match="^weight: expected float32, got BFloat16$"):
-        ops.norm_relu(x.bfloat16(), numbers.bfloat16(), numbers, None, EPS)
+        raising_value_error(ops.norm_relu)(x.bfloat16(), numbers.bfloat16(), numbers, None, EPS)
 
 
 @pytest.mark.parametrize("residual", [False, True])

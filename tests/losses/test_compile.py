@@ -15,6 +15,9 @@ from ..support import oracle
 from ..support.forkserver import run_code
 from ..support.objectives import OBJECTIVES
 
+# Graphs call the ops themselves, and torch 2.15 makes a RuntimeError of what a kernel throws.
+GRAPH_ERROR = RuntimeError if torch.__version__ >= (2, 15) else ValueError
+
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
 
@@ -303,7 +306,7 @@ def test_labels_are_checked_in_a_compiled_graph():
     logits, target = batch(students=2, classes=4)
     function(requiring_grad(logits), target)
     target[2] = 4
-    with pytest.raises(ValueError, match=r"target: expected labels in \[0, 4\) or ignore_index -100, got 4 at row 2"):
+    with pytest.raises(GRAPH_ERROR, match=r"target: expected labels in \[0, 4\) or ignore_index -100, got 4 at row 2"):
         function(requiring_grad(logits), target)
 
 
@@ -312,7 +315,7 @@ def test_values_in_tensors_are_checked_in_a_compiled_graph():
     function = compiled(lambda z, y, t: ensemble_kd_loss(z, y, temperature=t, backend="native").loss)
     logits, target = batch(students=2, classes=4)
     function(requiring_grad(logits), target, torch.tensor(2.0))
-    with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got -2"):
+    with pytest.raises(GRAPH_ERROR, match="temperature: expected a finite number > 0, got -2"):
         function(requiring_grad(logits), target, torch.tensor(-2.0))
 
 

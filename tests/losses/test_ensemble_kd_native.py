@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oekd_fast import ensemble_kd_loss
+from oekd_fast.losses import native_ops
 
 from ..conftest import IMPLEMENTATIONS, ISAS, batch, needs_native, op_kwargs
 from ..support.objectives import OBJECTIVES
@@ -87,7 +88,7 @@ def test_auto_is_the_widest_instruction_set():
 def test_an_unavailable_instruction_set_raises(isa, rows):
     logits, target = batch(rows=rows)
     with pytest.raises(ValueError, match=rf"isa: expected one of auto, .*baseline on this processor, got {isa}"):
-        ops.ensemble_kd_value(logits, target, **op_kwargs(), isa=isa)
+        native_ops.ensemble_kd_value(logits, target, **op_kwargs(), isa=isa)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
@@ -101,7 +102,7 @@ def test_only_instruction_sets_of_this_processor_are_offered(isa):
         run(f"native-{isa}", logits, target)  # an illegal instruction would end the process
     else:
         with pytest.raises(ValueError, match="on this processor"):
-            ops.ensemble_kd_value(logits, target, **op_kwargs(), isa=isa)
+            native_ops.ensemble_kd_value(logits, target, **op_kwargs(), isa=isa)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

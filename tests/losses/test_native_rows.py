@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
+from oekd_fast.losses import native_ops
 
 from ..conftest import IMPLEMENTATIONS, ISAS, needs_native, op_kwargs
 from ..support.plain_loss import Expected
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
-ops = torch.ops.oekd_fast
 OUTER, C, INNER = 2, 19, 70  # rows [OUTER, INNER]: neither blocks nor vectors divide INNER
 
 
@@ -258,4 +258,4 @@ def test_the_op_without_a_reduction_takes_a_grad_scale_a_row():
     for grad, one in zip(grads, ones, strict=True):
         torch.testing.assert_close(grad, one * scale[:, None], rtol=1e-5, atol=1e-8)
     with pytest.raises(ValueError, match=r"^grad_scale: expected one element or \[6\] on the CPU, got \[5\]"):
-        ops.ensemble_kd_value_and_grad(logits, target, **op_kwargs(reduction="none"), grad_scale=torch.ones(5))
+        native_ops.ensemble_kd_value_and_grad(logits, target, **op_kwargs(reduction="none"), grad_scale=torch.ones(5))

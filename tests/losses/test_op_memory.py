@@ -8,11 +8,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from oekd_fast import ensemble_kd_loss
+from oekd_fast.losses import native_ops as ops
 
 from ..conftest import batch, needs_native, op_kwargs
 
 pytestmark = needs_native
-ops = torch.ops.oekd_fast
 S, B, C = 2, 3, 4
 
 

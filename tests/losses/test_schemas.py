@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 
+from oekd_fast.losses import native_ops
+
 from ..conftest import ISAS, batch, needs_native, op_kwargs
 from ..support.refusals import LOGITS, TARGET
 
@@ -129,16 +131,14 @@ def test_opcheck_of_the_arguments_of_cross_entropy(op, name, soft, one_thread):
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_label_outside_the_classes_raises_in_the_value_op(isa):
     with pytest.raises(ValueError, match=re.escape("target: expected labels in [0, 4)")):
-        torch.ops.oekd_fast.ensemble_kd_value(LOGITS, torch.tensor([0, 4, 3]), **op_kwargs(), isa=isa)
+        native_ops.ensemble_kd_value(LOGITS, torch.tensor([0, 4, 3]), **op_kwargs(), isa=isa)
 
 
 def op_value_and_grad(logits=LOGITS, target=TARGET, *, out=None, weights_grad=None, **options):
     kwargs = op_kwargs(**options)
     if out is None:
-        return torch.ops.oekd_fast.ensemble_kd_value_and_grad(logits, target, **kwargs)
-    return torch.ops.oekd_fast.ensemble_kd_value_and_grad_out(
-        logits, target, **kwargs, out=out, weights_grad=weights_grad
-    )
+        return native_ops.ensemble_kd_value_and_grad(logits, target, **kwargs)
+    return native_ops.ensemble_kd_value_and_grad_out(logits, target, **kwargs, out=out, weights_grad=weights_grad)
 
 
 BAD_OP = {
@@ -209,7 +209,7 @@ def test_ops_check_their_arguments(name):
 def test_ops_raise_for_an_unknown_divergence():
     kwargs = op_kwargs() | {"divergence": 3}
     with pytest.raises(ValueError, match="^divergence: expected 0, 1 or 2, got 3"):
-        torch.ops.oekd_fast.ensemble_kd_value(LOGITS, TARGET, **kwargs)
+        native_ops.ensemble_kd_value(LOGITS, TARGET, **kwargs)
 
 
 def test_ops_raise_for_a_grad_scale_of_two_elements():

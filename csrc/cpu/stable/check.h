@@ -34,7 +34,8 @@ std::string text(const Parts&... parts) {
 
 }  // namespace oekd
 
-// Raises ValueError: pybind11 translates std::invalid_argument, and the stable ABI has no exceptions of its own.
+// The stable ABI has no exceptions of its own. Before 2.15, torch translates std::invalid_argument to ValueError; since
+// then to RuntimeError, of which oekd_fast/common/op_errors.py makes a ValueError.
 #define OEKD_CHECK(condition, ...)                                                       \
   do {                                                                                   \
     if (!(condition)) [[unlikely]] throw std::invalid_argument(oekd::text(__VA_ARGS__)); \
