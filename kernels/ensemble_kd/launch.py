@@ -82,7 +82,9 @@ def loss_launch(
     arguments = problem.kernel_arguments(layout, grads, grad_scale)
     if plan is None:
         itemsize = problem.logits[0].element_size()
-        plan = plan_ensemble_kd(problem.held - 1, classes, itemsize, layout.unit == 0, arguments["POWER"] > 0)
+        weighted_and_smoothed = len(arguments["class_weights"]) > 0 and arguments["SMOOTH"]
+        lean = arguments["POWER"] > 0 and not weighted_and_smoothed
+        plan = plan_ensemble_kd(problem.held - 1, classes, itemsize, layout.unit == 0, lean)
     result = Loss.empty(problem, keep_rows or plan.regime != "adjacent")
     arguments |= vars(result)
     threads = WARP * plan.warps

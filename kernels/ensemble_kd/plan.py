@@ -70,11 +70,11 @@ def classes_a_thread(students: int, itemsize: int) -> int:
     return power_of_2(values // (students + 1) + 1) // 2 or 1
 
 
-def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool = False, powers: bool = False) -> Plan:
+def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool = False, lean: bool = False) -> Plan:
     """Plan the loss, with or without gradients, of S students and C classes; logits have `itemsize` bytes.
 
-    `adjacent` says that rows, not classes, are neighbours in memory, and `powers` that exponentials at temperature 1
-    are powers of those at T, which saves registers.
+    `adjacent` says that rows, not classes, are neighbours in memory. `lean` says that exponentials at temperature 1 are
+    powers of those at T, and that labels are not both smoothed and weighted: threads then need fewer registers.
     """
     block = power_of_2(max(classes, 4))
     if adjacent and block * (students + 1) <= VALUES_A_PROGRAM:
@@ -83,9 +83,9 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool 
         return Plan("rows", 4 * WARP // block, block, 1, 1, 12)
     if block * (students + 1) <= VALUES_A_PROGRAM:
         warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize))))
-        # As many programs as registers allow: up to 255 for each thread with 16-bit logits, and up to 168 with fp32 and
-        # powers.
-        return Plan("resident", 1, block, 1, warps, max(1, (12 if itemsize > 2 and powers else 8) // warps))
+        # As many programs as registers allow: up to 255 for each thread with 16-bit logits, and up to 168 with fp32 if
+        # they are lean.
+        return Plan("resident", 1, block, 1, warps, max(1, (12 if itemsize > 2 and lean else 8) // warps))
     return streamed_plan(students, itemsize)
 
 

@@ -4,9 +4,10 @@ import os
 import tempfile
 import traceback
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 
-from .forkserver import TIMEOUT, context
+from .forkserver import TIMEOUT
 
 
 def _serve(pipe) -> None:
@@ -49,7 +50,7 @@ class Ranks:
     """A pool of processes."""
 
     def __init__(self, most: int) -> None:
-        made = context()
+        made = get_context("spawn")  # forks have once failed to connect to each other
         self._folder = tempfile.TemporaryDirectory()
         self._pipes, self._processes, self._calls = [], [], 0
         before = os.environ.get("OMP_NUM_THREADS")
