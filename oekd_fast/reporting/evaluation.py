@@ -20,7 +20,7 @@ ACCURACY_TOLERANCE = 0.5
 
 @dataclass(frozen=True)
 class Source:
-    """Where the networks and test images of runs come from, and what the user has agreed to.
+    """Sources of the networks and test images of runs, and what the user allows the report to load.
 
     Args:
         load: function that loads the data set of a config.
