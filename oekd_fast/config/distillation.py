@@ -18,6 +18,11 @@ _POSITIVE = Bound(
     lambda values: len(values) > 0 and all(math.isfinite(value) and value > 0 for value in values),
     tuple,
 )
+_STRENGTHS = Bound(
+    "finite numbers >= 0, one a student, not all 0",
+    lambda values: all(math.isfinite(value) and value >= 0 for value in values) and any(values),
+    tuple,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,14 @@ class DistillationConfig(Section):
     """Weights of the classes in the cross-entropy; balanced is n / (C n_c) for n_c of n training images."""
     detach_ensemble: bool = True
     """Stop gradients at the ensemble's prediction, which is the students' target."""
+    learn_from: Literal["objective", "others", "wider", "equal_or_wider"] = "objective"
+    """Students whose mean prediction is the target of student j: as the objective says; all others; students 1 to
+    j - 1; or students 1 to j, which needs learn_from_average. With wider, student 1 learns from all others."""
+    learn_from_average: bool = False
+    """Learn from the moving average of the students' weights, with the decay ema_decay, in place of their current
+    ones."""
+    kd_strengths: tuple[float, ...] | None = setting(None, _STRENGTHS, unset="1 for all")
+    """Factors of kd_weight, one a student; a student with 0 learns from the labels alone."""
     base_gradients: Literal["all", "pseudo_teacher"] = "all"
     """Students whose losses train the shared base: all of them, or the pseudo teacher only."""
     codistillation_delay: int = setting(0, at_least(0))
@@ -66,6 +79,11 @@ class DistillationConfig(Section):
     def family_objective(self) -> Objective:
         """The entry of `OBJECTIVES` called `objective`."""
         return OBJECTIVES[self.objective]
+
+    @property
+    def mixes_students(self) -> bool:
+        """Whether targets are means of students' predictions that differ from student to student."""
+        return self.learn_from != "objective" or self.family_objective.from_others
 
     @property
     def loss_weights(self) -> LossWeights:
@@ -91,6 +109,29 @@ class DistillationConfig(Section):
             raise ValueError(
                 f"codistillation_delay: expected 0 but with objective='codistillation', got {self.codistillation_delay}"
             )
-        if objective.from_others and not self.detach_ensemble:
-            raise ValueError(f"detach_ensemble: expected True with objective={name!r}, got False")
+        if self.mixes_students and not self.detach_ensemble:
+            chosen = f"learn_from={self.learn_from!r}" if self.learn_from != "objective" else f"objective={name!r}"
+            raise ValueError(f"detach_ensemble: expected True with {chosen}, got False")
+        self._check_targets()
         super().check()
+
+    def _check_targets(self) -> None:
+        name, learn_from = self.objective, self.learn_from
+        if learn_from != "objective" and name != "oekd":
+            raise ValueError(f"learn_from: expected 'objective' with objective={name!r}, got {learn_from!r}")
+        if learn_from == "equal_or_wider" and not self.learn_from_average:
+            raise ValueError(
+                "learn_from_average: expected True with learn_from='equal_or_wider', since a student learns nothing "
+                "from its own current prediction, got False"
+            )
+        for option in ("learn_from_average", "kd_strengths"):
+            value = getattr(self, option)
+            if value and not self.mixes_students:
+                raise ValueError(
+                    f"{option}: expected none but with learn_from, or with objective dml or codistillation, got "
+                    f"{value} with {name!r}"
+                )
+        if self.learn_from_average and self.codistillation_delay:
+            raise ValueError(
+                f"codistillation_delay: expected 0 with learn_from_average, got {self.codistillation_delay}"
+            )

@@ -60,6 +60,14 @@ class TrainConfig(RunConfig, ScheduleConfig, OptimizerConfig, DistillationConfig
             raise ValueError(
                 f"num_students: expected at least 2 with objective={name!r}{more}, got {self.num_students}"
             )
+        if self.learn_from != "objective" and self.num_students < 2:
+            raise ValueError(f"num_students: expected at least 2 with learn_from={self.learn_from!r}, got 1")
+        if self.kd_strengths is not None and len(self.kd_strengths) != self.num_students:
+            raise ValueError(
+                f"kd_strengths: expected {self.num_students} numbers, one a student, got {len(self.kd_strengths)}"
+            )
+        if self.learn_from_average and self.ema_decay is None:
+            raise ValueError("ema_decay: expected a number with learn_from_average, got None")
         if objective.alone and (self.pretrain_epochs or self.freeze_base):
             field = "pretrain_epochs" if self.pretrain_epochs else "freeze_base"
             raise ValueError(f"{field}: expected none with objective={name!r}, which trains one network")

@@ -106,12 +106,13 @@ def agreement(world: World) -> Callable[[bool], bool]:
     return lambda holds: vote.of_all(int(not holds)) == 0
 
 
-def check_grid(config: TrainConfig, loss: KDOptions, copies: object) -> None:
+def check_grid(config: TrainConfig, loss: KDOptions, teaching: object) -> None:
     """Raise ValueError if the students of a training cannot be on several ranks."""
     if not loss.detach_ensemble:
         reason = "detach_ensemble=False, whose gradients go through all students"
-    elif copies is not None:
-        reason = "codistillation_delay, whose delayed copies of all students are on each rank"
+    elif teaching is not None:
+        option = "learn_from_average" if config.learn_from_average else "codistillation_delay"
+        reason = f"{option}, whose copies of all students are on each rank"
     elif config.norms == "global":
         reason = "norms='global'"
     else:

@@ -23,7 +23,8 @@ class TeacherSignals:
     teacher_logits: [B, C], of an external teacher; None without one.
     hints: maps of the external teacher, one [B, C_b, H_b, W_b] a block; the intermediate loss compares all students
         with them. None compares the students with the pseudo teacher.
-    copies: logits [B, C] of a delayed copy of each student, which the students learn from instead of each other.
+    copies: logits [B, C] of a delayed or averaged copy of each student, which the students learn from instead of each
+        other.
     """
 
     teacher_logits: Tensor | None = None
@@ -38,8 +39,8 @@ def family_options(config: TrainConfig, class_weights: Tensor | None = None) -> 
         class_weights: weights of the classes in the cross-entropy, floating [C]; None weights them equally.
     """
     weights, mixing = config.loss_weights, {}
-    if config.family_objective.from_others:
-        mixing = {"mixing": mean_of_others(config.num_students), "mixing_space": "probabilities"}
+    if config.mixes_students:
+        mixing = {"mixing": mixing_rows(config), "mixing_space": "probabilities"}
     return KDOptions(
         weights.temperature,
         weights.ce_weight,
@@ -57,9 +58,22 @@ def label_options(config: DistillationConfig, class_weights: Tensor | None = Non
     return KDOptions(ce_weight=1.0, kd_weight=0.0, label_smoothing=config.label_smoothing, weight=class_weights)
 
 
-def mean_of_others(students: int) -> Tensor:
-    """Return the mixing matrix [S, S] whose row j averages all students but j: 1 / (S - 1), and 0 on the diagonal."""
-    return (1.0 - torch.eye(students)) / (students - 1)
+def mixing_rows(config: TrainConfig) -> Tensor:
+    """Return the mixing matrix [S, S] of `config.learn_from`, for the mixture of probabilities.
+
+    Row j weights the students that student j learns from equally. The sum of a row is the strength of the target, 1
+    unless `config.kd_strengths` is set.
+    """
+    students = config.num_students
+    if config.learn_from == "equal_or_wider":
+        taught_by = torch.ones(students, students).tril()
+    elif config.learn_from == "wider":
+        taught_by = torch.ones(students, students).tril(-1)
+        taught_by[0, 1:] = 1.0
+    else:
+        taught_by = 1.0 - torch.eye(students)
+    strengths = torch.ones(students) if config.kd_strengths is None else torch.tensor(config.kd_strengths)
+    return taught_by * (strengths / taught_by.sum(dim=1))[:, None]
 
 
 def family_loss(

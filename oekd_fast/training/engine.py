@@ -113,7 +113,9 @@ class Engine:
             len(ensemble.members), device, world, counts_images=grid is None or grid.column == 0
         )
         self.average = None if config.ema_decay is None else WeightAverage(ensemble)
-        self._copies = WeightAverage(ensemble) if loss.mixing is not None and config.codistillation_delay else None
+        learns_from_others = loss.mixing is not None
+        self._copies = WeightAverage(ensemble) if learns_from_others and config.codistillation_delay else None
+        self._teaching = self.average if learns_from_others and config.learn_from_average else self._copies
         # Everything that a step changes, except its position in the batches; the names are those in checkpoints.
         self._parts: Parts = {
             "model": ModuleState(ensemble),
@@ -141,7 +143,7 @@ class Engine:
         self._backward: Backward = backward_side_by_side if loss.detach_ensemble else backward_as_one
         self._of_step = self._executor
         if grid is not None:
-            check_grid(config, loss, self._copies)
+            check_grid(config, loss, self._teaching)
             self._backward = OwnStudents(grid, exact=config.deterministic)
             own = [members[j] for j in grid.own]
             self._of_step = make_executor(kind, len(own), device, deterministic=deterministic, members=own)
@@ -324,8 +326,8 @@ class Engine:
             if self._teacher is not None:
                 logits, maps = self._teacher(pixels, self._preprocessing.memory_format)
                 return TeacherSignals(logits, maps if self.ensemble.hinted else None)
-            if self._copies is not None:
-                output, _ = forward_side_by_side(self._copies.ensemble, images, self._executor)
+            if self._teaching is not None:
+                output, _ = forward_side_by_side(self._teaching.ensemble, images, self._executor)
                 return TeacherSignals(copies=output.logits)
         return TeacherSignals()
 

@@ -166,6 +166,47 @@ def test_students_learn_from_the_copies_instead_of_each_other():
             assert (ours.grad.double() - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-6, name
 
 
+# What each of three students learns from: weights of the students' predictions.
+LEARN_FROM = {
+    "others": ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
+    "wider": ((0, 1 / 2, 1 / 2), (1, 0, 0), (1 / 2, 1 / 2, 0)),
+    "equal_or_wider": ((1, 0, 0), (1 / 2, 1 / 2, 0), (1 / 3, 1 / 3, 1 / 3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("learn_from", "average", "strengths"),
+    [("others", False, None), ("wider", False, (0.0, 1.0, 0.5)), ("equal_or_wider", True, (0.3, 1.0, 2.0))],
+)
+def test_students_learn_from_the_chosen_students(learn_from, average, strengths):
+    """Two steps, so that the averaged family differs from the current one."""
+    decay = 0.5 if average else None
+    config = TrainConfig(
+        num_students=S, warmup_epochs=0, learn_from=learn_from, learn_from_average=average, kd_strengths=strengths,
+        ema_decay=decay, ce_weight=1.0, kd_weight=0.8, temperature=3.0, feature_weight=0.0, learning_rate=0.02,
+    )  # fmt: skip
+    engine, (pixels, labels) = make_engine(config, architecture=SMOOTH), make_batch(16)
+    engine.train_step(pixels, labels)
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    shared = twin.base(network_input(pixels.double()))
+    logits = [branch(shared)[0] for branch in twin.branches]
+    teachers = [z.detach() for z in logits]
+    if average:
+        averaged = copy.deepcopy(engine.average.ensemble).double()
+        with torch.no_grad():
+            teachers = list(averaged(network_input(pixels.double())).logits)
+    loss = sum(ce(z, labels) for z in logits)
+    for z, row, strength in zip(logits, LEARN_FROM[learn_from], strengths or (1.0,) * S, strict=True):
+        loss = loss + 0.8 * strength * sum(w * kl(teacher, z, 3.0) for w, teacher in zip(row, teachers, strict=True))
+    loss.backward()
+    engine.metrics.reset()
+    engine.train_step(pixels, labels)
+    assert engine.metrics.read().loss == pytest.approx(loss.item(), rel=1e-5)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert (ours.grad.double() - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-6, name
+
+
 def test_the_base_can_learn_from_the_pseudo_teacher_alone():
     pixels, labels = make_batch(16)
     engine = make_engine(
