@@ -135,7 +135,7 @@ def test_a_stopped_run_continues_on_a_process_that_computes_all_students(ranks, 
     ("fields", "reason"),
     [
         ({"detach_ensemble": False}, "detach_ensemble=False, whose gradients go through all students"),
-        ({"objective": "codistillation", "codistillation_delay": 2}, "codistillation_delay, whose delayed copies"),
+        ({"objective": "codistillation", "codistillation_delay": 2}, "codistillation_delay, whose copies"),
         ({"norms": "global"}, "norms='global'"),
     ],
     ids=lambda value: str(value)[:20],
