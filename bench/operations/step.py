@@ -1,0 +1,63 @@
+"""The operations of one step of the engine, on the code path that it takes on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from unittest import mock
+
+from torch import Tensor
+
+from oekd_fast.layers.fast_module import use_fused_norms
+from oekd_fast.losses.feature_kd import gradient_buffers
+from oekd_fast.training import backward
+
+from ..step.ours import OurStep
+from ..step.problem import StepProblem
+from .count import DeviceOperations
+
+# The operations do not depend on the sizes of images and batches.
+TINY = StepProblem(device="cpu", batch_size=2, image_size=8, classes=10, batches=2)
+
+
+def count_step(model: str, num_students: int = 5, precision: str = "bf16") -> DeviceOperations:
+    """Count the operations of one eager step, from fetching the batch to the metrics.
+
+    The step runs on the CPU with tiny images, in the configuration that CUDA gets: channels_last, autocast, the fused
+    optimizer, and the losses as one op each. What the count does not contain: the kernels behind an operation of cuDNN
+    or cuBLAS; the differences of autocast between CPU and CUDA, which concern no operator of the networks of this
+    package; and the copies that PyTorch makes inside an operator.
+
+    Args:
+        model: name of an architecture.
+        num_students: students of the family.
+        precision: "fp32" or "bf16".
+    """
+    problem = replace(TINY, model=model, num_students=num_students, precision=precision)
+    with _cuda_path():
+        ours = OurStep(problem, executor="sequential")
+        use_fused_norms(ours.family, False)  # the op is a CPU op
+        for _ in range(2):  # the first step creates state
+            with DeviceOperations({"oekd_fast::feature_kd_value_and_grad": _zeros}) as counted:
+                ours.step()
+    return counted
+
+
+@contextmanager
+def _cuda_path() -> Iterator[None]:
+    """Have steps on the CPU make the choices that `oekd_fast` makes by the device of its tensors as on CUDA."""
+    with mock.patch.multiple(
+        backward,
+        backward_in_threads=backward._backward_on_streams,
+        blocks_value_and_grad=partial(backward.blocks_value_and_grad, backend="triton"),
+    ):
+        yield
+
+
+def _zeros(maps: list[Tensor], teacher: Tensor, weights: list[Tensor], biases: list[Tensor], **options: Tensor):
+    """Stand in for the feature loss, whose kernels the CPU runs in Triton's slow interpreter only."""
+    return teacher.new_zeros((), dtype=weights[0].dtype), *(
+        [grad.zero_() for grad in part] for part in gradient_buffers(maps, weights, biases)
+    )
