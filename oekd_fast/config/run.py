@@ -36,6 +36,9 @@ class RunConfig(Section):
     """Compile the blocks of the networks with torch.compile."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory format."""
+    pad_channels: Literal["auto", "on", "off"] = "auto"
+    """Store numbers of channels as multiples of 8, padded with zeros, where the network allows it; auto is on for
+    CUDA with channels_last, else off."""
     deterministic: bool = False
     """Compute the same bits with either executor, by slower algorithms."""
     seed: int = setting(0, at_least(0))

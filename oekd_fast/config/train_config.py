@@ -18,8 +18,8 @@ from oekd_fast.config.schedule import ScheduleConfig
 # Fields that do not change what is trained, only where the run is, how it is computed and what it shows.
 _MAY_DIFFER_ON_RESUME = frozenset(
     ("output_dir", "data_dir", "resume", "baseline", "checkpoint_every", "latency", "progress", "executor",
-     "capture", "compile_blocks", "data_placement", "track_test", "test_flips", "tracker", "tracker_project", "threads",
-     "rank_timeout", "join_timeout", "student_ranks")
+     "capture", "compile_blocks", "pad_channels", "data_placement", "track_test", "test_flips", "tracker",
+     "tracker_project", "threads", "rank_timeout", "join_timeout", "student_ranks")
 )  # fmt: skip
 
 

@@ -18,6 +18,9 @@ class FastModule(Unscriptable, nn.Module):
     Attributes:
         fused: whether `run_norm` and `run_norm_relu` may use the fused form; see `norm_relu`.
         direct: whether `run_conv` may use the direct form; see `direct_conv`.
+
+    A subclass whose forward keeps channels of zeros at the end of its input zero and last, if its layers do, has an
+    attribute `keeps_zero_channels` = True of its own, which its subclasses do not inherit.
     """
 
     fused = False
@@ -38,6 +41,8 @@ class FastModule(Unscriptable, nn.Module):
 
 class FastSequential(FastModule, nn.Sequential):
     """A ``torch.nn.Sequential`` that runs convolutions by `run_conv`, and a layer and its ReLU by `run_norm_relu`."""
+
+    keeps_zero_channels = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last layer."""

@@ -11,6 +11,8 @@ from oekd_fast.layers.fast_module import FastModule
 class BasicBlock(FastModule):
     """Two 3x3 convolutions and a shortcut: [B, in_width, H, W] -> [B, width, H / stride, W / stride]."""
 
+    keeps_zero_channels = True
+
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_width, width, stride)
@@ -31,6 +33,7 @@ class Bottleneck(FastModule):
     """
 
     EXPANSION = 4
+    keeps_zero_channels = True
 
     def __init__(self, in_width: int, planes: int, stride: int, groups: int, base_width: int) -> None:
         super().__init__()
@@ -51,6 +54,8 @@ class Bottleneck(FastModule):
 
 class _Projection(FastModule):
     """A 1x1 convolution with a stride, and BatchNorm."""
+
+    keeps_zero_channels = True
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()

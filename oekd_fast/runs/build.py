@@ -16,6 +16,7 @@ from oekd_fast.models.any_network.module_architecture import ModuleArchitecture
 from oekd_fast.models.model_sources import Images, find_architecture
 from oekd_fast.models.published_weights import find_standard_weights
 from oekd_fast.runs.tasks import PhaseTask
+from oekd_fast.training.channel_padding import padding_note
 
 
 def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_channels: int) -> StudentEnsemble:
@@ -64,6 +65,12 @@ def cut_notes(architecture: Architecture, num_students: int) -> list[str]:
     if not isinstance(architecture, ModuleArchitecture):
         return []
     return [*architecture.describe(num_students).splitlines(), *width_notes(architecture, num_students)]
+
+
+def family_notes(config: TrainConfig, architecture: Architecture, ensemble: StudentEnsemble) -> list[str]:
+    """Return lines about the family that a phase trains: where its network is cut, and how its channels are stored."""
+    stored = padding_note(config, ensemble)
+    return cut_notes(architecture, len(ensemble.members)) + ([] if stored is None else [stored])
 
 
 def initial_weights_note(path: Path) -> str | None:

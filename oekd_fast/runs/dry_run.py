@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +18,7 @@ from oekd_fast.family.saved import Normalisation
 from oekd_fast.latency.measure import SECONDS as LATENCY_SECONDS
 from oekd_fast.latency.networks import Network
 from oekd_fast.latency.onnx import export_in_time
-from oekd_fast.runs.build import cut_notes
+from oekd_fast.runs.build import family_notes
 from oekd_fast.runs.host_memory import peak_memory
 from oekd_fast.runs.plan import FAMILY, phase_names
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state
@@ -28,6 +27,7 @@ from oekd_fast.runs.rehearsal import rehearse
 from oekd_fast.runs.run_plan import DataFacts, FamilyFacts, PhasePlan, RunPlan
 from oekd_fast.runs.set_up import RunInputs, open_run
 from oekd_fast.runs.tasks import PhaseResult
+from oekd_fast.training.channel_padding import without_padding
 
 SECONDS = 10.0
 
@@ -73,11 +73,11 @@ def _dry_run(config: TrainConfig, seconds: float, world: World) -> RunPlan:
             plans.append(PhasePlan.of(phase, steps_left, set_up, done, run.config))
             if name == FAMILY:
                 engine, batch_size = phase.engine, phase.batch_size
-                family = FamilyFacts.of(engine.ensemble, inputs.dataset.image_size)
+                family = FamilyFacts.of(without_padding(engine.ensemble), inputs.dataset.image_size)
                 executor = engine.executor_kind
-                notes += cut_notes(inputs.architecture, len(engine.ensemble.members))
+                notes += family_notes(run.config, inputs.architecture, engine.ensemble)
             # Later phases learn from this network or start with its weights; what it has learned makes no difference.
-            network = copy.deepcopy(phase.engine.evaluator.ensemble).eval()
+            network = without_padding(phase.engine.evaluator.ensemble).eval()
             results[name] = PhaseResult(
                 network, 1, [], done.metrics, done.metrics, done.step.expected, phase.batch_size / done.step.expected
             )

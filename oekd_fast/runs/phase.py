@@ -33,6 +33,7 @@ from oekd_fast.runs.ranks import check_same_weights, raise_on_main, student_grid
 from oekd_fast.runs.run_folder import RunFolder, RunFolderError, check_same_training
 from oekd_fast.runs.stop_vote import StopVote
 from oekd_fast.runs.tasks import PhaseResult, PhaseTask
+from oekd_fast.training.channel_padding import without_padding
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
 from oekd_fast.training.metrics import EpochMetrics
@@ -313,7 +314,7 @@ class Phase:
             test = evaluator.evaluate(self._data.test)
         images = len(state.history) * self.steps_per_epoch * self.batch_size
         return PhaseResult(
-            ensemble=copy.deepcopy(evaluator.ensemble).eval(),  # the engine's may be given other weights later
+            ensemble=without_padding(evaluator.ensemble).eval(),  # the engine's may be given other weights later
             selected_epoch=state.best["epoch"],
             history=state.history,
             test=test,

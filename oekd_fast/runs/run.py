@@ -21,7 +21,7 @@ from oekd_fast.distributed.world import World
 from oekd_fast.family.saved import GATE_FILE, Normalisation, StudentMetadata, save_gate, save_student
 from oekd_fast.figures.plotting import write_png
 from oekd_fast.latency.measure import SECONDS
-from oekd_fast.runs.build import cut_notes
+from oekd_fast.runs.build import family_notes
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.deployment import with_file_sizes, with_latency
 from oekd_fast.runs.device_data import DeviceData
@@ -97,7 +97,7 @@ def _train(config: TrainConfig, console: Console, stop: StopRequest, world: Worl
         for name in names:
             phase = inputs.phase(name, results)
             if name == FAMILY:
-                for note in cut_notes(inputs.architecture, len(phase.engine.ensemble.members)):
+                for note in family_notes(config, inputs.architecture, phase.engine.ensemble):
                     print_line(console, note)
             with failing_together(world):
                 folder.claim(config, name)

@@ -15,6 +15,7 @@ from oekd_fast.latency.networks import size_of
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names
 from oekd_fast.runs.rehearsal import Range, Rehearsal
+from oekd_fast.training.channel_padding import without_padding
 
 _CHECKPOINTS_KEPT = 2
 
@@ -144,8 +145,9 @@ class PhasePlan:
 def _disk_bytes(phase: Phase, done: Rehearsal, config: TrainConfig) -> int:
     snapshots = config.snapshots if config.objective == "snapshot" and phase.name == FAMILY else 0
     kept = min(_CHECKPOINTS_KEPT, -(-phase.epochs // config.checkpoint_every))
-    family, students = phase.engine.ensemble, 0
+    students = 0
     if phase.name in (FAMILY, *baseline_names(config)):
+        family = without_padding(phase.engine.ensemble)
         students = sum(size_of(family.student(j))["file_bytes"] for j in family.members)
     return kept * (done.checkpoint_bytes + snapshots * done.model_bytes) + students
 

@@ -1,6 +1,7 @@
 """The training step of a family, eager or captured, and the evaluation of a split.
 
 - `engine`: the step, with its optimizer and schedule; `prepare`: changes to a family before its engine is built.
+- `channel_padding`: channels stored as multiples of 8, and their removal.
 - `backward`, `distillation`: losses of a batch and the gradients of all parameters; `micro_batches`: the same in parts.
 - `evaluation`, `metrics`: results over a split, summed on the device.
 - `graph_capture`, `cuda_recorder`: steps as CUDA graphs.

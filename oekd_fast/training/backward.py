@@ -97,7 +97,7 @@ def backward_side_by_side(
     students = [StudentBackward(z, grad) for z, grad in zip(logits, logits_grads, strict=True)]
     targets: Sequence[Tensor] = ()
     if terms.feature_weight is not None:
-        targets, first = _feature_targets(features, terms.signals)
+        targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
         for i, student in enumerate(students[first:]):
             student.compare(features[first + i], [of_block[i] for of_block in ensemble.adapters])
     del logits, logits_grads, features  # each student's backward frees its own
@@ -135,7 +135,7 @@ def backward_as_one(
     statistics = family_loss(logits, target, terms.loss_options, terms.signals, gate)
     total, feature = statistics.loss, None
     if terms.feature_weight is not None:
-        targets, first = _feature_targets(features, terms.signals)
+        targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
         blocks = [
             _feature_block([maps[b] for maps in features[first:]], target, adapters)
             for b, (target, adapters) in enumerate(zip(targets, ensemble.adapters, strict=True))
@@ -183,9 +183,17 @@ def branch_inputs(shared: Tensor, count: int, learns_from_all: bool) -> list[Ten
     return [shared.detach().requires_grad_(each) for each in wanted]
 
 
-def _feature_targets(features: Sequence[Sequence[Tensor]], signals: TeacherSignals) -> tuple[Sequence[Tensor], int]:
+def _feature_targets(
+    features: Sequence[Sequence[Tensor]], signals: TeacherSignals, adapters: nn.ModuleList
+) -> tuple[Sequence[Tensor], int]:
     """Return the maps to compare with, one a block, and the first student that is compared."""
-    return (features[0], 1) if signals.hints is None else (signals.hints, 0)
+    return (compared_channels(features[0], adapters), 1) if signals.hints is None else (signals.hints, 0)
+
+
+def compared_channels(maps: Sequence[Tensor], adapters: nn.ModuleList) -> list[Tensor]:
+    """Return the maps of student 0, one a block, without padded channels, which would count in the mean."""
+    counts = [of_block[0].out_channels for of_block in adapters]
+    return [x if x.shape[1] == count else x[:, :count] for x, count in zip(maps, counts, strict=True)]
 
 
 def _feature_block(maps: Sequence[Tensor], target: Tensor, adapters: Sequence[nn.Conv2d]) -> FeatureBlock:

@@ -119,7 +119,7 @@ class Engine:
         # Everything that a step changes, except its position in the batches; the names are those in checkpoints.
         self._parts: Parts = {
             "model": ModuleState(ensemble),
-            "optimizer": OptimizerState(self.optimizer),
+            "optimizer": OptimizerState(self.optimizer, ensemble),
             "schedule": self.schedule,
             "scaler": self.scaler,
             "metrics": self.metrics,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from oekd_fast.config.optimizer import OptimizerConfig
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.training.channel_padding import padded_state, sliced_state, unpadded_shapes
 
 
 def build_optimizer(
@@ -53,27 +55,46 @@ def build_optimizer(
 
 
 class OptimizerState:
-    """The state of an optimizer as a `Stateful` part."""
+    """The state of an optimizer as a `Stateful` part. In state dicts it has no padding of channels.
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    Args:
+        optimizer: the optimizer.
+        module: holds the parameters that may be padded, among others.
+    """
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module) -> None:
         self._optimizer = optimizer
+        shapes = unpadded_shapes(module)
+        # Shapes with and without padding by the position of the parameter, as torch numbers them in state dicts.
+        self._padding = {
+            position: (parameter.shape, shapes[parameter])
+            for position, parameter in enumerate(self._parameters())
+            if parameter in shapes
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the optimizer's state, named by the position of its parameter."""
-        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         return {
             f"{position}.{name}": value
-            for position, parameter in enumerate(parameters)
+            for position, parameter in enumerate(self._parameters())
             for name, value in self._optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return self._optimizer.state_dict()
+        return self._each_padded(self._optimizer.state_dict(), sliced_state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state; the tensors of the learning rates stay, all others are replaced."""
         rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._optimizer.load_state_dict(state)
+        self._optimizer.load_state_dict(self._each_padded(state, padded_state))
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _each_padded(self, state: dict[str, Any], change: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        """Return the state dict `state` with the state of each padded parameter passed through `change`."""
+        changed = {i: change(state["state"][i], *shapes) for i, shapes in self._padding.items() if i in state["state"]}
+        return {**state, "state": {**state["state"], **changed}}

@@ -7,6 +7,7 @@ from oekd_fast.distributed.norms import use_global_norms
 from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.layers.fast_module import use_direct_convs, use_fused_norms
+from oekd_fast.training.channel_padding import pad_channels, pads_channels
 from oekd_fast.training.compile_blocks import compile_blocks
 
 
@@ -14,11 +15,17 @@ def prepare_family(ensemble: StudentEnsemble, config: TrainConfig, world: World 
     """Change `ensemble` in place for training with `config`, and return it.
 
     Fused normalisation and direct convolutions are enabled where a layer supports them, the base is frozen with
-    `config.freeze_base`, and blocks are compiled with `config.compile_blocks`. Parameters, names and results stay the
-    same up to rounding. With ``config.norms="global"``, the statistics of BatchNorm are those of all ranks of `world`.
+    `config.freeze_base`, and blocks are compiled with `config.compile_blocks`. Names, state dicts and results stay the
+    same up to rounding; parameters are replaced where channels are padded. With ``config.norms="global"``, the
+    statistics of BatchNorm are those of all ranks of `world`.
+
+    Raises:
+        ValueError: ``config.pad_channels`` is "on", and the channels of the network cannot be padded.
     """
     if world.size > 1 and config.norms == "global":
         use_global_norms(ensemble, world)
+    if pads_channels(config, ensemble):
+        pad_channels(ensemble)
     use_fused_norms(ensemble)
     use_direct_convs(ensemble)
     if config.freeze_base:

@@ -36,13 +36,19 @@ class ModuleState:
         self._module = module
 
     def tensors(self) -> dict[str, Tensor]:
-        return self._module.state_dict()
+        return module_tensors(self._module)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._module.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._module.load_state_dict(state)
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers in the state dict of `module`, which itself may hold copies without padding."""
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return {name: tensors[name] for name in module.state_dict() if name in tensors}
 
 
 def part_tensors(parts: Parts) -> dict[str, Tensor]:

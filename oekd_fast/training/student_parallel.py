@@ -22,6 +22,7 @@ from oekd_fast.training.backward import (
     StudentBackward,
     backward_in_threads,
     branch_inputs,
+    compared_channels,
     run_branches,
     sum_in_order,
 )
@@ -81,7 +82,9 @@ class OwnStudents:
         students = [StudentBackward(z, grads[j]) for j, z in zip(own, logits, strict=True)]
         targets: Sequence[Tensor] = ()
         if terms.feature_weight is not None:
-            targets, first = (self._take_maps(images), 1) if needs_maps else (terms.signals.hints, 0)
+            targets, first = terms.signals.hints, 0
+            if needs_maps:
+                targets, first = compared_channels(self._take_maps(images), ensemble.adapters), 1
             for j, student, own_maps in zip(own, students, features, strict=True):
                 if j >= first:
                     student.compare(own_maps, [of_block[j - first] for of_block in ensemble.adapters])

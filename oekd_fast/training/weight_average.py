@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.training.stateful import module_tensors
 
 
 class WeightAverage:
@@ -39,7 +40,7 @@ class WeightAverage:
             average.copy_(count)
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.ensemble.state_dict()
+        return module_tensors(self.ensemble)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.ensemble.state_dict()

@@ -66,12 +66,13 @@ def test_a_loaded_state_continues_and_keeps_the_tensors_of_the_rates(name):
     other, continued = make()
     other.load_state_dict(ensemble.state_dict())
     before = [group["lr"] for group in continued.param_groups]
-    OptimizerState(continued).load_state_dict(copy.deepcopy(OptimizerState(optimizer).state_dict()))
+    saved = copy.deepcopy(OptimizerState(optimizer, ensemble).state_dict())
+    OptimizerState(continued, other).load_state_dict(saved)
     assert all(group["lr"] is rate for group, rate in zip(continued.param_groups, before, strict=True))
     run(optimizer, ensemble, 1)
     run(continued, other, 1)
     for one, two in zip(ensemble.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
-    tensors = OptimizerState(optimizer).tensors()
-    assert OptimizerState(continued).tensors().keys() == tensors.keys()
+    tensors = OptimizerState(optimizer, ensemble).tensors()
+    assert OptimizerState(continued, other).tensors().keys() == tensors.keys()
     assert len(tensors) == {"sgd": 1, "adam": 3}[name] * len(list(ensemble.parameters()))
