@@ -21,7 +21,7 @@ except ImportError as error:
 
 from oekd_fast.common.text import print_line, replace_unencodable_output
 from oekd_fast.config.command_line import RecipeOptions, parse_recipe_options, recipe_table
-from oekd_fast.config.recipes import RecipeError, get_recipe
+from oekd_fast.config.recipes import Recipe, RecipeError, get_recipe
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import Ablation
 from oekd_fast.runs.console import RunConsole, finish_output, warnings_as_lines
@@ -37,6 +37,9 @@ class ReproduceOptions(RecipeOptions):
     """Also time an epoch of the family against its students one after the other (Figure 2b)."""
     ablations: tuple[Ablation, ...] = ()
     """Also train the ablations of Tables 7 (alpha), 8 (beta_gamma) and 9 (temperature)."""
+
+    status: bool = False
+    """Show which runs are finished, running or left, and the time that is left, and exit."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -85,11 +88,8 @@ def reproduce(
     from oekd_fast.runs.folder_lock import FolderLock
     from oekd_fast.runs.ranks import device_type
 
-    protocol = get_recipe(recipe)
-    protocol.config(dataset=config.dataset)
-    console, folder = console or RunConsole(), reproduction_folder(recipe, config)
-    config = replace(config, baseline=True, track_test=True, output_dir=folder)
-    numbers = [config.seed + k for k in range(seeds)]
+    protocol, config, folder, numbers = _plan(recipe, config, seeds)
+    console = console or RunConsole()
     summaries: dict[int, dict[str, Any]] = {}
     results: dict[str, Any] = {}
 
@@ -121,6 +121,31 @@ def reproduce(
         return json.loads(world.from_main(json.dumps(results).encode())) if world.size > 1 else results
 
 
+def _plan(recipe: str, config: TrainConfig, seeds: int) -> tuple[Recipe, TrainConfig, Path, list[int]]:
+    """Return the recipe, the config of its runs, their folder, and their seeds."""
+    protocol, folder = get_recipe(recipe), reproduction_folder(recipe, config)
+    protocol.config(dataset=config.dataset)
+    config = replace(config, baseline=True, track_test=True, output_dir=folder)
+    return protocol, config, folder, [config.seed + k for k in range(seeds)]
+
+
+def show_status(options: ReproduceOptions, console: Console) -> None:
+    """Print a table of the runs that `options` asks for, and a line about the time that is left.
+
+    Raises:
+        RecipeError, RunFolderError: see `reproduce`.
+    """
+    from oekd_fast.common.tables import table_of_columns
+    from oekd_fast.reproduction.status import columns, runs_of, statuses, summary_line
+
+    _, config, folder, seeds = _plan(options.recipe, options.config, options.seeds)
+    found = statuses(runs_of(config, folder, seeds, options.ablations), folder)
+    table = table_of_columns(columns(found), ("trained",), console.width)
+    if table is not None:
+        console.print(table)
+    print_line(console, summary_line(found))
+
+
 def reproduction_folder(recipe: str, config: TrainConfig) -> Path:
     """Return ``config.output_dir``, or a folder in runs/reproduce named after the recipe if it is None."""
     return config.output_dir or Path("runs", "reproduce", *recipe.split("/"))
@@ -142,6 +167,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m oekd_fas
             return 0
         if options.recipe is None:
             raise RecipeError("recipe: expected a name, --list-recipes shows all, got none")
+        if options.status:
+            show_status(options, console)
+            return 0
         with warnings_as_lines(errors):
             return _run(options, console, errors)
     except (ImportError, TypeError, ValueError) as error:

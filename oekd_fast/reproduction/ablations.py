@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,16 @@ def ablate(
         Interrupted, RunFolderError: see `seeds.run`.
     """
     values = {}
+    for value, changed, place in ablation_configs(name, config, folder):
+        summaries = [run(seed_config(changed, place, seed), console, world) for seed in seeds]
+        values[value] = {measure: accuracies(summaries, measure) for measure in MEASURES}
+    return {"table": SWEEPS[name].table, "values": values}
+
+
+def ablation_configs(name: Ablation, config: TrainConfig, folder: Path) -> Iterator[tuple[str, TrainConfig, Path]]:
+    """Yield each value of the paper's table, the config of its runs, and the folder that holds them."""
     for value in paper_ablation(name):
         changed = replace(config, **SWEEPS[name].fields(value))
         own = changed.training_fields() == config.training_fields()
         place = folder if own else folder / "ablations" / f"{name}-{value.replace('/', '-')}"
-        changed = replace(changed, baseline=own and config.baseline)
-        summaries = [run(seed_config(changed, place, seed), console, world) for seed in seeds]
-        values[value] = {measure: accuracies(summaries, measure) for measure in MEASURES}
-    return {"table": SWEEPS[name].table, "values": values}
+        yield value, replace(changed, baseline=own and config.baseline), place

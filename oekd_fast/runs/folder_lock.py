@@ -76,6 +76,12 @@ class _Record(NamedTuple):
         return self.start != "-" and self.start != _start_of(self.pid)  # the number was given to a later process
 
 
+def holder_of(folder: Path) -> str | None:
+    """Return the process that writes to `folder`, as "process 12 on name"; None if none does. Nothing is locked."""
+    holder = _Record.read(folder / LOCK_FILE)
+    return None if holder is None or holder.has_ended() else f"process {holder.pid} on {holder.host}"
+
+
 class FolderLock:
     """Context that holds the lock of a folder, which exists.
 

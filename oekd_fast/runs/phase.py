@@ -174,8 +174,10 @@ class Phase:
 
     def _finish_epoch(self, metrics: EpochMetrics, progress: PhaseProgress) -> None:
         config, state, evaluator = self._config, self._state, self.engine.evaluator
-        rate = self.engine.schedule.rate
+        rate, start = self.engine.schedule.rate, time.perf_counter()
         validation = evaluator.evaluate(self._data.validation)
+        test = evaluator.evaluate(self._data.test) if config.track_test else None
+        evaluation_seconds = time.perf_counter() - start
         state.seconds += state.epoch_seconds
         state.epoch, state.batch = state.epoch + 1, 0
         line = {
@@ -186,10 +188,11 @@ class Phase:
             "train": metrics.as_dict(),
             "validation": validation.as_dict(),
             "seconds": round(state.epoch_seconds, 3),
+            "evaluation_seconds": round(evaluation_seconds, 3),
             "images_per_second": round(metrics.images / state.epoch_seconds, 1),
         }
-        if config.track_test:
-            line["test"] = evaluator.evaluate(self._data.test).as_dict()
+        if test is not None:
+            line["test"] = test.as_dict()
         state.history.append(line)
         score = [mean_accuracy(validation.accuracy), -sum(validation.ce)]
         if state.is_best(score):

@@ -14,7 +14,7 @@ from oekd_fast.training.engine import Engine
 from .image_files import write_arrays
 
 CPU, QUIET = torch.device("cpu"), Console(quiet=True)
-TIMES = ("seconds", "images_per_second", "checksum")  # differ from run to run
+TIMES = ("seconds", "evaluation_seconds", "images_per_second", "checksum")  # differ from run to run
 
 
 def write_colours(folder: Path, train: int, test: int) -> Path:
