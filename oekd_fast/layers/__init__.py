@@ -3,6 +3,7 @@
 Networks hold plain layers of `torch.nn`, which libraries can replace, fuse, prune or quantise. Functions run them.
 
 - `norm_relu`: BatchNorm, residual addition and ReLU as one op.
+- `running_statistics`: updates of BatchNorm's statistics, those of all layers together.
 - `direct_conv`: 3x3 convolutions with few channels.
 - `fast_module`: base classes of modules that use both.
 - `unmodified`: whether a layer still is what it was built as; the condition of both forms.

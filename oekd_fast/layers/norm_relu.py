@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.common.op_errors import raising_value_error
+from oekd_fast.layers.running_statistics import collected, update
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are contiguous
@@ -71,7 +73,7 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
     """
     if fused and _supports(norm, x, residual):
         return _run(norm, x, residual, relu=True)
-    y = norm(x)
+    y = _plain(norm, x)
     if residual is not None:
         return torch.relu_(y + residual)
     # BatchNorm returns a new map. Another layer may return its input, and a hook may keep the output.
@@ -80,13 +82,27 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
 
 def norm_alone(norm: nn.Module, x: Tensor, *, fused: bool = False) -> Tensor:
     """Return ``norm(x)``; arguments and errors are those of `norm_relu`."""
-    return _run(norm, x, None, relu=False) if fused and _supports(norm, x, None) else norm(x)
+    return _run(norm, x, None, relu=False) if fused and _supports(norm, x, None) else _plain(norm, x)
 
 
 def _run(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
-    norm.num_batches_tracked.add_(1)
     y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, residual, norm.eps, relu)
-    torch._foreach_lerp_([norm.running_mean, norm.running_var], [mean, variance], norm.momentum)
+    update(norm, mean, variance)
+    return y
+
+
+def _plain(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return ``norm(x)``, and leave counting the batch to `update` if that counts those of all layers together."""
+    if (
+        collected() is None
+        or not (is_unmodified(norm, nn.BatchNorm2d) and norm.training and x.dim() == 4)
+        or not norm.track_running_stats
+        or norm.momentum is None  # the layer reads its number of batches
+    ):
+        return norm(x)
+    statistics = norm.running_mean, norm.running_var
+    y = functional.batch_norm(x, *statistics, norm.weight, norm.bias, True, norm.momentum, norm.eps)
+    update(norm)
     return y
 
 

@@ -69,7 +69,7 @@ def backward_side_by_side(
     target: Tensor,
     terms: StepTerms,
     executor: Executor,
-    autocast: AbstractContextManager,
+    forward: AbstractContextManager,
     buckets: GradientBuckets,
 ) -> FamilyLosses:
     """Add every parameter's gradient to its `.grad` by S separate backward passes of the students, then the base's.
@@ -80,11 +80,11 @@ def backward_side_by_side(
     Args:
         images: float [B, C_in, H, W].
         target: class indices, int64 [B], or probabilities, float32 [B, C].
-        autocast: entered around the networks.
+        forward: context of the networks' forward passes.
         buckets: told of each student whose gradients are complete, and of the base last.
     """
     gate = gate_input = None
-    with autocast:
+    with forward:
         shared = ensemble.base(images)
         inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
         logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
@@ -120,14 +120,14 @@ def backward_as_one(
     target: Tensor,
     terms: StepTerms,
     executor: Executor,
-    autocast: AbstractContextManager,
+    forward: AbstractContextManager,
     buckets: GradientBuckets,
 ) -> FamilyLosses:
     """Do the same as `backward_side_by_side` with one autograd graph, whose backward runs in autograd's order.
 
     The forward passes of the students still run side by side.
     """
-    with autocast:
+    with forward:
         shared = ensemble.base(images)
         inputs = [shared] + [shared if terms.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
         logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
@@ -141,7 +141,7 @@ def backward_as_one(
             for b, (target, adapters) in enumerate(zip(targets, ensemble.adapters, strict=True))
         ]
         check_blocks(blocks)
-        with autocast:
+        with forward:
             feature = blocks_loss(blocks)
         total = total + terms.feature_weight * feature
     total.backward(terms.grad_scale)

@@ -43,7 +43,7 @@ from oekd_fast.training.evaluation import Evaluator
 from oekd_fast.training.graph_capture import CapturedCalls, Recorder
 from oekd_fast.training.metrics import RunningMetrics
 from oekd_fast.training.micro_batches import mean_losses
-from oekd_fast.training.numerics import LossScaler, Numerics
+from oekd_fast.training.numerics import LossScaler, Numerics, TrainingForward
 from oekd_fast.training.optimizer import OptimizerState, build_optimizer
 from oekd_fast.training.preprocessing import Preprocessing
 from oekd_fast.training.schedule import Schedule
@@ -287,7 +287,7 @@ class Engine:
             buckets = self.buckets if piece is pieces[-1] else self._no_buckets
             losses.append(
                 self._backward(
-                    self.ensemble, images, own_target, terms, self._of_step, self._numerics.autocast(), buckets
+                    self.ensemble, images, own_target, terms, self._of_step, TrainingForward(self._numerics), buckets
                 )
             )
         return mean_losses(losses, [piece.count for piece in pieces])

@@ -1,9 +1,9 @@
-"""Precision of a step: autocast, loss scaling, choice of cuDNN's algorithms."""
+"""Precision of a step: autocast, loss scaling, choice of cuDNN's algorithms; the context of forward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from oekd_fast.config.run import RunConfig
+from oekd_fast.layers.running_statistics import updated_together
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,6 +75,26 @@ class Numerics:
             yield
         finally:
             cudnn.benchmark, cudnn.deterministic = before
+
+
+class TrainingForward(AbstractContextManager):
+    """Context of the networks' forward passes in a step: autocast, and running statistics updated together at its end.
+
+    It can be entered several times, one after the other.
+    """
+
+    def __init__(self, numerics: Numerics) -> None:
+        self._numerics = numerics
+        self._entered = ExitStack()
+
+    def __enter__(self) -> None:
+        with ExitStack() as entered:
+            entered.enter_context(updated_together())
+            entered.enter_context(self._numerics.autocast())
+            self._entered = entered.pop_all()
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
 
 
 class LossScaler:

@@ -55,13 +55,13 @@ class OwnStudents:
         target: Tensor,
         terms: StepTerms,
         executor: Executor,
-        autocast: AbstractContextManager,
+        forward: AbstractContextManager,
         buckets: GradientBuckets,
     ) -> FamilyLosses:
         grid, own = self._grid, self._grid.own
         needs_maps = terms.feature_weight is not None and terms.signals.hints is None
         gate = gate_input = None
-        with autocast:
+        with forward:
             shared = ensemble.base(images)
             inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
             if needs_maps:
