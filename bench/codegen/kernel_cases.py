@@ -36,6 +36,8 @@ LABELS = {
     "int32 labels over a number of items": ((128, 100), (1024, 1000), (8192, 32000)),
 }
 IMAGES = ((8, 2, 128 * 128), (8, 19, 256 * 512), (8, 19, 7 * 7), (8, 150, 128 * 128), (8, 1000, 14 * 14))  # (O, C, I)
+# Channels, side and batch of maps with BatchNorm: powers of two, rows of 24, 18 and 114 bytes, and long rows.
+NORMS = ((16, 32, 128), (12, 32, 128), (9, 32, 128), (64, 8, 128), (57, 16, 128), (2048, 7, 256))
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.
 BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 12), 8))
 
@@ -69,7 +71,9 @@ class Case:
 
 
 def cases() -> list[Case]:
-    return ensemble_kd_cases() + objective_cases() + label_cases() + image_cases() + feature_kd_cases()
+    return (
+        ensemble_kd_cases() + objective_cases() + label_cases() + image_cases() + feature_kd_cases() + norm_relu_cases()
+    )
 
 
 def ensemble_kd_cases() -> list[Case]:
@@ -150,6 +154,34 @@ def feature_kd_cases() -> list[Case]:
         for dtype in DTYPES
         for channels, side in BLOCKS
     ]
+
+
+def norm_relu_cases() -> list[Case]:
+    """Return the cases of BatchNorm and ReLU in training: two launches forward and two backward."""
+    return [
+        Case(
+            f"norm_relu {form} {channels}x{side}x{side} {str(dtype).removeprefix('torch.')}",
+            partial(_norm_relu, form == "residual", channels, side, batch, dtype),
+            norm_relu_demand,
+        )
+        for dtype in DTYPES
+        for channels, side, batch in NORMS
+        for form in ("residual", "alone")
+    ]
+
+
+def norm_relu_demand(launch: Launch) -> Demand:
+    """Return the demand of a tile: all maps in accesses of 16 bytes, for any number of channels."""
+    read, written = {
+        "statistics": (("x",), ()),
+        "normalise": (("x", "residual"), ("y",)),
+        "gradient_sums": (("dy", "x", "y"), ("residual_grad",)),
+        "gradient": (("dy", "x", "y"), ("grad",)),
+    }[launch.kernel.__name__]
+    a = launch.arguments
+    tile = a["BLOCK"] * a["x"].element_size()
+    loaded, stored = (tile * sum(a[name] is not None for name in names) for names in (read, written))
+    return Demand(vector=16, loaded=loaded, stored=stored, exponentials=0)
 
 
 def ensemble_kd_demand(launch: Launch) -> Demand:
@@ -271,3 +303,17 @@ def _feature_kd(channels: tuple[int, ...], side: int, dtype: torch.dtype) -> tup
     out = gradient_buffers(inputs[0], weights, biases)
     loss, scale = torch.empty(()), torch.empty(())
     return (feature_kd_launch(*inputs, weights, biases, loss=loss, previous=None, out=out, grad_scale=scale),)
+
+
+def _norm_relu(residual: bool, channels: int, side: int, batch: int, dtype: torch.dtype) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.norm_relu.launch import backward_launches, forward_launches
+    from oekd_fast.kernels.norm_relu.plan import plan_norm_relu
+
+    def new_map():
+        return torch.empty(batch, side, side, channels, dtype=dtype, device="meta").permute(0, 3, 1, 2)
+
+    x, dy, added, vector = new_map(), new_map(), new_map() if residual else None, torch.empty(channels, device="meta")
+    plan = plan_norm_relu(batch * side**2, channels, dtype.itemsize)
+    (y, *_), forward = forward_launches(x, vector, vector, added, 1e-5, True, plan)
+    kept = y if residual else None
+    return *forward, *backward_launches(dy, x, kept, vector, vector, vector, vector, residual, True, plan)[1]

@@ -1,10 +1,10 @@
-"""Faster CPU forms of layers of PyTorch for training; everywhere else the layers run as they are.
+"""Faster forms of layers of PyTorch for training on CPUs and GPUs; everywhere else the layers run as they are.
 
 Networks hold plain layers of `torch.nn`, which libraries can replace, fuse, prune or quantise. Functions run them.
 
-- `norm_relu`: BatchNorm, residual addition and ReLU as one op.
+- `norm_relu`: BatchNorm, residual addition and ReLU as one op, for the CPU and CUDA.
 - `running_statistics`: updates of BatchNorm's statistics, those of all layers together.
-- `direct_conv`: 3x3 convolutions with few channels.
+- `direct_conv`: 3x3 convolutions with few channels, for the CPU.
 - `fast_module`: base classes of modules that use both.
 - `unmodified`: whether a layer still is what it was built as; the condition of both forms.
 - `scripting`: the error of `torch.jit.script`.

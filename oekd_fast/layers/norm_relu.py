@@ -1,6 +1,13 @@
-"""BatchNorm, alone or with residual and ReLU: one CPU op in each direction in training, else plain PyTorch."""
+"""BatchNorm, alone or with residual and ReLU: one op in each direction in training, else plain PyTorch.
+
+The CPU kernels (csrc/cpu/norm_relu) and the Triton kernels for CUDA (kernels/norm_relu) implement the ops.
+"""
 
 from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +20,11 @@ from oekd_fast.layers.running_statistics import collected, update
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
 # x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are contiguous
-# if x is contiguous and not channels_last, and else channels_last. All other tensors are float32 [C]. All arithmetic is
-# in float32 or float64, so that results in bfloat16 are those for the same maps in float32, rounded. variance is
-# unbiased, as for running statistics. In backward, y is None if there was no residual, and dresidual has shape [0] if
-# residual_grad is false. Without relu there is no residual. isa names an instruction set of `native.isa_names()`;
-# "auto" is the widest.
+# if x is on the CPU, contiguous and not channels_last, and else channels_last. All other tensors are float32 [C]. All
+# arithmetic is in float32 or float64, so that results in bfloat16 are those for the same maps in float32, rounded.
+# variance is unbiased, as for running statistics. In backward, y is None if there was no residual, and dresidual has
+# shape [0] if residual_grad is false. Without relu there is no residual. isa names an instruction set of
+# `native.isa_names()`; "auto" is the widest. The kernels for CUDA ignore it.
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
 _library.define(
     'norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu=True, *, str isa="auto")'
@@ -32,7 +39,7 @@ _library.define(
 
 def _layout(x: Tensor) -> torch.memory_format:
     """Return the layout that the ops compute in for the map `x`."""
-    planar = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    planar = x.device.type != "cuda" and x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
     return torch.contiguous_format if planar else torch.channels_last
 
 
@@ -49,10 +56,22 @@ def _fake_backward(dy, x, y, weight, bias, mean, rstd, residual_grad, relu=True,
     return dx, dweight, dbias, dresidual
 
 
+def _register_triton(op: str) -> None:
+    """Register the Triton kernels of `op` for CUDA; they are loaded at their first call, which takes a second."""
+
+    def run(*args, **kwargs):
+        return getattr(import_module("oekd_fast.kernels.norm_relu.launch"), op)(*args, **kwargs)
+
+    _library.impl(op, run, "CUDA")
+
+
+_register_triton("norm_relu")
+_register_triton("norm_relu_backward")
 torch.library.register_fake("oekd_fast::norm_relu", _fake, lib=_library)
 torch.library.register_fake("oekd_fast::norm_relu_backward", _fake_backward, lib=_library)
 _forward_op = raising_value_error(torch.ops.oekd_fast.norm_relu)
 _backward_op = raising_value_error(torch.ops.oekd_fast.norm_relu_backward)
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fused: bool = False) -> Tensor:
@@ -63,10 +82,12 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
             Other layers, such as the ``SyncBatchNorm`` or ``Identity`` that a library put in its place, are called.
         x: input map [B, C, H, W].
         residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
-        fused: whether to use one op for forward and one for backward where they support the call. They need the
-            compiled kernels, training mode, channels_last or contiguous maps on the CPU that are all float32 or, as
-            under autocast, all bfloat16, affine parameters and running statistics in float32, and a momentum. Other
-            calls use plain PyTorch. The output has the layout of `x`. The fused form can be differentiated once.
+        fused: whether to use one op for forward and one for backward where they support the call. They need training
+            mode, maps that are all float32 or, as under autocast, all bfloat16, affine parameters and running
+            statistics in float32, and a momentum. On the CPU, they need the compiled kernels, and maps are
+            channels_last or contiguous; on CUDA, they need Triton and compute capability 8.0, and maps are
+            channels_last. Other calls use plain PyTorch. The output has the layout of `x`. The fused form can be
+            differentiated once.
 
     Raises:
         ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
@@ -110,7 +131,6 @@ def _supports(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
     return (
         is_unmodified(norm, nn.BatchNorm2d)
         and norm.training
-        and native.why_missing() is None
         and not records_plain_layers()
         and norm.affine
         and norm.track_running_stats
@@ -126,10 +146,22 @@ def _supports_map(x: Tensor) -> bool:
     return (
         isinstance(x, Tensor)  # torch.fx passes a proxy
         and x.dim() == 4
-        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
+        and (x.is_contiguous(memory_format=torch.channels_last) or (x.device.type == "cpu" and x.is_contiguous()))
+        and _has_kernels(x.device)
     )
+
+
+def _has_kernels(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return native.why_missing() is None
+    return device.type == "cuda" and _HAS_TRITON and _runs_triton(device)
+
+
+@cache
+def _runs_triton(device: torch.device) -> bool:
+    # FakeTensorMode has CUDA tensors without a GPU.
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _is_like(residual: Tensor, x: Tensor) -> bool:
