@@ -6,11 +6,11 @@ Packages, each of which imports only those above it:
     ops        one op a file: its sizes, inputs and variants; timed in turn, or by pytest-benchmark
     step       a whole training step of a family
     model      lower bounds by bytes, arithmetic and launches; nothing is run
-    gpu        everything that needs a GPU, in one run
+    gpu        what needs a GPU, the most important first, in a few minutes
     codegen    registers, spills and memory accesses of the compiled kernels; no GPU is needed
     readme     the tables of README.md and docs/
 
 Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.step`, `bench.step.direct_convs`,
-`bench.step.openmp_waiting`, `bench.step.ranks`, `bench.model.roofline`, `bench.gpu`, `bench.codegen`,
-`bench.readme.tables`, `bench.readme.training`.
+`bench.step.openmp_waiting`, `bench.step.ranks`, `bench.model.roofline`, `bench.gpu`, `bench.gpu.compare`,
+`bench.codegen`, `bench.readme.tables`, `bench.readme.training`.
 """

@@ -1,7 +1,13 @@
-"""Everything that needs a GPU in one run: the tests, a device copy, the losses, plans of the kernels, training steps.
+"""What needs a GPU, measured in a few minutes, the most important first: `python -m bench.gpu --out DIR`.
 
-`command` runs the sections one after the other and keeps the report on disk. `runner` measures the cases of a section
-(`copy`, `loss`, `sweep`, `feature`, `step`) in processes of their own; each of these modules has `keys(quick)`, the
-names of its cases, and `measure(key, emit, deadline, quick)`. `compile` fills the compilers' caches beforehand, `tests`
-runs the tests, `report` derives figures from a report and prints it.
+    command     the run: plan, order, and what is printed
+    parts       the parts of a run, their order and their times
+    runner      starts and watches the process of a part; worker: that process
+    record      results on disk; report.json for the tables
+    goals       goals and figures; advice: what to look at next; compare: ratios of several runs
+    device      what is needed of a GPU; rehearsal: its stand-in in a dry run; profile: kernels of a call
+    pack        a folder with what a machine with a GPU may lack
+
+The others are the modules of the parts, whose interface `parts.Part` documents. `command`, `parts`, `runner`, `record`,
+`goals`, `advice` and `compare` import nothing of torch.
 """

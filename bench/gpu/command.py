@@ -1,127 +1,170 @@
-"""Measure everything that needs a GPU in one run of at most ten minutes, into one report.
+"""Measure what needs a GPU, the most important first, in a few minutes.
 
-    python -m bench.gpu [--out FILE] [--quick]
+    python -m bench.gpu --out DIR [--minutes 5] [--parts NAME ...] [--dry-run]
 
-Tests, device copy, losses, plans of the kernels, intermediate loss, training steps. Each section has its own processes
-and its own time. A failure is recorded in the report, and the other sections still run. The report is written after
-each result, so that it holds all results whenever the run ends.
+Each part runs in a process of its own with a time limit. DIR/results.jsonl and DIR/log.txt are on disk after each
+result, so that nothing is lost if a process, this command or the machine ends. The same command again measures only
+what is missing. --dry-run runs every part on the CPU at tiny sizes, with placeholders for times.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import signal
+import sys
+import textwrap
 import time
-import traceback
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
+from . import advice, goals
+from .parts import LEVELS, PARTS, Part, limit, named, planned
+from .record import Record
+from .runner import Console, Runner, Start, start_worker
 
-from .. import result_file
-from .compile_process import CompileProcess
-from .environment import environment, slug
-from .report import copy_bandwidth, derive, lines
-from .runner import SECTIONS, run_cases
-from .tests import run_all
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-TOTAL_SECONDS = 560.0
-# In the order of the sections; their sum is at most TOTAL_SECONDS. Time that a section leaves is not passed on.
-BUDGETS = {"compile": 50.0, "tests": 150.0, "copy": 15.0, "loss": 100.0, "sweep": 40.0, "feature": 25.0, "step": 175.0}
-CASE_SECONDS = {"copy": 15.0, "loss": 30.0, "sweep": 30.0, "feature": 30.0, "step": 100.0}
-QUICK_SHARE = 0.4  # of the budgets
+WIDTH = 80
 
 
-class Report:
-    """The results so far, on disk after each change."""
-
-    def __init__(self, path: Path, environment: dict) -> None:
-        self.path = path
-        self.data: dict = {"what": "bench.gpu", "environment": environment, "sections": {}}
-
-    def put(self, section: str, content: dict) -> None:
-        self.data["sections"].setdefault(section, {}).update(content)
-        self.write()
-
-    def write(self) -> None:
-        result_file.write(self.path, self.data)
+class Stopped(Exception):
+    """A signal ends the run."""
 
 
-def guarded(report: Report, name: str, seconds: float, run: Callable[[float], dict | None]) -> None:
-    """Run a section and record its content, or the error that ended it."""
-    start = time.monotonic()
-    content: dict = {}
+def run(
+    folder: Path,
+    seconds: float,
+    parts: Sequence[Part] = PARTS,
+    dry_run: bool = False,
+    start: Start | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Measure parts into a folder, within `seconds`.
+
+    Args:
+        start: Starts a worker; None for a process of bench.gpu.worker.
+        clock: Returns the time in seconds.
+
+    Returns:
+        The exit status: 0 if every part was measured and is right, else 1.
+
+    Raises:
+        ValueError: the folder holds results of another card, or of a dry run.
+    """
+    end = clock() + seconds
+    record, console = Record(folder), Console(folder)
+    record.close_last_line()
+    record.read()
+    if record.runs and record.runs[-1]["dry_run"] != dry_run:
+        kind = "dry run" if record.runs[-1]["dry_run"] else "measured run"
+        raise ValueError(f"--out: expected a folder of its own for this run, {folder} holds results of a {kind}")
+    card_before = record.environment().get("gpu")
+    record.append(run={"seconds": seconds, "dry_run": dry_run, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    record.read()
+    record.part("environment").done.clear()  # of another machine, perhaps
+    todo = [part for part in parts if not record.part(part.name).complete]
+    plan = planned(todo, seconds)
+    for row in textwrap.wrap(f"bench.gpu, {seconds / 60:g} minutes: {', '.join(part.name for part in plan)}", WIDTH):
+        console.say(row)
+    if dry_run:
+        console.say("DRY RUN on the CPU: times are placeholders, nothing is measured.")
+    runner = Runner(record, console, start or start_worker(folder, dry_run), clock)
+
+    def measure(part: Part) -> None:
+        left = end - clock()
+        if part in plan:
+            plan.remove(part)
+        most = limit(part, plan, left)
+        if most is None:
+            console.say(f"-- {part.name}: not run, {max(left, 0):.0f} s left")
+            return
+        console.say(f"-- {part.name} (at most {most:.0f} of {left:.0f} s)")
+        begun = clock()
+        runner.run(part, most)
+        state = record.part(part.name)
+        for key, error in state.errors.items():
+            console.say(f"  FAILED {key}: {(error.splitlines() or [''])[0]}"[:WIDTH])
+        console.say(f"   {state.ended} in {clock() - begun:.0f} s")
+        record.write_report()
+
     try:
-        if seconds < 1.0:
-            raise TimeoutError("no time left for this section")
-        content = run(seconds) or {}
-    except Exception:
-        content = {"errors": {"section": traceback.format_exc()[-2000:]}}
-    report.put(name, {**content, "seconds": round(time.monotonic() - start, 1)})
+        with signals_raise():
+            for level in LEVELS:
+                of_level = [part for part in todo if part.level == level]
+                for part in of_level:
+                    measure(part)
+                    if part.name == "environment":
+                        check_environment(record, card_before)
+                for part in of_level:
+                    if record.part(part.name).errors and level == LEVELS[0]:
+                        measure(part)  # once more, before the next level
+    except Stopped as stopped:
+        console.say(f"stopped by {stopped}")
+    conclude(record, console)
+    wrong = any(r.get("right") is False for results in record.results().values() for r in results.values())
+    return int(wrong or not all(record.part(part.name).complete for part in parts))
 
 
-def run_section(report: Report, name: str, seconds: float, quick: bool) -> dict:
-    """Measure the cases of a section; the report follows each result."""
-    keys = import_module(SECTIONS[name]).keys(quick)
+def check_environment(record: Record, card_before: str | None) -> None:
+    """Check that the device is usable, and the one that earlier results of the folder are from.
 
-    def update(state: dict) -> None:
-        if name == "loss":
-            bandwidth, card = copy_bandwidth(report.data), report.data["environment"].get("gpu", "")
-            for result in state["results"].values():
-                result["derived"] = derive(result, bandwidth, card)
-        report.put(name, state)
+    Raises:
+        Stopped: it is not.
+    """
+    state = record.part("environment")
+    if not state.complete:
+        raise Stopped("the part environment, which all others need")
+    card = record.environment().get("gpu")
+    if card_before not in (None, card):
+        raise ValueError(f"--out: expected results of {card} alone, {record.folder} holds results of {card_before}")
 
-    return run_cases(name, keys, seconds, quick=quick, case_seconds=CASE_SECONDS[name], update=update)
+
+def conclude(record: Record, console: Console) -> None:
+    """Print the goals and what to look at next, and write the report."""
+    parts = record.results()
+    console.say()
+    console.say("Goals")
+    for line in goals.lines(parts):
+        console.say(line[:WIDTH])
+    console.say()
+    console.say("What to look at next")
+    found = advice.advice(parts, record.errors())
+    for line in found or ["Nothing by the rules of bench/gpu/advice.py."]:
+        for row in textwrap.wrap(line, WIDTH - 2, initial_indent="- ", subsequent_indent="  "):
+            console.say(row)
+    console.say(f"written to {record.write_report()}")
 
 
-def run_suite(report: Report, quick: bool, total: float = TOTAL_SECONDS) -> None:
-    """Run all sections within `total` seconds."""
-    deadline = time.monotonic() + total
+class signals_raise:
+    """Within this context, SIGINT, SIGTERM and SIGHUP raise Stopped."""
 
-    def seconds_of(name: str) -> float:
-        return min(BUDGETS[name] * (QUICK_SHARE if quick else 1.0), deadline - time.monotonic())
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        compiling = CompileProcess(Path(folder))
-        try:
-            guarded(report, "compile", seconds_of("compile"), compiling.wait_for_tests)
-            tests_end = time.monotonic() + seconds_of("tests")
-            guarded(
-                report,
-                "tests",
-                seconds_of("tests"),
-                lambda s: run_all(s, lambda files: report.put("tests", {"files": files})),
-            )
-            # Kernels that are compiled in the time which the tests left need not be compiled in the sections' time.
-            guarded(report, "compile", seconds_of("compile"), lambda _: compiling.wait(tests_end - time.monotonic()))
-        finally:
-            compiling.stop()
-    for name in SECTIONS:
-        guarded(report, name, seconds_of(name), lambda s, name=name: run_section(report, name, s, quick))
+    def __enter__(self) -> None:
+        self._before = [signal.signal(number, self._stop) for number in self.SIGNALS]
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    @staticmethod
+    def _stop(number: int, frame) -> None:
+        raise Stopped(signal.Signals(number).name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="report; bench/results/gpu_<card>.json if it is not given")
-    parser.add_argument("--quick", action="store_true", help="measure fewer sizes in less time")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(2, "bench.gpu: expected a CUDA device, torch finds none\n")
-    where = environment()
-    report = Report(arguments.out or RESULTS / f"gpu_{slug(where['gpu'])}.json", where)
-    report.write()
-    start = time.monotonic()
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of the run (default: %(default)g)")
+    names = ", ".join(part.name for part in PARTS)
+    parser.add_argument("--parts", type=named, nargs="+", metavar="NAME", help=f"measure only these: {names}")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU; nothing is measured")
+    given = parser.parse_args()
+    parts = [part for part in PARTS if not given.parts or part in given.parts or part.name == "environment"]
     try:
-        run_suite(report, arguments.quick)
-    finally:
-        report.data["seconds"] = round(time.monotonic() - start, 1)
-        report.write()
-        print("\n".join(lines(report.data)), flush=True)
-        print(f"written to {report.path}, {report.data['seconds']:.0f} s", flush=True)
+        sys.exit(run(given.out, 60 * given.minutes, parts, given.dry_run))
+    except ValueError as error:
+        parser.exit(2, f"bench.gpu: {error}\n")
 
 
 if __name__ == "__main__":

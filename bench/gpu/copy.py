@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
-from ..gpu_timing import in_turn
+from .context import Context
 
-BYTES = {"2 GB": 2 * 10**9, "256 MB": 256 * 10**6}  # of the source
-
-
-def keys(quick: bool = False) -> list[str]:
-    return ["2 GB"] if quick else list(BYTES)
+BYTES = {"copy 2 GB": 2 * 10**9, "copy 256 MB": 256 * 10**6}  # of the source
+TINY = {"copy 4 MB": 4 * 10**6}
 
 
-def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool, device: str = "cuda") -> None:
-    """Time a copy of `BYTES[key]` bytes; bytes read and bytes written both count."""
-    source = torch.empty(BYTES[key] // 4, dtype=torch.float32, device=device).normal_()
+def keys(argument: str, tiny: bool) -> list[str]:
+    return list(TINY if tiny else BYTES)
+
+
+def measure(key: str, context: Context) -> Iterator[dict]:
+    """Time a copy; bytes read and bytes written both count."""
+    source = torch.empty((BYTES | TINY)[key] // 4, dtype=torch.float32, device=context.device.name).normal_()
     target = torch.empty_like(source)
-    timing = in_turn({"copy": lambda: target.copy_(source)}, 0.5 if quick else 2.0)["copy"]
+    timing = context.device.time({"copy": lambda: target.copy_(source)}, 0.5)["copy"]
     moved = 2 * source.numel() * source.element_size()
-    emit(
-        {
-            "bytes": moved,
-            "device_ms": timing.as_dict(),
-            "gigabytes_per_second": round(moved / timing.median / 1e6, 1),
-        }
-    )
+    bandwidth = moved / timing.median / 1e6
+    yield {"bytes": moved, "device_ms": timing.as_dict(), "gigabytes_per_second": round(bandwidth, 1)}
+
+
+def lines(key: str, result: dict) -> Iterator[str]:
+    yield f"{key}: {result['gigabytes_per_second']:.0f} GB/s"

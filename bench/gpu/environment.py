@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
+from collections.abc import Iterator
 
 import torch
 
 from oekd_fast.common.machine import machine
 from oekd_fast.native import why_no_executor
 
+from .context import Context
+
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+
+
+def keys(argument: str, tiny: bool) -> list[str]:
+    return ["machine"]
+
+
+def measure(key: str, context: Context) -> Iterator[dict]:
+    """Yield the environment.
+
+    Raises:
+        RuntimeError: torch finds no CUDA device.
+    """
+    if not (context.device.tiny or torch.cuda.is_available()):
+        raise RuntimeError(f"device: expected a CUDA device, torch {torch.__version__} finds none")
+    yield environment() | ({"gpu": context.device.card} if context.device.tiny else {})
+
+
+def lines(key: str, result: dict) -> Iterator[str]:
+    yield f"{result['gpu']}, {result.get('multiprocessors', '?')} multiprocessors"
+    yield ", ".join(f"{name} {result[name]}" for name in ("torch", "cuda", "triton", "python", "commit"))
+    yield f"compiled executor: {result['no_executor'] or 'loaded'}"
 
 
 def environment() -> dict:
@@ -19,8 +42,7 @@ def environment() -> dict:
         from triton import __version__ as triton
     except ImportError:
         triton = None
-    native = why_no_executor() is None  # without the executor, all students share one stream
-    where = machine() | {"triton": triton, "cuda": torch.version.cuda, "native": native}
+    where = machine() | {"triton": triton, "cuda": torch.version.cuda, "no_executor": why_no_executor()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         where |= {
@@ -41,8 +63,3 @@ def query_card() -> dict:
         return {"nvidia_smi": f"{type(error).__name__}: {error}"[:200]}
     values = [value.strip() for value in done.stdout.splitlines()[0].split(",")]
     return {"nvidia_smi": dict(zip(QUERY.split(","), values, strict=False))}
-
-
-def slug(card: str) -> str:
-    """Return the name of a GPU for the name of a file."""
-    return re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_") or "unknown"

@@ -7,8 +7,7 @@ of them in turn which together do not, so that the cache is cold. Very small siz
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 
 import torch
@@ -17,24 +16,29 @@ from torch import Tensor
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from ..gpu_timing import captured, in_turn, wall_milliseconds
 from ..model.roofline import SIZES
 from ..ops.ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE, naive_loss
-from ..ops.variants import compiled
-from .profile import kernels_of, peak_extra_bytes, profiler_sees_kernels
+from .context import Context
+from .device import Device
+from .figures import copy_bandwidth, derive
 
+FEW = ((128, 100), (8192, 1000), (8192, 4096), (8192, 32000))  # latency; three kernels at the bandwidth of memory
 BEYOND_L2 = 100 * 10**6  # bytes
 MOST_SETS = 16
 GRAPH_BELOW = 256 * 10**6  # bytes of a call; for larger calls the host keeps ahead without a graph
 REPETITIONS = 48  # calls in a graph, rounded to whole rounds of the sets
-COMPILE_SECONDS = 12.0  # torch.compile is not started with less time left in the section
+COMPILE_SECONDS = 12.0  # torch.compile is not started with less time left
 
 Set = tuple[list[Tensor], Tensor, list[Tensor]]  # logits, target, buffers of the gradients
 
 
-def keys(quick: bool = False) -> list[str]:
-    sizes = SIZES[1:5] if quick else SIZES
-    return [f"{rows}x{classes} {dtype}" for dtype in ("bfloat16", "float32") for rows, classes in sizes]
+def keys(argument: str, tiny: bool) -> list[str]:
+    """Return the cases: the "few" of a short run, or the "others"."""
+    sizes = FEW if argument == "few" else SIZES
+    found = [f"{rows}x{classes} {dtype}" for dtype in ("bfloat16", "float32") for rows, classes in sizes]
+    if tiny:
+        return ["2x10 float32"] if argument == "few" else []
+    return found if argument == "few" else [key for key in found if key not in keys("few", tiny)]
 
 
 def parse(key: str) -> tuple[int, int, torch.dtype]:
@@ -83,7 +87,7 @@ def liger_loss() -> Callable[[list[Tensor], Tensor], Tensor]:
     return loss
 
 
-def variants(sets: list[Set], backend: str = "auto") -> dict[str, Callable[[], Callable[[], object]]]:
+def variants(sets: list[Set], device: Device, backend: str = "auto") -> dict[str, Callable[[], Callable[[], object]]]:
     """Return, by name, functions that make a call which uses the sets in turn; making a call may fail."""
 
     def in_rounds(step: Callable[..., object]) -> Callable[[], object]:
@@ -100,14 +104,15 @@ def variants(sets: list[Set], backend: str = "auto") -> dict[str, Callable[[], C
         "differentiable": lambda: with_backward(lambda z, y: ensemble_kd_loss(z, y, backend=backend).loss),
         "eager": lambda: with_backward(naive_loss),
         "liger": lambda: with_backward(liger_loss()),
-        "compiled": lambda: with_backward(compiled(naive_loss)),
+        "compiled": lambda: with_backward(device.compiled(naive_loss)),
     }
 
 
-def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool, device: str = "cuda") -> None:
-    """Measure all variants of a size: first without torch.compile, which may exceed the time, then with it."""
+def measure(key: str, context: Context) -> Iterator[dict]:
+    """Yield the results of a size: first without torch.compile, which may exceed the time, then with it."""
     rows, classes, dtype = parse(key)
-    sets = make_sets(rows, classes, dtype, device)
+    device = context.device
+    sets = make_sets(rows, classes, dtype, device.name)
     moved = 2 * STUDENTS * rows * classes * dtype.itemsize
     graph = moved < GRAPH_BELOW
     repetitions = max(1, REPETITIONS // len(sets)) * len(sets) if graph and moved < BEYOND_L2 else 1
@@ -120,53 +125,64 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
         "calls_in_a_graph": repetitions if graph else 0,
         **{name: {} for name in ("device_ms", "wall_ms", "peak_extra_bytes", "launches", "skipped")},
     }
-    profiled = profiler_sees_kernels()
-    seconds = 0.3 if quick else 1.0
-    calls, timed = {}, {}
+    timed = {}
 
     def take(name: str, make: Callable[[], Callable[[], object]]) -> None:
         """Prepare one more variant, or record why it is left out."""
         try:
             call = make()
             call()
-            result["peak_extra_bytes"][name] = peak_extra_bytes(call)
-            result["wall_ms"][name] = wall_milliseconds(call, *((20, 5) if graph else (1, 5))).as_dict()
-            if profiled:
-                result["launches"][name] = len(kernels_of(call))
-            timed[name] = captured(call, repetitions) if graph else call
-            calls[name] = call
+            result["peak_extra_bytes"][name] = device.peak_bytes(call)
+            result["wall_ms"][name] = device.time_on_host(call, *((20, 5) if graph else (1, 5))).as_dict()
+            kernels = device.kernels(call)
+            if kernels is not None:
+                result["launches"][name] = len(kernels)
+            timed[name] = device.captured(call, repetitions) if graph else call
         except Exception as error:
-            if is_fatal(error):
+            if device.lost(error):
                 raise
             result["skipped"][name] = f"{type(error).__name__}: {error}"[:500]
-            torch.cuda.empty_cache()
+            device.free()
 
-    def time_all() -> None:
-        timings = in_turn(timed, seconds, repetitions)
+    def time_all() -> dict:
+        timings = device.time(timed, 0.4, repetitions)
         result["device_ms"] = {name: t.as_dict() for name, t in timings.items()}
-        emit(result)
+        result["derived"] = derive(result, copy_bandwidth(context.results), device.card)
+        return result
 
-    *first, (last, make_compiled) = variants(sets).items()
+    *first, (last, make_compiled) = variants(sets, device).items()
     for name, make in first:
         take(name, make)
-    left = deadline - time.monotonic()
-    result["skipped"][last] = f"stopped while compiling, with {left:.0f} s left of the section's time"
-    time_all()
-    if deadline - time.monotonic() < COMPILE_SECONDS:
-        result["skipped"][last] = f"{left:.0f} s left of the section's time"
-        emit(result)
-        return
-    del result["skipped"][last]
-    take(last, make_compiled)
-    time_all()
+    left = context.left()
+    result["skipped"][last] = (
+        f"not started with {left:.0f} s left" if left < COMPILE_SECONDS else "stopped while compiling"
+    )
+    yield time_all()
+    if left >= COMPILE_SECONDS:
+        del result["skipped"][last]
+        take(last, make_compiled)
+        yield time_all()
 
 
-def is_fatal(error: Exception) -> bool:
-    """Return whether an error left the GPU unusable for this process; out-of-memory and failed captures do not."""
-    if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA error" not in str(error):
-        return False
-    try:
-        torch.cuda.synchronize()
-        return torch.ones(2, device="cuda").sum().item() != 2
-    except RuntimeError:
-        return True
+def lines(key: str, result: dict) -> Iterator[str]:
+    yield f"{key}, {result['cache']} cache     us  host us    GB/s  % copy  % floor launches"
+    for name, timing in result["device_ms"].items():
+        derived, wall = result["derived"][name], result["wall_ms"].get(name, {}).get("median")
+        yield (
+            f"  {name:<16} {timing['median'] * 1e3:12.1f} {_figure(wall and wall * 1e3, '8.1f')}"
+            f" {derived['gigabytes_per_second']:7.0f} {_percent(derived.get('share_of_copy'))}"
+            f"  {_percent(derived.get('share_of_floor'))} {_figure(result['launches'].get(name), '8d')}"
+        )
+    faster = result["derived"].get("value_and_grad", {}).get("faster_than", {})
+    if faster:
+        yield "  value_and_grad, times faster than: " + ", ".join(f"{name} {factor}" for name, factor in faster.items())
+    for name, why in result["skipped"].items():
+        yield f"  {name:<16} not measured: {why.splitlines()[0]}"
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-".rjust(int(form.split(".")[0].rstrip("d"))) if value is None else format(value, form)
+
+
+def _percent(share: float | None) -> str:
+    return f"{'-':>7}" if share is None else f"{100 * share:7.1f}"

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An operation on the GPU, copies and fills included; start and end in microseconds."""
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -27,24 +39,37 @@ class Busy:
     running: float
 
 
-def kernels_of(call: Callable[[], object]) -> list[str]:
-    """Return the names of the operations of one call on the GPU, copies and fills included, in order."""
-    return [event.name for event in on_device(_profiled(call))]
+def kernels_of(call: Callable[[], object]) -> list[Kernel]:
+    """Profile one call; return its operations on the GPU in the order of their starts."""
+    return on_device(_profiled(call))
 
 
-def busy_of(call: Callable[[], object]) -> Busy:
-    """Profile one call."""
-    return busy([(event.time_range.start, event.time_range.end) for event in on_device(_profiled(call))])
+def busy(kernels: Sequence[Kernel]) -> Busy:
+    """Summarise operations in the order of their starts."""
+    first, covered = kernels[0].start, 0.0
+    until = first
+    for kernel in kernels:
+        covered += max(0.0, kernel.end - max(kernel.start, until))
+        until = max(until, kernel.end)
+    whole, work = until - first, sum(kernel.end - kernel.start for kernel in kernels)
+    return Busy(len(kernels), round(whole / 1e3, 4), round(covered / whole, 4), round(work / covered, 3))
 
 
-def busy(spans: list[tuple[float, float]]) -> Busy:
-    """Summarise operations given as (start, end) in microseconds, ordered by their starts."""
-    covered, until = 0.0, spans[0][0]
-    for start, end in spans:
-        covered += max(0.0, end - max(start, until))
-        until = max(until, end)
-    whole, work = until - spans[0][0], sum(end - start for start, end in spans)
-    return Busy(len(spans), round(whole / 1e3, 4), round(covered / whole, 4), round(work / covered, 3))
+def by_name(kernels: Iterable[Kernel], most: int = 30) -> list[tuple[str, int, float]]:
+    """Return name, number and summed microseconds of the kernels that take longest in all, longest first."""
+    numbers: Counter[str] = Counter()
+    times: Counter[str] = Counter()
+    for kernel in kernels:
+        numbers[kernel.name] += 1
+        times[kernel.name] += kernel.end - kernel.start
+    return [(name, numbers[name], round(time, 2)) for name, time in times.most_common(most)]
+
+
+def short(name: str, width: int) -> str:
+    """Shorten the name of a kernel: without its return type, its parameters and the namespaces of torch."""
+    name = re.sub(r"^void |\(anonymous namespace\)::|\bat::native::|\bcudnn::ops::|\bc10::", "", name)
+    name = re.sub(r"\([^()]*\)( \[clone.*)?$", "", name)
+    return name if len(name) <= width else name[: width - 3] + "..."
 
 
 def _profiled(call: Callable[[], object]) -> Iterable:
@@ -55,10 +80,11 @@ def _profiled(call: Callable[[], object]) -> Iterable:
     return profiler.events()
 
 
-def on_device(events: Iterable) -> list:
+def on_device(events: Iterable[Any]) -> list[Kernel]:
     """Return the GPU operations among a profile's events, without annotated ranges, ordered by their starts."""
     ours = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
-    return sorted(ours, key=lambda event: event.time_range.start)
+    found = [Kernel(e.name, e.time_range.start, e.time_range.end) for e in ours]
+    return sorted(found, key=lambda kernel: kernel.start)
 
 
 def profiler_sees_kernels() -> bool:

@@ -1,157 +1,159 @@
-"""Measure the cases of a section in a process of their own, which may crash or hang without ending the run.
-
-    python -m bench.gpu.runner SECTION FILE --seconds N [--quick] KEY ...
-
-The process writes a line of JSON when it begins a case and a line for each result. If it crashes or writes nothing for
-too long, its current case is recorded as failed, and a new process continues with the next case.
-"""
+"""Runs a part of bench.gpu in processes of their own, which may crash or hang without ending the run."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from .parts import Part
+from .record import Record
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = {name: f"bench.gpu.{name}" for name in ("copy", "loss", "sweep", "feature", "step")}
 POLL = 0.1  # seconds
-TAIL = 2000  # characters of a failed process's output in the report
+SILENCE = 0.6  # of the limit of a part: a process that writes no line for so long is killed
+TAIL = 2000  # characters of a failed process's output in its error
 
 
-def run_cases(
-    section: str,
-    keys: list[str],
-    seconds: float,
-    *,
-    quick: bool = False,
-    case_seconds: float = 60.0,
-    update: Callable[[dict], None] = lambda state: None,
-    module: str = "bench.gpu.runner",
-    clock: Callable[[], float] = time.monotonic,
-) -> dict:
-    """Measure the cases of a section in order.
+class Process(Protocol):
+    """A worker that was started, as `subprocess.Popen`."""
 
-    Args:
-        section: A key of `SECTIONS`.
-        keys: Names of the cases.
-        seconds: Time of the section.
-        case_seconds: A process which writes nothing for so long is killed.
-        update: Called with the state after each line of the process.
-        module: Command that measures the cases.
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+
+class Console:
+    """Prints lines and appends them to log.txt, which workers write their output to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.txt"
+        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def say(self, line: str = "") -> None:
+        print(line, flush=True)
+        os.write(self.file, (line + "\n").encode())
+        os.fsync(self.file)
+
+    def size(self) -> int:
+        return os.fstat(self.file).st_size
+
+    def tail(self, start: int) -> str:
+        """Return the end of what was written from position `start` on."""
+        return os.pread(self.file, self.size() - start, start).decode(errors="replace")[-TAIL:].strip()
+
+
+Start = Callable[[Part, float, list[str], int], Process]
+
+
+def start_worker(folder: Path, dry_run: bool) -> Start:
+    """Return a function that starts a worker, given the part, its seconds, its cases to leave out, and its output."""
+    environment = os.environ | ({"TRITON_INTERPRET": "1"} if dry_run else {})
+
+    def start(part: Part, seconds: float, skip: list[str], output: int) -> Process:
+        command = [sys.executable, "-m", "bench.gpu.worker", str(folder), part.name, "--seconds", f"{seconds:.1f}"]
+        command += ["--dry-run"] * dry_run + [argument for key in skip for argument in ("--skip", key)]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    return start
+
+
+@dataclass
+class Runner:
+    """Runs parts one after the other.
+
+    Attributes:
         clock: Returns the time in seconds.
-
-    Returns:
-        The state: "results" and "errors" by key, and the keys "not_run".
     """
-    state: dict = {"results": {}, "errors": {}, "not_run": list(keys)}
-    deadline = clock() + seconds
-    while state["not_run"] and clock() < deadline:
-        before = len(state["not_run"])
-        _one_process(section, state, deadline, quick, case_seconds, update, module, clock)
-        if len(state["not_run"]) == before:  # the process did not start a case: another one would not either
-            break
-    update(state)
-    return state
 
+    record: Record
+    console: Console
+    start: Start
+    clock: Callable[[], float] = time.monotonic
 
-def _one_process(section, state, deadline, quick, case_seconds, update, module, clock) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        lines, output = Path(folder, "lines"), Path(folder, "output")
-        lines.touch()
-        left = deadline - clock()
-        command = [sys.executable, "-m", module, section, str(lines), "--seconds", f"{left:.1f}"]
-        command += ["--quick"] * quick + state["not_run"]
-        with output.open("wb") as out:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        current, read, last_line, why = None, 0, clock(), None
+    def run(self, part: Part, limit: float) -> None:
+        """Measure the cases of a part that have not completed, those that failed before at the end.
+
+        A process that crashes or writes nothing for too long fails its current case alone: another process continues
+        with the next one.
+        """
+        begun = self.clock()
+        deadline = begun + limit
+        state = self.record.part(part.name)
+        failed_before = list(state.errors)
+        state.errors.clear()
+        skip = [*state.done, *(key for key in failed_before if key != "start")]
+        why = self._processes(part, deadline, skip, limit)
+        if why is None and len(skip) > len(state.done):  # those that failed in an earlier run
+            why = self._processes(part, deadline, list(state.done), limit)
+        ended = "out of time" if why == "time" else "done" if state.complete else "failed"
+        self.record.append(part=part.name, ended=ended, seconds=round(self.clock() - begun, 1))
+        self.record.read()
+
+    def _processes(self, part: Part, deadline: float, skip: list[str], limit: float) -> str | None:
+        """Start processes until no case is left; return "time" if it ran out, "stuck" if none starts a case."""
+        state = self.record.part(part.name)
         while True:
-            ended = process.poll() is not None
-            complete = lines.read_text().splitlines(keepends=True)
-            for line in (new for new in complete[read:] if new.endswith("\n")):
-                read, last_line = read + 1, clock()
-                current = _take(json.loads(line), state, current)
-                update(state)
-            if ended:
-                why = None if process.returncode == 0 else f"process ended with {process.returncode}"
-                break
-            now = clock()
-            if now > deadline or now - last_line > case_seconds:
-                why = "the time of the section is over" if now > deadline else f"no line for {case_seconds:.0f} s"
+            left = deadline - self.clock()
+            if left <= 0:
+                return "time"
+            known = len(state.done) + len(state.errors)
+            leave_out = list(dict.fromkeys([*skip, *state.done, *state.errors]))
+            self._one_process(part, deadline, [key for key in leave_out if key != "start"], limit)
+            if not [key for key in state.pending() if key not in skip] and "start" not in state.errors:
+                return None
+            if len(state.done) + len(state.errors) == known or "start" in state.errors:
+                return "time" if self.clock() >= deadline else "stuck"
+
+    def _one_process(self, part: Part, deadline: float, skip: list[str], limit: float) -> None:
+        state, log = self.record.part(part.name), self.console.size()
+        process = self.start(part, deadline - self.clock(), skip, self.console.file)
+        heard = self.clock()
+        try:
+            while True:
+                ended = process.poll() is not None
+                for line in self.record.read():
+                    heard = self.clock()
+                    for row in line.get("lines", ()):
+                        self.console.say(row)
+                if ended:
+                    why = None if process.returncode == 0 else f"its process ended with {process.returncode}"
+                    break
+                now = self.clock()
+                if now > deadline or now - heard > SILENCE * limit:
+                    why = "no time left" if now > deadline else f"no result for {SILENCE * limit:.0f} s"
+                    kill(process)
+                    break
+                time.sleep(POLL)
+        finally:
+            if process.poll() is None:
                 kill(process)
-                break
-            time.sleep(POLL)
-        if why:
-            tail = output.read_text(errors="replace")[-TAIL:]
-            state["errors"].setdefault(current or "start", f"{why}\n{tail}".strip())
+        self.record.close_last_line()
+        self.record.read()
+        if why and (state.current is not None or not state.complete and process.returncode != LOST):
+            key = state.current or "start"
+            self.record.append(part=part.name, key=key, error=f"{why}\n{self.console.tail(log)}".strip())
+            self.record.read()
 
 
-def _take(line: dict, state: dict, current: str | None) -> str | None:
-    """Enter a line of the process into the state; return its case after that line."""
-    if "begin" in line:
-        state["not_run"].remove(line["begin"])
-        return line["begin"]
-    if "result" in line:
-        state["results"][line["key"]] = line["result"]
-        return current
-    if "error" in line:
-        state["errors"][line["key"]] = line["error"]
-    return None
+LOST = 3  # exit status of a worker whose GPU became unusable, after it has written the error
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: Process) -> None:
     """Kill a process that leads a session, with all its children."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     process.wait()
-
-
-def run_here(measure: Callable, keys: list[str], file: Path, seconds: float, quick: bool) -> int:
-    """Measure cases in this process; return the exit status, 3 if the GPU became unusable."""
-    from .loss import is_fatal
-
-    deadline = time.monotonic() + seconds
-    with file.open("a") as lines:
-
-        def write(**line) -> None:
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
-
-        for key in keys:
-            if time.monotonic() > deadline:
-                break
-            write(begin=key)
-            try:
-                measure(key, lambda result, key=key: write(key=key, result=result), deadline, quick)
-                write(done=key)
-            except Exception as error:
-                write(key=key, error=traceback.format_exc()[-TAIL:])
-                if is_fatal(error):
-                    return 3
-    return 0
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=SECTIONS)
-    parser.add_argument("file", type=Path, help="lines of JSON are appended to this file")
-    parser.add_argument("keys", nargs="+", metavar="KEY", help="name of a case")
-    parser.add_argument("--seconds", type=float, required=True, help="no case starts after so many seconds")
-    parser.add_argument("--quick", action="store_true", help="measure for a shorter time")
-    arguments = parser.parse_args()
-    measure = import_module(SECTIONS[arguments.section]).measure
-    sys.exit(run_here(measure, arguments.keys, arguments.file, arguments.seconds, arguments.quick))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +11,13 @@ from oekd_fast.kernels.common.launch import Launch
 from oekd_fast.kernels.ensemble_kd.launch import Problem, loss_launch
 from oekd_fast.kernels.ensemble_kd.plan import WARP, Plan, plan_ensemble_kd, streamed_plan
 
-from ..gpu_timing import in_turn
 from ..model.roofline import ITEMSIZES
 from ..ops.ensemble_kd import CE_WEIGHT, KD_WEIGHT, STUDENTS, TEMPERATURE
-from .loss import is_fatal, parse
+from .context import Context
+from .loss import parse
 
 SIZES = ((8192, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
+TINY = "1x200 float32"
 AT_A_TIME = 6  # plans that are timed in turn with the chosen plan
 
 
@@ -35,8 +35,8 @@ class Candidate:
         return f"{tile} warps {p.warps} x{p.programs_per_sm} lag {self.lag:g}"
 
 
-def keys(quick: bool = False) -> list[str]:
-    return [f"{r}x{c} {dtype}" for dtype in ITEMSIZES for r, c in (SIZES[::2] if quick else SIZES)]
+def keys(argument: str, tiny: bool) -> list[str]:
+    return [TINY] if tiny else [f"{r}x{c} {dtype}" for dtype in ITEMSIZES for r, c in SIZES]
 
 
 def candidates(students: int, classes: int, itemsize: int) -> list[Candidate]:
@@ -83,11 +83,13 @@ def make_problem(rows: int, classes: int, dtype: torch.dtype, device: str) -> tu
     return problem, [torch.empty_like(z) for z in logits]
 
 
-def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool, device: str = "cuda") -> None:
+def measure(key: str, context: Context) -> Iterator[dict]:
     """Time every plan of a size against the chosen one; plans that fail or give another loss are left out."""
     rows, classes, dtype = parse(key)
-    problem, grads = make_problem(rows, classes, dtype, device)
+    device = context.device
+    problem, grads = make_problem(rows, classes, dtype, device.name)
     base, *others = candidates(STUDENTS, classes, dtype.itemsize)
+    others = others[:1] if device.tiny else others
     right, base_launch = launch_of(base, problem, grads)
     base_launch.run(problem.device)
     result = {
@@ -102,8 +104,8 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
     for first in range(0, len(others), AT_A_TIME):
         calls = {base.name: lambda: base_launch.run(problem.device)}
         for candidate in others[first : first + AT_A_TIME]:
-            if time.monotonic() > deadline:
-                result["skipped"][candidate.name] = "no time left in the section"
+            if context.left() < 0:
+                result["skipped"][candidate.name] = "no time left"
                 continue
             try:
                 loss, launch = launch_of(candidate, problem, grads)
@@ -112,11 +114,17 @@ def measure(key: str, emit: Callable[[dict], None], deadline: float, quick: bool
                     raise ArithmeticError(f"loss {loss.item()}, expected {right.item()}")
                 calls[candidate.name] = lambda launch=launch: launch.run(problem.device)
             except Exception as error:
-                if is_fatal(error):
+                if device.lost(error):
                     raise
                 result["skipped"][candidate.name] = f"{type(error).__name__}: {error}"[:300]
-        timings = in_turn(calls, 0.1 if quick else 0.25)
+        timings = device.time(calls, 0.25)
         for name, timing in timings.items():
             result["device_ms"].setdefault(name, timing.as_dict())
             result["relative"].setdefault(name, round(timing.median / timings[base.name].median, 4))
-        emit(result)
+    yield result
+
+
+def lines(key: str, result: dict) -> Iterator[str]:
+    yield f"plans {key}: chosen {result['heuristic']}"
+    for name, factor in sorted(result["relative"].items(), key=lambda item: item[1])[:3]:
+        yield f"  {factor:.3f} {name}"

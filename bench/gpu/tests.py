@@ -13,14 +13,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .context import Context
 from .runner import kill
 
-ROOT = Path(__file__).resolve().parents[2]  # of the tests
-PLUGINS = str(ROOT)  # folder that holds bench.gpu.shard
+ROOT = Path(__file__).resolve().parents[2]  # of the tests, and of bench.gpu.shard
+DRY_RUN = """
+import pytest
+pytestmark = pytest.mark.gpu
+def test_first(): pass
+def test_second(): pass
+"""
 TAIL = 6000  # characters of a file's output in the report, if something failed
 SHARDS = min(8, max(1, (os.cpu_count() or 2) // 2))
 LINE = re.compile(r"^(\S+\.py(?:::.*?)?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
@@ -48,6 +54,7 @@ def run_file(name: str, seconds: float, shards: int = SHARDS) -> dict:
     merged["seconds"] = max(part["seconds"] for part in parts)
     for what in ("failures", "messages", "unfinished"):
         merged[what] = [entry for part in parts for entry in part.get(what, ())]
+    merged["right"] = not (merged["failures"] or merged["unfinished"])
     merged["output_tails"] = [part["output_tail"] for part in parts if "output_tail" in part]
     return merged
 
@@ -59,8 +66,9 @@ def run_shard(name: str, seconds: float, shard: str) -> dict:
     command += ["-o", f"faulthandler_timeout={max(20, int(seconds) - 5)}"]
     environment = {
         **os.environ,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # none is needed, whatever is installed
         "GPU_SHARD": shard,
-        "PYTHONPATH": os.pathsep.join((PLUGINS, os.environ.get("PYTHONPATH", ""))),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))),
     }
     start = time.monotonic()
     with tempfile.TemporaryFile() as out:
@@ -95,16 +103,25 @@ def parse(output: str) -> dict:
     return result
 
 
-def run_all(seconds: float, update: Callable[[dict], object] = lambda results: None) -> dict:
-    """Run all files within `seconds`; `update` is called with the results by file after each of them."""
-    deadline = time.monotonic() + seconds
-    results: dict = {}
-    for name in files():
-        left = deadline - time.monotonic()
-        limit = left if name == files()[-1] else 0.75 * left  # so that a file which hangs leaves time for the next
-        results[name] = run_file(name, limit) if left > 5 else {"ended": "not run: no time left", "counts": {}}
-        update(results)
-    total: Counter = Counter()
-    for result in results.values():
-        total.update(result["counts"])
-    return {"counts": dict(total), "files": results}
+def keys(argument: str, tiny: bool) -> list[str]:
+    return ["dry run"] if tiny else files()
+
+
+def measure(key: str, context: Context) -> Iterator[dict]:
+    """Yield the outcomes of a file; in a dry run, of a file with two tests that need no GPU."""
+    if context.device.tiny:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "test_dry_run.py")
+            file.write_text(DRY_RUN)
+            yield run_file(str(file), 60.0, shards=2)
+    else:
+        left = context.left()
+        # So that a file which hangs leaves time for the next.
+        yield run_file(key, left if key == files()[-1] else 0.75 * left)
+
+
+def lines(key: str, result: dict) -> Iterator[str]:
+    counts = ", ".join(f"{count} {name}" for name, count in result["counts"].items())
+    yield f"{key}: {counts or 'no outcome'}"
+    yield from (f"  {message}" for message in result["messages"])
+    yield from (f"  did not finish: {test}" for test in result["unfinished"])

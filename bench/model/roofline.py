@@ -16,6 +16,7 @@ Nothing is run. Measured times are compared with these bounds.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class Card:
     """A GPU.
 
     Attributes:
+        torch_name: Pattern of the name that torch gives it; other forms of the card have another bandwidth.
         copy_bandwidth: Bytes/s, reads and writes together.
         exp_per_second: Exponentials of all multiprocessors.
         sm_count: Number of multiprocessors.
@@ -42,6 +44,7 @@ class Card:
     """
 
     name: str
+    torch_name: str
     copy_bandwidth: float
     exp_per_second: float
     sm_count: int
@@ -54,19 +57,25 @@ CARDS = {
     card.name: card
     for card in (
         Card(
-            "H200", 4.3e12, 4.2e12, 132, {"bf16": 989e12, "fp32": 494e12},
-            "bandwidth: a device copy, measured (datasheet: 4.8e12); exp: 16 a clock and SM at 1.98 GHz, by datasheet",
+            "H200", r"\bH200$", 4.3e12, 4.2e12, 132, {"bf16": 989e12, "fp32": 494e12},
+            "H200 SXM 141 GB HBM3e. bandwidth: a device copy, measured (datasheet: 4.8e12); exp: 16 a clock and SM at "
+            "1.98 GHz, by datasheet",
         ),
         Card(
-            "H100", 3.35e12, 132 * 16 * 1.98e9, 132, {"bf16": 989e12, "fp32": 494e12},
-            "H100 SXM. bandwidth: datasheet; exp: 16 a clock and SM at 1.98 GHz, by datasheet",
+            "H100", r"\bH100 80GB HBM3", 3.35e12, 132 * 16 * 1.98e9, 132, {"bf16": 989e12, "fp32": 494e12},
+            "H100 SXM 80 GB HBM3. bandwidth: datasheet; exp: 16 a clock and SM at 1.98 GHz, by datasheet",
         ),
         Card(
-            "A100", 2.039e12, 108 * 16 * 1.41e9, 108, {"bf16": 312e12, "fp32": 156e12},
+            "A100", r"\bA100-SXM4-80GB", 2.039e12, 108 * 16 * 1.41e9, 108, {"bf16": 312e12, "fp32": 156e12},
             "A100 SXM 80 GB. bandwidth: datasheet; exp: 16 a clock and SM at 1.41 GHz, by datasheet",
         ),
     )
 }  # fmt: skip
+
+
+def card_named(torch_name: str) -> Card | None:
+    """Return the card of this name as torch gives it, or None for an unknown one."""
+    return next((card for card in CARDS.values() if re.search(card.torch_name, torch_name)), None)
 
 
 @dataclass(frozen=True)

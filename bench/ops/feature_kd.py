@@ -77,11 +77,17 @@ def naive_loss(maps: list[Tensor], teacher: Tensor, weights: list[Tensor], biase
 
 
 def variants(
-    block: Block, batch: int, dtype: torch.dtype, channels_last: bool, device: str = "cuda"
+    block: Block,
+    batch: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    device: str = "cuda",
+    compiled: Callable[[Callable], Callable] = compiled,
 ) -> dict[str, Callable[[], object]]:
     """Return the calls by name, in the order of `VARIANTS`.
 
-    Each computes the loss and the gradients of all students' maps and adapters; adapters are in fp32.
+    Each computes the loss and the gradients of all students' maps and adapters; adapters are in fp32. `compiled`
+    compiles a function.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -130,11 +136,21 @@ def time_on_gpu(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def measure(text: str, batch: int, dtype: torch.dtype, channels_last: bool, rounds: int) -> dict:
     """Time all variants of a block, launched one by one and as a CUDA graph."""
-    block = Block.parse(text)
-    calls = variants(block, batch, dtype, channels_last)
+    calls = variants(Block.parse(text), batch, dtype, channels_last)
     graphs = {name: gpu_timing.captured(call, 1) for name, call in calls.items()}
-    size = block.bytes_moved(batch, dtype)
-    timings, captured = time_on_gpu(calls, rounds), time_on_gpu(graphs, rounds)
+    return result(text, batch, dtype, channels_last, time_on_gpu(calls, rounds), time_on_gpu(graphs, rounds))
+
+
+def result(
+    text: str,
+    batch: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    timings: dict[str, Timing],
+    captured: dict[str, Timing],
+) -> dict:
+    """Return what is written to the file for a block, from its times launched one by one and as a graph."""
+    size = Block.parse(text).bytes_moved(batch, dtype)
     return {
         "block": text,
         "batch": batch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..gpu import report as gpu_report
+from ..gpu import figures, goals
 from .markdown import EMPTY, load, load_all, machine, machines, milliseconds, table
 
 OURS = {"differentiable": "ours, `.backward()`", "value_and_grad": "ours, value and grad"}
@@ -94,7 +94,7 @@ def on_a_gpu(results: Path, pattern: str) -> str:
     heading = ("B x C", "dtype", "GPU", *VARIANTS.values(), "value and grad, GB/s", "of a copy's", *FASTER)
     captions = []
     for report in reports:
-        where, bandwidth = report["environment"], gpu_report.copy_bandwidth(report)
+        where, bandwidth = report["environment"], figures.copy_bandwidth(report["parts"])
         versions = [f"{name} {where.get(name)}" for name in ("torch", "triton", "cuda", "commit")]
         copy = [f"a device copy in the same run: {bandwidth / 1e9:,.0f} GB/s"] if bandwidth else []
         captions.append(", ".join([str(where.get("gpu")), *versions, *copy]))
@@ -106,11 +106,11 @@ def on_a_gpu(results: Path, pattern: str) -> str:
 
 
 def _gpu_rows(report: dict) -> Iterator[tuple[str, ...]]:
-    bandwidth, card = gpu_report.copy_bandwidth(report), report["environment"].get("gpu", "")
-    for r in report.get("sections", {}).get("loss", {}).get("results", {}).values():
+    card = report["environment"].get("gpu", "")
+    for _, r in goals.losses(report["parts"]):
         if not r["device_ms"]:
             continue
-        derived = gpu_report.derive(r, bandwidth, card)
+        derived = r["derived"]
         ours = derived.get("value_and_grad", {})
         speed, share = ours.get("gigabytes_per_second"), ours.get("share_of_copy")
         yield (

@@ -17,6 +17,7 @@ VARIANTS = {
     "ours_eager": "ours, eager",
     "ours_captured": "ours, captured",
     "ours_one_stream": "captured, one stream",
+    "ours_blocks": "captured, compiled blocks",
     "largest_alone": "largest alone",
     "sequential": "each alone in turn",
 }
@@ -75,7 +76,9 @@ def _cpu_rows(results: list[dict]) -> Iterable[Row]:
 
 def _gpu_rows(reports: list[dict]) -> Iterable[Row]:
     for report in reports:
-        results = list(report.get("sections", {}).get("step", {}).get("results", {}).values())
+        results = [
+            result for of_part in report["parts"].values() for result in of_part.values() if "variants" in result
+        ]
         card = report["environment"].get("gpu", "GPU")
         for model, batch in SIZES:
             # bench.gpu compares the curves of one size, and the verdict holds for all sizes.

@@ -11,6 +11,7 @@ from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.flops import family_flops
 from oekd_fast.training.distillation import family_options, label_options
 from oekd_fast.training.engine import Engine
+from oekd_fast.training.graph_capture import Recorder
 from oekd_fast.training.prepare import prepare_family
 
 from .problem import (
@@ -33,6 +34,8 @@ def make_engine(
     *,
     capture: bool,
     executor: str,
+    compile_blocks: bool = False,
+    recorder: Recorder | None = None,
     world: World = ALONE,
     student_ranks: int = 1,
 ) -> Engine:
@@ -54,6 +57,7 @@ def make_engine(
         warmup_epochs=0,
         capture=capture,
         executor=executor,
+        compile_blocks=compile_blocks,
     )
     family = problem.family(members).to(problem.device, memory_format=torch.channels_last)
     grid = None
@@ -68,6 +72,7 @@ def make_engine(
         normalisation=(MEAN, STD),
         augmentation=problem.augmentation,
         steps_per_epoch=problem.batches,
+        recorder=recorder,
         world=world,
         grid=grid,
     )
@@ -80,6 +85,8 @@ class OurStep:
         members: Students to train; None is the whole family.
         capture: Capture the step as one CUDA graph.
         executor: As in TrainConfig; "sequential" on CUDA is one stream.
+        compile_blocks: As in TrainConfig.
+        recorder: Captures the steps; None for CUDA graphs.
         world: Ranks that share the batch; the default process group exists if there are several.
         student_ranks: Ranks that share the students.
     """
@@ -91,12 +98,15 @@ class OurStep:
         *,
         capture: bool = False,
         executor: str = "auto",
+        compile_blocks: bool = False,
+        recorder: Recorder | None = None,
         world: World = ALONE,
         student_ranks: int = 1,
     ) -> None:
         self.engine = make_engine(
-            problem, members, capture=capture, executor=executor, world=world, student_ranks=student_ranks
-        )
+            problem, members, capture=capture, executor=executor, compile_blocks=compile_blocks, recorder=recorder,
+            world=world, student_ranks=student_ranks,
+        )  # fmt: skip
         self.family, self.optimizer = self.engine.ensemble, self.engine.optimizer
         self._batches = DeviceBatches(problem.split(), torch.device(problem.device))
         self._order, self._size = problem.order(), problem.batch_size

@@ -20,13 +20,13 @@ COMMANDS = (
         "bench.model.roofline",
         "bench.model.scale_out",
         "bench.gpu",
-        "bench.gpu.compile",
-        "bench.gpu.runner",
+        "bench.gpu.worker",
+        "bench.gpu.compare",
     ),
     *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.precisions", "bench.step.ranks"),
     *("bench.codegen", "bench.students.widths", "bench.readme.tables", "bench.readme.training"),
 )
-NEED_TRITON = ("bench.gpu.compile", "bench.codegen")  # they change the environment at import
+NEED_TRITON = ("bench.codegen",)  # it changes the environment at import
 
 
 def package_of(file: Path) -> str:

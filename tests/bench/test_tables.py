@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bench.gpu import figures
 from bench.readme import accuracy, loss, steps, tables
 
 MACHINE = {"processor": "a CPU", "threads": 2, "cpu_capability": "AVX2", "torch": "t", "commit": "c"}
@@ -39,9 +40,9 @@ def step_result(batch_size=128, **more):
 
 
 def gpu_report(**results):
-    sections = {name: {"results": {str(i): r for i, r in enumerate(found)}} for name, found in results.items()}
+    parts = {name: {f"{name} {i}": r for i, r in enumerate(found)} for name, found in results.items()}
     where = {"gpu": "NVIDIA H200", "torch": "t", "triton": "r", "cuda": "c", "commit": "abc"}
-    return {"environment": where, "sections": sections}
+    return {"environment": where, "parts": parts}
 
 
 # -- pages
@@ -103,6 +104,7 @@ def test_the_loss_on_a_gpu(tmp_path):
     measured = {"value_and_grad": {"median": 2.0}, "differentiable": {"median": 3.0}, "eager": {"median": 4.0}}
     result = {"rows": 8192, "classes": 1000, "dtype": "float32", "device_ms": measured}
     copy = {"bytes": 4 * 10**9, "gigabytes_per_second": 4000.0}
+    result["derived"] = figures.derive(result, 4e12, "NVIDIA H200")
     write(tmp_path, "gpu_x.json", gpu_report(copy=[copy], loss=[result, {**result, "device_ms": {}}]))
     table = loss.on_a_gpu(tmp_path, "gpu_*.json")
     assert cells(table)[:7] == ["8192 x 1000", "float32", "NVIDIA H200", "4", "-", "3", "2"]

@@ -222,7 +222,7 @@ def test_launches(size):
         (forward_and_backward, 2),
     ):
         call()
-        names = kernels_of(call)
+        names = [kernel.name for kernel in kernels_of(call)]
         assert len(names) == launches, names
 
 

@@ -1,101 +1,157 @@
-"""The report of bench.gpu: it is always complete, and a failing section does not end the run."""
+"""The command of bench.gpu: plan, order, time limits, signals, and runs that continue another."""
 
 import json
+import os
+import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from bench.gpu import command as gpu_command
-from bench.gpu import compile_process
+from bench.gpu import command
 from bench.gpu import environment as gpu_environment
-from bench.gpu import report as gpu_report
+from bench.gpu.parts import PARTS, Part, limit, named, planned
+from bench.gpu.record import Record
 
-from .conftest import measured_loss
+from .conftest import start_here
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def test_a_failing_section_is_recorded_and_the_file_is_complete(tmp_path):
-    report = gpu_command.Report(tmp_path / "deep" / "out.json", {"gpu": "none"})
-    gpu_command.guarded(report, "good", 5.0, lambda seconds: {"results": {"seconds": seconds}})
-    on_disk = json.loads(report.path.read_text())
-    assert on_disk["sections"]["good"]["results"] == {"seconds": 5.0}
-    gpu_command.guarded(report, "bad", 5.0, lambda seconds: 1 / 0)
-    gpu_command.guarded(report, "late", 0.0, lambda seconds: {"results": {}})
-    on_disk = json.loads(report.path.read_text())["sections"]
-    assert "ZeroDivisionError" in on_disk["bad"]["errors"]["section"]
-    assert "no time left" in on_disk["late"]["errors"]["section"]
-    assert list(on_disk) == ["good", "bad", "late"] and [p.name for p in report.path.parent.iterdir()] == ["out.json"]
+A, B, C = Part("a", (), 10, 1), Part("b", (), 20, 1), Part("c", (), 30, 2)
+ENVIRONMENT = Part("environment", ("environment",), 1, 1)
 
 
-def test_a_run_goes_through_all_sections(tmp_path, monkeypatch, no_gpu):
-    result = measured_loss()[-1]
-
-    def run_cases(section, keys, seconds, *, quick, case_seconds, update):
-        if section == "sweep":
-            raise OSError("no process")
-        state = {"results": {}, "errors": {}, "not_run": []}
-        if section == "loss":
-            state = {"results": {"8x30 float32": result}, "errors": {"x": "Oh\nno"}, "not_run": ["y"]}
-        update(state)
-        return state
-
-    class CompileProcess:
-        def __init__(self, folder):
-            pass
-
-        def wait_for_tests(self, seconds):
-            return {"kernels": 1}
-
-        wait = wait_for_tests
-
-        def stop(self):
-            pass
-
-    one = {"ended": "exit status 1", "counts": {"failed": 1}, "messages": ["a.py::b - Oh"], "unfinished": ["a.py::c"]}
-    of_tests = {"counts": {"passed": 3}, "files": {"a.py": one}}
-    monkeypatch.setattr(gpu_command, "run_cases", run_cases)
-    monkeypatch.setattr(gpu_command, "CompileProcess", CompileProcess)
-    monkeypatch.setattr(gpu_command, "run_all", lambda seconds, update: update({}) or of_tests)
-    report = gpu_command.Report(tmp_path / "out.json", gpu_environment.environment() | {"gpu": "NVIDIA H200"})
-    gpu_command.run_suite(report, quick=False)
-    written = json.loads(report.path.read_text())
-    assert written["sections"].keys() == {"compile", "tests", "copy", "loss", "sweep", "feature", "step"}
-    assert all("seconds" in section for section in written["sections"].values())
-    assert "no process" in written["sections"]["sweep"]["errors"]["section"]
-    text = "\n".join(gpu_report.lines(written))
-    assert "ERROR loss x: no" in text and "not run, loss: y" in text and "tests: 3 passed" in text
-    assert "a.py::b - Oh" in text and "did not finish: a.py::c" in text
-    assert sum(gpu_command.BUDGETS.values()) <= gpu_command.TOTAL_SECONDS
+def test_a_short_run_is_planned_from_the_first_parts():
+    first = [part for part in PARTS if part.level == 1]
+    assert sum(part.seconds for part in first) == 300 and planned(PARTS, 300) == first
+    assert planned((A, B, C), 45) == [A, B] and planned((B, A), 12) == [A]
+    assert len({part.name for part in PARTS}) == len(PARTS) and list(PARTS) == sorted(PARTS, key=lambda p: p.level)
+    with pytest.raises(ValueError, match="part: expected one of environment, compile, .*, got 'x'"):
+        named("x")
 
 
-def test_the_compile_process_is_watched(tmp_path, monkeypatch):
-    script = 'open(sys.argv[1], "a").write(\'{"kernel": "k", "error": "E"}\\n{"tests": true}\\n\'); time.sleep(100)'
-    (tmp_path / "bench" / "gpu").mkdir(parents=True)
-    (tmp_path / "bench" / "gpu" / "compile.py").write_text(f"import sys, time\n{script}")
-    monkeypatch.setattr(compile_process, "ROOT", tmp_path)
-    compiling = compile_process.CompileProcess(tmp_path)
-    try:
-        state = compiling.wait_for_tests(120.0)
-        assert state == {"kernels": 1, "tests_done": True, "errors": {"k": "E"}}
-        assert compiling.wait(0.1)["errors"] == {"k": "E"}
-        assert compiling.process.poll() is not None
-    finally:
-        compiling.stop()
+def test_a_part_gets_the_time_that_earlier_parts_left():
+    assert limit(A, [A, B], left=30) == 10  # as planned
+    assert limit(A, [B], left=35) == 15  # 5 s were left
+    assert limit(A, [B], left=100) == 20  # at most twice its seconds
+    assert limit(A, [B], left=12) == 10  # the next part gets less
+    assert limit(A, [], left=7) == 7 and limit(A, [], left=4) is None
 
 
-def test_card_and_file_name(monkeypatch):
-    assert gpu_environment.slug("NVIDIA H200 (141 GB)") == "nvidia_h200_141_gb"
-    answer = SimpleNamespace(stdout="NVIDIA H200, 580.1, 143771 MiB, 1980 MHz\n")
+class Worker:
+    """Starts workers that measure nothing and write results of part by part; `fails` do so at first."""
+
+    def __init__(self, folder, fails=()):
+        self.record, self.fails, self.started = Record(folder), list(fails), []
+        self.now, self.card = 0.0, "A card"
+
+    def __call__(self, part, seconds, skip, output):
+        self.started.append((part.name, seconds))
+        self.now += part.seconds
+        say = self.record.append
+        say(part=part.name, keys=["machine"])
+        say(part=part.name, begin="machine")
+        if part.name in self.fails:
+            self.fails.remove(part.name)
+            say(part=part.name, key="machine", error="Oh\nno")
+        else:
+            say(part=part.name, key="machine", result={"gpu": self.card}, lines=[])
+            say(part=part.name, done="machine")
+        return type("Done", (), {"pid": None, "returncode": 0, "poll": lambda self: 0})()
+
+    def clock(self):
+        return self.now
+
+
+PARTS_OF_FOUR = (ENVIRONMENT, A, B, C)
+
+
+def test_failed_parts_run_again_before_the_next_level(tmp_path, capsys):
+    worker = Worker(tmp_path, fails=["a"])
+    status = command.run(tmp_path, 600, PARTS_OF_FOUR, start=worker, clock=worker.clock)
+    assert [name for name, _ in worker.started] == ["environment", "a", "b", "a", "c"] and status == 0
+    printed = capsys.readouterr().out
+    assert "  FAILED machine: Oh" in printed and "-- c (at most 60 of 559 s)" in printed
+
+
+def test_what_is_missing_is_measured_by_the_next_run(tmp_path, capsys):
+    worker = Worker(tmp_path, fails=["b", "b"])
+    assert command.run(tmp_path, 45, PARTS_OF_FOUR, start=worker, clock=worker.clock) == 1
+    printed = capsys.readouterr().out
+    assert "-- b: not run, 14 s" not in printed and "-- c: not run" in printed and "b, machine: failed: no" in printed
+    first = len(worker.started)
+    assert command.run(tmp_path, 600, PARTS_OF_FOUR, start=worker, clock=worker.clock) == 0
+    assert [name for name, _ in worker.started[first:]] == ["environment", "b", "c"]
+    assert json.loads((tmp_path / "report.json").read_text())["errors"] == {}
+
+
+def test_results_of_different_kinds_do_not_share_a_folder(tmp_path, capsys):
+    worker = Worker(tmp_path)
+    assert command.run(tmp_path, 600, [ENVIRONMENT, A], start=worker, clock=worker.clock) == 0
+    with pytest.raises(ValueError, match="--out: expected a folder of its own .* holds results of a measured run"):
+        command.run(tmp_path, 600, [ENVIRONMENT], dry_run=True, start=worker, clock=worker.clock)
+    worker.card = "Another"
+    with pytest.raises(ValueError, match="--out: expected results of Another alone, .* holds results of A card"):
+        command.run(tmp_path, 600, [ENVIRONMENT], start=worker, clock=worker.clock)
+
+
+def test_without_the_environment_nothing_else_runs(tmp_path, capsys):
+    worker = Worker(tmp_path, fails=["environment"])
+    assert command.run(tmp_path, 600, [ENVIRONMENT, A], start=worker, clock=worker.clock) == 1
+    assert [name for name, _ in worker.started] == ["environment"]
+    assert "stopped by the part environment, which all others need" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_signal_ends_the_run_with_its_report(tmp_path, capsys):
+    class Interrupted(Worker):
+        def __call__(self, part, *arguments):
+            if part is B:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(part, *arguments)
+
+    worker = Interrupted(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    assert command.run(tmp_path, 600, PARTS_OF_FOUR, start=worker, clock=worker.clock) == 1
+    assert "stopped by SIGTERM" in capsys.readouterr().out and signal.getsignal(signal.SIGTERM) == before
+    assert json.loads((tmp_path / "report.json").read_text())["parts"].keys() == {"environment", "a"}
+
+
+def test_lines_cut_by_a_crash_are_left_out(tmp_path):
+    record = Record(tmp_path)
+    record.append(part="a", keys=["k"])
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"part": "a", "key')
+    record.close_last_line()
+    record.append(part="a", begin="k")
+    assert record.read() == [{"part": "a", "keys": ["k"]}, {"part": "a", "begin": "k"}] and record.read() == []
+    assert record.part("a").current == "k" and record.part("a").pending() == ["k"]
+
+
+def test_the_environment_needs_a_gpu(tmp_path, rehearsal, monkeypatch):
+    (result,) = gpu_environment.measure("machine", rehearsal)
+    assert "placeholder" in result["gpu"] and "compiled executor" in list(gpu_environment.lines("machine", result))[-1]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status = start_here(tmp_path, dry_run=False)(
+        ENVIRONMENT, 10.0, [], os.open(tmp_path / "log", os.O_CREAT | os.O_RDWR)
+    )
+    record = Record(tmp_path)
+    record.read()
+    assert status.returncode == 0 and "expected a CUDA device" in record.part("environment").errors["machine"]
+
+
+def test_what_nvidia_smi_says(monkeypatch):
+    answer = type("Done", (), {"stdout": "NVIDIA H200, 580.1, 143771 MiB, 1980 MHz\n"})
     monkeypatch.setattr(gpu_environment.subprocess, "run", lambda *args, **kwargs: answer)
     assert gpu_environment.query_card()["nvidia_smi"]["driver_version"] == "580.1"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
-def test_without_a_gpu_the_command_names_the_reason(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench.gpu"])
-    with pytest.raises(SystemExit) as stopped:
-        gpu_command.main()
-    assert stopped.value.code == 2 and "bench.gpu: expected a CUDA device, torch finds none" in capsys.readouterr().err
+def test_the_command_line(monkeypatch, tmp_path, capsys):
+    seen = {}
+    monkeypatch.setattr(command, "run", lambda *arguments: seen.update(a=arguments) or 0)
+    argv = ["bench.gpu", "--out", str(tmp_path), "--minutes", "2", "--parts", "loss", "smoke"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="0"):
+        command.main()
+    assert seen["a"][:2] == (tmp_path, 120.0) and [p.name for p in seen["a"][2]] == ["environment", "smoke", "loss"]
+    monkeypatch.setattr(sys, "argv", [*argv, "x"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "--parts" in capsys.readouterr().err

@@ -1,75 +1,129 @@
-"""The runner: cases which fail, crash or hang, and an unusable GPU, do not end the section."""
+"""The runner: cases which fail, crash or hang, and an unusable GPU, do not end a part."""
 
 import json
-from importlib import import_module
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from bench.gpu import loss as gpu_loss
+from bench.gpu import device as gpu_device
 from bench.gpu import runner as gpu_runner
+from bench.gpu import worker as gpu_worker
+from bench.gpu.parts import Part
+from bench.gpu.record import Record
+from bench.gpu.runner import Console, Runner
 
-CASES = """
+PART = Part("p", ("m",), 100, 1)
+# A worker whose case b fails, c crashes after a result, h hangs after one; with a file "calm", none of them does.
+WORKER = """
 import json, os, sys, time
-lines, keys = open(sys.argv[2], "a"), [a for a in sys.argv[3:] if a[0] in "abcdh" and len(a) == 1]
+folder, skip = sys.argv[1], sys.argv[2:]
+lines = open(folder + "/results.jsonl", "a")
+calm = os.path.exists(folder + "/calm")
 def say(**line):
-    lines.write(json.dumps(line) + "\\n"); lines.flush()
-for key in keys:
+    lines.write(json.dumps({"part": "p", **line}) + "\\n"); lines.flush()
+say(keys=list("abchd"))
+for key in "abchd":
+    if key in skip:
+        continue
     say(begin=key)
-    if key == "b":
+    if key == "b" and not calm:
         say(key=key, error="Oh")
         continue
-    say(key=key, result=key * 2)
-    if key == "c":
-        print("dying"); sys.stdout.flush(); os._exit(9)
-    if key == "h":
+    say(key=key, result={"value": key * 2}, lines=["row " + key])
+    if key == "c" and not calm:
+        print("dying"); sys.stdout.flush(); lines.write('{"part": "p", "ke'); lines.flush(); os._exit(9)
+    if key == "h" and not calm:
         time.sleep(100)
     say(done=key)
 """
 
 
-def test_cases_which_fail_crash_or_hang_do_not_affect_the_others(tmp_path, monkeypatch):
-    (tmp_path / "cases.py").write_text(CASES)
-    monkeypatch.setattr(gpu_runner, "ROOT", tmp_path)
-    seen, now = [], [0.0]
+@pytest.fixture
+def watched(tmp_path):
+    """Return the runner, its record, and the time that it sees, which passes when case h hangs."""
+    now = [0.0]
+    record, console = Record(tmp_path), Console(tmp_path)
+    (tmp_path / "worker.py").write_text(WORKER)
 
-    def update(state):
-        seen.append(len(state["results"]))
-        if "h" in state["results"]:  # which hangs after its result: let the time pass
-            now[0] = 100.0
+    def start(part, seconds, skip, output):
+        command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), *skip]
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
-    state = gpu_runner.run_cases(
-        "loss", list("abchd"), 1000, case_seconds=50, update=update, module="cases", clock=lambda: now[0]
-    )
-    assert state["results"] == {"a": "aa", "c": "cc", "h": "hh", "d": "dd"} and state["not_run"] == []
-    assert state["errors"]["b"] == "Oh" and "no line for 50 s" in state["errors"]["h"]
-    assert "ended with 9" in state["errors"]["c"] and "dying" in state["errors"]["c"]
-    assert seen[-1] == 4 and sorted(seen) == seen
+    def clock():
+        state = record.part("p")
+        if state.current == "h" and "h" in state.results and not (tmp_path / "calm").exists():
+            now[0] += 20.0
+        return now[0]
 
-
-def test_a_process_that_does_not_start_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_runner, "ROOT", tmp_path)
-    state = gpu_runner.run_cases("loss", ["a"], 1000, module="not_there")
-    assert state["not_run"] == ["a"] and "not_there" in state["errors"]["start"]
+    return Runner(record, console, start, clock), record
 
 
-def test_an_unusable_gpu_ends_the_process(monkeypatch, tmp_path):
-    def dead():
+def test_cases_which_fail_crash_or_hang_do_not_affect_the_others(watched, tmp_path, capsys):
+    runner, record = watched
+    runner.run(PART, 1000.0)
+    state = record.part("p")
+    assert state.ended == "failed" and state.done == ["a", "d"] and state.pending() == []
+    assert {key: r["value"] for key, r in state.results.items()} == {"a": "aa", "c": "cc", "h": "hh", "d": "dd"}
+    assert state.errors["b"] == "Oh" and "no result for 600 s" in state.errors["h"]
+    assert "ended with 9" in state.errors["c"] and "dying" in state.errors["c"]
+    assert capsys.readouterr().out.split("\n") == ["row a", "row c", "row h", "row d", ""]
+
+    # Again, with the errors mended: completed cases are not measured once more.
+    (tmp_path / "calm").touch()
+    runner.run(PART, 1000.0)
+    assert state.ended == "done" and state.complete and state.errors == {} and state.done == list("adbch")
+    assert "aa" not in capsys.readouterr().out
+    read_anew = Record(tmp_path)
+    read_anew.read()
+    assert read_anew.part("p") == state
+
+
+def test_a_part_ends_with_its_time(watched):
+    runner, record = watched
+    runner.clock = iter([0.0, 0.0, *[1e6] * 1000]).__next__
+    runner.run(PART, 10.0)
+    assert record.part("p").ended == "out of time" and not record.part("p").complete
+
+
+def test_a_worker_that_does_not_start_is_an_error(tmp_path):
+    def start(part, seconds, skip, output):
+        return subprocess.Popen([sys.executable, "-m", "not_there"], stdout=output, stderr=subprocess.STDOUT)
+
+    record = Record(tmp_path)
+    Runner(record, Console(tmp_path), start).run(PART, 1000.0)
+    assert "not_there" in record.part("p").errors["start"] and record.part("p").ended == "failed"
+
+
+def test_the_command_of_a_worker(tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.setattr(gpu_runner.subprocess, "Popen", lambda command, **options: started.update(options, c=command))
+    gpu_runner.start_worker(tmp_path, dry_run=True)(PART, 9.0, ["x y"], 1)
+    options = [str(tmp_path), "p", "--seconds", "9.0", "--dry-run", "--skip", "x y"]
+    assert started["c"][2:] == ["bench.gpu.worker", *options] and started["env"]["TRITON_INTERPRET"] == "1"
+    gpu_runner.start_worker(tmp_path, dry_run=False)(PART, 9.0, [], 1)
+    assert "--dry-run" not in started["c"] and started["start_new_session"]
+
+
+def test_an_unusable_gpu_ends_the_worker(monkeypatch, tmp_path):
+    def dead(*arguments):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    assert not gpu_loss.is_fatal(ValueError("no"))
-    assert not gpu_loss.is_fatal(torch.cuda.OutOfMemoryError("CUDA error: out of memory"))
+    cuda = gpu_device.Cuda()
+    assert not cuda.lost(ValueError("no")) and not cuda.lost(torch.cuda.OutOfMemoryError("CUDA error: out of memory"))
     monkeypatch.setattr(torch.cuda, "synchronize", dead)
-    file = tmp_path / "lines"
-    status = gpu_runner.run_here(lambda *arguments: dead(), ["a", "b"], file, 100, False)
-    assert status == 3
-    begun, error = map(json.loads, file.read_text().splitlines())
-    assert begun == {"begin": "a"} and "illegal" in error["error"]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    copy = Part("copies", ("copy",), 1, 1)
+    monkeypatch.setattr("bench.gpu.copy.measure", dead)
+    assert gpu_worker.run(copy, tmp_path, 100.0, [], dry_run=False) == gpu_runner.LOST
+    keys, begun, error = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert keys["keys"] == ["copy 2 GB", "copy 256 MB"] and begun["begin"] == "copy 2 GB"
+    assert "illegal" in error["error"]
 
 
-@pytest.mark.parametrize("section", gpu_runner.SECTIONS)
-def test_every_section_has_cases(section):
-    if section == "sweep":
-        pytest.importorskip("triton", reason="the plans are of Triton kernels")
-    module = import_module(gpu_runner.SECTIONS[section])
-    assert module.keys() and set(module.keys(True)) <= set(module.keys()) and callable(module.measure)
+def test_long_lines_of_a_table_are_wrapped():
+    rows = gpu_worker.wrapped("  " + "word " * 30)
+    assert len(rows) == 3 and all(len(row) <= 80 for row in rows)
+    assert rows[0].startswith("    word") and rows[1].startswith("        word")
+    assert gpu_worker.wrapped("a   b") == ["  a   b"]
