@@ -5,12 +5,13 @@ Packages, each of which imports only those above it:
     measure, gpu_timing, result_file    wall time and device time of calls in turn; the files of results
     ops        one op a file: its sizes, inputs and variants; timed in turn, or by pytest-benchmark
     step       a whole training step of a family
+    operations device operations of a training step, counted without a GPU
     model      lower bounds by bytes, arithmetic and launches; nothing is run
     gpu        what needs a GPU, the most important first, in a few minutes
     codegen    registers, spills and memory accesses of the compiled kernels; no GPU is needed
     readme     the tables of README.md and docs/
 
 Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.step`, `bench.step.direct_convs`,
-`bench.step.openmp_waiting`, `bench.step.ranks`, `bench.model.roofline`, `bench.gpu`, `bench.gpu.compare`,
-`bench.codegen`, `bench.readme.tables`, `bench.readme.training`.
+`bench.step.openmp_waiting`, `bench.step.ranks`, `bench.operations`, `bench.model.roofline`, `bench.gpu`,
+`bench.gpu.compare`, `bench.codegen`, `bench.readme.tables`, `bench.readme.training`.
 """

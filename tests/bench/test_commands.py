@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # From the bottom up; a package imports only packages before it.
-ORDER = ("measure", "gpu_timing", "result_file", "ops", "step", "model", "gpu", "codegen", "students", "readme")
+ORDER = (
+    "measure",
+    "gpu_timing",
+    "result_file",
+    "ops",
+    "step",
+    "operations",
+    "model",
+    "gpu",
+    "codegen",
+    "students",
+    "readme",
+)
 COMMANDS = (
     *(f"bench.ops.{op}" for op in ("autograd_floor", "direct_conv", "ensemble_kd", "ensemble_kd_shapes", "feature_kd")),
     "bench.ops.norm_relu",
