@@ -3,7 +3,7 @@
 A case is a kind, a model and a batch size. Kinds are
 
     step        eager PyTorch and ours: eager, captured, on one stream; the largest student alone
-    blocks      ours captured, and with compiled blocks
+    options     ours captured: as it is, without padded channels, with compiled blocks
     compiled    torch.compile, beside eager PyTorch and ours
     published   the published form, NCHW, and the students alone in turn, beside ours
     curves      the loss curves of all variants
@@ -26,11 +26,11 @@ from .profile import busy, by_name, short
 
 KINDS = {
     "step": ("eager", "ours_eager", "ours_captured", "ours_one_stream", "largest_alone"),
-    "blocks": ("ours_captured", "ours_blocks"),
+    "options": ("ours_captured", "ours_unpadded", "ours_blocks"),
     "compiled": ("eager", "compiled", "ours_captured"),
     "published": ("published", "eager_nchw", "ours_captured", "sequential"),
 }
-PROFILED = ("ours_captured", "ours_blocks", "ours_one_stream", "compiled", "largest_alone")
+PROFILED = ("ours_captured", "ours_unpadded", "ours_blocks", "ours_one_stream", "compiled", "largest_alone")
 ROWS = 10  # kernels in the printed table
 CURVE_STUDENTS = 3  # fewer than 5, since 200 steps of all variants take long
 
@@ -87,7 +87,7 @@ def curves(problem: StepProblem, device: Device) -> Iterator[dict]:
     if device.tiny:
         yield agreed(problem, ["ours_eager"], 1)
         return
-    family = [name for name in VARIANTS if name not in (*ALONE, "compiled", "ours_blocks")]
+    family = [name for name in VARIANTS if name not in (*ALONE, "compiled", "ours_blocks", "ours_unpadded")]
     fewer = replace(problem, num_students=CURVE_STUDENTS)
     yield agreed(fewer, family, FIRST)
     yield agreed(fewer, family, STEPS)

@@ -17,6 +17,7 @@ VARIANTS = {
     "ours_eager": "ours, eager",
     "ours_captured": "ours, captured",
     "ours_one_stream": "captured, one stream",
+    "ours_unpadded": "captured, unpadded",
     "ours_blocks": "captured, compiled blocks",
     "largest_alone": "largest alone",
     "sequential": "each alone in turn",

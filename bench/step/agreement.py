@@ -27,6 +27,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from oekd_fast.training.channel_padding import sliced_state, unpadded_shapes
+
 from .problem import Step, StepProblem
 from .published import PublishedStep
 from .variants import VARIANTS
@@ -151,8 +153,10 @@ def watched_run(step: Step, reference: PublishedStep, steps: int) -> Run:
 def take_over(reference: PublishedStep, step: Step, number: int) -> None:
     """Give `reference` the state that `step` has before its step `number`."""
     reference.family.load_state_dict(step.family.state_dict())
+    shapes = unpadded_shapes(step.family)
     for ours, theirs in zip(reference.family.parameters(), step.family.parameters(), strict=True):
-        momentum = step.optimizer.state[theirs].get("momentum_buffer")
+        state = sliced_state(step.optimizer.state[theirs], theirs.shape, shapes.get(theirs, theirs.shape))
+        momentum = state.get("momentum_buffer")
         reference.optimizer.state[ours]["momentum_buffer"] = (
             torch.zeros_like(ours) if momentum is None else momentum.to(ours.dtype)
         )
@@ -160,8 +164,9 @@ def take_over(reference: PublishedStep, step: Step, number: int) -> None:
 
 
 def weights(step: Step) -> Tensor:
-    """Return all parameters, concatenated, in fp64."""
-    return torch.cat([parameter.detach().double().flatten() for parameter in step.family.parameters()])
+    """Return all parameters without the padding of their channels, concatenated, in fp64."""
+    state = step.family.state_dict()
+    return torch.cat([state[name].double().flatten() for name, _ in step.family.named_parameters()])
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from oekd_fast.config.train_config import TrainConfig
@@ -34,12 +36,12 @@ def make_engine(
     *,
     capture: bool,
     executor: str,
-    compile_blocks: bool = False,
     recorder: Recorder | None = None,
     world: World = ALONE,
     student_ranks: int = 1,
+    **options: Any,
 ) -> Engine:
-    """Build the engine of this rank of `world`, with a constant learning rate."""
+    """Build the engine of this rank of `world`, with a constant learning rate; `options` are of TrainConfig."""
     config = TrainConfig(
         model=problem.model,
         num_students=problem.num_students,
@@ -57,7 +59,7 @@ def make_engine(
         warmup_epochs=0,
         capture=capture,
         executor=executor,
-        compile_blocks=compile_blocks,
+        **options,
     )
     family = problem.family(members).to(problem.device, memory_format=torch.channels_last)
     grid = None
@@ -85,10 +87,10 @@ class OurStep:
         members: Students to train; None is the whole family.
         capture: Capture the step as one CUDA graph.
         executor: As in TrainConfig; "sequential" on CUDA is one stream.
-        compile_blocks: As in TrainConfig.
         recorder: Captures the steps; None for CUDA graphs.
         world: Ranks that share the batch; the default process group exists if there are several.
         student_ranks: Ranks that share the students.
+        options: Other options of TrainConfig.
     """
 
     def __init__(
@@ -98,14 +100,14 @@ class OurStep:
         *,
         capture: bool = False,
         executor: str = "auto",
-        compile_blocks: bool = False,
         recorder: Recorder | None = None,
         world: World = ALONE,
         student_ranks: int = 1,
+        **options: Any,
     ) -> None:
         self.engine = make_engine(
-            problem, members, capture=capture, executor=executor, compile_blocks=compile_blocks, recorder=recorder,
-            world=world, student_ranks=student_ranks,
+            problem, members, capture=capture, executor=executor, recorder=recorder, world=world,
+            student_ranks=student_ranks, **options,
         )  # fmt: skip
         self.family, self.optimizer = self.engine.ensemble, self.engine.optimizer
         self._batches = DeviceBatches(problem.split(), torch.device(problem.device))

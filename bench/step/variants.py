@@ -22,6 +22,7 @@ OTHER_TRAINING = "trains students alone, which no family can be compared with"
 CAPTURED: dict[str, Callable[..., OurStep]] = {
     "ours_captured": partial(OurStep, capture=True, executor="parallel"),
     "ours_one_stream": partial(OurStep, capture=True, executor="sequential"),
+    "ours_unpadded": partial(OurStep, capture=True, executor="parallel", pad_channels="off"),
     "ours_blocks": partial(OurStep, capture=True, executor="parallel", compile_blocks=True),
 }
 VARIANTS: dict[str, Callable[[StepProblem], Step | AloneInTurn]] = {

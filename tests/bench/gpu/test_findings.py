@@ -55,7 +55,7 @@ def test_good_results_leave_nothing_to_look_at():
         (one_step(GOOD, reasons={"ours_blocks": "OutOfMemoryError"}), "ours_blocks was not measured: OutOfMemory"),
         (
             one_step(GOOD, {"ours_captured": profile([["conv", 1, 80.0], ["nchwToNhwcKernel<x>", 9, 20.0]])}),
-            "pad channels or convert layouts take 20 % of the kernels' time. Channels stored as multiples of 8",
+            "pad channels or convert layouts take 20 % of the kernels' time. Stored as multiples of 8",
         ),
         (
             one_step(GOOD, {"ours_captured": profile([["conv", 1, 80.0], ["direct_copy_kernel_cuda", 9, 20.0]])}),
@@ -66,6 +66,7 @@ def test_good_results_leave_nothing_to_look_at():
             "no kernel runs in 40 % of the step (500 kernels). Fewer and larger launches",
         ),
         (one_step(GOOD | {"ours_blocks": 8.0}), "compiled blocks are 1.25x faster: use --compile-blocks."),
+        (one_step(GOOD | {"ours_unpadded": 8.0}), "without padded channels a step is 1.25x faster"),
         (one_step(GOOD | {"ours_one_stream": 10.1}), "several streams gain 1.01x over one"),
         (
             one_step(GOOD | {"largest_alone": 5.0}, {"ours_captured": profile([["wgrad", 4, 60.0], ["b", 1, 40.0]])}),
