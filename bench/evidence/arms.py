@@ -1,0 +1,115 @@
+"""The arms of the comparison: options of a training, and what they are expected to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oekd_fast.config.train_config import TrainConfig
+
+RAMP = 0.2  # share of the epochs over which the weight of the distillation term rises
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training that is compared with others.
+
+    Args:
+        hypothesis: what it is expected to do, written before the first run.
+        fields: options that differ from `COMMON`.
+        ramped: whether the weight of the distillation term rises in the first fifth of the epochs.
+        alone: whether each student is trained alone as well, with the same options.
+    """
+
+    hypothesis: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    ramped: bool = True
+    alone: bool = False
+
+
+COMMON = {
+    "model": "resnet20",
+    "num_students": 5,
+    "schedule": "cosine",
+    "learning_rate": 0.1,
+    "batch_size": 128,
+    "weight_decay": 5e-4,
+    "ce_weight": 1.0,
+    "feature_weight": 0.0,
+    "latency": "off",
+}
+# Student 1 learns little, from weaker students, and student 5, which underfits, half as much as the others.
+_STRENGTHS = (0.3, 1.0, 1.0, 1.0, 0.5)
+
+ARMS: dict[str, Arm] = {
+    "independent": Arm(
+        "Sharing the base changes no student by more than 0.3 points.", {"objective": "independent"}, False, True
+    ),
+    "independent_wd1e-4": Arm(
+        "A weight decay of 1e-4 is worse than 5e-4 for students 1 to 3, and better for student 5.",
+        {"objective": "independent", "weight_decay": 1e-4}, False, True,
+    ),
+    "independent_wd1e-3": Arm(
+        "A weight decay of 1e-3 is worse than 5e-4 for students 3 to 5.",
+        {"objective": "independent", "weight_decay": 1e-3}, False, True,
+    ),
+    "independent_smoothing": Arm(
+        "Label smoothing of 0.1 changes no student by more than 0.5 points.",
+        {"objective": "independent", "label_smoothing": 0.1}, False, True,
+    ),
+    "paper": Arm(
+        "The paper's weights leave student 1 as it is alone and gain up to 1 point for student 5.",
+        {"ce_weight": 0.7, "kd_weight": 0.15, "feature_weight": 0.15, "temperature": 2.0}, False,
+    ),
+    "feature": Arm(
+        "The term of feature maps alone costs students 1 to 3 two points, through the shared base.",
+        {"kd_weight": 0.0, "feature_weight": 0.15}, False,
+    ),
+    "feature_small": Arm(
+        "A tenth of the weight of the term of feature maps costs nothing.",
+        {"kd_weight": 0.0, "feature_weight": 0.015}, False,
+    ),
+    "paper_own_base": Arm(
+        "The paper's weights with a base that learns from student 1 alone cost student 1 nothing.",
+        {"ce_weight": 0.7, "kd_weight": 0.15, "feature_weight": 0.15, "temperature": 2.0,
+         "base_gradients": "pseudo_teacher"}, False,
+    ),
+    "one": Arm(
+        "A gate that learns from the labels gains 0.5 to 1.3 points for student 1 and up to 1.5 for student 5.",
+        {"objective": "one"},
+    ),
+    "mean_logits": Arm(
+        "The mean of all logits as target, at the weight of other methods, gains up to 1 point for student 1.",
+        {"kd_weight": 1.0, "temperature": 3.0},
+    ),
+    "average": Arm(
+        "Averaged copies of equal and wider students teach: 0.3 to 1.2 points for student 1, 0.5 to 1.5 for student 5.",
+        {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "equal_or_wider", "learn_from_average": True,
+         "ema_decay": 0.99},
+    ),
+    "wider": Arm(
+        "Wider students teach, and all others teach student 1 a little: 0.3 to 1 point for student 1, up to 2 for 5.",
+        {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "wider", "kd_strengths": _STRENGTHS},
+    ),
+    "wider_untaught": Arm(
+        "As wider, with student 1 untaught: student 1 as in independent, the others as in wider.",
+        {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "wider", "kd_strengths": (0.0, *_STRENGTHS[1:])},
+    ),
+    "dml": Arm(
+        "Mutual learning costs or gains half a point for student 1 and gains up to 2 for student 5.",
+        {"objective": "dml", "temperature": 2.0},
+    ),
+    "average_alone": Arm(
+        "Averaged weights alone gain less than half a point, so that they do not explain the gain of average.",
+        {"objective": "independent", "ema_decay": 0.99}, False, True,
+    ),
+}  # fmt: skip
+
+
+def config_of(arm: Arm, dataset: Path, epochs: int, **others: Any) -> TrainConfig:
+    """Return the config of a run of `arm` on the subset in `dataset`; `others` are fields of the run."""
+    ramp = {"kd_schedule": "sigmoid", "ramp_epochs": RAMP * epochs} if arm.ramped else {}
+    fields = {**COMMON, **arm.fields, **ramp, **others}
+    return TrainConfig(dataset=str(dataset), epochs=epochs, baseline=arm.alone, **fields)

@@ -1,0 +1,101 @@
+"""Command line: train the arms that are not finished, seed by seed, or show what is left."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oekd_fast.common.tables import table_of_columns
+from oekd_fast.common.text import print_line
+from oekd_fast.config.train_config import TrainConfig
+from oekd_fast.data import DataError, load_dataset
+from oekd_fast.reproduction import seeds
+from oekd_fast.reproduction.status import columns, statuses, summary_line
+from oekd_fast.runs.console import RunConsole
+from oekd_fast.runs.interrupt import Interrupted
+
+from . import results
+from .arms import ARMS, config_of
+from .subset import is_written, write_subset
+
+PER_CLASS, EPOCHS = 100, 30
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of an arm."""
+
+    arm: str
+    seed: int
+    config: TrainConfig
+
+
+def planned(names: Sequence[str], numbers: Sequence[int], epochs: int, out: Path) -> list[Planned]:
+    """Return the runs in the order in which they are trained: all arms of a seed, then the next seed."""
+    return [
+        Planned(
+            name, seed, config_of(
+                ARMS[name], out / "subset", epochs,
+                seed=seed, output_dir=out / f"{name}-{epochs}" / f"seed-{seed}", resume=True,
+            ),
+        )
+        for seed in numbers for name in names
+    ]  # fmt: skip
+
+
+def train(runs: Sequence[Planned], out: Path, console: RunConsole) -> None:
+    """Train what is not finished, and write ``results.json`` in `out` after each run.
+
+    Raises:
+        Interrupted: a signal arrived; the same call continues.
+    """
+    file = out / "results.json"
+    for run in runs:
+        summary = seeds.run(run.config, console)
+        key = run.arm, run.seed, run.config.epochs
+        before = [entry for entry in results.read(file) if (entry["arm"], entry["seed"], entry["epochs"]) != key]
+        results.write(file, [*before, results.entry(run.arm, run.seed, run.config.run_folder, summary)])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.evidence", description=sys.modules[__package__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--dataset", default="cifar100", help="data set of which the subset is cut")
+    parser.add_argument("--data-dir", type=Path, help="folder with the files of a known data set")
+    parser.add_argument("--per-class", type=int, default=PER_CLASS, help="training images of a class")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the subset, the runs and results.json")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--status", action="store_true", help="show what is finished and left, and exit")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    given, console = parse(arguments), RunConsole()
+    runs = planned(given.arms, given.seeds, given.epochs, given.out)
+    try:
+        if given.status:
+            found = statuses([run.config for run in runs], given.out)
+            table = table_of_columns(columns(found), ("trained",), console.width)
+            if table is not None:
+                console.print(table)
+            print_line(console, summary_line(found))
+            return 0
+        if not is_written(given.out / "subset"):
+            source = load_dataset(given.dataset, data_dir=given.data_dir)
+            write_subset(source.train, source.test, given.per_class, given.out / "subset")
+        train(runs, given.out, console)
+    except Interrupted as stopped:
+        print_line(console, "Stopped; finished work is saved, and the same command continues.")
+        return 128 + (stopped.signal_number or 0)
+    except (DataError, ValueError, OSError) as error:
+        print_line(console, f"error: {error}")
+        return 1
+    return 0

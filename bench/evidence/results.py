@@ -1,0 +1,55 @@
+"""Results of runs: accuracies on the validation images at the last epoch, by which recipes are chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oekd_fast.common.machine import machine
+
+from .. import result_file
+from .arms import ARMS, COMMON
+
+
+def entry(name: str, seed: int, run: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a finished run.
+
+    Returns:
+        ``family`` and ``ensemble``: accuracies in percent on the validation images after the last epoch. ``train``:
+        those on the augmented training images. ``alone``: the accuracy of each student trained alone, [] if none was.
+        ``minutes`` of all phases, and ``machine``.
+    """
+    last = {}
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        last[line["phase"]] = line
+    family = last["ensemble"]
+    alone = [line for phase, line in last.items() if phase.startswith("baseline_")]
+    return {
+        "arm": name,
+        "seed": seed,
+        "epochs": family["epoch"],
+        "family": family["validation"]["accuracy"],
+        "ensemble": family["validation"]["ensemble_accuracy"],
+        "train": family["train"]["accuracy"],
+        "alone": [line["validation"]["accuracy"][0] for line in alone],
+        "minutes": round(summary["seconds"] / 60, 1),
+        "machine": machine(),
+    }
+
+
+def write(file: Path, entries: list[dict[str, Any]]) -> None:
+    """Write the results with the options and the hypothesis of each arm."""
+    names = dict.fromkeys(entry["arm"] for entry in entries)
+    arms = {
+        name: {"hypothesis": ARMS[name].hypothesis, "fields": dict(ARMS[name].fields), "ramped": ARMS[name].ramped}
+        for name in names
+    }
+    what = "accuracy on validation images after the last epoch, percent, on a subset of CIFAR-100"
+    result_file.write(file, {"what": what, "common": COMMON, "arms": arms, "results": entries})
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Return the results in `file`, [] without one."""
+    return json.loads(file.read_text())["results"] if file.exists() else []
