@@ -245,9 +245,12 @@ def common_gradient(mixed_e, per_t, c, label, u, per_label, per_class):
 
 @triton.jit
 def student_gradient(e, d, at_t, at_1, common, POWER: tl.constexpr):
-    """e at_t + exp(d) at_1 - common. Only POWER 0 reads d."""
+    """e at_t + exp(d) at_1 - common. Only POWER 0 reads d.
+
+    `common` is subtracted last: it is the same sum, and of equal terms if there is one class, where the gradient is 0.
+    """
     if POWER == 0:
-        grad = e * at_t[:, None] + (tl.exp2(d * LOG2_E) * at_1[:, None] - common)
+        grad = e * at_t[:, None] + tl.exp2(d * LOG2_E) * at_1[:, None] - common
     elif POWER == 1:
         grad = e * (at_t + at_1)[:, None] - common
     else:

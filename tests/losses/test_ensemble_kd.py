@@ -59,9 +59,10 @@ def test_class_counts(value_and_grad, classes, dtype):
     allowed.check(output, grads)
 
 
-def test_one_class_gives_zero_loss_and_gradients(value_and_grad):
+@pytest.mark.parametrize("temperature", [2.0, 2.5])
+def test_one_class_gives_zero_loss_and_gradients(value_and_grad, temperature):
     logits, _ = batch(classes=1)
-    output, grads = value_and_grad(logits, torch.zeros(7, dtype=torch.int64))
+    output, grads = value_and_grad(logits, torch.zeros(7, dtype=torch.int64), temperature=temperature)
     assert output.loss == 0 and not output.kd.any() and not output.ce.any()
     assert output.correct.tolist() == [7] * 6
     assert not any(grad.any() for grad in grads)
