@@ -12,8 +12,12 @@ from oekd_fast.kernels.common.launch import Launch
 
 STUDENTS = 5
 DTYPES = (torch.bfloat16, torch.float32)
-# (B, C): few classes, rows of odd length, rows that fit into registers, rows that do not.
-SIZES = ((128, 10), (128, 100), (128, 1271), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256))
+# (B, C): few classes, rows of odd length, rows that fit into registers, rows that do not. The programs of the first three
+# have one tile each on an H100.
+SIZES = (
+    *((128, 10), (128, 100), (128, 1271)),
+    *((16384, 10), (8192, 100), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256)),
+)
 DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # one size of each regime
 # At T = 2, exponentials at temperature 1 are powers. T = 2.5 needs both, and so does a temperature on the device.
 TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}

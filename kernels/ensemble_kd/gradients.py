@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..common.arrival import last_to_arrive
 from .labels import (
+    count_labels,
     divided,
     load_class_weights,
     load_labels,
@@ -62,6 +63,21 @@ def upstream_scales(
         scale = divided(scale, total, num_items is None)
         of_ce = divided(of_ce, of_labels, False) if DIVISORS == 2 else scale
     return scale, of_ce
+
+
+@triton.jit
+def scales_of_gradients(
+    grad_scale, grad_scale_row, num_items, number, target, target_stride, class_weights, rows, ignore_index,
+    CLASSES: tl.constexpr, LABELS: tl.constexpr, MEAN: tl.constexpr, DIVISORS: tl.constexpr,
+):  # fmt: skip
+    """The factors of `upstream_scales`, with the divisors counted or read by `count_labels`."""
+    total = 1.0
+    of_labels = 1.0
+    if MEAN:
+        total, of_labels = count_labels(
+            num_items, number, target, target_stride, class_weights, rows, ignore_index, CLASSES, LABELS
+        )
+    return upstream_scales(grad_scale, grad_scale_row, num_items, total, of_labels, MEAN, DIVISORS)
 
 
 @triton.jit
@@ -129,7 +145,9 @@ def write_gradients(
         z = ()
         for j in tl.static_range(S):
             at = places(r, c, of_student(logits_row, j), of_student(logits_class, j), VEC, UNIT)
-            z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
+            # This is the last use of the logits: the L2 cache should keep those of other rows.
+            loaded = tl.load(logits[j] + at, mask=mask, other=-float("inf"), eviction_policy="evict_first")
+            z = z + (loaded.to(tl.float32),)
         mixed_d = mixture(z, weights, weights_stride, mask) - m[S][:, None]
         mixed_e = tl.exp2(mixed_d * k)
         w = None
@@ -154,7 +172,8 @@ def write_gradients(
                     # 0 * -inf would be NaN; a class that the ensemble excludes adds 0.
                     sums = sums + (weight_sums[j] + tl.where(through != 0, through * z[j], 0.0),)
             at = places(r, c, of_student(grads_row, j), of_student(grads_class, j), VEC, UNIT)
-            tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
+            written = inside[:, None] & (c < CLASSES)
+            tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=written, eviction_policy="evict_first")
         weight_sums = sums
     return weight_sums
 

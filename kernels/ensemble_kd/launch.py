@@ -85,7 +85,10 @@ def loss_launch(
         weighted_and_smoothed = len(arguments["class_weights"]) > 0 and arguments["SMOOTH"]
         lean = arguments["POWER"] > 0 and not weighted_and_smoothed
         plan = plan_ensemble_kd(problem.held - 1, classes, itemsize, layout.unit == 0, lean)
-    result = Loss.empty(problem, keep_rows or plan.regime != "adjacent")
+    sms = multiprocessors(problem.device)
+    tiles = -(-rows // plan.rows)
+    one_tile = plan.regime != "streamed" and tiles <= sms * plan.programs_of_one_tile
+    result = Loss.empty(problem, keep_rows or not (one_tile or plan.regime == "adjacent"))
     arguments |= vars(result)
     threads = WARP * plan.warps
     arguments |= {
@@ -99,7 +102,8 @@ def loss_launch(
         "ENTRIES": max(1, 16 * threads // arguments["WIDTH"]),
     }
     options = {"num_warps": plan.warps} | ({"maxnreg": plan.registers} if plan.registers else {})
-    at_once = multiprocessors(problem.device) * plan.programs_per_sm
+    programs_per_sm = plan.programs_of_one_tile if one_tile else plan.programs_per_sm
+    at_once = sms * programs_per_sm
     if plan.regime == "streamed":
         chunks = -(-classes // (plan.tiles * plan.block))
         passes = 2 if grads else 1
@@ -113,15 +117,16 @@ def loss_launch(
             "lag": 3 * programs // (2 * passes * chunks) + 1,
             "TILES": plan.tiles,
         }
-        return result, Launch(streamed, programs, arguments, options, plan.programs_per_sm)
-    programs = max(1, min(at_once, -(-rows // plan.rows)))
+        return result, Launch(streamed, programs, arguments, options, programs_per_sm)
+    programs = max(1, min(at_once, tiles))
     arguments |= problem.objective_arguments(layout, weights_grad) | {
         "partials": problem.new(programs, 4 * arguments["WIDTH"]),
         "done": zeroed(1, problem.device),
         "ROWS": plan.rows,
         "IN_PLACE": overlap(problem.logits, grads),
+        "ONE_TILE": one_tile,
     }
-    return result, Launch(resident, programs, arguments, options, plan.programs_per_sm)
+    return result, Launch(resident, programs, arguments, options, programs_per_sm)
 
 
 def gradients_launch(
@@ -226,7 +231,11 @@ def overlap(logits: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Number of multiprocessors of the GPU; 2 without a GPU, so that interpreted programs process several tiles."""
+    """Number of multiprocessors of the GPU.
+
+    It is 2 on the CPU, so that interpreted programs process several tiles, and 132, that of an H100, on the meta device,
+    whose launches are compiled and not run.
+    """
     if device.type != "cuda":
-        return 2
+        return 132 if device.type == "meta" else 2
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -45,6 +45,11 @@ class Plan:
     registers: int | None = None  # most registers of a thread; None leaves the number to the compiler
 
     @property
+    def programs_of_one_tile(self) -> int:
+        """Programs on a multiprocessor if each has one tile: registers hold the losses of its rows too, up to 255."""
+        return min(self.programs_per_sm, max(1, 8 // self.warps))
+
+    @property
     def threads(self) -> int:
         """Number of threads that share a row of a tile."""
         return min(self.block, WARP * self.warps // self.rows)

@@ -1,8 +1,10 @@
 """The loss for rows that fit the registers of one program: each logit is read once, each gradient written once.
 
 A program processes several tiles [ROWS, BLOCK] of all students in a loop, since a launch has no more programs than the
-GPU can hold at a time. It then sums the losses of its rows; without `row_statistics` it sums them in the loop. The last
-program to finish adds the sums of all programs.
+GPU can hold at a time. It then computes the losses of its rows from `row_statistics`, many rows at a time. Without
+these, or if it has ONE_TILE, it computes them from registers. The last program to finish adds the sums of all programs.
+
+The loads of the logits come first and do not depend on the labels, so that both are in flight at the same time.
 """
 
 from __future__ import annotations
@@ -19,9 +21,8 @@ from .divergences import (
     reverse_divergences,
     reverse_gradient,
 )
-from .gradients import scales_of_rows, student_weight, upstream_scales
+from .gradients import scales_of_gradients, scales_of_rows, student_weight
 from .labels import (
-    count_labels,
     first_largest,
     load_class_weights,
     load_labels,
@@ -101,7 +102,7 @@ def resident(
     ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
     PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr, TARGETS: tl.constexpr,
     DIVERGENCE: tl.constexpr, VEC_BESIDE: tl.constexpr, UNIT_BESIDE: tl.constexpr,
-    IN_PLACE: tl.constexpr,
+    IN_PLACE: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
@@ -109,8 +110,9 @@ def resident(
     # The divergence is not that of the ensemble, which is computed from the statistics of a row.
     READY: tl.constexpr = TARGETS != ENSEMBLE or DIVERGENCE != FORWARD
     rows_losses = (loss, ce, kd, ensemble_ce) if PER_ROW else ()
+    FROM_REGISTERS: tl.constexpr = row_statistics is None or ONE_TILE
     sums = ()
-    if row_statistics is None:
+    if FROM_REGISTERS:
         sums = no_sums(ROWS, WIDTH, 2 + DIVISORS)
     if ensemble_ce_weight is not None and device_scalars is not None:
         ensemble_ce_weight = tl.load(device_scalars + 3)
@@ -118,26 +120,36 @@ def resident(
     k = LOG2_E / in_force(device_scalars, temperature, ce_weight, kd_weight)[0]
     c = tl.arange(0, BLOCK)[None, :]
     tiles = tl.cdiv(rows, ROWS)
+    end = tiles
     scales = 1.0, 1.0
-    if GRADS:
-        total = 1.0
-        of_labels = 1.0
-        if MEAN:
-            total, of_labels = count_labels(
-                num_items, number, target, target_stride, class_weights, rows, ignore_index, CLASSES, LABELS
-            )
-        scales = upstream_scales(grad_scale, grad_scale_row, num_items, total, of_labels, MEAN, DIVISORS)
+    if ONE_TILE:
+        end = tl.program_id(0) + 1  # the compiler then removes the loop
+    elif GRADS:
+        scales = scales_of_gradients(
+            grad_scale, grad_scale_row, num_items, number, target, target_stride, class_weights, rows, ignore_index,
+            CLASSES, LABELS, MEAN, DIVISORS,
+        )  # fmt: skip
 
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in range(tl.program_id(0), end, tl.num_programs(0)):
         r = tile * ROWS + tl.arange(0, ROWS)
         inside = r < rows
         r = r.to(tl.int64)
+        loaded = ()
+        for j in tl.static_range(S):
+            at = places(r, c, of_student(logits_row, j), of_student(logits_class, j), VEC, UNIT)
+            loaded = loaded + (tl.load(logits[j] + at, mask=inside[:, None] & (c < CLASSES), other=-float("inf")),)
         counts = inside
         label = None
         if target is not None:
             label = load_labels(target, r * target_stride, inside, ignore_index)
             counts = inside & (label != ignore_index)
             valid = counts & (label >= 0) & (label < CLASSES)
+        of_call = scales
+        if ONE_TILE and GRADS:
+            of_call = scales_of_gradients(
+                grad_scale, grad_scale_row, num_items, number, target, target_stride, class_weights, rows,
+                ignore_index, CLASSES, LABELS, MEAN, DIVISORS,
+            )  # fmt: skip
         mask = counts[:, None] & (c < CLASSES)
         u = None
         if len(probabilities) > 0:
@@ -145,11 +157,10 @@ def resident(
             label = first_largest(u, c, mask, CLASSES)
             valid = counts & (label < CLASSES)
 
-        # The logits of an ignored row are read as -inf, so that all of its exponentials are 0.
+        # The logits of an ignored row become -inf, so that all of its exponentials are 0.
         z = ()
         for j in tl.static_range(S):
-            at = places(r, c, of_student(logits_row, j), of_student(logits_class, j), VEC, UNIT)
-            z = z + (tl.load(logits[j] + at, mask=mask, other=-float("inf")).to(tl.float32),)
+            z = z + (tl.where(counts[:, None], loaded[j].to(tl.float32), -float("inf")),)
         extra = ()
         if TARGETS != ENSEMBLE:
             extra = extra_teachers(
@@ -244,7 +255,7 @@ def resident(
             if row_statistics is not None:
                 labels = right if labels_sum is None else labels_sum[:, None] + 0.0 * right
                 store_quads(row_statistics, r, inside, 1, at_label, right, kl if READY else right, labels, WIDTH)
-        if row_statistics is None:
+        if FROM_REGISTERS:
             temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
             of_kl = kl if READY else divergence_of(s, cross, temperature, S, WIDTH)
             of_ce = None
@@ -261,7 +272,7 @@ def resident(
             if IN_PLACE:
                 tl.debug_barrier()  # every thread has read the logits of the labels, which gradients overwrite
             temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
-            scale, scale_ce = scales_of_rows(scales, grad_scale, grad_scale_row, r, counts)
+            scale, scale_ce = scales_of_rows(of_call, grad_scale, grad_scale_row, r, counts)
             s = unstack(s, WIDTH)
             s1 = unstack(s1, WIDTH)
             per_t = tl.where(counts, scale * kd_weight * temperature / s[S], 0.0)
@@ -324,7 +335,7 @@ def resident(
                 tl.store(grads[j] + at, grad.to(grads[j].dtype.element_ty), mask=inside[:, None] & (c < CLASSES))
 
     temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
-    if row_statistics is not None:
+    if not FROM_REGISTERS:
         # Sum the losses of this program's rows, many rows at a time.
         tl.debug_barrier()
         sums = no_sums(SUM_ROWS, WIDTH, 2 + DIVISORS)

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import arrives_last, last_to_arrive
-from .gradients import scales_of_rows, upstream_scales, write_gradients
+from .gradients import scales_of_gradients, scales_of_rows, write_gradients
 from .labels import (
-    count_labels,
     load_class_weights,
     smoothed,
     total_of_labels,
@@ -233,13 +232,10 @@ def streamed(
     temperature, ce_weight, kd_weight = in_force(device_scalars, temperature, ce_weight, kd_weight)
     scales = 1.0, 1.0
     if GRADS:
-        total = 1.0
-        of_labels = 1.0
-        if MEAN:
-            total, of_labels = count_labels(
-                num_items, number, target, target_stride, class_weights, rows, ignore_index, CLASSES, LABELS
-            )
-        scales = upstream_scales(grad_scale, grad_scale_row, num_items, total, of_labels, MEAN, DIVISORS)
+        scales = scales_of_gradients(
+            grad_scale, grad_scale_row, num_items, number, target, target_stride, class_weights, rows, ignore_index,
+            CLASSES, LABELS, MEAN, DIVISORS,
+        )  # fmt: skip
     # Tickets alternate between the statistics of a row's chunks and the gradients of the row LAG rows before it.
     turns = rows
     if GRADS:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 def test_gradients_from_row_statistics(name, plan, detach):
     logits, target = case()
     given = problem(logits, target, detach_ensemble=detach, temperature=3.0)
-    result, at_once = run(given, PLANS[name], grad_scale=torch.tensor(2.5))
+    result, at_once = run(given, PLANS[name], grad_scale=torch.tensor(2.5), keep_rows=True)
     grads, _ = run_gradients(given, result, GRADIENT_PLANS[plan], upstream=2.5)
     assert oracle.error(oracle.stack(grads), oracle.stack(at_once)) <= oracle.EPSILON
     if detach:
@@ -85,7 +85,7 @@ def test_gradients_from_row_statistics_read_device_scalars(detach, plan):
     known = problem(logits, target, detach_ensemble=detach, **numbers)
     came, expected = (
         run_gradients(
-            p, run(p, PLANS["one row"], with_grads=False)[0], GRADIENT_PLANS[plan], 1.5, of_weights=not detach
+            p, run(p, PLANS["one row"], with_grads=False, keep_rows=True)[0], GRADIENT_PLANS[plan], 1.5, of_weights=not detach
         )
         for p in (given, known)
     )

@@ -9,8 +9,8 @@ from ..conftest import batch
 from .objectives import teachers_of
 
 PLANS = {
-    "rows": Plan("rows", rows=4, block=32, tiles=1, warps=1, programs_per_sm=1),
-    "one row": Plan("resident", rows=1, block=32, tiles=1, warps=1, programs_per_sm=1),
+    "rows": Plan("rows", rows=2, block=32, tiles=1, warps=1, programs_per_sm=1),
+    "one row": Plan("resident", rows=1, block=32, tiles=1, warps=1, programs_per_sm=4),
     "wide": Plan("resident", rows=1, block=256, tiles=1, warps=2, programs_per_sm=2),
     "one chunk": Plan("streamed", rows=1, block=32, tiles=1, warps=1, programs_per_sm=1),
     "chunks": Plan("streamed", rows=1, block=8, tiles=2, warps=1, programs_per_sm=2),
@@ -41,10 +41,10 @@ def problem(logits, target, ensemble_weights=None, *, teacher_logits=None, **opt
     )
 
 
-def run(problem, plan, grad_scale=None, with_grads=True):
+def run(problem, plan, grad_scale=None, with_grads=True, keep_rows=False):
     """Everything that a launch of the loss writes, and the gradients; checks that it resets its counters."""
     grads = [torch.empty_like(z) for z in problem.logits] if with_grads else []
-    result, launch = ensemble_kd.loss_launch(problem, grads, grad_scale, plan)
+    result, launch = ensemble_kd.loss_launch(problem, grads, grad_scale, plan, keep_rows=keep_rows)
     launch.run(problem.device)
     counters = launch.arguments["counters" if plan.regime == "streamed" else "done"]
     assert not counters.any()
@@ -61,7 +61,11 @@ def run_gradients(problem, result, plan, upstream=1.0, of_weights=False):
 
 
 def case(rows=5, students=3, dtype=torch.float32, classes=CLASSES):
-    """Random logits and labels, of which every fourth is ignored; the plan of four rows has a second, partial block."""
+    """Random logits and labels, of which every fourth is ignored.
+
+    Of the five rows, the plan "rows" makes three tiles, the last partial, for two programs; "one row" gives each row a
+    program, and "wide" takes four programs.
+    """
     logits, target = batch(students, rows, classes, dtype=dtype)
     target[1::4] = -100
     return logits, target
