@@ -12,8 +12,8 @@ from oekd_fast.kernels.common.launch import Launch
 
 STUDENTS = 5
 DTYPES = (torch.bfloat16, torch.float32)
-# (B, C): few classes, rows of odd length, rows that fit into registers, rows that do not. The programs of the first three
-# have one tile each on an H100.
+# (B, C): few classes, rows of odd length, rows that fit into registers, rows that do not. On an H100 a program of the
+# first three has one tile.
 SIZES = (
     *((128, 10), (128, 100), (128, 1271)),
     *((16384, 10), (8192, 100), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256)),

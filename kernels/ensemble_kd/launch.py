@@ -233,8 +233,8 @@ def overlap(logits: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:
 def multiprocessors(device: torch.device) -> int:
     """Number of multiprocessors of the GPU.
 
-    It is 2 on the CPU, so that interpreted programs process several tiles, and 132, that of an H100, on the meta device,
-    whose launches are compiled and not run.
+    It is 2 on the CPU, so that interpreted programs process several tiles. It is 132, that of an H100, on the meta
+    device, whose launches are compiled and not run.
     """
     if device.type != "cuda":
         return 132 if device.type == "meta" else 2

@@ -85,7 +85,11 @@ def test_gradients_from_row_statistics_read_device_scalars(detach, plan):
     known = problem(logits, target, detach_ensemble=detach, **numbers)
     came, expected = (
         run_gradients(
-            p, run(p, PLANS["one row"], with_grads=False, keep_rows=True)[0], GRADIENT_PLANS[plan], 1.5, of_weights=not detach
+            p,
+            run(p, PLANS["one row"], with_grads=False, keep_rows=True)[0],
+            GRADIENT_PLANS[plan],
+            1.5,
+            of_weights=not detach,
         )
         for p in (given, known)
     )
