@@ -46,6 +46,7 @@ PARTS = (
     Part("published resnet110", ("step",), 60, 3, "published resnet110 128"),
     Part("compiled resnet110", ("step",), 180, 3, "compiled resnet110 128"),
     Part("feature", ("feature",), 40, 3),
+    Part("norm", ("norm",), 60, 3),
     Part("loss, other sizes", ("copy", "loss"), 90, 3, "others"),
     Part("step, 512 images", ("step",), 90, 3, "step resnet20 512, step resnet110 512"),
     Part("plans", ("sweep",), 60, 3),

@@ -34,17 +34,23 @@ THREADS = 1  # a student's share of the cores while the others run beside it
 
 
 def variants(
-    batch: int, channels: int, size: int, residual: bool, dtype: torch.dtype = torch.float32
+    batch: int,
+    channels: int,
+    size: int,
+    residual: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    compiled: Callable = compiled,
 ) -> dict[str, Callable[[], object]]:
     """Return the calls by name, in the order of `VARIANTS`; each computes the output and returns all gradients.
 
-    Maps have the type `dtype`; parameters and statistics are float32.
+    Maps have the type `dtype`; parameters and statistics are float32. `compiled` compiles the second variant.
     """
     generator = torch.Generator().manual_seed(0)
 
     def new_map() -> torch.Tensor:
         values = torch.randn(batch, channels, size, size, generator=generator)
-        return values.to(dtype).contiguous(memory_format=torch.channels_last)
+        return values.to(device, dtype).contiguous(memory_format=torch.channels_last)
 
     inputs = [new_map().requires_grad_() for _ in range(1 + residual)]
     dy = new_map()
@@ -53,7 +59,9 @@ def variants(
         return lambda: torch.autograd.grad(forward(norm, *inputs), [*inputs, *norm.parameters()], dy)
 
     forwards = norm_relu, compiled(norm_relu), partial(norm_relu, fused=True)
-    return {name: step(each, nn.BatchNorm2d(channels)) for name, each in zip(VARIANTS, forwards, strict=True)}
+    return {
+        name: step(each, nn.BatchNorm2d(channels, device=device)) for name, each in zip(VARIANTS, forwards, strict=True)
+    }
 
 
 def bytes_moved(batch: int, channels: int, size: int, residual: bool, dtype: torch.dtype = torch.float32) -> int:

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from oekd_fast.kernels.norm_relu import launch as kernels
-from oekd_fast.kernels.norm_relu.plan import WARPS, plan_norm_relu
+from oekd_fast.kernels.norm_relu.plan import BLOCK, WARPS, plan_norm_relu
 
-from ..layers.norm_relu_calls import EPS, in_bf16, plain, problem, same_bits
+from ..layers.norm_relu_calls import EPS, in_bf16, plain, problem, same_bits, sizes
 from ..support import oracle
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,17 +42,8 @@ def check(given, relu=True, of_mean=torch.mean, **options):
     """
     results = run(*given, relu=relu, **options)
     truth, theirs = (plain(*given, dtype, relu) for dtype in (torch.float64, torch.float32))
-    x, weight, _, _, dy = given
-    y, mean, variance = truth[:3]
-    rstd = (variance[:, None, None] + EPS).rsqrt()
-    g = (dy.double() * (y > 0) if relu else dy.double()).abs()
-    x_hat = (x - mean[:, None, None]).abs() * rstd
-    over = 0, 2, 3
-    sizes = (
-        y, of_mean(x.double().abs(), over), variance, g * rstd * weight[:, None, None], (g * x_hat).sum(over),
-        g.sum(over), g,
-    )  # fmt: skip
-    for name, ours, exact, other, size in zip(OUTPUTS, results, truth, theirs, sizes, strict=False):
+    scales = sizes(*given, *truth[:3], relu, of_mean)
+    for name, ours, exact, other, size in zip(OUTPUTS, results, truth, theirs, scales, strict=False):
         error = (ours - exact).abs()
         if ours.dtype == torch.bfloat16:
             error = (error - torch.from_numpy(oracle.half_ulp(exact.numpy(), torch.bfloat16))).clamp(min=0)
@@ -65,7 +56,7 @@ CASES = {
     "mean far above the deviation": dict(shape=(2, 12, 4, 4), residual=False, block=128, offset=-3000.0),
     "a row in two columns": dict(shape=(2, 40, 2, 2), residual=True, block=32, offset=100.0),
     "without ReLU": dict(shape=(2, 16, 3, 4), residual=False, block=128, relu=False),
-    "one channel, one program": dict(shape=(1, 1, 1, 2), residual=False, block=2048),
+    "one channel, one program": dict(shape=(1, 1, 1, 2), residual=False, block=BLOCK),
     "bfloat16": dict(shape=(2, 9, 4, 6), residual=True, block=256, dtype=torch.bfloat16),
     "bfloat16 without residual": dict(shape=(2, 16, 3, 4), residual=False, block=256, dtype=torch.bfloat16),
 }
@@ -76,6 +67,16 @@ def test_errors_are_no_larger_than_those_of_pytorch(case):
     options = {"dtype": torch.float32, "relu": True, "offset": 0.0, **CASES[case]}
     given = problem(options["shape"], residual=options["residual"], offset=options["offset"])
     check(in_bf16(*given) if options["dtype"] == torch.bfloat16 else given, options["relu"], block=options["block"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (128, 9, 32, 32), (128, 57, 8, 8), (64, 2100, 7, 7)], ids=str)
+def test_maps_of_networks(shape, residual):
+    given = problem(shape, residual=residual, offset=3.0)
+    check(given, block=BLOCK)
+    check(in_bf16(*given), block=BLOCK)
 
 
 def test_a_launch_can_run_again():
@@ -114,7 +115,7 @@ def test_backward_masks_exactly_the_outputs_that_are_zero(residual):
 
 def test_the_ops_take_other_layouts_and_give_channels_last():
     x, weight, bias, residual, dy = problem((2, 3, 4, 4))
-    expected = run(x, weight, bias, residual, dy, block=2048)
+    expected = run(x, weight, bias, residual, dy, block=BLOCK)
     x, weight, bias, residual, dy = (t.to(DEVICE) for t in (x, weight, bias, residual, dy))
     numbers = (torch.stack([t, t], 1)[:, 0] for t in (weight, bias))
     y, mean, variance, rstd = kernels.norm_relu(x.contiguous(), *numbers, residual.contiguous(), EPS)

@@ -47,6 +47,21 @@ def plain(x, weight, bias, residual, dy, dtype, relu=True):
     return [y.detach(), mean, variance, *torch.autograd.grad(y, leaves, dy.to(dtype))]
 
 
+def sizes(x, weight, bias, residual, dy, y, mean, variance, relu, of_mean=torch.mean):
+    """Return a scale for the rounding error of each output: of the terms of its sum where these may cancel.
+
+    Args:
+        y, mean, variance: exact results in float64.
+        of_mean: reduces the absolute values of a channel to the scale of its mean.
+    """
+    rstd = (variance[:, None, None] + EPS).rsqrt()
+    g = (dy * (y > 0) if relu else dy).abs()
+    x_hat = (x - mean[:, None, None]).abs() * rstd
+    over = 0, 2, 3
+    of_means = of_mean(x.double().abs(), over)
+    return y, of_means, variance, g * rstd * weight[:, None, None], (g * x_hat).sum(over), g.sum(over), g
+
+
 def in_bf16(x, weight, bias, residual, dy):
     """Return a problem whose maps are rounded to bfloat16."""
     return x.bfloat16(), weight, bias, residual if residual is None else residual.bfloat16(), dy.bfloat16()

@@ -7,7 +7,7 @@ from oekd_fast.common.op_errors import raising_value_error
 
 from ..conftest import ISAS, needs_native
 from ..support.oracle import EPSILON
-from .norm_relu_calls import EPS, by_module, by_ops, in_layout, ops, plain, problem, random, same_bits
+from .norm_relu_calls import EPS, by_module, by_ops, in_layout, ops, plain, problem, random, same_bits, sizes
 
 # [B, C, H, W]: fewer rows than a tile, odd sizes, one channel, many pieces of work, more channels than rows.
 SHAPES = [
@@ -35,21 +35,12 @@ OUTPUTS = ("y", "mean", "variance", "dx", "dweight", "dbias", "dresidual")
 def test_errors_are_no_larger_than_those_of_pytorch_in_fp32(isa, shape, offset, form, layout, one_thread):
     given, relu = in_layout(layout, *problem(shape, residual=form == "add", offset=offset)), form != "none"
     truth, theirs = (plain(*given, dtype, relu) for dtype in (torch.float64, torch.float32))
-    sizes = _sizes(*given, *truth[:3], relu)
     results = by_ops(*given, isa=isa, relu=relu)
     assert all(t.is_contiguous(memory_format=layout) for t in (results[0], results[3]))
-    for name, ours, exact, other, size in zip(OUTPUTS, results, truth, theirs, sizes, strict=False):
+    scales = sizes(*given, *truth[:3], relu)
+    for name, ours, exact, other, size in zip(OUTPUTS, results, truth, theirs, scales, strict=False):
         came, allowed = ((t - exact).norm().item() for t in (ours, other))
         assert came <= allowed + EPSILON * size.norm().item(), f"{name}: error {came:.3g}, PyTorch's {allowed:.3g}"
-
-
-def _sizes(x, weight, bias, residual, dy, y, mean, variance, relu):
-    """Return a scale for the rounding error of each output: of the terms of its sum where these may cancel."""
-    rstd = (variance[:, None, None] + EPS).rsqrt()
-    g = (dy * (y > 0) if relu else dy).abs()
-    x_hat = (x - mean[:, None, None]).abs() * rstd
-    over = 0, 2, 3
-    return y, x.abs().mean(over), variance, g * rstd * weight[:, None, None], (g * x_hat).sum(over), g.sum(over), g
 
 
 @needs_native

@@ -20,7 +20,7 @@ pytestmark = [
 # The others differ in the network, the sizes or the variants of the step alone.
 KINDS = (
     "environment", "compile", "smoke", "step resnet20", "loss", "compiled resnet20", "memcheck", "tests", "feature",
-    "plans", "curves",
+    "norm", "plans", "curves",
 )  # fmt: skip
 
 
@@ -50,6 +50,10 @@ def test_a_dry_run_measures_every_kind_of_part(tmp_path, capsys):
     (size,) = (r for key, r in results["loss"].items() if "copy" not in key)
     assert size["device_ms"].keys() == {"value_and_grad", "differentiable", "eager", "compiled"}
     assert "liger_kernel" in size["skipped"]["liger"] and size["derived"]["value_and_grad"]["share_of_copy"] > 0
+    (norm,) = results["norm"].values()
+    assert (
+        norm["milliseconds_in_graph"].keys() == {"eager", "compiled", "fused"} and norm["bytes"] == 11 * 2 * 3 * 16 * 4
+    )
     (plans,) = results["plans"].values()
     assert len(plans["relative"]) == 2 and plans["skipped"] == {}
 
