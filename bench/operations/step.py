@@ -12,7 +12,8 @@ from torch import Tensor
 
 from oekd_fast.layers.fast_module import use_fused_norms
 from oekd_fast.losses.feature_kd import gradient_buffers
-from oekd_fast.training import backward
+from oekd_fast.training import backward, prepare
+from oekd_fast.training.weight_casts import cast_weights_together
 
 from ..step.ours import OurStep
 from ..step.problem import StepProblem
@@ -39,6 +40,7 @@ def count_step(model: str, num_students: int = 5, precision: str = "bf16") -> De
     with _cuda_path():
         ours = OurStep(problem, executor="sequential")
         use_fused_norms(ours.family, False)  # the op is a CPU op
+        cast_weights_together(ours.family)
         for _ in range(2):  # the first step creates state
             with DeviceOperations({"oekd_fast::feature_kd_value_and_grad": _zeros}) as counted:
                 ours.step()
@@ -48,11 +50,12 @@ def count_step(model: str, num_students: int = 5, precision: str = "bf16") -> De
 @contextmanager
 def _cuda_path() -> Iterator[None]:
     """Have steps on the CPU make the choices that `oekd_fast` makes by the device of its tensors as on CUDA."""
-    with mock.patch.multiple(
+    on_streams = mock.patch.multiple(
         backward,
         backward_in_threads=backward._backward_on_streams,
         blocks_value_and_grad=partial(backward.blocks_value_and_grad, backend="triton"),
-    ):
+    )
+    with on_streams, mock.patch.object(prepare, "pads_channels", lambda config, ensemble: True):
         yield
 
 

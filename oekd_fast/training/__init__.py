@@ -5,7 +5,7 @@
 - `backward`, `distillation`: losses of a batch and the gradients of all parameters; `micro_batches`: the same in parts.
 - `evaluation`, `metrics`: results over a split, summed on the device.
 - `graph_capture`, `cuda_recorder`: steps as CUDA graphs.
-- `numerics`, `preprocessing`: precision, and the input of the networks.
+- `numerics`, `weight_casts`, `preprocessing`: precision, and the input of the networks.
 - `schedule`, `optimizer`, `weight_average`: parts that a step changes; `stateful`: their protocol.
 
 A new part that a step changes implements `stateful.Stateful` and joins the parts of `Engine`. Capture and checkpoints
