@@ -1,4 +1,4 @@
-"""Compare the compiled kernels with what they need: registers, spills, width of memory accesses, exponentials.
+"""Compare compiled kernels with what they need: registers, spills, width of accesses, exponentials, synchronisation.
 
     python -m bench.codegen [--arch 80 90 100] [--only SUBSTRING] [--json FILE]
 
@@ -59,6 +59,16 @@ class Row:
             yield f"segments: {r.segment} of {d.segment} neighbouring bytes"
         if self.exponentials > d.exponentials:
             yield f"exponentials: {self.exponentials}, {d.exponentials} needed"
+        s = r.synchronisation
+        for what, there, need in (
+            ("polls", s.polls, d.polls),
+            ("arrivals", s.arrivals, d.arrivals),
+            ("releases", s.releases, d.releases),
+            ("fences", r.code.fences, d.arrivals + d.releases),
+        ):
+            if there < need:
+                yield f"synchronisation: {there} of {need} {what}"
+        yield from (f"synchronisation: {fault}" for fault in s.faults)
 
     @property
     def exponentials(self) -> int:
@@ -66,7 +76,7 @@ class Row:
         return self.resources.code.exponentials * self.resources.threads
 
     def line(self) -> str:
-        r, d = self.resources, self.demand
+        r, d, s = self.resources, self.demand, self.resources.synchronisation
         loads, stores = _wide(r.hot.loads, d.vector), _wide(r.hot.stores, d.vector)
         return (
             f"{self.case:<54} sm_{r.arch:<3} {self.launch}/{self.launches}  {r.registers:>3} reg x {r.threads:<4} "
@@ -74,6 +84,7 @@ class Row:
             f"{8 * d.vector:>3} bit: loads {loads:<7} stores {stores:<7} "
             f"segment {r.segment or '-':>3} EX2 {self.exponentials:>6}/{d.exponentials:<6} "
             f"{r.code.instructions:>5} instr  "
+            f"order {s.polls}+{s.arrivals}+{s.releases}, {r.code.fences} fences  "
             f"{r.occupancy.blocks:>2} blocks, {100 * r.occupancy.share:3.0f} % of warps ({r.occupancy.limit})"
         )
 
@@ -120,7 +131,7 @@ def main(all_cases: Callable[[], list[Case]] = cases) -> int:
     print(
         "Counts from the machine code, not measurements. Loads and stores: accesses of full width / all, in loops with "
         "exponentials. Segment: neighbouring bytes of memory that a warp accesses at once. EX2: exponentials of a "
-        "program, each instruction once / needed."
+        "program, each instruction once / needed. Order: polls + arrivals + releases."
     )
     rows: list[Row] = []
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:

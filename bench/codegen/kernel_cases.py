@@ -39,9 +39,11 @@ LABELS = {
     "losses of rows": ((128, 100), (1024, 1000), (8192, 32000)),
     "int32 labels over a number of items": ((128, 100), (1024, 1000), (8192, 32000)),
 }
+DELAYED = ((128, 100), (1024, 1000), (8192, 32000))
 IMAGES = ((8, 2, 128 * 128), (8, 19, 256 * 512), (8, 19, 7 * 7), (8, 150, 128 * 128), (8, 1000, 14 * 14))  # (O, C, I)
 # Channels, side and batch of maps with BatchNorm: powers of two, rows of 24, 18 and 114 bytes, and long rows.
 NORMS = ((16, 32, 128), (12, 32, 128), (9, 32, 128), (64, 8, 128), (57, 16, 128), (2048, 7, 256))
+FEATURE_ARRIVALS = {"resident": 3, "tiled": 2}  # of the chunks of a group, of groups, of students
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.
 BLOCKS = (((16, 12, 9, 6, 3), 32), ((32, 25, 19, 12, 6), 16), ((64, 51, 38, 25, 12), 8))
 
@@ -56,6 +58,7 @@ class Demand:
         stored: Bytes that have to be stored by accesses of that width.
         exponentials: Exponentials that suffice.
         segment: Neighbouring bytes of memory that a warp has to access at once; 0 demands none.
+        polls, arrivals, releases: Synchronising accesses that the kernel's protocol needs; see `synchronisation`.
     """
 
     vector: int
@@ -63,6 +66,9 @@ class Demand:
     stored: int
     exponentials: int
     segment: int = 0
+    polls: int = 0
+    arrivals: int = 0
+    releases: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,13 @@ class Case:
 
 def cases() -> list[Case]:
     return (
-        ensemble_kd_cases() + objective_cases() + label_cases() + image_cases() + feature_kd_cases() + norm_relu_cases()
+        ensemble_kd_cases()
+        + objective_cases()
+        + label_cases()
+        + delayed_cases()
+        + image_cases()
+        + feature_kd_cases()
+        + norm_relu_cases()
     )
 
 
@@ -123,6 +135,18 @@ def label_cases() -> list[Case]:
     ]
 
 
+def delayed_cases() -> list[Case]:
+    """Return a case of each regime with the delays of a stress test, which only has to compile without spills."""
+    return [
+        Case(
+            f"ensemble_kd delayed {rows}x{classes} bfloat16",
+            partial(_delayed, rows, classes),
+            lambda launch: replace(ensemble_kd_demand(launch), loaded=0, stored=0),
+        )
+        for rows, classes in DELAYED
+    ]
+
+
 def image_cases() -> list[Case]:
     """Return the cases of logits [O, C, I], in which rows are neighbours in memory."""
     return [
@@ -148,12 +172,14 @@ def _at(temperature: float | None) -> str:
 
 
 def feature_kd_cases() -> list[Case]:
-    """Return cases that demand only the absence of spills: odd channel counts make most accesses narrow."""
+    """Return cases that demand no spills and all arrivals: odd channel counts make most accesses narrow."""
     return [
         Case(
             f"feature_kd value_and_grad {channels[0]}x{side}x{side} {str(dtype).removeprefix('torch.')}",
             partial(_feature_kd, channels, side, dtype),
-            lambda launch: Demand(vector=16, loaded=0, stored=0, exponentials=0),
+            lambda launch: Demand(
+                vector=16, loaded=0, stored=0, exponentials=0, arrivals=FEATURE_ARRIVALS[launch.kernel.__name__]
+            ),
         )
         for dtype in DTYPES
         for channels, side in BLOCKS
@@ -213,6 +239,9 @@ def ensemble_kd_demand(launch: Launch) -> Demand:
         loaded=students * inside * (2 if streamed and a["grads"] else 1),
         stored=len(a["grads"]) * inside,
         exponentials=exponentials,
+        polls=streamed * (2 if a["grads"] else 1),  # for a row's statistics before its gradients, and before the sums
+        arrivals=0 if a.get("done", a.get("counters")) is None else 1 + streamed,
+        releases=int(streamed),
     )
 
 
@@ -231,6 +260,16 @@ def _value_and_grad(*size) -> tuple[Launch, ...]:
 
     problem, grads = _problem(*size)
     return (loss_launch(problem, grads)[1],)
+
+
+def _delayed(rows: int, classes: int) -> tuple[Launch, ...]:
+    from oekd_fast.kernels.common.delay import DELAYS
+
+    delays = torch.empty(DELAYS.value + 1, dtype=torch.int32, device="meta")
+    return tuple(
+        replace(launch, arguments={**launch.arguments, "delays": delays}, resident=0)
+        for launch in _value_and_grad(rows, classes, torch.bfloat16, 2.0)
+    )
 
 
 def _objective(objective: str, rows: int, classes: int, dtype: torch.dtype) -> tuple[Launch, ...]:

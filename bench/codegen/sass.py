@@ -1,4 +1,4 @@
-"""Read compiled kernels without a GPU: registers, spills, width of the loads, exponentials, loops.
+"""Read compiled kernels without a GPU: registers, spills, width of the loads, exponentials, loops, synchronisation.
 
     from bench.codegen.sass import inspect
     print(inspect(launch, arch=90))
@@ -26,6 +26,7 @@ from oekd_fast.kernels.common.launch import Launch, interpreted
 from .coalescing import narrowest_segment
 from .control_flow import Instruction, natural_loops
 from .occupancy import Occupancy, occupancy
+from .synchronisation import Synchronisation, synchronisation
 
 ARCHS = (80, 90, 100)  # compute capability x 10: A100, H100 and H200, B200
 
@@ -48,6 +49,7 @@ class Counts:
     warp_reductions: int  # REDUX
     barriers: int
     atomics: int  # on global memory
+    fences: int  # MEMBAR
     matrix: int  # HMMA, HGMMA, ...
 
     def bytes_loaded(self, width: int = 1) -> int:
@@ -84,6 +86,7 @@ class Resources:
     hot: Counts  # all loops with exponentials, or the whole code if no loop has any
     occupancy: Occupancy
     segment: int | None  # neighbouring bytes of memory that a warp accesses at once, at least; None if unknown
+    synchronisation: Synchronisation
 
     @property
     def threads(self) -> int:
@@ -129,6 +132,7 @@ def inspect(launch: Launch, arch: int = 90) -> Resources:
         hot=count(_hot(code, loops)),
         occupancy=occupancy(arch, num_warps, registers, shared),
         segment=narrowest_segment(compiled.asm["ttgir"], launch.arguments),
+        synchronisation=synchronisation(compiled.asm["ptx"]),
     )
 
 
@@ -230,6 +234,7 @@ def count(code: Iterable[Instruction]) -> Counts:
         warp_reductions=total("REDUX", "CREDUX"),
         barriers=total("BAR", "UCGABAR_ARV", "UCGABAR_WAIT"),
         atomics=total("ATOM", "ATOMG", "RED", "REDG"),
+        fences=total("MEMBAR"),
         matrix=sum(number for name, number in names.items() if name.endswith("MMA")),
     )
 

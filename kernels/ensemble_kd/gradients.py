@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import last_to_arrive
+from ..common.delay import delay
 from .labels import (
     count_labels,
     divided,
@@ -193,6 +194,7 @@ def gradients(
     weights_grad,  # fp32 [S] dL/dw, or None
     partials,  # fp32 [programs, S], or None
     done,  # int32 [1], 0 before and after, or None
+    delays,  # for stress tests, see common/delay.py; or None
     rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr,
     UNIT: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr,
@@ -214,6 +216,8 @@ def gradients(
         for _ in tl.static_range(S):
             weight_sums = weight_sums + (tl.zeros([ROWS, BLOCK], tl.float32),)
     for item in range(tl.program_id(0), tl.cdiv(rows, ROWS) * CHUNKS, tl.num_programs(0)):
+        if delays is not None:
+            delay(delays, item)
         r = (item // CHUNKS) * ROWS + tl.arange(0, ROWS)
         inside = r < rows
         r = r.to(tl.int64)

@@ -161,6 +161,7 @@ class Problem:
             "grad_scale_row": grad_scale.stride(0) if of_rows else None,
             "device_scalars": self.device_scalars,
             "num_items": self.num_items,
+            "delays": None,
             "rows": rows,
             "temperature": self.temperature,
             "ce_weight": self.ce_weight,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import last_to_arrive
+from ..common.delay import delay
 from .divergences import (
     FORWARD,
     REVERSE,
@@ -96,6 +97,7 @@ def resident(
     row_statistics,  # fp32 [rows, QUADS, WIDTH, 4], or None
     partials,  # fp32 [programs, 4 WIDTH]
     done,  # int32 [1], 0 before and after
+    delays,  # for stress tests, see common/delay.py; or None
     rows, temperature, ce_weight, kd_weight, label_smoothing, ignore_index, beta,
     CLASSES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
@@ -131,6 +133,8 @@ def resident(
         )  # fmt: skip
 
     for tile in range(tl.program_id(0), end, tl.num_programs(0)):
+        if delays is not None:
+            delay(delays, tile)
         r = tile * ROWS + tl.arange(0, ROWS)
         inside = r < rows
         r = r.to(tl.int64)

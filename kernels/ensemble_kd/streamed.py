@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..common.arrival import arrives_last, last_to_arrive
+from ..common.delay import delay
 from .gradients import scales_of_gradients, scales_of_rows, write_gradients
 from .labels import (
     load_class_weights,
@@ -218,6 +219,7 @@ def streamed(
     chunk_statistics,  # fp32 [rows, CHUNKS, QUADS, WIDTH, 4]
     partials,  # fp32 [programs, 4 WIDTH]
     counters,  # int32 [2 + rows], 0 before and after
+    delays,  # for stress tests, see common/delay.py; or None
     rows, lag, temperature, ce_weight, kd_weight, label_smoothing, ignore_index,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr,
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
@@ -243,6 +245,8 @@ def streamed(
     PASSES: tl.constexpr = 2 if GRADS else 1
     ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
     while ticket < turns * (PASSES * CHUNKS):
+        if delays is not None:
+            delay(delays, ticket)
         row = ticket // (PASSES * CHUNKS)
         within = ticket % (PASSES * CHUNKS)
         chunk = within % CHUNKS
@@ -300,6 +304,8 @@ def streamed(
                         logits, logits_row, logits_class, weights, weights_stride, class_weights, label_smoothing,
                         CLASSES, VEC, WIDTH, SMOOTH,
                     )  # fmt: skip
+                    if delays is not None:
+                        delay(delays, row)
                     tl.debug_barrier()
                     tl.atomic_add(arrived, 1, sem="release")
         ticket = tl.atomic_add(counters + TICKETS, 1, sem="relaxed")
