@@ -19,6 +19,7 @@ from oekd_fast.config.data import DataConfig
 from oekd_fast.config.model import ModelConfig
 from oekd_fast.config.options import field_docs, metavar
 from oekd_fast.config.recipes import recipe_names
+from oekd_fast.config.section import choices
 from oekd_fast.data.known import KNOWN
 from oekd_fast.export import ExportConfig
 from oekd_fast.models import architecture_names
@@ -122,6 +123,8 @@ def _options(command: _Command) -> type:
             hint, default = hints[item.name], item.default
             names = tuple(name for owner in section.__mro__ for name in NAMES.get(owner, {}).get(item.name, ()))
             shown = metavar(hint, item.metadata)
+            if default is None and choices(hint):  # "None" is no value of the command line
+                hint, default = Literal[choices(hint)], choices(hint)[0]
             if names and default is not MISSING:  # a field without a default is no option
                 hint, default, shown = Literal[names], default if default in names else names[0], "NAME"
             about = tyro.conf.arg(help=texts[item.name], help_behavior_hint="", metavar=shown)

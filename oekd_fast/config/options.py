@@ -103,7 +103,9 @@ def _members(owner: type, defaults: Mapping[str, Any], skip: Collection[str] = (
             continue
         hint, default = hints[item.name], defaults.get(item.name, item.default)
         appearance = _appearance(texts[item.name], hint, item.metadata)
-        annotated = Annotated[str if choices(hint) else hint, appearance]
+        if choices(hint):
+            hint = str | None if type(None) in get_args(hint) else str
+        annotated = Annotated[hint, appearance]
         found.append((item.name, annotated, field() if default is MISSING else field(default=default)))
     return found
 

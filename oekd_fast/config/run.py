@@ -25,7 +25,7 @@ class RunConfig(Section):
     """Seconds that a process waits for the others in a step, an evaluation or a checkpoint."""
     join_timeout: float = setting(30.0, positive())
     """Seconds in which the processes must find each other at the start."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = setting(None, unset="bf16 on CUDA, else fp32")
     """Precision of the networks under autocast; the loss is computed in fp32, fp16 uses loss scaling, and auto is
     bf16 on devices with instructions for it, else fp32."""
     executor: Literal["auto", "parallel", "sequential"] = "auto"

@@ -106,8 +106,9 @@ class Section:
 
 
 def choices(hint: Any) -> tuple[str, ...]:
-    """Return the values of a Literal type, and () for any other type."""
-    return get_args(hint) if get_origin(hint) is Literal else ()
+    """Return the values of a Literal type, or of one or None, and () for any other type."""
+    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 @cache

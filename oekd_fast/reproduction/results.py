@@ -81,6 +81,8 @@ def measured_before(folder: Path, config: TrainConfig) -> dict[str, Any]:
     now = config.training_fields()
     names = trained.pop("dataset"), now.pop("dataset")
     compared = any((folder / f"seed-{config.seed}" / "checkpoints").glob("*/*.pt"))
+    if now["precision"] is None:  # stands for any, such as fp32, the default of earlier versions
+        trained["precision"] = None
     same_data = same_data_name(*names) or (compared and may_hold_the_same(*names))
     return kept if same_data and trained == now else {}
 
@@ -112,7 +114,7 @@ def protocol(config: TrainConfig) -> str:
         f"{config.train_images:,} training images" if config.train_images is not None else "",
         "widths " + " ".join(f"{share:g}" for share in config.widths) if config.widths is not None else "",
         f"channels in multiples of {config.width_divisor}" if config.width_rule.divisor > 1 else "",
-        config.precision,
+        config.precision or "bf16 on CUDA, else fp32",
     ]
     return "; ".join(part for part in parts if part)
 

@@ -22,7 +22,7 @@ from oekd_fast.runs.build import family_notes
 from oekd_fast.runs.host_memory import peak_memory
 from oekd_fast.runs.plan import FAMILY, phase_names
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state
-from oekd_fast.runs.ranks import device_type, resumed_after_restart
+from oekd_fast.runs.ranks import device_type, resumed_config
 from oekd_fast.runs.rehearsal import rehearse
 from oekd_fast.runs.run_plan import DataFacts, FamilyFacts, PhasePlan, RunPlan
 from oekd_fast.runs.set_up import RunInputs, open_run
@@ -49,7 +49,7 @@ def dry_run(config: TrainConfig, seconds: float = SECONDS) -> RunPlan:
         CheckpointError: the checkpoint to resume from cannot be read.
     """
     with joined(device_type(config.device), config.rank_timeout, config.join_timeout) as world, _same_random_state():
-        return _dry_run(resumed_after_restart(config, world), seconds, world)
+        return _dry_run(resumed_config(config, world), seconds, world)
 
 
 def _dry_run(config: TrainConfig, seconds: float, world: World) -> RunPlan:

@@ -21,6 +21,7 @@ from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.flops import family_flops
 from oekd_fast.runs.data_fingerprint import DataFingerprint
 from oekd_fast.runs.device_data import choose_device
+from oekd_fast.runs.run_folder import stored_precision
 
 T = TypeVar("T")
 # Paths may differ between machines. What the data and the teacher hold is compared instead.
@@ -139,9 +140,18 @@ def check_same_weights(world: World, ensemble: StudentEnsemble) -> None:
         check_same_on_all(world, {"initial weights": digest_of(ensemble.state_dict())})
 
 
-def resumed_after_restart(config: TrainConfig, world: World) -> TrainConfig:
-    """Return `config`, with `resume` set if the launcher has restarted the processes of the run."""
-    return replace(config, resume=True) if world.restarts else config
+def resumed_config(config: TrainConfig, world: World) -> TrainConfig:
+    """Return `config`, with `resume` set if the launcher has restarted the processes of the run. Collective.
+
+    A resumed run whose precision is not set continues in that of its folder, whatever the default of the device is.
+    """
+    config = replace(config, resume=True) if world.restarts else config
+    if not config.resume or config.precision is not None:
+        return config
+    stored = stored_precision(config) if world.is_main else None
+    if world.size > 1:
+        stored = json.loads(world.from_main(json.dumps(stored).encode() if world.is_main else None))
+    return replace(config, precision=stored)
 
 
 def raise_on_main(world: World, error: Exception) -> None:

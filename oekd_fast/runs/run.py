@@ -29,7 +29,7 @@ from oekd_fast.runs.interrupt import Interrupted, StopRequest
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names, phase_names, phase_works
 from oekd_fast.runs.progress import RunProgress
-from oekd_fast.runs.ranks import device_type, resumed_after_restart
+from oekd_fast.runs.ranks import device_type, resumed_config
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.set_up import RunInputs, open_run
 from oekd_fast.runs.stop_vote import StopVote
@@ -66,7 +66,7 @@ def train(config: TrainConfig, console: Console | None = None, stop: StopRequest
     with joined(device_type(config.device), config.rank_timeout, config.join_timeout) as world:
         if not world.is_main:
             console = Console(quiet=True)
-        return _train(resumed_after_restart(config, world), console or RunConsole(), stop or StopRequest(), world)
+        return _train(resumed_config(config, world), console or RunConsole(), stop or StopRequest(), world)
 
 
 def _train(config: TrainConfig, console: Console, stop: StopRequest, world: World) -> dict[str, Any]:

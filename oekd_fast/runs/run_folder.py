@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data.known import may_hold_the_same, same_data_name
 from oekd_fast.runs.folder_lock import FolderLock
 
+CONFIG_FILE = "config.json"
 _LARGEST_CONFIG = 1 << 20  # bytes
 
 
@@ -84,7 +86,7 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        return self.path / "config.json"
+        return self.path / CONFIG_FILE
 
     @property
     def metrics_file(self) -> Path:
@@ -184,11 +186,24 @@ class RunFolder:
             raise RunFolderError(f"output_dir: {self.config_file} is damaged ({error})") from error
 
 
+def stored_precision(config: TrainConfig) -> str | None:
+    """Return the precision in the config.json of the folder of `config`; None without a file that holds a config.
+
+    Runs of version 0.1.0 with the default, fp32, have recorded it as other runs do.
+    """
+    try:
+        stored = load_checked(read_regular(config.run_folder / CONFIG_FILE, _LARGEST_CONFIG))
+        return replace(config, precision=stored["precision"]).precision
+    except (KeyError, OSError, TypeError, ValueError):  # opening the folder names what is wrong
+        return None
+
+
 def check_same_training(before: dict[str, Any], config: TrainConfig, where: str) -> None:
     """Check that `config` trains the same as `before`, the stored fields of a config; where a field is missing, the
     run was trained with its default.
 
-    One folder of data may take the place of another. What they hold is compared where a checkpoint is loaded.
+    One folder of data may take the place of another. What they hold is compared where a checkpoint is loaded. A
+    precision that is not set stands for any.
 
     Args:
         where: the file that holds `before`, for the message.
@@ -203,7 +218,9 @@ def check_same_training(before: dict[str, Any], config: TrainConfig, where: str)
     differences = [
         f"{name}: expected {expected[name]!r}, got {value!r}"
         for name, value in config.training_fields().items()
-        if expected[name] != value and not (name == "dataset" and may_hold_the_same(expected[name], value))
+        if expected[name] != value
+        and not (name == "dataset" and may_hold_the_same(expected[name], value))
+        and not (name == "precision" and value is None)
     ]
     if differences:
         raise RunFolderError(f"the config does not match {where}; " + "; ".join(differences))

@@ -156,7 +156,7 @@ def _disk_bytes(phase: Phase, done: Rehearsal, config: TrainConfig) -> int:
 class RunPlan:
     """What a run would do, from `dry_run`.
 
-    config: the config of the run, with the precision that "auto" stands for.
+    config: the config of the run, with the precision that the networks are trained in.
     folder: the run folder.
     data, family: what is trained, on which images.
     phases: the phases, in order.

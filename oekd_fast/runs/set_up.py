@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from oekd_fast import native
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import ImageDataset
 from oekd_fast.distributed.agreement import failing_together
@@ -24,14 +25,14 @@ from oekd_fast.runs.plan import phase_task
 from oekd_fast.runs.ranks import check_same_run, device_of_rank, first_on_each_machine, threads_of_rank
 from oekd_fast.runs.run_folder import RunFolder
 from oekd_fast.runs.tasks import PhaseResult
-from oekd_fast.training.numerics import automatic_precision
+from oekd_fast.training.numerics import automatic_precision, default_precision
 
 
 @dataclass(frozen=True)
 class OpenRun:
     """A run whose folder is held and whose device is chosen.
 
-    config: the config of the run, with the precision that "auto" stands for.
+    config: the config of the run, with the precision that the networks are trained in.
     world: ranks that train the run.
     device: device of this rank.
     folder: the run folder.
@@ -116,15 +117,32 @@ class RunInputs:
 
 
 def _with_precision(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Return the config with the precision that "auto" stands for, which a resumed run keeps, and a note about it."""
+    """Return the config with the precision that its default or "auto" stands for, and a note about it.
+
+    The default has no note where it is fp32, as it is on all devices but CUDA's.
+    """
+    if config.precision is None:
+        precision = default_precision(device)
+        note = f"precision: {precision}, the default on {device.type} (--precision fp32 computes in float32)"
+        return replace(config, precision=precision), (note,) if precision != "fp32" else ()
     if config.precision != "auto":
         return config, ()
     precision, why = automatic_precision(device)
     return replace(config, precision=precision), (f"precision: {precision}, since {why}",)
 
 
+def executor_note(config: TrainConfig, device: torch.device) -> str | None:
+    """Return in one line why the students of a family share one stream on CUDA with ``executor="auto"``."""
+    why = native.why_no_executor()
+    if device.type != "cuda" or config.executor != "auto" or config.family_objective.alone or why is None:
+        return None
+    return f"executor: students run one after the other on one stream, since the compiled executor is missing ({why})"
+
+
 def _notes(run: OpenRun, data: DeviceData, architecture: Architecture, teacher: Teacher | None) -> tuple[str, ...]:
     config, notes = run.config, [*run.notes, *data.notes]
+    if (note := executor_note(config, run.device)) is not None:
+        notes.append(note)
     named = registered(config.model) is not None
     if named:
         notes += width_notes(architecture, config.num_students)

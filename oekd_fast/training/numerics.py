@@ -40,6 +40,11 @@ def automatic_precision(device: torch.device) -> tuple[Literal["fp32", "bf16"], 
     return "fp32", f"bf16 is not known to be faster on {device.type}"
 
 
+def default_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+    """Return the precision of a config that names none: bf16 on CUDA devices that compute in it, else fp32."""
+    return automatic_precision(device)[0] if device.type == "cuda" else "fp32"
+
+
 @dataclass(frozen=True)
 class Numerics:
     """Numerical settings of the networks on one type of device.
@@ -55,7 +60,9 @@ class Numerics:
 
     @classmethod
     def of(cls, config: RunConfig, device: torch.device) -> Numerics:
-        precision = automatic_precision(device)[0] if config.precision == "auto" else config.precision
+        precision = config.precision or default_precision(device)
+        if precision == "auto":
+            precision, _ = automatic_precision(device)
         return cls(device.type, _AUTOCAST_DTYPES[precision], config.deterministic)
 
     def autocast(self) -> AbstractContextManager:

@@ -33,7 +33,7 @@ def split(rows=ROWS):
 
 def make(recorder=None, **fields):
     fields = {"num_students": 3, "epochs": 100, "warmup_epochs": 0.0, "learning_rate": 0.01} | fields
-    config = TrainConfig(**fields)
+    config = TrainConfig(**{"precision": "fp32"} | fields)
     device = torch.device("cuda")
     torch.manual_seed(0)
     ensemble = build_ensemble("resnet20", config.num_students, 10).to(device, memory_format=torch.channels_last)
