@@ -22,7 +22,9 @@ bool is_capturing(const Guard&, c10::Stream, long) {
 
 SideStreams::SideStreams(c10::Device device, size_t students)
     : guard_(device.type()), device_(device.has_index() ? device : guard_.getDevice()) {
-  for (size_t j = 0; j < students; ++j) streams_.push_back(guard_.getStreamFromGlobalPool(device_));
+  for (size_t j = 0; j < students; ++j) {
+    streams_.push_back(guard_.getStreamFromGlobalPool(device_, /*isHighPriority=*/j == 0));
+  }
 }
 
 void SideStreams::run(const std::function<void(size_t)>& student) const {

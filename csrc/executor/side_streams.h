@@ -12,7 +12,8 @@ namespace oekd {
 
 class SideStreams {
  public:
-  // Takes streams from the device's pool. Students share streams if the pool has fewer.
+  // Takes streams from the device's pools. Students share streams if a pool has fewer. Student 0, the largest, gets one
+  // of high priority: all others wait for it at the end, so that its kernels should not wait for theirs.
   SideStreams(c10::Device device, size_t students);
 
   // Calls student(j) for each j in order on stream j, which is forked from the current stream and joined to it

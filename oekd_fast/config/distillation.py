@@ -62,7 +62,7 @@ class DistillationConfig(Section):
     """Stop gradients at the ensemble's prediction, which is the students' target."""
     learn_from: Literal["objective", "others", "wider", "equal_or_wider"] = "objective"
     """Students whose mean prediction is the target of student j: as the objective says; all others; students 1 to
-    j - 1; or students 1 to j, which needs learn_from_average. With wider, student 1 learns from all others."""
+    j - 1, or for student 1 all others; or students 1 to j, which needs learn_from_average."""
     learn_from_average: bool = False
     """Learn from the moving average of the students' weights, with the decay ema_decay, in place of their current
     ones."""

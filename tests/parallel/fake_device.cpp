@@ -8,11 +8,11 @@
 namespace {
 
 constexpr auto TYPE = c10::DeviceType::PrivateUse1;
-constexpr int POOL = 4;  // streams 1 to 4; 0 is the default stream
+constexpr int POOL = 4;  // streams 1 to 4, and 11 to 14 of high priority; 0 is the default stream
 
 std::ostringstream written;
 std::string text;
-int events = 0, living_events = 0, streams = 0;
+int events = 0, living_events = 0, streams[2] = {};
 bool capturing = false, broken = false;
 thread_local c10::StreamId current = 0;
 
@@ -27,7 +27,9 @@ struct FakeGuard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
 
   c10::Stream getStream(c10::Device) const noexcept override { return stream_of(current); }
-  c10::Stream getStreamFromGlobalPool(c10::Device, bool) const override { return stream_of(1 + streams++ % POOL); }
+  c10::Stream getStreamFromGlobalPool(c10::Device, bool high_priority) const override {
+    return stream_of(10 * high_priority + 1 + streams[high_priority]++ % POOL);
+  }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override {
     const c10::Stream before = stream_of(current);
     current = stream.id();

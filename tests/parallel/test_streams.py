@@ -125,11 +125,12 @@ def came(tmp_path_factory):
 
 
 def forked_and_joined(*on_stream):
-    """Return the log of a call from stream 9 whose students run on streams 1, 2, ..."""
+    """Return the log of a call from stream 9 whose students run on stream 11, of high priority, and on 1, 2, ..."""
     lines = ["event 1 on stream 9"]
-    for stream, body in enumerate(on_stream, start=1):
+    for event, body in enumerate(on_stream, start=2):
+        stream = 11 if event == 2 else event - 2
         lines += [f"stream {stream} waits for event 1", *(f"{what} on stream {stream}" for what in body)]
-        lines += [f"event {stream + 1} on stream {stream}", f"stream 9 waits for event {stream + 1}"]
+        lines += [f"event {event} on stream {stream}", f"stream 9 waits for event {event}"]
     return lines
 
 
@@ -147,8 +148,8 @@ def test_backward_uses_the_streams_of_forward(came):
     assert came["backward"] == forked_and_joined(["backward a"], ["backward b"])
 
 
-def test_streams_are_reused_if_there_are_fewer_than_students(came):
-    streams = [3, 4, 1, 2, 3, 4]  # the first executor has 1 and 2
+def test_the_first_student_has_high_priority_and_streams_are_reused_if_there_are_fewer(came):
+    streams = [12, 2, 3, 4, 1, 2]  # the first executor has 11, of high priority as 12, and 1
     expected = [f"forward {name} on stream {s}" for name, s in zip("abcdef", streams, strict=True)]
     assert came["more students than streams"] == expected
 
@@ -161,7 +162,7 @@ def test_streams_are_joined_after_an_error(came):
 
 
 def test_memory_is_recorded_on_the_streams_that_use_it(came):
-    inputs_and_outputs = ["memory used by stream 1", *["memory used by stream 9"] * 3, "memory used by stream 2"]
+    inputs_and_outputs = ["memory used by stream 11", *["memory used by stream 9"] * 3, "memory used by stream 1"]
     assert came["memory"] == inputs_and_outputs
 
 
