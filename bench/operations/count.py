@@ -21,8 +21,8 @@ NOTHING = frozenset(
 # torch's multi_tensor_apply (ATen/native/cuda/MultiTensorApply.cuh) puts so many tensors into a launch, by the number
 # of lists of tensors that the operation takes.
 TENSORS_A_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
-# The launches of the ops of this package, where they are not 1.
-LAUNCHES: dict[str, Callable[..., int]] = {}
+# The launches of the ops of this package that make several: statistics and maps (kernels/norm_relu).
+LAUNCHES = {"oekd_fast::norm_relu": 2, "oekd_fast::norm_relu_backward": 2}
 KINDS = {
     "convolutions": ("convolution", "convolution_backward"),
     "BatchNorm": ("native_batch_norm", "native_batch_norm_backward", "norm_relu", "norm_relu_backward"),
@@ -67,7 +67,7 @@ class DeviceOperations(TorchDispatchMode):
             kind = kind_of(name, arguments)
             self.operators[name] += 1
             self.kinds[kind] += 1
-            self.launches[kind] += launches(name, arguments, options)
+            self.launches[kind] += launches(name, arguments)
         return self._stand_ins.get(name, function)(*arguments, **options)
 
 
@@ -77,20 +77,20 @@ def launches_nothing(function: OpOverload) -> bool:
     return function.is_view or name in NOTHING or name.startswith("profiler::")
 
 
-def launches(name: str, arguments: tuple, options: dict[str, Any]) -> int:
+def launches(name: str, arguments: tuple) -> int:
     """Return the number of launches of an operation as far as it is known, and else 1."""
-    if name in LAUNCHES:
-        return LAUNCHES[name](*arguments, **options)
-    lists = [a for a in arguments if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
     if not name.startswith(("aten::_foreach_", "aten::_fused_")):
-        return 1
+        return LAUNCHES.get(name, 1)
+    lists = [a for a in arguments if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
     return ceil(len(lists[0]) / TENSORS_A_LAUNCH[len(lists)])
 
 
 def kind_of(name: str, arguments: tuple) -> str:
     """Return the kind of an operation, one of `ALL_KINDS`."""
     name, first = name.partition("::")[2], arguments[0] if arguments else None
-    if name in ("_foreach_lerp_", "_foreach_add_") or (name == "add_" and _is_counter(first)):
+    if name == "_foreach_lerp_" or (name == "_foreach_add_" and _is_counter(first[0])):
+        return STATISTICS
+    if name == "add_" and _is_counter(first):
         return STATISTICS
     if name in ("add", "add_") and first.dim() == 4:
         return SUMS

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import partial
 from unittest import mock
 
+import torch
 from torch import Tensor
 
-from oekd_fast.layers.fast_module import use_fused_norms
+from oekd_fast.layers import direct_conv
 from oekd_fast.losses.feature_kd import gradient_buffers
 from oekd_fast.training import backward, prepare
 from oekd_fast.training.weight_casts import cast_weights_together
@@ -39,10 +40,9 @@ def count_step(model: str, num_students: int = 5, precision: str = "bf16") -> De
     problem = replace(TINY, model=model, num_students=num_students, precision=precision)
     with _cuda_path():
         ours = OurStep(problem, executor="sequential")
-        use_fused_norms(ours.family, False)  # the op is a CPU op
         cast_weights_together(ours.family)
         for _ in range(2):  # the first step creates state
-            with DeviceOperations({"oekd_fast::feature_kd_value_and_grad": _zeros}) as counted:
+            with DeviceOperations(STAND_INS) as counted:
                 ours.step()
     return counted
 
@@ -55,12 +55,24 @@ def _cuda_path() -> Iterator[None]:
         backward_in_threads=backward._backward_on_streams,
         blocks_value_and_grad=partial(backward.blocks_value_and_grad, backend="triton"),
     )
-    with on_streams, mock.patch.object(prepare, "pads_channels", lambda config, ensemble: True):
+    strided = mock.patch.object(direct_conv, "_takes_stride", lambda conv, x: True)
+    with on_streams, strided, mock.patch.object(prepare, "pads_channels", lambda config, ensemble: True):
         yield
 
 
-def _zeros(maps: list[Tensor], teacher: Tensor, weights: list[Tensor], biases: list[Tensor], **options: Tensor):
-    """Stand in for the feature loss, whose kernels the CPU runs in Triton's slow interpreter only."""
-    return teacher.new_zeros((), dtype=weights[0].dtype), *(
-        [grad.zero_() for grad in part] for part in gradient_buffers(maps, weights, biases)
-    )
+def _feature_gradients(maps: list[Tensor], teacher: Tensor, weights: list[Tensor], biases: list[Tensor], **options):
+    loss = teacher.new_zeros((), dtype=weights[0].dtype)
+    return loss, *([grad.zero_() for grad in part] for part in gradient_buffers(maps, weights, biases))
+
+
+def _convolution_gradients(dy: Tensor, x: Tensor, weight: Tensor, bias_sizes: list[int] | None, *options):
+    grads = torch.zeros_like(x), torch.zeros_like(weight), weight.new_zeros(bias_sizes or [0])
+    return [grad if wanted else None for grad, wanted in zip(grads, options[-1], strict=True)]
+
+
+# Zeros in place of what the CPU computes in Triton's slow interpreter only, and of oneDNN's gradients of strided
+# convolutions, which may crash.
+STAND_INS = {
+    "oekd_fast::feature_kd_value_and_grad": _feature_gradients,
+    "aten::convolution_backward": _convolution_gradients,
+}

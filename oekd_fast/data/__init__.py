@@ -14,7 +14,14 @@ readers that use them, at their first use.
 from oekd_fast.data.augmentation.alternating import AlternatingFlips
 from oekd_fast.data.augmentation.mixing import mix
 from oekd_fast.data.augmentation.settings import AnyAugmentation, Augmentation, Mixing, ResizedCrop
-from oekd_fast.data.augmentation.transforms import augment, centre, normalise, pad_crop_flip
+from oekd_fast.data.augmentation.transforms import (
+    augment,
+    centre,
+    normalise,
+    normalising,
+    pad_crop_flip,
+    scale_and_shift,
+)
 from oekd_fast.data.batches.base import Batches, DeviceBatches, padded_order
 from oekd_fast.data.batches.placement import place
 from oekd_fast.data.batches.prefetch import HostBatches
@@ -43,8 +50,10 @@ __all__ = [
     "load_dataset",
     "mix",
     "normalise",
+    "normalising",
     "pad_crop_flip",
     "padded_order",
     "place",
+    "scale_and_shift",
     "stratified_split",
 ]

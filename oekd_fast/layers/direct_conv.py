@@ -114,12 +114,28 @@ def direct_conv(conv: nn.Module, x: Tensor, *, every: int = 1, direct: bool = Fa
     """
     if direct and takes(conv, x, every):
         return _DirectConv.apply(x, conv.weight, conv.stride[0] * every)
-    if every > 1:
-        # A pool of single pixels takes them, not the stride of a 1x1 convolution. oneDNN's weight gradient of a strided
-        # 1x1 convolution with few channels in channels_last writes past its workspace (uxlfoundation/oneDNN issue
-        # 6035), which gives wrong results, hangs and crashes. The gradient of a slice would not be channels_last.
-        x = functional.avg_pool2d(x, kernel_size=1, stride=every)
-    return conv(x)
+    if every == 1:
+        return conv(x)
+    if _takes_stride(conv, x):
+        stride = [every * step for step in conv.stride]
+        return functional.conv2d(x, conv.weight, conv.bias, stride, groups=conv.groups)
+    # A pool of single pixels takes them; the gradient of a slice would not be channels_last.
+    return conv(functional.avg_pool2d(x, kernel_size=1, stride=every))
+
+
+def _takes_stride(conv: nn.Module, x: Tensor) -> bool:
+    """Return whether a larger stride of `conv` takes every n-th pixel, with right gradients.
+
+    On the CPU, oneDNN's weight gradient of a strided 1x1 convolution with few channels in channels_last writes past its
+    workspace (uxlfoundation/oneDNN issue 6035), which gives wrong results, hangs and crashes.
+    """
+    return (
+        isinstance(x, Tensor)  # torch.fx passes a proxy
+        and x.device.type != "cpu"
+        and is_unmodified(conv, nn.Conv2d)
+        and conv.kernel_size == (1, 1)
+        and conv.padding in ((0, 0), "valid", "same")
+    )
 
 
 def takes(conv: nn.Module, x: Tensor, every: int = 1) -> bool:

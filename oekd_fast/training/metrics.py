@@ -73,6 +73,9 @@ class RunningMetrics:
         self._kept: list[Tensor] | None = None if devices.has_float64(device) else []
         where = device if self._kept is None else torch.device("cpu")
         self.sums = torch.zeros(self._SCALARS + 3 * num_students + 1, dtype=torch.float64, device=where)
+        # The losses of a batch in the order of their sums, and views of them: loss, feature, ensemble CE, CE, KD.
+        self._batch = torch.zeros(3 + 2 * num_students, dtype=torch.float64, device=where)
+        self._batch_slots = [*self._batch[:3].unbind(), *self._batch[3:].split(num_students)]
 
     def reset(self) -> None:
         """Set all sums to zero."""
@@ -90,14 +93,14 @@ class RunningMetrics:
             feature: scalar intermediate loss, or None.
             loss: scalar, weighted sum of all terms.
         """
+        if self._kept is None:
+            losses = [loss, *([] if feature is None else [feature]), output.ensemble_ce, output.ce, output.kd]
+            self._add(losses, output.correct, rows)
+            return
         zero = output.loss.new_zeros(())
         count = rows.to(output.loss.dtype) if isinstance(rows, Tensor) else output.loss.new_full((), rows)
         scalars = torch.stack((count, loss, zero if feature is None else feature, output.ensemble_ce))
-        batch = torch.cat((scalars, output.ce, output.kd, output.correct))
-        if self._kept is None:
-            self._add(batch)
-            return
-        self._kept.append(batch)
+        self._kept.append(torch.cat((scalars, output.ce, output.kd, output.correct)))
         if len(self._kept) == BATCHES_KEPT:
             self._add_kept()
 
@@ -154,17 +157,36 @@ class RunningMetrics:
     def _add_kept(self) -> None:
         """Add the batches that were kept on a device without float64, which waits for it."""
         if self._kept:
+            lengths = [1, 1, 1, 1, self._students, self._students, self._students + 1]
             for batch in torch.stack(self._kept).cpu():
-                self._add(batch)
+                (rows,), loss, feature, ensemble_ce, ce, kd, correct = batch.split(lengths)
+                self._add([loss[0], feature[0], ensemble_ce[0], ce, kd], correct, rows)
             self._kept.clear()
 
-    def _add(self, batch: Tensor) -> None:
-        """Add a batch: images, loss, feature, ensemble CE, S x CE, S x KD, S + 1 x correct."""
-        sums, batch, end = self.sums, batch.double(), self._SCALARS + 2 * self._students
-        images, losses, correct = batch[0], batch[1 : end - 2], batch[end - 2 :]
-        sums[1] += 1
-        sums[2] = torch.where((sums[2] == 0) & ~torch.isfinite(losses[0]), sums[1], sums[2])
-        if self._counts_images:
-            sums[0] += images
-        sums[3:end] += images * losses
-        sums[end:] += correct
+    def _add(self, losses: list[Tensor], correct: Tensor, rows: int | Tensor) -> None:
+        """Add a batch, in few operations, which each are a launch on a GPU.
+
+        Args:
+            losses: loss, feature unless it is left out, ensemble CE, CE [S] and KD [S], floating.
+            correct: [S + 1].
+            rows: number of images in the batch, an int or a scalar.
+        """
+        sums, end = self.sums, self._SCALARS + 2 * self._students
+        images, steps, bad = sums[:3].unbind()
+        slots = self._batch_slots
+        if len(losses) < len(slots):
+            slots[1].zero_()
+            slots = [slots[0], *slots[2:]]
+        torch._foreach_copy_(slots, losses)
+        # A float32 times a number of images is exact in float64.
+        if isinstance(rows, Tensor):
+            steps.add_(1)
+            if self._counts_images:
+                images.add_(rows)
+            sums[3:end].addcmul_(self._batch, rows.double())
+        else:
+            torch._foreach_add_([images, steps], [float(rows * self._counts_images), 1.0])
+            sums[3:end].add_(self._batch, alpha=rows)
+        sums[end:].add_(correct)
+        is_bad = (self._batch[0] - self._batch[0]).ne(0)  # NaN for infinities and NaN
+        torch.where(is_bad & bad.eq(0), steps, bad, out=bad)

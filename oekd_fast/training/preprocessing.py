@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.common.part import Part
-from oekd_fast.data import AnyAugmentation, augment, centre, normalise
+from oekd_fast.data import AnyAugmentation, augment, centre, normalising, scale_and_shift
 from oekd_fast.family.teacher import Statistics
 
 
@@ -28,7 +28,7 @@ class Preprocessing:
     ) -> None:
         self.memory_format = memory_format
         self._augmentation = augmentation
-        self._mean, self._std = (torch.tensor(values, device=device) for values in normalisation)
+        self._scale, self._shift = normalising(*(torch.tensor(values, device=device) for values in normalisation))
 
     def augmented(self, images: Tensor, generator: torch.Generator, part: Part, mirror: Tensor | None = None) -> Tensor:
         """Return randomly augmented pixels of `part` of a batch; uint8 [B, C, H, W] to uint8 [B, C, h, w].
@@ -44,4 +44,4 @@ class Preprocessing:
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return the input of the networks; uint8 [B, C, h, w] to float32 in `memory_format`."""
-        return normalise(pixels, self._mean, self._std, memory_format=self.memory_format)
+        return scale_and_shift(pixels, self._scale, self._shift, memory_format=self.memory_format)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oekd_fast import ensemble_kd_loss
+from oekd_fast.common import devices
 from oekd_fast.losses import reference
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.training.metrics import RunningMetrics
@@ -34,6 +35,32 @@ def test_means_weight_batches_by_their_images():
     assert read.feature == pytest.approx(0.5 * (16 + 81 + 1) / 14)
     *students, ensemble = (100 * whole.correct / 14).tolist()
     assert read.accuracy == pytest.approx(students) and read.ensemble_accuracy == pytest.approx(ensemble)
+
+
+@pytest.mark.parametrize("rows", [13, torch.tensor(13)], ids=["int", "tensor"])
+@pytest.mark.parametrize("counts_images", [True, False])
+def test_sums_are_exact_products_added_in_float64(rows, counts_images):
+    (_, _, _, output), *_ = outputs([13])
+    metrics = RunningMetrics(3, torch.device("cpu"), counts_images=counts_images)
+    expected = torch.zeros_like(metrics.sums)
+    for feature in (torch.tensor(0.3), None, torch.tensor(0.7)):
+        metrics.update(output, rows, feature, 2 * output.loss)
+        scalars = [2 * output.loss, torch.zeros(()) if feature is None else feature, output.ensemble_ce]
+        losses = torch.cat((torch.stack(scalars), output.ce, output.kd)).double()
+        counts = torch.tensor([13.0 * counts_images, 1.0, 0.0], dtype=torch.float64)
+        expected += torch.cat((counts, 13.0 * losses, output.correct.double()))
+    assert torch.equal(metrics.sums, expected)
+
+
+def test_batches_that_are_kept_give_the_same_sums(monkeypatch):
+    direct = RunningMetrics(3, torch.device("cpu"))
+    monkeypatch.setattr(devices, "has_float64", lambda device: False)
+    kept = RunningMetrics(3, torch.device("cpu"))
+    for rows, _, _, output in outputs([4, 9, 1]):
+        for metrics in (direct, kept):
+            metrics.update(output, rows, None if rows == 9 else output.loss, output.loss * float("inf"))
+    assert kept.read() == direct.read() and torch.equal(kept.sums.nan_to_num(7.0), direct.sums.nan_to_num(7.0))
+    assert kept.read().first_bad_step == 1
 
 
 def test_the_loss_so_far_is_that_of_the_batches_before():

@@ -143,8 +143,33 @@ def normalise(
             f"mean and std: expected shape [{images.shape[1]}], one value per channel, "
             f"got {list(mean.shape)} and {list(std.shape)}"
         )
-    scale = (1 / (255 * std)).view(-1, 1, 1)
-    shift = (-mean / std).view(-1, 1, 1)
+    return scale_and_shift(images, *normalising(mean, std), memory_format=memory_format)
+
+
+def normalising(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and shift [C, 1, 1] for which `scale_and_shift` is `normalise`, for use in many calls."""
+    return (1 / (255 * std)).view(-1, 1, 1), (-mean / std).view(-1, 1, 1)
+
+
+def scale_and_shift(
+    images: Tensor, scale: Tensor, shift: Tensor, *, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Return images * scale + shift, computed as one multiply-add; float32 [B, C, H, W] in `memory_format`.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        scale, shift: float32 [C, 1, 1] on the device of `images`.
+        memory_format: memory format of the result.
+
+    Raises:
+        ValueError: a shape or the dtype of `images` is another one.
+    """
+    _check_images(images)
+    if scale.shape != shift.shape or scale.shape != (images.shape[1], 1, 1):
+        raise ValueError(
+            f"scale and shift: expected shape [{images.shape[1]}, 1, 1], one value per channel, "
+            f"got {list(scale.shape)} and {list(shift.shape)}"
+        )
     out = torch.empty_like(images, dtype=torch.float32, memory_format=memory_format)
     return torch.addcmul(shift, images, scale, out=out)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from oekd_fast.data import Augmentation, normalise, pad_crop_flip
+from oekd_fast.data import Augmentation, normalise, pad_crop_flip, scale_and_shift
 from oekd_fast.data.augmentation.transforms import crop, draw_crops
 
 ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
@@ -135,3 +135,8 @@ def test_images_of_another_dtype_or_shape_are_rejected(images):
 def test_normalise_rejects_statistics_of_another_shape():
     with pytest.raises(ValueError, match=r"mean and std: expected shape \[3\], .* got \[1\] and \[3\]"):
         normalise(pictures(2, 3, 4, 4), torch.zeros(1), torch.ones(3))
+
+
+def test_scale_and_shift_of_another_shape_are_rejected():
+    with pytest.raises(ValueError, match=r"scale and shift: expected shape \[3, 1, 1\], .* got \[1, 1, 1\] and"):
+        scale_and_shift(pictures(2, 3, 4, 4), torch.zeros(1, 1, 1), torch.ones(3, 1, 1))
