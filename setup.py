@@ -153,10 +153,15 @@ def native() -> dict:
                 run(get_cxx_compiler(), *flags, "-Icsrc", *dependencies, "-c", source, "-o", str(output))
             return str(output)
 
+    def sources(ending: str) -> list[str]:
+        return [
+            file for folder in ("autograd", "executor", "launch") for file in sorted(glob(f"csrc/{folder}/*{ending}"))
+        ]
+
     executor = CppExtension(
         EXECUTOR,
-        ["csrc/executor_module.cpp", *sorted(glob("csrc/autograd/*.cpp")), *sorted(glob("csrc/executor/*.cpp"))],
-        depends=["setup.py", *sorted(glob("csrc/autograd/*.*")), *sorted(glob("csrc/executor/*.*"))],
+        ["csrc/executor_module.cpp", *sources(".cpp")],
+        depends=["setup.py", *sources("")],
         include_dirs=[os.path.abspath("csrc")],
         extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
     )

@@ -1,11 +1,13 @@
-// The module oekd_fast._executor, which works with the torch and Python that it was built with only: the executor, and
-// the autograd kernel of the loss. oekd_fast/parallel/executor.py documents the executor.
+// The module oekd_fast._executor, which works with the torch and Python that it was built with only: the executor, the
+// autograd kernel of the loss, and prepared calls of the loss. oekd_fast/parallel/executor.py documents the executor,
+// oekd_fast/losses/prepared.py prepared calls.
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "autograd/ensemble_kd_autograd.h"
 #include "executor/student_executor.h"
+#include "launch/prepared_calls.h"
 
 TORCH_LIBRARY_IMPL(oekd_fast, AutogradCPU, m) {
   m.impl("ensemble_kd_value", torch::CppFunction::makeFromBoxedFunction<oekd::ensemble_kd_value_autograd>());
@@ -40,4 +42,18 @@ PYBIND11_MODULE(_executor, m) {
                     "Order in which the students start on the CPU.")
       .def_property_readonly("inside", &oekd::StudentExecutor::inside,
                              "Whether the calling thread runs a student of this executor.");
+
+  py::class_<oekd::PreparedLaunch, std::shared_ptr<oekd::PreparedLaunch>>(
+      m, "PreparedLaunch", "A launch of a kernel in which only addresses and numbers change from call to call.")
+      .def(py::init(&oekd::PreparedLaunch::make), py::arg("launch"), py::arg("arguments"), py::arg("blocks"),
+           py::arg("outputs"));
+
+  py::class_<oekd::PreparedCalls>(m, "PreparedCalls", "The calls of the loss whose launches are prepared.")
+      .def(py::init<const std::string&, size_t>(), py::arg("device"), py::arg("capacity"))
+      .def("key", &oekd::PreparedCalls::key, py::arg("with_gradients"), py::arg("logits"), py::arg("target"),
+           py::arg("options"), py::arg("beside"), "Identifies a kind of call; None if no launch can be prepared for it.")
+      .def("insert", &oekd::PreparedCalls::insert, py::arg("key"), py::arg("forward"), py::arg("backward"),
+           py::arg("other_backward"))
+      .def("run", &oekd::PreparedCalls::run, "Returns the outputs of a call; None if no launch is prepared for it.")
+      .def("__len__", &oekd::PreparedCalls::size);
 }

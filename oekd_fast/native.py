@@ -109,6 +109,11 @@ def executor_class() -> type:
     return _loaded().StudentExecutor
 
 
+def launch_module() -> ModuleType | None:
+    """Return the module with the classes ``PreparedCalls`` and ``PreparedLaunch``, or None if it is unavailable."""
+    return _executor
+
+
 def _loaded() -> ModuleType:
     if _executor is None:
         raise RuntimeError(_executor_reason)

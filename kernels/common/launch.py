@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,21 @@ class Launch:
                 self.kernel[(self.programs,)](**self.arguments, **self.options)
         else:
             self.kernel[(self.programs,)](**self.arguments, **self.options)
+
+    def prepare(self, stream: int) -> Callable[..., None]:
+        """Compile the kernel for the current device, to be launched many times without Triton's binding of arguments.
+
+        The arguments of later launches must agree with those of this one in all that Triton specialises a kernel for:
+        types, constants, integers equal to 1 or divisible by 16, and addresses divisible by 16.
+
+        Args:
+            stream: handle of the CUDA stream to launch on.
+
+        Returns:
+            A function that takes all arguments of the kernel by position; addresses may be integers.
+        """
+        compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments, **self.options)
+        return partial(compiled[(self.programs, 1, 1)], stream=stream)
 
 
 def interpreted(kernel: Any) -> bool:

@@ -96,21 +96,36 @@ class _LossFromRows(torch.autograd.Function):
             return (None,) * (4 + len(inputs))
         _check_first_order()
         inputs = [z.detach() for z in inputs]
-        if transforms.is_batched(upstream):
-            through_weights = ctx.weights_dtype is not None
-            grads = _batched_grads(ctx.ops, inputs, ctx.stacked, ctx.kwargs, upstream, through_weights)
-            return None, None, None, *grads
-        grads = [torch.empty_like(z) for z in inputs]
-        weights_grad = ctx.ops.ensemble_kd_grad_out(
-            _students(inputs, ctx.stacked),
-            **ctx.kwargs,
-            row_statistics=row_statistics,
-            counted=counted,
-            grad_scale=upstream,
-            weights_grad=ctx.weights_dtype is not None,
-            out=_students(grads, ctx.stacked),
+        grads = gradients_from_rows(
+            ctx.ops, ctx.stacked, ctx.kwargs, inputs, row_statistics, counted, upstream, ctx.weights_dtype
         )
-        return None, None, None, weights_grad.to(ctx.weights_dtype) if ctx.weights_dtype else None, *grads
+        return None, None, None, *grads
+
+
+def gradients_from_rows(
+    ops,
+    stacked: bool,
+    kwargs: dict[str, Any],
+    inputs: Sequence[Tensor],
+    row_statistics: Tensor,
+    counted: Tensor,
+    upstream: Tensor,
+    weights_dtype: torch.dtype | None,
+) -> tuple[Tensor | None, ...]:
+    """The gradient of the weights, or None without a dtype of it, and those of `inputs`, from the row statistics."""
+    if transforms.is_batched(upstream):
+        return _batched_grads(ops, inputs, stacked, kwargs, upstream, weights_dtype is not None)
+    grads = [torch.empty_like(z) for z in inputs]
+    weights_grad = ops.ensemble_kd_grad_out(
+        _students(inputs, stacked),
+        **kwargs,
+        row_statistics=row_statistics,
+        counted=counted,
+        grad_scale=upstream,
+        weights_grad=weights_dtype is not None,
+        out=_students(grads, stacked),
+    )
+    return weights_grad.to(weights_dtype) if weights_dtype else None, *grads
 
 
 def _check_first_order() -> None:

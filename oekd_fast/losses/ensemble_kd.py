@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oekd_fast.losses import checks, reference, transforms
+from oekd_fast.losses import checks, prepared, reference, transforms
 from oekd_fast.losses.autograd import differentiable_loss
 from oekd_fast.losses.backends import REFERENCE, Backend, choose_backend
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions, detached
+from oekd_fast.losses.model_outputs import logits_of
 from oekd_fast.losses.reference import EnsembleKDOutput
 
 
@@ -128,36 +129,61 @@ def ensemble_kd_loss(
         ValueError: the named backend does not support the call; the message lists what each backend answers.
         RuntimeError: the named backend is unavailable.
     """
-    options = KDOptions(
-        temperature=temperature,
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        detach_ensemble=detach_ensemble,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        ensemble_ce_weight=ensemble_ce_weight,
-        mixing=mixing,
-        mixing_space=mixing_space,
-        class_dim=class_dim,
-        weight=weight,
-        divergence=divergence,
-        beta=beta,
+    options = (
+        temperature,
+        ce_weight,
+        kd_weight,
+        detach_ensemble,
+        label_smoothing,
+        ignore_index,
+        reduction,
+        ensemble_ce_weight,
+        mixing,
+        mixing_space,
+        class_dim,
+        weight,
+        divergence,
+        beta,
     )
+    beside = ensemble_weights, teacher_logits, num_items, backend, validate
+    return loss_of(logits, target, options, beside)
+
+
+def loss_of(
+    logits: Any, target: Tensor | None, options: tuple, beside: tuple, checked: KDOptions | None = None
+) -> EnsembleKDOutput:
+    """Compute :func:`ensemble_kd_loss`.
+
+    Args:
+        options: the fields of :class:`KDOptions` in their order.
+        beside: the arguments ensemble_weights, teacher_logits, num_items, backend and validate.
+        checked: the options, if they have been checked.
+    """
+    logits = logits_of(logits)
+    statistics = prepared.run(False, logits, target, options, beside)
+    if statistics is not None:
+        return EnsembleKDOutput._make(statistics)
+    ensemble_weights, teacher_logits, num_items, backend, validate = beside
     call = EnsembleKDCall.of(
         logits,
         target,
-        options,
+        KDOptions(*options) if checked is None else checked,
         ensemble_weights=ensemble_weights,
         teacher_logits=teacher_logits,
         num_items=num_items,
     )
-    return loss_of(call, backend=backend, validate=validate)
-
-
-def loss_of(call: EnsembleKDCall, *, backend: str, validate: bool) -> EnsembleKDOutput:
-    """Compute :func:`ensemble_kd_loss` of a call that has been checked."""
     chosen = _choose(call, backend, validate)
+    output = _loss(call, chosen)
+    prepared.remember(False, logits, target, options, beside, call, chosen)
+    return output
+
+
+def call_loss(call: EnsembleKDCall, *, backend: str, validate: bool) -> EnsembleKDOutput:
+    """Compute :func:`ensemble_kd_loss` of a call that has been checked."""
+    return _loss(call, _choose(call, backend, validate))
+
+
+def _loss(call: EnsembleKDCall, chosen: Backend) -> EnsembleKDOutput:
     output = (
         reference.ensemble_kd(call) if chosen is REFERENCE else EnsembleKDOutput(*differentiable_loss(call, chosen))
     )
@@ -215,26 +241,32 @@ def ensemble_kd_value_and_grad(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`ensemble_kd_loss`; also for buffers that do not fit.
     """
-    options = KDOptions(
-        temperature=temperature,
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        detach_ensemble=detach_ensemble,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        ensemble_ce_weight=ensemble_ce_weight,
-        mixing=mixing,
-        mixing_space=mixing_space,
-        class_dim=class_dim,
-        weight=weight,
-        divergence=divergence,
-        beta=beta,
+    options = (
+        temperature,
+        ce_weight,
+        kd_weight,
+        detach_ensemble,
+        label_smoothing,
+        ignore_index,
+        reduction,
+        ensemble_ce_weight,
+        mixing,
+        mixing_space,
+        class_dim,
+        weight,
+        divergence,
+        beta,
     )
+    beside = ensemble_weights, teacher_logits, num_items, backend, validate
+    logits = logits_of(logits)
+    plain = grad_scale is None and out is None and weights_grad is None
+    if plain and (results := prepared.run(True, logits, target, options, beside)) is not None:
+        statistics = len(EnsembleKDOutput._fields)
+        return EnsembleKDOutput._make(results[:statistics]), results[statistics:]
     call = EnsembleKDCall.of(
         logits,
         target,
-        options,
+        KDOptions(*options),
         ensemble_weights=ensemble_weights,
         teacher_logits=teacher_logits,
         num_items=num_items,
@@ -258,7 +290,10 @@ def ensemble_kd_value_and_grad(
             f"{names[0]}: expected a tensor that requires no gradient, since ensemble_kd_value_and_grad returns none "
             "for it, got requires_grad=True; ensemble_kd_loss with backend='reference' supports this"
         )
-    output, grads = _value_and_grad(call, _choose(call, backend, validate), grad_scale, flat, flat_weights_grad)
+    chosen = _choose(call, backend, validate)
+    output, grads = _value_and_grad(call, chosen, grad_scale, flat, flat_weights_grad)
+    if plain:
+        prepared.remember(True, logits, target, options, beside, call, chosen)
     if buffers is not None:
         grads = tuple(buffers)
     elif layout is not None:

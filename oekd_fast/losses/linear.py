@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
-from oekd_fast.losses.ensemble_kd import call_value_and_grad, loss_of
+from oekd_fast.losses.ensemble_kd import call_loss, call_value_and_grad
 from oekd_fast.losses.linear_checks import (
     check_chunk_rows,
     check_classifiers,
@@ -231,7 +231,7 @@ class _LinearLoss(torch.autograd.Function):
                 output, _ = call_value_and_grad(call, scale, logits, problem.backend, problem.validate)
                 _accumulate(grads, students, logits, chunk)
             else:
-                output = loss_of(call, backend=problem.backend, validate=problem.validate)
+                output = call_loss(call, backend=problem.backend, validate=problem.validate)
             *sums, correct = output
             sums = [value.to(ce_divisor.dtype) for value in sums] + [correct]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
+from oekd_fast.losses.calls import KDOptions
 from oekd_fast.losses.ensemble_kd import loss_of
 from oekd_fast.losses.feature_kd import feature_kd_loss
 from oekd_fast.losses.reference import EnsembleKDOutput
@@ -60,15 +60,8 @@ class EnsembleKDLoss(nn.Module):
         teacher_logits: Sequence[Tensor] | Tensor | None = None,
     ) -> EnsembleKDOutput:
         """Return the loss together with its statistics; the arguments are those of `forward`."""
-        call = EnsembleKDCall.of(
-            logits,
-            target,
-            self.options,
-            ensemble_weights=ensemble_weights,
-            teacher_logits=teacher_logits,
-            num_items=num_items_in_batch,
-        )
-        return loss_of(call, backend=self.backend, validate=self.validate)
+        beside = ensemble_weights, teacher_logits, num_items_in_batch, self.backend, self.validate
+        return loss_of(logits, target, tuple(vars(self.options).values()), beside, self.options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())

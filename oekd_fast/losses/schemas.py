@@ -61,6 +61,11 @@ def triton_kernels():
     return import_module("oekd_fast.kernels.ensemble_kd.launch")
 
 
+def prepared_launches():
+    """Load the module that prepares launches of the Triton kernels."""
+    return import_module("oekd_fast.kernels.ensemble_kd.prepare")
+
+
 def _register_triton(op: str, *devices: str) -> None:
     for device in devices:
         _library.impl(op, lambda *args, **kwargs: getattr(triton_kernels(), op)(*args, **kwargs), device)
