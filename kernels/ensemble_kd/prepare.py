@@ -1,6 +1,6 @@
 """Launches of the loss that are prepared once, and then repeated with other addresses and numbers.
 
-The arguments of a kernel are described by where their values come from, as ``oekd_fast._executor.PreparedLaunch`` takes
+The arguments of a kernel are described by where their values come from, as csrc/launch/prepared_launch.h takes
 them: ``("input", i)`` is the address of an input; ``("block", i, offset)`` an address in one of the allocations that
 each call makes, offset in bytes; ``("number", i)`` a number of the call; ``("constant", value)``; and
 ``("tuple", descriptions)``.
