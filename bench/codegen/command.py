@@ -1,6 +1,6 @@
 """Compare compiled kernels with what they need: registers, spills, width of accesses, exponentials, synchronisation.
 
-    python -m bench.codegen [--arch 80 90 100] [--only SUBSTRING] [--json FILE]
+    python -m bench.codegen [--arch 80 90 100] [--only SUBSTRING] [--json FILE] [--summary FILE]
 
 No GPU is needed and nothing is timed. The exit status is 1 if a kernel does worse than its case demands; the violations
 are listed.
@@ -24,6 +24,7 @@ from oekd_fast.common.machine import machine
 from .. import result_file
 from .kernel_cases import Case, Demand, cases
 from .sass import ARCHS, Resources, inspect
+from .summary import summary
 
 PROCESSES = 2
 SPILL_FREE = (90,)  # local memory is a violation on these architectures, and only shown for others
@@ -120,6 +121,7 @@ def main(all_cases: Callable[[], list[Case]] = cases) -> int:
         help="compile only cases whose name contains one of the substrings",
     )
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--summary", type=Path, help="write a few numbers for each kernel to this file")
     arguments = parser.parse_args()
 
     names = [case.name for case in all_cases() if any(part in case.name for part in arguments.only)]
@@ -141,14 +143,16 @@ def main(all_cases: Callable[[], list[Case]] = cases) -> int:
                 rows.append(row)
                 print(row.line(), flush=True)
 
-    if arguments.json:
-        report = {
-            "what": "kernels as compiled; nothing was run",
-            "triton": triton.__version__,
-            "commit": machine()["commit"],
-            "results": [row.as_dict() for row in rows],
-        }
-        result_file.write(arguments.json, report)
+    described = [row.as_dict() for row in rows]
+    for file, results in ((arguments.json, described), (arguments.summary, summary(described))):
+        if file:
+            report = {
+                "what": "kernels as compiled; nothing was run",
+                "triton": triton.__version__,
+                "commit": machine()["commit"],
+                "results": results,
+            }
+            result_file.write(file, report)
     wrong = [f"{row.case} sm_{row.resources.arch}: {what}" for row in rows for what in row.violations()]
     print("\n".join([f"{len(wrong)} violations", *wrong] if wrong else ["no violations"]))
     return 1 if wrong else 0

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import accuracy, loss, scale_out, steps, students
+from . import accuracy, loss, machine_code, scale_out, steps, students
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -45,6 +45,7 @@ class Table:
 
 GPU = "gpu_*.json"
 TABLES = (
+    Table("codegen", BENCHMARKS, machine_code.of_versions, ("codegen_*.json",)),
     Table("digits", README, accuracy.single_run, ("digits_resnet20_cpu.json",)),
     Table("loss", README, loss.one_processor, ("ensemble_kd_avx512_cpu.json",)),
     Table("loss_all", BENCHMARKS, loss.all_processors, ("ensemble_kd*_cpu.json",)),
