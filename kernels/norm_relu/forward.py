@@ -9,16 +9,15 @@ from ..common.arrival import last_to_arrive
 from .tiles import fold, load_channels, normalised, places, rectified, share_of_work
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
+@triton.jit(do_not_specialize=["rows", "tiles", "channels", "vectors"])
 def statistics(
-    x,  # [rows, C]
-    weight,  # fp32 [C]
-    mean, variance, rstd, scale,  # fp32 [C]; variance is unbiased, scale = weight rstd
-    shares,  # fp32 [chunks, 2, C]: mean minus the pivot, and sum of squared deviations, of a program's rows
+    x,  # [rows, channels]
+    weight,  # fp32 [channels]
+    mean, variance, rstd, scale,  # fp32 [channels]; variance is unbiased, scale = weight rstd
+    shares,  # fp32 [chunks, 2, channels]: mean minus the pivot, and sum of squared deviations, of a program's rows
     done,  # int32 [columns], 0 before and after
-    rows, elements, tiles, eps,  # elements = rows C; tiles = cdiv(rows, TILE_ROWS)
-    C: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    rows, elements, tiles, channels, vectors, eps,  # elements = rows channels; a tile is vectors VECTOR elements
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Compute mean, variance and 1 / sqrt(biased variance + eps) of each channel.
 
@@ -26,14 +25,15 @@ def statistics(
     by Chan's formula, in a fixed order. Values are taken relative to the first row, the pivot, so that a mean far above
     the standard deviation costs no digits.
     """
-    STEP: tl.constexpr = TILE_ROWS * C
-    chunk, chunks, column = share_of_work(C, BLOCK)
-    pivot = load_channels(x, column, C, BLOCK)
+    step = vectors * VECTOR
+    tile_rows = step // channels
+    chunk, chunks, column = share_of_work(channels, BLOCK)
+    pivot = load_channels(x, column, channels, BLOCK)
     m = tl.zeros([BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
     count = 0.0
     for tile in tl.range(chunk, tiles, chunks, loop_unroll_factor=2):
-        start, at, inside = places(tile, column, elements, STEP, BLOCK)
+        start, at, inside = places(tile, column, elements, step, BLOCK)
         d = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32) - pivot
         count += 1.0
         apart = d - m
@@ -43,47 +43,48 @@ def statistics(
     # The last tile may have fewer rows.
     last = (tiles - 1 - chunk) // chunks * chunks + chunk
     row = tl.arange(0, ROWS)
-    n = tl.where(last * TILE_ROWS + row < rows, count, count - 1.0)
-    n = tl.where(row < TILE_ROWS, n, 0.0)[:, None]
+    n = tl.where(last * tile_rows + row < rows, count, count - 1.0)
+    n = tl.where(row < tile_rows, n, 0.0)[:, None]
     here = n > 0.0
-    m = tl.where(here, fold(m, C, TILE_ROWS, ROWS, WIDTH), 0.0)
-    squares = tl.where(here, fold(squares, C, TILE_ROWS, ROWS, WIDTH), 0.0)
-    of_chunk = tl.sum(n * m, 0) / rows_of(chunk, chunks, rows, tiles, TILE_ROWS)
+    m = tl.where(here, fold(m, channels, tile_rows, ROWS, WIDTH), 0.0)
+    squares = tl.where(here, fold(squares, channels, tile_rows, ROWS, WIDTH), 0.0)
+    of_chunk = tl.sum(n * m, 0) / rows_of(chunk, chunks, rows, tiles, tile_rows)
     apart = m - of_chunk[None, :]
     of_squares = tl.sum(squares + n * apart * apart, 0)
     c = column * BLOCK + tl.arange(0, WIDTH)
-    share = shares + tl.cast(chunk, tl.int64) * (2 * C) + c
-    tl.store(share, of_chunk, mask=c < C)
-    tl.store(share + C, of_squares, mask=c < C)
+    share = shares + tl.cast(chunk, tl.int64) * (2 * channels) + c
+    tl.store(share, of_chunk, mask=c < channels)
+    tl.store(share + channels, of_squares, mask=c < channels)
 
     if last_to_arrive(done + column, chunks):
         write_statistics(
             x, weight, mean, variance, rstd, scale, shares, chunks, column, rows, tiles, eps,
-            C, TILE_ROWS, BLOCK, WIDTH, TOGETHER,
+            channels, tile_rows, BLOCK, WIDTH,
         )  # fmt: skip
 
 
 @triton.jit
 def write_statistics(
     x, weight, mean, variance, rstd, scale, shares, chunks, column, rows, tiles, eps,
-    C: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, TOGETHER: tl.constexpr,
+    channels, tile_rows, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Combine the shares of all programs, TOGETHER at a time."""
+    TOGETHER: tl.constexpr = BLOCK // WIDTH
     c = column * BLOCK + tl.arange(0, WIDTH)
-    inside = c < C
+    inside = c < channels
     count = rows.to(tl.float32)
     sums = tl.zeros([TOGETHER, WIDTH], tl.float32)
     for first in range(0, chunks, TOGETHER):
-        at, n = shares_of(shares, first, chunks, c, rows, tiles, C, TILE_ROWS, TOGETHER)
+        at, n = shares_of(shares, first, chunks, c, rows, tiles, channels, tile_rows, TOGETHER)
         # Other programs of this launch wrote these values, so they are not read from the L1 cache.
         sums += n * tl.load(at, mask=(n > 0.0) & inside[None, :], other=0.0, cache_modifier=".cg")
     offset = tl.sum(sums, 0) / count
     squares = tl.zeros([TOGETHER, WIDTH], tl.float32)
     for first in range(0, chunks, TOGETHER):
-        at, n = shares_of(shares, first, chunks, c, rows, tiles, C, TILE_ROWS, TOGETHER)
+        at, n = shares_of(shares, first, chunks, c, rows, tiles, channels, tile_rows, TOGETHER)
         here = (n > 0.0) & inside[None, :]
         apart = tl.load(at, mask=here, other=0.0, cache_modifier=".cg") - offset[None, :]
-        squares += tl.load(at + C, mask=here, other=0.0, cache_modifier=".cg") + n * apart * apart
+        squares += tl.load(at + channels, mask=here, other=0.0, cache_modifier=".cg") + n * apart * apart
     total = tl.sum(squares, 0)
     pivot = tl.load(x + c, mask=inside, other=0.0).to(tl.float32)
     tl.store(mean + c, pivot + offset, mask=inside)
@@ -94,37 +95,37 @@ def write_statistics(
 
 
 @triton.jit
-def rows_of(chunk, chunks, rows, tiles, TILE_ROWS: tl.constexpr):
+def rows_of(chunk, chunks, rows, tiles, tile_rows):
     """Number of rows in the tiles chunk, chunk + chunks, ... as float32; 0 for the chunks that do not exist."""
     own = (tiles - 1 - chunk) // chunks + 1
-    missing = tl.where((tiles - 1 - chunk) % chunks == 0, tiles * TILE_ROWS - rows, 0)
-    return tl.where(chunk < chunks, own * TILE_ROWS - missing, 0).to(tl.float32)
+    missing = tl.where((tiles - 1 - chunk) % chunks == 0, tiles * tile_rows - rows, 0)
+    return tl.where(chunk < chunks, own * tile_rows - missing, 0).to(tl.float32)
 
 
 @triton.jit
-def shares_of(shares, first, chunks, c, rows, tiles, C: tl.constexpr, TILE_ROWS: tl.constexpr, TOGETHER: tl.constexpr):
+def shares_of(shares, first, chunks, c, rows, tiles, channels, tile_rows, TOGETHER: tl.constexpr):
     """Pointers to the shares of TOGETHER programs from `first`, and the numbers of their rows [TOGETHER, 1]."""
     chunk = first + tl.arange(0, TOGETHER)
-    n = rows_of(chunk, chunks, rows, tiles, TILE_ROWS)[:, None]
-    return shares + chunk.to(tl.int64)[:, None] * (2 * C) + c[None, :], n
+    n = rows_of(chunk, chunks, rows, tiles, tile_rows)[:, None]
+    return shares + chunk.to(tl.int64)[:, None] * (2 * channels) + c[None, :], n
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["tiles", "channels", "vectors"])
 def normalise(
-    x, residual, y,  # [rows, C]; residual may be None
-    mean, scale, bias,  # fp32 [C]
-    elements, tiles,  # elements = rows C
-    C: tl.constexpr, TILE_ROWS: tl.constexpr, BLOCK: tl.constexpr, RELU: tl.constexpr,
+    x, residual, y,  # [rows, channels]; residual may be None
+    mean, scale, bias,  # fp32 [channels]
+    elements, tiles, channels, vectors,  # elements = rows channels; a tile is vectors VECTOR elements
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """y = relu((x - mean) * scale + bias + residual); without RELU, y = (x - mean) * scale + bias."""
-    STEP: tl.constexpr = TILE_ROWS * C
-    chunk, chunks, column = share_of_work(C, BLOCK)
-    m = load_channels(mean, column, C, BLOCK)
-    factor = load_channels(scale, column, C, BLOCK)
-    b = load_channels(bias, column, C, BLOCK)
+    step = vectors * VECTOR
+    chunk, chunks, column = share_of_work(channels, BLOCK)
+    m = load_channels(mean, column, channels, BLOCK)
+    factor = load_channels(scale, column, channels, BLOCK)
+    b = load_channels(bias, column, channels, BLOCK)
     # From the last tile to the first, because the tiles that the statistics read last are still in the L2 cache.
     for back in range(chunk, tiles, chunks):
-        start, at, inside = places(tiles - 1 - back, column, elements, STEP, BLOCK)
+        start, at, inside = places(tiles - 1 - back, column, elements, step, BLOCK)
         z = normalised(tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32), m, factor, b)
         if residual is not None:
             z += tl.load(residual + start + at, mask=inside, other=0.0).to(tl.float32)

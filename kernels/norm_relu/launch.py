@@ -109,11 +109,13 @@ def backward_launches(
 def _arguments(x: Tensor, plan: NormReLUPlan) -> tuple[dict, dict]:
     """Return the arguments of all kernels about the map, and those of the kernels that compute sums."""
     channels = x.shape[1]
-    width = min(power_of_2(channels), plan.block)
-    of_map = {"elements": x.numel(), "tiles": plan.tiles, "C": channels, "TILE_ROWS": plan.rows, "BLOCK": plan.block}
+    of_map = {
+        "elements": x.numel(), "tiles": plan.tiles, "channels": channels,
+        "vectors": plan.rows * channels // plan.vector, "VECTOR": plan.vector, "BLOCK": plan.block,
+    }  # fmt: skip
     of_sums = {
         "shares": _new(x, plan.sharing * 2 * channels), "done": zeroed(plan.columns, x.device), "rows": _rows(x),
-        "ROWS": power_of_2(plan.rows), "WIDTH": width, "TOGETHER": plan.block // width,
+        "ROWS": power_of_2(plan.rows), "WIDTH": min(power_of_2(channels), plan.block),
     }  # fmt: skip
     return of_map, of_sums
 

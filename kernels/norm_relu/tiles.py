@@ -1,7 +1,8 @@
 """Functions that the kernels of BatchNorm, residual and ReLU share; `plan` describes the tiles.
 
-A tile is [BLOCK] elements, of which the first STEP are in the map unless it is the last tile. Sums of the positions of
-a tile are folded to [ROWS, WIDTH]: its rows and channels, padded to powers of two.
+A tile is [BLOCK] elements, of which the first `step` are in the map unless it is the last tile. The number of channels
+is no compile-time constant, so that one compiled kernel serves many maps. Sums of the positions of a tile are folded to
+[ROWS, WIDTH]: its rows and channels, padded to powers of two.
 """
 
 from __future__ import annotations
@@ -15,36 +16,35 @@ LEAST_BF16 = tl.constexpr(2.0**-126)
 
 
 @triton.jit
-def share_of_work(C: tl.constexpr, BLOCK: tl.constexpr):
+def share_of_work(channels, BLOCK: tl.constexpr):
     """This program's place among those that share the tiles, their number, and its column: the block of a row."""
-    COLUMNS: tl.constexpr = (C + BLOCK - 1) // BLOCK
-    return tl.program_id(0) // COLUMNS, tl.num_programs(0) // COLUMNS, tl.program_id(0) % COLUMNS
+    columns = tl.cdiv(channels, BLOCK)
+    return tl.program_id(0) // columns, tl.num_programs(0) // columns, tl.program_id(0) % columns
 
 
 @triton.jit
-def places(tile, column, elements, STEP: tl.constexpr, BLOCK: tl.constexpr):
+def places(tile, column, elements, step, BLOCK: tl.constexpr):
     """Where a tile begins in the map (int64), positions relative to that [BLOCK], and which of them are in the map."""
-    start = tl.cast(tile, tl.int64) * STEP
+    start = tl.cast(tile, tl.int64) * step
     at = column * BLOCK + tl.arange(0, BLOCK)
-    inside = at < tl.cast(tl.minimum(elements - start, STEP), tl.int32)
+    inside = at < tl.cast(tl.minimum(elements - start, step), tl.int32)
     return start, at, inside
 
 
 @triton.jit
-def load_channels(values, column, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Load the number of each position's channel from `values` [C] as float32 [BLOCK]."""
-    return tl.load(values + (column * BLOCK + tl.arange(0, BLOCK)) % C).to(tl.float32)
+def load_channels(values, column, channels, BLOCK: tl.constexpr):
+    """Load the number of each position's channel from `values` [channels] as float32 [BLOCK]."""
+    at = column * BLOCK + tl.arange(0, BLOCK)
+    own = tl.load(values + at, mask=at < channels, other=0.0).to(tl.float32)
+    return tl.gather(own, tl.maximum(at % channels - column * BLOCK, 0), 0)
 
 
 @triton.jit
-def fold(values, C: tl.constexpr, TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def fold(values, channels, tile_rows, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """[BLOCK] -> [ROWS, WIDTH]: the values of row r and channel c. They are undefined outside the tile."""
-    BLOCK: tl.constexpr = values.shape[0]
-    if ROWS * WIDTH == BLOCK and (WIDTH == C or ROWS == 1):
-        return tl.reshape(values, [ROWS, WIDTH])
     i = tl.arange(0, ROWS * WIDTH)
     row, channel = i // WIDTH, i % WIDTH
-    at = tl.where((row < TILE_ROWS) & (channel < C), row * C + channel, 0)
+    at = tl.where((row < tile_rows) & (channel < channels), row * channels + channel, 0)
     return tl.reshape(tl.gather(values, at, 0), [ROWS, WIDTH])
 
 

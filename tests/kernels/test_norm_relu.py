@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from oekd_fast.kernels.norm_relu import launch as kernels
-from oekd_fast.kernels.norm_relu.plan import BLOCK, WARPS, plan_norm_relu
+from oekd_fast.kernels.norm_relu.plan import BLOCK, VECTOR, plan_norm_relu
 
 from ..layers.norm_relu_calls import EPS, in_bf16, plain, problem, same_bits, sizes
 from ..support import oracle
@@ -172,7 +172,22 @@ def test_plans_cover_every_map(itemsize):
             assert plan.columns * plan.block >= channels and (plan.columns == 1 or plan.rows == 1)
             assert plan.rows * channels <= plan.columns * plan.block
             assert 1 <= plan.sharing <= plan.tiles and 1 <= plan.writing <= plan.tiles
-            # Tiles of few channels start at multiples of 16 bytes, and each thread has 16 bytes of them.
+            assert plan.rows * channels % plan.vector == 0
+            # Each thread has a vector of a tile, of which most is used if there are few channels.
             if channels <= 128:
-                assert plan.rows * channels * itemsize % 16 == 0 and plan.rows * channels > 0.75 * plan.block
-            assert plan.block * itemsize >= 16 * 32 * WARPS
+                assert plan.vector == VECTOR and plan.rows * channels > 0.75 * plan.block
+            assert plan.block == VECTOR * 32 * plan.warps
+
+
+def test_one_compiled_kernel_serves_many_widths():
+    """Triton compiles a kernel once for each set of its upper-case arguments."""
+
+    def constants(channels):
+        x = torch.empty(128, 8, 8, channels, device="meta").permute(0, 3, 1, 2)
+        numbers = torch.empty(channels, device="meta")
+        plan = plan_norm_relu(128 * 64, channels, 4)
+        launches = kernels.forward_launches(x, numbers, numbers, x, EPS, True, plan)[1]
+        return [{name: v for name, v in launch.arguments.items() if name.isupper()} for launch in launches]
+
+    assert constants(9) == constants(12) == constants(15) and constants(19) == constants(25)
+    assert constants(9)[1] == constants(64)[1] == constants(1000)[1]
