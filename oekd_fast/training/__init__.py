@@ -5,6 +5,7 @@
 - `backward`, `distillation`: losses of a batch and the gradients of all parameters; `micro_batches`: the same in parts.
 - `evaluation`, `metrics`: results over a split, summed on the device.
 - `graph_capture`, `cuda_recorder`: steps as CUDA graphs.
+- `batch_source`, `next_batch`: the augmented batches of an epoch, which captured steps prepare one step ahead.
 - `numerics`, `weight_casts`, `preprocessing`: precision, and the input of the networks.
 - `schedule`, `optimizer`, `weight_average`: parts that a step changes; `stateful`: their protocol.
 

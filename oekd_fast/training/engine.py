@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from oekd_fast.common import devices
 from oekd_fast.common.part import Part
-from oekd_fast.common.seeds import derived_seed
 from oekd_fast.config.train_config import TrainConfig
-from oekd_fast.data import AlternatingFlips, AnyAugmentation, Batches, Mixing, mix
+from oekd_fast.data import AnyAugmentation, Batches
 from oekd_fast.distributed.grid import StudentGrid
 from oekd_fast.distributed.world import ALONE, World
 from oekd_fast.family.ensemble import StudentEnsemble
@@ -26,15 +25,14 @@ from oekd_fast.training.backward import (
     backward_side_by_side,
     forward_side_by_side,
 )
+from oekd_fast.training.batch_source import BatchSource
 from oekd_fast.training.cuda_recorder import CudaRecorder
 from oekd_fast.training.data_parallel import (
     agreement,
-    begin_part,
     check_grid,
     executor_kind,
     family_buckets,
     no_buckets,
-    order_of_part,
     shared_modules,
     student_modules,
 )
@@ -47,7 +45,7 @@ from oekd_fast.training.numerics import LossScaler, Numerics, TrainingForward
 from oekd_fast.training.optimizer import OptimizerState, build_optimizer
 from oekd_fast.training.preprocessing import Preprocessing
 from oekd_fast.training.schedule import Schedule
-from oekd_fast.training.stateful import ModuleState, Parts, batch_tensors, load_part_states, part_states, part_tensors
+from oekd_fast.training.stateful import ModuleState, Parts, load_part_states, part_states, part_tensors
 from oekd_fast.training.student_parallel import OwnStudents, clip_gradients, collect, share_overflow
 from oekd_fast.training.weight_average import WeightAverage
 
@@ -66,7 +64,8 @@ class Engine:
         metrics: sums over the steps since their last reset.
         evaluator: evaluates the averaged family if there is one, else the trained one.
         generators: the generators that steps draw from beside `network_generator`, on the device: "augmentation" of
-            crops and flips, and "mixing" if images are mixed.
+            crops and flips, and "mixing" if images are mixed. Captured steps prepare the next batch too; the states
+            are those without its draws.
         buckets: what the ranks exchange in each step.
         network_generator: the generator that the networks draw from, for dropout and the like.
 
@@ -127,11 +126,6 @@ class Engine:
             "copies": self._copies,
         }
         self._teacher = None if teacher is None else teacher.to(device, memory_format=memory_format)
-        self.generators = {"augmentation": torch.Generator(device).manual_seed(config.seed)}
-        self._mixing = None
-        if config.mixup is not None or config.cutmix is not None:
-            self._mixing = Mixing(config.mixup, config.cutmix)
-            self.generators["mixing"] = torch.Generator(device).manual_seed(derived_seed(config.seed, "mixing"))
         self._preprocessing = Preprocessing(augmentation, normalisation, memory_format, device)
         self.network_generator = _default_generator(device)
         self._numerics = Numerics.of(config, device)
@@ -154,13 +148,15 @@ class Engine:
         self._grid, self._data_world = grid, world if grid is None else grid.data
         self.buckets = family_buckets(ensemble, world, device, grid, exact=config.deterministic)
         self._no_buckets = no_buckets(self.buckets)
-        self._flips = AlternatingFlips(derived_seed(config.seed, "flips"), device) if augmentation.alternate else None
-        self._batches: Batches | None = None
-        self._part = Part.whole(0)
 
         why = self._why_eager(config, device, recorder)
         recorder = None if why else recorder or CudaRecorder(device, config.rank_timeout if world.size > 1 else None)
-        generators = [*self.generators.values(), self.network_generator]
+        self._source = BatchSource(
+            config, self._preprocessing, alternate_flips=augmentation.alternate, num_classes=ensemble.num_classes,
+            device=device, world=self._data_world, ahead=recorder is not None,
+        )  # fmt: skip
+        self.generators = self._source.generators
+        generators = [*self._source.drawn_from.values(), self.network_generator]
         self._calls = CapturedCalls(
             recorder,
             generators,
@@ -191,10 +187,7 @@ class Engine:
         All ranks pass the same arguments; `batch_size` counts the images of a step over all ranks, and `epoch`, from 0
         on, decides which images are flipped if flips alternate.
         """
-        self._part = part = begin_part(batches, order, batch_size, first, self._data_world)
-        if self._flips is not None:
-            self._flips.begin(order_of_part(order, batch_size, part), part.count, first, epoch, len(batches))
-        self._batches = batches
+        self._source.begin_epoch(batches, order, batch_size, first, epoch)
 
     def step(self) -> None:
         """Train on the next batch of the epoch, by a replay of the captured step if there is one.
@@ -202,11 +195,8 @@ class Engine:
         Raises:
             RuntimeError: `begin_epoch` was not called, or the epoch has no batch left.
         """
-        if self._batches is None:
-            raise RuntimeError("step: expected begin_epoch to be called first")
-        self._batches.ready()
-        signature = self._batches.signature, None if self._flips is None else self._flips.signature
-        self._calls.run("train", signature, self._train_on_next_batch, self.tensors)
+        self._source.ready()
+        self._calls.run("train", self._source.signature, self._train_on_next_batch, self.tensors)
         self.schedule.count()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -217,13 +207,12 @@ class Engine:
             labels: int64 [B] on the device.
         """
         part = self._data_world.part(len(labels))
-        self._train_on(images[part.rows], labels[part.rows], part)
+        self._train_on(*self._source.augmented(images[part.rows], labels[part.rows], part), part)
         self.schedule.count()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that `step` changes, by name."""
-        flips = {} if self._flips is None else {f"flips.{name}": t for name, t in self._flips.tensors().items()}
-        return part_tensors(self._parts) | batch_tensors(self._batches) | flips
+        return part_tensors(self._parts) | self._source.tensors()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all that steps change, as a checkpoint holds it. Random generators are not included.
@@ -239,10 +228,10 @@ class Engine:
         self._calls.forget()  # captured steps write to the optimizer's tensors, which have been replaced
 
     def _train_on_next_batch(self) -> None:
-        mirror = None if self._flips is None else self._flips.take()
-        self._train_on(*self._batches.take(), self._part, mirror)
+        with self._source.next_batch() as (pixels, target):
+            self._train_on(pixels, target, self._source.part)
 
-    def _train_on(self, images: Tensor, labels: Tensor, part: Part, mirror: Tensor | None = None) -> None:
+    def _train_on(self, pixels: Tensor, target: Tensor, part: Part) -> None:
         with self._numerics.algorithms():
             schedule = self.schedule
             self.ensemble.train()
@@ -250,11 +239,6 @@ class Engine:
                 self.ensemble.base.eval()  # BatchNorm's statistics are frozen too
             schedule.load()
             self.optimizer.zero_grad(set_to_none=True)
-            pixels = self._preprocessing.augmented(images, self.generators["augmentation"], part, mirror)
-            target = labels
-            if self._mixing is not None:
-                classes = self.ensemble.num_classes
-                pixels, target = mix(pixels, labels, classes, self._mixing, self.generators["mixing"])
             losses = self._accumulate(pixels, target, part)
             self.buckets.finish()
             if self._grid is not None and self.scaler.enabled:
@@ -265,7 +249,7 @@ class Engine:
             self.scaler.step(self.optimizer)
             if self.average is not None:
                 self.average.update(schedule.ema_share)
-            self.metrics.update(losses.statistics, len(labels), losses.feature, losses.total)
+            self.metrics.update(losses.statistics, len(target), losses.feature, losses.total)
 
     def _accumulate(self, pixels: Tensor, target: Tensor, part: Part) -> FamilyLosses:
         """Add the gradients of all micro-batches to `.grad`, and return the losses of the rows of `part`.

@@ -129,7 +129,7 @@ def parts_in_one_process(world, fields, steps, rows, size):
                 own.copy_(old)
             for name, count in counts.items():
                 family.get_buffer(name).copy_(count)
-            engine._train_on(images[part.rows], labels[part.rows], part)
+            engine._train_on(*engine._source.augmented(images[part.rows], labels[part.rows], part), part)
             own_grads = [p.grad.clone() for p in family.parameters()]
             own_means = [b * part.share for b in statistics]
             grads = own_grads if grads is None else [a + b for a, b in zip(grads, own_grads, strict=True)]

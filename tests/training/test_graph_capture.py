@@ -113,9 +113,15 @@ def test_capturing_a_step_changes_no_state(one_thread):
     _, recorded, recorder = engines(optimizer="adam", ema_decay=0.9)
     record = recorder.record
     recorder.record = lambda *args: (record(*args), lambda: None)[1]  # the captured step is never replayed
+    warm_up, before, random = recorder.warm_up, {}, []
+
+    def from_here_on(*args):
+        before.update({name: tensor.clone() for name, tensor in recorded.tensors().items()})
+        random.extend(g.get_state() for g in (recorded.generators["augmentation"], torch.default_generator))
+        warm_up(*args)
+
+    recorder.warm_up = from_here_on  # the first batch has been prepared
     recorded.begin_epoch(DeviceBatches(split(), "cpu"), torch.arange(26), BATCH)
-    before = {name: tensor.clone() for name, tensor in recorded.tensors().items()}
-    random = [generator.get_state() for generator in (recorded.generators["augmentation"], torch.default_generator)]
     recorded.step()
     assert recorder.events == ["warm-up", "record"]
     after = recorded.tensors()
