@@ -211,7 +211,7 @@ def norm_relu_demand(launch: Launch) -> Demand:
     a = launch.arguments
     tile = a["BLOCK"] * a["x"].element_size()
     loaded, stored = (tile * sum(a[name] is not None for name in names) for names in (read, written))
-    return Demand(vector=16, loaded=loaded, stored=stored, exponentials=0)
+    return Demand(vector=16, loaded=loaded, stored=stored, exponentials=0, arrivals="done" in a)
 
 
 def ensemble_kd_demand(launch: Launch) -> Demand:

@@ -79,6 +79,19 @@ def test_kernels_to_compile():
     assert {job.classes for job in jobs} >= {100, 1000, 32000}  # those of the smoke test
 
 
+def test_norms_to_compile():
+    """Every number of channels of a student shares its compiled kernels with one of the jobs."""
+
+    def constants(channels):
+        launches = gpu_compile.NormJob(channels, "bfloat16", "relu").launches("meta")
+        return [[(name, v) for name, v in launch.arguments.items() if name.isupper()] for launch in launches]
+
+    compiled = [constants(job.channels) for job in gpu_compile.norm_jobs(tiny=False) if job.form == "relu"]
+    assert len(compiled) == 9
+    for channels in (*(16, 12, 9, 6, 3), *(32, 25, 19), *(64, 51, 38), *(8, 24, 40, 48, 56)):
+        assert constants(channels) in compiled, channels
+
+
 def test_a_kernel_that_does_not_compile_is_named(rehearsal, monkeypatch):
     def fail(self, launch):
         raise ValueError("no ptxas")

@@ -41,7 +41,8 @@ def test_a_dry_run_measures_every_kind_of_part(tmp_path, capsys):
     assert "nothing was measured" in report["what"] and report["parts"].keys() == set(KINDS) and report["errors"] == {}
     results = report["parts"]
     assert all(r["right"] for r in results["smoke"].values() if "right" in r)
-    assert results["compile"]["ensemble loss"]["kernels"] == 6 and results["memcheck"]["streamed"]["errors"] == 0
+    assert results["compile"]["ensemble loss"]["kernels"] == 6 and results["compile"]["norms"]["kernels"] == 12
+    assert results["memcheck"]["streamed"]["errors"] == 0
     assert results["tests"]["dry run"]["counts"] == {"passed": 2}
     step = results["step resnet20"]["step resnet20 128"]
     names = {"eager", "ours_eager", "ours_captured", "ours_one_stream", "largest_alone"}
