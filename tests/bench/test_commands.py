@@ -34,6 +34,7 @@ COMMANDS = (
         "bench.gpu",
         "bench.gpu.worker",
         "bench.gpu.compare",
+        "bench.gpu.pack",
     ),
     *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.precisions", "bench.step.ranks"),
     *("bench.codegen", "bench.students.widths", "bench.readme.tables", "bench.readme.training"),

@@ -67,7 +67,7 @@ std::array<Tensor, 2> backward(const Tensor& dy, const Tensor& x, const Tensor& 
   const ConvShape shape = shape_of(x, weight, stride);
   const int64_t batch = x.size(0);
   check_map("dy", dy);
-  OEKD_CHECK(dy.sizes() == Sizes({batch, shape.out_channels, shape.out_height(), shape.out_width()}),
+  OEKD_CHECK(dy.sizes().equals({batch, shape.out_channels, shape.out_height(), shape.out_width()}),
              "dy: expected the output's shape [", batch, ", ", shape.out_channels, ", ", shape.out_height(), ", ",
              shape.out_width(), "], got ", dy.sizes());
   const ConvKernel& kernel = choose_isa(isa).direct_conv;

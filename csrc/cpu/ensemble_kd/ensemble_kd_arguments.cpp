@@ -75,7 +75,7 @@ std::vector<Matrix> matrices(const char* name, const std::vector<Tensor>& tensor
   std::vector<Matrix> out;
   const ScalarType dtype = like.scalar_type();
   for (const Tensor& t : tensors) {
-    OEKD_CHECK(t.sizes() == like.sizes(), name, ": expected ", like.sizes(), " for each student, got ", t.sizes());
+    OEKD_CHECK(t.sizes().equals(like.sizes()), name, ": expected ", like.sizes(), " for each student, got ", t.sizes());
     OEKD_CHECK(t.scalar_type() == dtype, name, ": expected ", dtype, ", got ", t.scalar_type());
     OEKD_CHECK(t.is_cpu(), name, ": expected tensors on the CPU, got ", device_name(t));
     check_memory(name, t);
@@ -87,7 +87,7 @@ std::vector<Matrix> matrices(const char* name, const std::vector<Tensor>& tensor
 std::vector<Source> teachers_of(const std::vector<Tensor>& tensors, const Shape& shape, std::vector<Tensor>& kept) {
   std::vector<Source> out;
   for (const Tensor& given : tensors) {
-    OEKD_CHECK(given.sizes() == shape.sizes && given.is_cpu(), "teacher_logits: expected ", shape.sizes,
+    OEKD_CHECK(given.sizes().equals(shape.sizes) && given.is_cpu(), "teacher_logits: expected ", shape.sizes,
                " on the CPU, got ", given.sizes(), " on ", device_name(given));
     check_memory("teacher_logits", given);
     // The dispatcher evaluates lazy negations in all arguments but an optional list of tensors.

@@ -127,7 +127,7 @@ Statistics ensemble_kd(const Inputs& inputs, const Outputs* outputs, std::string
   problem.with_weights_grad = outputs && outputs->weights_grad && settings.ensemble_ce_weight != 0;
   if (outputs && outputs->weights_grad) {
     const Tensor& buffer = *outputs->weights_grad;
-    OEKD_CHECK(weights && buffer.sizes() == weights->sizes(),
+    OEKD_CHECK(weights && buffer.sizes().equals(weights->sizes()),
                "weights_grad: expected the shape of ensemble_weights, got ", buffer.sizes());
     OEKD_CHECK(is_floating(buffer.scalar_type()), "weights_grad: expected a floating dtype, got ",
                buffer.scalar_type());

@@ -74,7 +74,7 @@ Labels labels_of(const Tensor& target, const Shape& shape, const float* class_we
   OEKD_CHECK(probabilities || is_integral(dtype), "target: expected class indices or floating probabilities, got ",
              dtype);
   const Sizes expected = probabilities ? shape.sizes : Sizes(shape.by_row.data(), shape.by_row.size());
-  OEKD_CHECK(target.sizes() == expected && target.is_cpu(), "target: expected ", expected, " on the CPU, got ",
+  OEKD_CHECK(target.sizes().equals(expected) && target.is_cpu(), "target: expected ", expected, " on the CPU, got ",
              target.sizes(), " on ", device_name(target));
   check_memory("target", target);
   if (probabilities) return classify(target, shape, isa);

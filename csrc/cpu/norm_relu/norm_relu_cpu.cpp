@@ -34,7 +34,7 @@ bool is_planar(const Tensor& x) { return x.is_contiguous() && !is_channels_last(
 Tensor dense_map(const char* name, const Tensor& map, const Tensor& x) {
   OEKD_CHECK(map.scalar_type() == x.scalar_type(), name, ": expected ", name_of(x.scalar_type()), ", got ",
              map.scalar_type());
-  OEKD_CHECK(map.dim() == 4 && map.sizes() == x.sizes(), name, ": expected the shape of x, ", x.sizes(), ", got ",
+  OEKD_CHECK(map.dim() == 4 && map.sizes().equals(x.sizes()), name, ": expected the shape of x, ", x.sizes(), ", got ",
              map.sizes());
   OEKD_CHECK(map.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(map));
   check_memory(name, map);
