@@ -10,10 +10,11 @@ Packages, each of which imports only those above it:
     model      lower bounds by bytes, arithmetic and launches; nothing is run
     gpu        what needs a GPU, the most important first, in a few minutes
     codegen    registers, spills and memory accesses of the compiled kernels; no GPU is needed
+    evidence   recipes compared on a subset of CIFAR-100
     readme     the tables of README.md and docs/
 
 Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.stub_cuda bench.ops.ensemble_kd_host`,
 `bench.step`, `bench.step.direct_convs`, `bench.step.openmp_waiting`, `bench.step.ranks`, `bench.operations`,
-`bench.model.roofline`, `bench.gpu`, `bench.gpu.compare`, `bench.codegen`, `bench.readme.tables`,
-`bench.readme.training`.
+`bench.model.roofline`, `bench.gpu`, `bench.gpu.compare`, `bench.gpu.pack`, `bench.codegen`, `bench.evidence`,
+`bench.readme.tables`, `bench.readme.training`.
 """

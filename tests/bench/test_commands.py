@@ -14,6 +14,7 @@ ORDER = (
     "measure",
     "gpu_timing",
     "result_file",
+    "stub_cuda",
     "ops",
     "step",
     "operations",
@@ -21,6 +22,7 @@ ORDER = (
     "gpu",
     "codegen",
     "students",
+    "evidence",
     "readme",
 )
 COMMANDS = (
