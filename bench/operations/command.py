@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from oekd_fast.common.machine import machine
 
 from .. import result_file
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The feature loss is Triton's; the CPU takes it in the interpreter only.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+    torch.set_num_threads(1)  # the step is tiny
     counted = {model: count_step(model, options.num_students, options.precision) for model in options.model}
     for line in table(counted):
         print(line)

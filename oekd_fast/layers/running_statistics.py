@@ -28,7 +28,8 @@ def updated_together() -> Iterator[None]:
     """Apply all calls of `update` within the context at its end, in one operation on the device each.
 
     The results have the same bits. The context applies to students that an executor runs in it too, on any thread or
-    stream. If the body raises an exception, no update is applied.
+    stream; it has to end on the stream that the executor's streams are joined to, which uses the statistics of all
+    students. If the body raises an exception, no update is applied.
     """
     updates: list[_Update] = []
     token = _collected.set(updates)

@@ -52,9 +52,11 @@ class _WeightCasts:
             for name, parameter in layer.named_parameters(recurse=False)
             if parameter.dtype == torch.float32
         ]
-        if not slots or not torch.is_autocast_enabled(slots[0][2].device.type):
+        device = slots[0][2].device.type if slots else "meta"
+        # Not on the meta device, on which shapes are computed.
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return
-        dtype = torch.get_autocast_dtype(slots[0][2].device.type)
+        dtype = torch.get_autocast_dtype(device)
         weights = list(dict.fromkeys(parameter for _, _, parameter in slots))  # layers may share one
         copies = dict(zip(weights, _Cast.apply(dtype, *weights), strict=True))
         for layer, name, parameter in slots:

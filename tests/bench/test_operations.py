@@ -48,6 +48,12 @@ def test_the_operations_of_a_step(model, one_thread):
     assert counted.kinds.total() <= {"resnet20": 650, "resnet110": 2600}[model]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_has_the_operations_that_are_counted_on_the_cpu():
+    assert count_step("resnet20", device="cuda").kinds == STEPS["resnet20"]
+
+
 def test_views_and_allocations_are_not_counted():
     x = torch.zeros(4, 6)
     with DeviceOperations() as counted:

@@ -14,6 +14,8 @@ from oekd_fast.parallel.executor import make_executor
 
 from ..conftest import needs_executor, needs_native
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Norms(FastModule):
     def __init__(self, **options):

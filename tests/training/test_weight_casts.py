@@ -7,17 +7,21 @@ import torch
 from torch import nn
 
 from bench.operations.count import DeviceOperations
+from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import build_ensemble
+from oekd_fast.layers.direct_conv import conv3x3
 from oekd_fast.layers.fast_module import FastSequential
 from oekd_fast.models import get_architecture
 from oekd_fast.models.functional import FunctionalArchitecture
+from oekd_fast.models.residual import BasicBlock
 from oekd_fast.training import prepare
 from oekd_fast.training.compile_blocks import compile_blocks
 from oekd_fast.training.weight_casts import cast_weights_together
 
 from ..support.engines import make_batch, make_engine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BF16 = {"num_students": 2, "warmup_epochs": 0, "precision": "bf16"}
 CONFIGS = {
     "averaged, clipped": {"ema_decay": 0.9, "clip_norm": 1.0},
@@ -26,8 +30,20 @@ CONFIGS = {
 }
 
 
+def _base(channels):
+    return FastSequential(conv3x3(channels, 4), nn.BatchNorm2d(4), nn.ReLU())
+
+
+def _blocks(width):
+    inner, outer = width(4), width(8)
+    return [BasicBlock(4, inner, 1), BasicBlock(inner, outer, 2)]
+
+
+SMALL = FunctionalArchitecture("small", _base, _blocks, nn.Linear)
+
+
 def trained(fields, together):
-    engine = make_engine(TrainConfig(**BF16 | fields))
+    engine = make_engine(TrainConfig(**BF16 | fields), architecture=SMALL)
     if together:
         cast_weights_together(engine.ensemble)
     for _ in range(2):
@@ -36,7 +52,7 @@ def trained(fields, together):
 
 
 @pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
-def test_a_training_has_the_same_bits(fields, one_thread):
+def test_a_training_has_the_same_bits(fields):
     ours, autocast = trained(fields, together=True), trained(fields, together=False)
     assert ours.metrics.read() == autocast.metrics.read()
     for (name, one), other in zip(ours.ensemble.named_parameters(), autocast.ensemble.parameters(), strict=True):
@@ -85,7 +101,19 @@ def test_without_autocast_nothing_is_cast():
     cast_weights_together(ensemble)
     with DeviceOperations() as counted:
         ensemble(torch.randn(2, 3, 6, 6))
+        meta_copy(ensemble)(torch.empty(2, 3, 6, 6, device="meta"))  # a device without autocast
     assert "aten::_foreach_copy_" not in counted.operators
+
+
+def test_a_student_is_exported_as_before():
+    plain = family(layers).eval()
+    together = copy.deepcopy(plain)
+    cast_weights_together(together)
+    images = torch.randn(2, 3, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        programs = [torch.export.export(ensemble.student(0), (images,)) for ensemble in (plain, together)]
+    plain_nodes, nodes = ([str(node.target) for node in program.graph.nodes] for program in programs)
+    assert nodes == plain_nodes
 
 
 def test_frozen_and_shared_weights():
@@ -142,7 +170,7 @@ def test_a_network_that_fails_has_its_own_weights_afterwards():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_take_the_casts(one_thread):
+def test_compiled_blocks_take_the_casts():
     torch.manual_seed(0)
     compiled = build_ensemble("resnet20", 1, adapters=False)
     plain = copy.deepcopy(compiled)
