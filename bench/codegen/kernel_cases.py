@@ -41,7 +41,7 @@ LABELS = {
 }
 DELAYED = ((128, 100), (1024, 1000), (8192, 32000))
 IMAGES = ((8, 2, 128 * 128), (8, 19, 256 * 512), (8, 19, 7 * 7), (8, 150, 128 * 128), (8, 1000, 14 * 14))  # (O, C, I)
-# Channels, side and batch of maps with BatchNorm: powers of two, rows of 24 and 18 bytes in bfloat16, many and long rows.
+# Channels, side and batch of maps with BatchNorm: powers of two, rows of 24 and 18 bytes, many rows, long rows.
 NORMS = ((16, 32, 128), (12, 32, 128), (9, 32, 128), (64, 8, 128), (256, 56, 128), (2048, 7, 256))
 FEATURE_ARRIVALS = {"resident": 3, "tiled": 2}  # of the chunks of a group, of groups, of students
 # Channels and side of a CIFAR-ResNet's maps, the pseudo teacher's first.

@@ -148,14 +148,15 @@ def _supports_map(x: Tensor) -> bool:
         and x.dim() == 4
         and x.dtype in (torch.float32, torch.bfloat16)
         and (x.is_contiguous(memory_format=torch.channels_last) or (x.device.type == "cpu" and x.is_contiguous()))
-        and _has_kernels(x.device)
+        and _has_kernels(x)
     )
 
 
-def _has_kernels(device: torch.device) -> bool:
-    if device.type == "cpu":
+def _has_kernels(x: Tensor) -> bool:
+    if x.device.type == "cpu":
         return native.why_missing() is None
-    return device.type == "cuda" and _HAS_TRITON and _runs_triton(device)
+    # The kernels for CUDA count rows in 32 bits.
+    return x.device.type == "cuda" and _HAS_TRITON and x.numel() < x.shape[1] << 30 and _runs_triton(x.device)
 
 
 @cache
