@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from triton.runtime.interpreter import InterpretedFunction
+
+from .triton_launch import launcher
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Launch:
             A function that takes all arguments of the kernel by position; addresses may be integers.
         """
         compiled = self.kernel.warmup(grid=(self.programs,), **self.arguments, **self.options)
-        return partial(compiled[(self.programs, 1, 1)], stream=stream)
+        return launcher(compiled, self.programs, stream)
 
 
 def interpreted(kernel: Any) -> bool:

@@ -24,6 +24,9 @@ NUMBERS = ("temperature", "ce_weight", "kd_weight")  # arguments that change fro
 _SCRATCH = ("row_statistics", "partials", "chunk_statistics", "counted")  # buffers that nobody reads after the launch
 _COUNTERS = ("counters", "done")  # zeros that each launch leaves as zeros; see common/counters.py
 _ALIGNMENT = 16  # bytes
+# Gradients of at most this many bytes in all share an allocation, which saves time on the host. Larger ones do not, so
+# that each one's memory is free when that one is.
+_SHARED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def value_and_grad(problem: Problem) -> Recipe:
     """Prepare ``ensemble_kd_value_and_grad``. Inputs: the logits and the labels."""
     grads = [torch.empty_like(z) for z in problem.logits]
     result, launch = loss_launch(problem, grads)
-    blocks = [result.statistics, *([grad] for grad in grads)]
+    blocks = [result.statistics, *_gradient_blocks(grads)]
     return _recipe(launch, _inputs(problem), blocks, [*result.statistics, *grads])
 
 
@@ -90,7 +93,12 @@ def gradients(problem: Problem) -> Recipe:
     inputs = _inputs(problem)
     first = len(problem.logits) + (problem.labels is not None)
     inputs |= {name: ("input", first + i) for i, name in enumerate(("row_statistics", "counted", "grad_scale"))}
-    return _recipe(launch, inputs, [[grad] for grad in grads], grads)
+    return _recipe(launch, inputs, _gradient_blocks(grads), grads)
+
+
+def _gradient_blocks(grads: list[Tensor]) -> list[list[Tensor]]:
+    """The gradients that share an allocation."""
+    return [grads] if sum(grad.nbytes for grad in grads) <= _SHARED_BYTES else [[grad] for grad in grads]
 
 
 def _inputs(problem: Problem) -> dict[str, tuple]:

@@ -290,6 +290,21 @@ def test_wrong_arguments_are_refused_after_a_call_was_prepared(losses):
         ensemble_kd_value_and_grad(logits, None, backend="triton")
 
 
+# -- memory
+
+
+def test_small_gradients_share_an_allocation_and_results_outlive_scratch_memory():
+    def blocks(rows):
+        problem = prepare.Problem(batch(3, rows, 100)[0], None, None, 2.0, 0.0, 1.0, 0.0, -100, True, True)
+        recipe, bytes_of_a_gradient = prepare.value_and_grad(problem), 400 * rows
+        returned = {block for block, *_ in recipe.outputs}
+        assert returned == set(range(len(recipe.blocks) - 1))  # scratch memory is a block of its own
+        return [size // bytes_of_a_gradient for size in recipe.blocks[1:-1]]
+
+    assert blocks(512) == [3]
+    assert blocks(1024) == [1, 1, 1]
+
+
 # -- the cache
 
 
