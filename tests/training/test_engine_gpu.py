@@ -71,6 +71,20 @@ def test_replayed_steps_train_as_eager_ones(fields, batches):
         assert torch.equal(generator.get_state(), captured.generators[name].get_state()), name
 
 
+def test_padded_channels_train_as_those_of_the_network():
+    plain, padded = make(pad_channels="off"), make()
+    expected = train(plain, DeviceBatches(split(), "cuda"), 12)
+    assert train(padded, DeviceBatches(split(), "cuda"), 12) == pytest.approx(expected, rel=0.02)
+    shapes, state = ({n: t.shape for n, t in e.state_dict()["model"].items()} for e in (plain, padded))
+    assert state == shapes
+    tensors = dict(padded.ensemble.named_parameters()) | dict(padded.ensemble.named_buffers())
+    assert any(tensor.shape != shapes[name] for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        rest = tensor.detach().clone()
+        rest[tuple(map(slice, shapes[name]))] = 0
+        assert not rest.any(), name
+
+
 def test_the_warm_up_leaves_no_trace_in_the_first_replayed_step():
     eager, captured = make(capture=False), make()
     expected = train(eager, DeviceBatches(split(), "cuda"), 1)
