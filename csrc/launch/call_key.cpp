@@ -17,6 +17,8 @@ constexpr uint64_t ALIGNMENT = 16;  // bytes; Triton specialises kernels for add
 
 class Bytes {
  public:
+  Bytes() { bytes_.reserve(512); }
+
   template <typename T>
   void put(T value) {
     bytes_.append(reinterpret_cast<const char*>(&value), sizeof value);

@@ -37,6 +37,13 @@ CAPACITY = 256  # kinds of calls; those that were used last are kept
 class PreparedLosses:
     """The prepared calls on one type of device; see the module.
 
+    Attributes:
+        run: a function of with_gradients, logits, target, options and beside that runs a call if its launch is
+            prepared. It returns the statistics, then the gradients if they are asked for, as
+            ``ensemble_kd_value_and_grad`` does; None if no launch is prepared for the call. ``options`` are the fields
+            of :class:`oekd_fast.losses.calls.KDOptions` in their order, ``beside`` is everything else that the call
+            depends on.
+
     Args:
         device: "cuda"; tests prepare interpreted kernels on the CPU.
         capacity: number of kinds of calls.
@@ -54,7 +61,10 @@ class PreparedLosses:
         launcher: Callable[[Any, int], Callable[..., None]] = lambda launch, stream: launch.prepare(stream),
     ) -> None:
         self._module = native.launch_module()
+        if self._module is None:
+            raise RuntimeError(native.why_no_executor())
         self._calls = self._module.PreparedCalls(device, capacity)
+        self.run = self._calls.run  # without a call of Python in between
         self._device, self._capacity, self._launcher = device, capacity, launcher
         # Kinds that were seen once, in order, and whether their launches may be prepared the next time.
         self._seen: dict[bytes, bool] = {}
@@ -62,26 +72,13 @@ class PreparedLosses:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def run(self, with_gradients: bool, logits: Any, target: Any, options: tuple, beside: tuple) -> tuple | None:
-        """Run a call if its launch is prepared.
-
-        Args:
-            with_gradients: whether to return the gradients, as ``ensemble_kd_value_and_grad`` does.
-            logits, target: arguments of the loss.
-            options: the fields of :class:`oekd_fast.losses.calls.KDOptions` in their order.
-            beside: everything else that the call depends on.
-
-        Returns:
-            The statistics, then the gradients if asked for; None if no launch is prepared for the call.
-        """
-        return self._calls.run(with_gradients, logits, target, options, beside)
-
     def remember(
         self, with_gradients: bool, logits: Any, target: Any, options: tuple, beside: tuple, call: EnsembleKDCall
     ) -> None:
         """Prepare launches for calls like this one, which a Triton kernel has run, if it is the second of its kind.
 
         Args:
+            with_gradients, logits, target, options, beside: arguments of ``run``.
             call: the checked call of these arguments.
         """
         if call.stacked is not None or call.layout is not None:
@@ -141,7 +138,7 @@ def on_cuda() -> PreparedLosses | None:
 
 
 def run(with_gradients: bool, logits: Any, target: Any, options: tuple, beside: tuple) -> tuple | None:
-    """Run a call by :meth:`PreparedLosses.run` if it is an eager one on CUDA."""
+    """Run a call by ``PreparedLosses.run`` if it is an eager one on CUDA."""
     if not _is_eager_on_cuda(logits) or (losses := on_cuda()) is None:
         return None
     return losses.run(with_gradients, logits, target, options, beside)
