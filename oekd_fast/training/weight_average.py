@@ -36,8 +36,8 @@ class WeightAverage:
         change = torch._foreach_sub(weights, averages)
         torch._foreach_mul_(change, share)
         torch._foreach_add_(averages, change)
-        for average, count in self._copied:
-            average.copy_(count)
+        if self._copied:
+            torch._foreach_copy_(*map(list, zip(*self._copied, strict=True)))
 
     def tensors(self) -> dict[str, Tensor]:
         return module_tensors(self.ensemble)

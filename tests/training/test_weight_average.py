@@ -2,6 +2,7 @@
 
 import torch
 
+from bench.operations.count import DeviceOperations
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.training.weight_average import WeightAverage
 
@@ -13,7 +14,9 @@ def test_weights_move_by_their_share_and_counters_are_copied():
     with torch.no_grad():
         for value in ensemble.state_dict().values():
             value.add_(4)
-    average.update(torch.tensor(0.25))
+    with DeviceOperations() as counted:
+        average.update(torch.tensor(0.25))
+    assert counted.kinds.total() == 4  # for any number of layers
     for name, value in average.ensemble.state_dict().items():
         moved = 1.0 if value.is_floating_point() else 4
         torch.testing.assert_close(value, start[name] + moved)
