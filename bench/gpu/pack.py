@@ -46,7 +46,7 @@ for wheel in "$here"/wheels/*.whl; do
   [ ! -e "$wheel" ] || "$python" -m zipfile -e "$wheel" "$site"
 done
 pwd > "$site/oekd_fast_checkout.pth"
-.venv/bin/python -c 'from oekd_fast import native; assert native.why_no_executor() is None, native.why_no_executor()'
+.venv/bin/python -c 'import oekd_fast.kernels; from oekd_fast import native; assert native.why_no_executor() is None, native.why_no_executor()'
 echo "unpacked to $1"
 """
 
@@ -66,6 +66,8 @@ def pack(folder: Path, packages: Sequence[str], most_megabytes: float) -> dict:
         checkout = Path(temporary, "checkout")
         export(commit, checkout)
         build(checkout)
+        # An installation puts the package oekd_fast.kernels, which is the folder kernels, in this place.
+        (checkout / "oekd_fast" / "kernels").symlink_to("../kernels")
         with tarfile.open(folder / "checkout.tar.gz", "w:gz") as archive:
             archive.add(checkout, ".")
     wheels = missing(packages)

@@ -31,11 +31,11 @@ class Part:
 
 # The seconds of level 1 add up to five minutes.
 PARTS = (
-    Part("environment", ("environment",), 15, 1),
+    Part("environment", ("environment",), 25, 1),
     Part("compile", ("compile",), 35, 1),
     Part("smoke", ("smoke_losses", "smoke_step", "copy"), 35, 1),
-    Part("step resnet20", ("step",), 40, 1, "step resnet20 128"),
-    Part("step resnet110", ("step",), 50, 1, "step resnet110 128"),
+    Part("step resnet20", ("step",), 35, 1, "step resnet20 128"),
+    Part("step resnet110", ("step",), 45, 1, "step resnet110 128"),
     Part("loss", ("copy", "loss"), 40, 1, "few"),
     Part("options resnet20", ("step",), 35, 1, "options resnet20 128"),
     Part("options resnet110", ("step",), 50, 1, "options resnet110 128"),

@@ -18,6 +18,7 @@ from .record import Record
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.1  # seconds
 SILENCE = 0.6  # of the limit of a part: a process that writes no line for so long is killed
+LEAST_SILENCE = 40.0  # seconds; the first import of torch on a machine takes long
 TAIL = 2000  # characters of a failed process's output in its error
 
 
@@ -118,6 +119,7 @@ class Runner:
 
     def _one_process(self, part: Part, deadline: float, skip: list[str], limit: float) -> None:
         state, log = self.record.part(part.name), self.console.size()
+        silence = max(SILENCE * limit, LEAST_SILENCE)
         process = self.start(part, deadline - self.clock(), skip, self.console.file)
         heard = self.clock()
         try:
@@ -131,8 +133,8 @@ class Runner:
                     why = None if process.returncode == 0 else f"its process ended with {process.returncode}"
                     break
                 now = self.clock()
-                if now > deadline or now - heard > SILENCE * limit:
-                    why = "no time left" if now > deadline else f"no result for {SILENCE * limit:.0f} s"
+                if now > deadline or now - heard > silence:
+                    why = "no time left" if now > deadline else f"no result for {silence:.0f} s"
                     kill(process)
                     break
                 time.sleep(POLL)

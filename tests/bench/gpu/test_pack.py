@@ -21,7 +21,9 @@ def small_checkout(monkeypatch):
     def export(commit, folder):
         package = folder / "oekd_fast"
         package.mkdir(parents=True)
-        (package / "__init__.py").write_text("")
+        (folder / "kernels").mkdir()
+        for name in ("oekd_fast", "kernels"):
+            (folder / name / "__init__.py").write_text("")
         (package / "native.py").write_text(NATIVE.format(reason[0]))
 
     def download(wheels, folder):
