@@ -122,7 +122,7 @@ RULES: tuple[Callable[[Parts], Iterator[str]], ...] = (
 def advice(parts: Parts, errors: Errors) -> list[str]:
     """Return one sentence or two a finding, the most important first, without repetitions."""
     found = [
-        f"{part}, {key}: failed: {(error.strip().splitlines() or ['no message'])[-1]}"
+        f"{part}, {key}: failed: {error.splitlines()[0]}"
         for part, by_key in errors.items()
         for key, error in by_key.items()
     ]

@@ -81,7 +81,9 @@ def run(
         runner.run(part, most)
         state = record.part(part.name)
         for key, error in state.errors.items():
-            console.say(f"  FAILED {key}: {(error.splitlines() or [''])[0]}"[:WIDTH])
+            failed = f"FAILED {key}: {error.splitlines()[0]}"
+            for row in textwrap.wrap(failed, WIDTH, initial_indent="  ", subsequent_indent="      "):
+                console.say(row)
         console.say(f"   {state.ended} in {clock() - begun:.0f} s")
         record.write_report()
 

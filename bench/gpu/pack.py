@@ -46,7 +46,9 @@ for wheel in "$here"/wheels/*.whl; do
   [ ! -e "$wheel" ] || "$python" -m zipfile -e "$wheel" "$site"
 done
 pwd > "$site/oekd_fast_checkout.pth"
-.venv/bin/python -c 'import oekd_fast.kernels; from oekd_fast import native; assert native.why_no_executor() is None, native.why_no_executor()'
+.venv/bin/python -c 'import oekd_fast.kernels
+from oekd_fast import native
+assert native.why_no_executor() is None, native.why_no_executor()'
 echo "unpacked to $1"
 """
 

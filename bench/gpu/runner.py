@@ -144,8 +144,9 @@ class Runner:
         self.record.close_last_line()
         self.record.read()
         if why and (state.current is not None or not state.complete and process.returncode != LOST):
-            key = state.current or "start"
-            self.record.append(part=part.name, key=key, error=f"{why}\n{self.console.tail(log)}".strip())
+            key, tail = state.current or "start", self.console.tail(log)
+            what = ": ".join([why, *tail.splitlines()[-1:]])
+            self.record.append(part=part.name, key=key, error=f"{what}\n{tail}")
             self.record.read()
 
 

@@ -52,7 +52,8 @@ def run(part: Part, folder: Path, seconds: float, skip: Collection[str], dry_run
                 lines = [row for line in module.lines(key, result) for row in wrapped(line)]
                 record.append(part=part.name, key=key, result=result, lines=lines)
         except Exception as error:
-            record.append(part=part.name, key=key, error=traceback.format_exc()[-TAIL:])
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            record.append(part=part.name, key=key, error=f"{what}\n{traceback.format_exc()[-TAIL:]}")
             if device.lost(error):
                 return LOST
         else:

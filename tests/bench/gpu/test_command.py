@@ -75,7 +75,7 @@ def test_what_is_missing_is_measured_by_the_next_run(tmp_path, capsys):
     worker = Worker(tmp_path, fails=["b", "b"])
     assert command.run(tmp_path, 45, PARTS_OF_FOUR, start=worker, clock=worker.clock) == 1
     printed = capsys.readouterr().out
-    assert "-- b: not run, 14 s" not in printed and "-- c: not run" in printed and "b, machine: failed: no" in printed
+    assert "-- b: not run, 14 s" not in printed and "-- c: not run" in printed and "b, machine: failed: Oh" in printed
     first = len(worker.started)
     assert command.run(tmp_path, 600, PARTS_OF_FOUR, start=worker, clock=worker.clock) == 0
     assert [name for name, _ in worker.started[first:]] == ["environment", "b", "c"]
