@@ -29,7 +29,8 @@ class PartState:
         keys: Names of the cases; None before a worker has written them.
         results: The last result of each case, also of one that did not complete.
         done: Cases that completed.
-        errors: Cases that failed, with the reason, in one line and then in full; "start" is a worker that failed before its first case.
+        errors: Cases that failed, with the reason in one line, then in full; "start" is a worker that failed before its
+            first case.
         current: Case that has begun and has neither completed nor failed.
         ended: How the part ended in the last run that started it.
     """
