@@ -101,7 +101,8 @@ def loss_launch(
         "SUM_ROWS": max(1, 8 * threads // arguments["WIDTH"]),
         "ENTRIES": max(1, 16 * threads // arguments["WIDTH"]),
     }
-    options = {"num_warps": plan.warps} | ({"maxnreg": plan.registers} if plan.registers else {})
+    registers = plan.registers_of_one_tile if one_tile else plan.registers
+    options = {"num_warps": plan.warps} | ({"maxnreg": registers} if registers else {})
     programs_per_sm = plan.programs_of_one_tile if one_tile else plan.programs_per_sm
     at_once = sms * programs_per_sm
     if plan.regime == "streamed":

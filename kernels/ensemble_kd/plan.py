@@ -50,6 +50,11 @@ class Plan:
         return min(self.programs_per_sm, max(1, 8 // self.warps))
 
     @property
+    def registers_of_one_tile(self) -> int:
+        """Registers of a thread that such programs share out. Without a number, the compiler spills to use fewer."""
+        return min(255, 65536 // (WARP * self.warps * self.programs_of_one_tile) // 8 * 8)
+
+    @property
     def threads(self) -> int:
         """Number of threads that share a row of a tile."""
         return min(self.block, WARP * self.warps // self.rows)
@@ -85,9 +90,11 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool 
     if adjacent and block * (students + 1) <= VALUES_A_PROGRAM:
         return adjacent_plan(students, block, itemsize)
     if block <= 4 * WARP:
-        return Plan("rows", 4 * WARP // block, block, 1, 1, 12)
+        rows = 4 * WARP // block
+        return Plan("rows", rows, block, 1, 1, 12 if rows < 8 else 8)
     if block * (students + 1) <= VALUES_A_PROGRAM:
-        warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize))))
+        # A thread also holds the differences whose exponentials at temperature 1 are not powers of those at T.
+        warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize if lean else 4))))
         # As many programs as registers allow: up to 255 for each thread with 16-bit logits, and up to 168 with fp32 if
         # they are lean.
         return Plan("resident", 1, block, 1, warps, max(1, (12 if itemsize > 2 and lean else 8) // warps))

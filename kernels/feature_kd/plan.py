@@ -67,8 +67,8 @@ def plan_feature_kd(
     # The largest tiles that do not spill registers, according to bench/codegen.
     most = RESIDENT_CHANNELS[itemsize] if shared_bytes >= RESIDENT_BYTES else RESIDENT_CHANNELS[itemsize] // 2
     if widest <= most:
-        block = min(128, max(4096 // widest, 64)) if half else min(64, 2048 // widest)
         crowded = widest == RESIDENT_CHANNELS[itemsize]  # no room for a second program, nor in 16 bits for prefetching
+        block = min(128, max(4096 // widest, 64)) if half else LEAST if crowded else min(64, 2048 // widest)
         warps, stages = (8 if crowded else 4), (1 if crowded and half else 2)
         a_multiprocessor = 1 if crowded else 3 if widest == LEAST else 2
         chunks = share(block, a_multiprocessor * multiprocessors)
