@@ -29,8 +29,8 @@ ALLOWED_FEATURES = {"float32": 1e-4, "bfloat16": 1e-2}  # tf32 is off; products 
 
 
 def keys(argument: str, tiny: bool) -> list[str]:
-    if tiny:
-        return ["loss rows bfloat16", "loss resident float32", "loss streamed float32", "features NHWC float32"]
+    if tiny:  # Triton's interpreter truncates to bf16 where a GPU rounds
+        return ["loss rows float32", "loss resident float32", "loss streamed float32", "features NHWC float32"]
     losses = [f"loss {regime} {dtype}" for regime in REGIMES for dtype in ALLOWED]
     return losses + [f"features {layout} {dtype}" for layout in ("NHWC", "NCHW") for dtype in ALLOWED]
 
