@@ -50,9 +50,13 @@ class Plan:
         return min(self.programs_per_sm, max(1, 8 // self.warps))
 
     @property
-    def registers_of_one_tile(self) -> int:
-        """Registers of a thread that such programs share out. Without a number, the compiler spills to use fewer."""
-        return min(255, 65536 // (WARP * self.warps * self.programs_of_one_tile) // 8 * 8)
+    def registers_of_one_tile(self) -> int | None:
+        """Most registers of a thread in such programs; None leaves the number to the compiler.
+
+        According to bench.codegen, the compiler spills without a number in programs of one row, to use only 168, and
+        with one in those of many rows.
+        """
+        return None if self.rows >= 8 else min(255, 65536 // (WARP * self.warps * self.programs_of_one_tile) // 8 * 8)
 
     @property
     def threads(self) -> int:
