@@ -45,6 +45,8 @@ site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"
 for wheel in "$here"/wheels/*.whl; do
   [ ! -e "$wheel" ] || "$python" -m zipfile -e "$wheel" "$site"
 done
+# A virtual environment of a virtual environment would see the packages of the system alone.
+"$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/packages_of_python.pth"
 pwd > "$site/oekd_fast_checkout.pth"
 .venv/bin/python -c 'import oekd_fast.kernels
 from oekd_fast import native
@@ -137,18 +139,14 @@ def download(wheels: Sequence[str], folder: Path) -> None:
 def versions() -> dict[str, str]:
     """Return the versions that the extension and the wheels are for."""
     import torch
+    import triton
 
-    from .environment import environment
-
-    where = environment()
-    cuda = torch.version.cuda or "none"
-    system = f"{platform.system()} {platform.machine()}"
     return {
-        "python": where["python"],
-        "torch": where["torch"],
-        "cuda": cuda,
-        "triton": where["triton"],
-        "system": system,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "triton": triton.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 
