@@ -3,17 +3,20 @@
     python -m bench.stub_cuda bench.ops.ensemble_kd_host [--json FILE] [--size 128x100] [--seconds 20]
 
 "prepared" is a call like earlier ones (oekd_fast/losses/prepared.py), "usual" is the same call without that. The parts
-of the usual call follow. "autograd of a view" is the least that a backward pass on CUDA costs: its node computes
-nothing. Left out are the driver's launch and the allocator of CUDA, whose place a simpler cache of blocks takes.
+of the usual call follow. "autograd of an empty node" has the inputs, outputs and gradients of the loss and computes
+nothing (empty_node.cpp, compiled by this command): what PyTorch adds to any such loss. Left out are the driver's launch
+and the allocator of CUDA, whose place a simpler cache of blocks takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 from oekd_fast.common.machine import machine
@@ -25,6 +28,7 @@ from oekd_fast.losses.schemas import prepared_launches, triton_kernels
 from .. import result_file
 from ..measure import Timing, interleave
 from ..stub_cuda.install import launches
+from .autograd_floor import load_empty_node
 from .ensemble_kd import STUDENTS
 from .variants import with_backward
 
@@ -53,9 +57,10 @@ def usual(call: Callable[[], object]) -> Callable[[], None]:
     return unprepared
 
 
-def parts(rows: int, classes: int) -> dict[str, Callable[[], object]]:
-    """Return the parts of the usual call of value_and_grad, and the launch of the prepared one."""
+def parts(rows: int, classes: int, empty_node: Callable[[list[Tensor]], Tensor]) -> dict[str, Callable[[], object]]:
+    """Return the parts of the usual call of value_and_grad, the launch of the prepared one, and an empty node."""
     logits = [torch.empty(rows, classes, device="cuda") for _ in range(STUDENTS)]
+    leaves = [torch.empty_like(z, requires_grad=True) for z in logits]
     target = torch.empty(rows, dtype=torch.int64, device="cuda")
     call = EnsembleKDCall.of(logits, target, KDOptions())
     kwargs = call.op_kwargs()
@@ -70,7 +75,6 @@ def parts(rows: int, classes: int) -> dict[str, Callable[[], object]]:
         return value.data_ptr() if isinstance(value, torch.Tensor) else value
 
     arguments = [addresses(argument) for argument in arguments]
-    scalar = torch.empty(1, device="cuda", requires_grad=True)
 
     def plan_and_allocate():
         grads = [torch.empty_like(z) for z in logits]
@@ -84,7 +88,7 @@ def parts(rows: int, classes: int) -> dict[str, Callable[[], object]]:
         "of it: plan and allocations": plan_and_allocate,
         "of it: Triton's binder and launch": lambda: recipe.launch.run(problem.device),
         "launch alone, prepared": lambda: launch(*arguments),
-        "autograd of a view": with_backward(lambda: scalar.view(()), [scalar]),
+        "autograd of an empty node": with_backward(lambda: empty_node(leaves), leaves),
     }
 
 
@@ -107,7 +111,8 @@ def main() -> None:
             raise RuntimeError(f"{name}: expected {FORMS[name]} launches, got {launches() - before}")
     variants = {f"{name}, prepared": call for name, call in calls.items()}
     variants |= {f"{name}, usual": usual(call) for name, call in calls.items()}
-    timings = interleave(variants | parts(rows, classes), arguments.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        timings = interleave(variants | parts(rows, classes, load_empty_node(folder)), arguments.seconds)
     for name, timing in timings.items():
         print(f"{name:<36} {in_microseconds(timing)} us")
     if arguments.json:

@@ -92,7 +92,7 @@ def test_markdown_shows_results_beside_those_of_the_paper():
 
 def test_markdown_says_which_widths_the_students_have():
     text = render(results_of(FIVE, widths=(1, 0.8, 0.6, 0.4, 0.25), width_divisor=8))
-    assert "; widths 1 0.8 0.6 0.4 0.25; channels in multiples of 8; fp32" in text
+    assert "; widths 1 0.8 0.6 0.4 0.25; channels in multiples of 8; bf16 on CUDA, else fp32" in text
     assert "widths None -> " in text and "width_divisor None -> 8" in text
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.distributed.world import ALONE
@@ -50,7 +51,7 @@ def test_the_plan_is_that_of_the_run_that_follows(smallest, plan_of, tmp_path):
     assert [phase.name for phase in plan.phases] == list(summary["phases"])
     assert {(phase.epochs, phase.steps_per_epoch, phase.steps_left) for phase in plan.phases} == {(2, 3, 6)}
     assert (plan.batch_size, plan.executor, plan.processes, plan.latency_seconds) == (20, "sequential", 1, 0.0)
-    assert plan.config == config and plan.folder == config.run_folder
+    assert plan.config == replace(config, precision="fp32") and plan.folder == config.run_folder
     assert plan.device_bytes is None and (plan.host_bytes is None or plan.host_bytes > 50e6)
     written = [path.stat().st_size for path in files(config.run_folder) if path.suffix in (".pt", ".safetensors")]
     # Checkpoints also hold metrics and the states of random generators; files of students have a header.
@@ -114,7 +115,8 @@ def test_errors_are_those_of_the_run(smallest, plan_of, tmp_path):
 def phase_of(**changes):
     """Return a stand-in for a phase of 10 epochs of 4 steps, without students."""
     values = {"name": "ensemble", "epochs": 10, "steps_per_epoch": 4, "batch_size": 20}
-    ensemble = SimpleNamespace(members=())
+    ensemble = nn.Module()
+    ensemble.members = ()
     return SimpleNamespace(**values | changes, engine=SimpleNamespace(ensemble=ensemble))
 
 
