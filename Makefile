@@ -2,7 +2,8 @@
 # up .venv first.
 PYTHON ?= python3
 RUN ?= runs/digits-$(shell date +%Y%m%d-%H%M%S)
-WORKERS ?= 2
+# One more than the cores of a small machine: tests of several processes wait for each other.
+WORKERS ?= 3
 # BENCH_OPTIONS=--benchmark-save=before, then BENCH_OPTIONS=--benchmark-compare, show what a change does to the loss.
 BENCH ?= bench/ops/test_ensemble_kd.py
 BENCH_OPTIONS ?=
