@@ -18,6 +18,7 @@ SIZES = (
     *((128, 10), (128, 100), (128, 1271)),
     *((16384, 10), (8192, 100), (1024, 1000), (8192, 4096), (8192, 32000), (2048, 128256)),
 )
+UNROLLED_TILES = 4  # longest loop over tiles that the compiler unrolls
 DEVICE_VALUE_SIZES = ((128, 100), (8192, 32000))  # one size of each regime
 # At T = 2, exponentials at temperature 1 are powers. T = 2.5 needs both, and so does a temperature on the device.
 TEMPERATURES = {2.0: SIZES, 2.5: ((1024, 1000), (8192, 32000)), None: DEVICE_VALUE_SIZES}
@@ -232,8 +233,11 @@ def ensemble_kd_demand(launch: Launch) -> Demand:
         # A thread rescales its sums to a new maximum once a tile, and merges them at the end of a chunk and of a row.
         exponentials = statistics + both * (students + 1 + 2 * a["WIDTH"]) * a["THREADS"]
         exponentials += gradients if a["grads"] else 0
+    elif launch.kernel.__name__ == "gradients":
+        # The compiler may repeat the instructions of a loop over few tiles for each of them.
+        exponentials = gradients * (a["TILES"] if a["TILES"] <= UNROLLED_TILES else 1)
     else:
-        exponentials = gradients if launch.kernel.__name__ == "gradients" else statistics
+        exponentials = statistics
     return Demand(
         vector=min(a["VEC"], a["BLOCK"]) * itemsize,
         loaded=students * inside * (2 if streamed and a["grads"] else 1),
