@@ -91,10 +91,12 @@ def summary_line(found: Sequence[RunStatus]) -> str:
     unmeasured = sorted({phase for run in found for phase in run.unmeasured})
     if done == len(found):
         return line
-    seconds = clock_text(sum(run.seconds_left for run in found))
+    seconds = sum(run.seconds_left for run in found)
     if not unmeasured:
-        return f"{line}; {seconds} left"
-    return f"{line}; {seconds} left, and phases of which no epoch was measured: {', '.join(unmeasured)}"
+        return f"{line}; {clock_text(seconds)} left"
+    if not seconds:
+        return f"{line}; the time left is not known before an epoch was measured"
+    return f"{line}; {clock_text(seconds)} left, and phases of which no epoch was measured: {', '.join(unmeasured)}"
 
 
 def _status(

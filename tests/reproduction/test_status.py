@@ -74,6 +74,13 @@ def test_phases_that_no_run_has_measured_are_named(config):
     )
 
 
+def test_without_an_epoch_the_time_is_not_known(config):
+    found = statuses(runs_of(config, config.output_dir, [0]), config.output_dir)
+    assert summary_line(found) == (
+        "0 of 1 run finished, 1 not started; the time left is not known before an epoch was measured"
+    )
+
+
 def test_ablations_have_families_alone(config):
     runs = runs_of(config, config.output_dir, [0, 1], ["temperature"])
     of_values = runs[2:]
