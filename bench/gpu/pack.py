@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of the tests and the trainer's command line; bench.gpu itself needs torch, numpy and Triton alone. Without datasets,
-# whose pyarrow and pandas exceed the size: nothing of a booking reads one.
+# The tests and the trainer's command line need these; bench.gpu itself needs torch, numpy and Triton alone. datasets is
+# left out, because its pyarrow and pandas exceed the size, and no part of bench.gpu reads a data set.
 PACKAGES = ("pytest", "hypothesis", "tyro", "rich", "safetensors")
 MOST_MEGABYTES = 60.0
 UNPACK = """#!/bin/sh

@@ -9,7 +9,8 @@ from .step import parse
 
 VARIANTS = ("ours_eager", "ours_captured", "ours_one_stream")
 STEPS = 6
-# Of the mean loss in bf16. The order of sums in cuDNN's gradients may differ between runs, and later steps amplify it.
+# Relative difference of the mean loss in bf16: the order of sums in cuDNN's gradients may differ between runs, and
+# later steps amplify it.
 ALLOWED = 0.02
 
 

@@ -24,7 +24,7 @@ def share_of_work(channels, BLOCK: tl.constexpr):
 
 @triton.jit
 def places(tile, column, elements, step, BLOCK: tl.constexpr):
-    """Where a tile begins in the map (int64), positions relative to that [BLOCK], and which of them are in the map."""
+    """Start of a tile in the map (int64), positions [BLOCK] relative to it, and a mask of those inside the map."""
     start = tl.cast(tile, tl.int64) * step
     at = column * BLOCK + tl.arange(0, BLOCK)
     inside = at < tl.cast(tl.minimum(elements - start, step), tl.int32)

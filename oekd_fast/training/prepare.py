@@ -33,6 +33,6 @@ def prepare_family(ensemble: StudentEnsemble, config: TrainConfig, world: World 
         ensemble.base.requires_grad_(False)
     if config.compile_blocks:
         compile_blocks(ensemble, ensemble.architecture.block_type)
-    if next(ensemble.parameters()).is_cuda:  # launches on the CPU are no faster for being fewer
+    if next(ensemble.parameters()).is_cuda:  # it saves launches, which a CPU does not have
         cast_weights_together(ensemble)
     return ensemble
