@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 from .control_flow import Instruction, natural_loops
 
-_STATEMENT = re.compile(r"(?:(@!?%p\d+)\s+)?([a-z][\w.:]*)\s*([^;]*);")
-_LABEL = re.compile(r"(\$L\w+):")
+_SCOPE = re.compile(r"[{}]")
+_LABEL = re.compile(r"([$%\w]+):(?!:)")
+_DIRECTIVE = re.compile(r"\.[^;]*;?")
+_STATEMENT = re.compile(r"(?:(@!?[$%\w]+)\s+)?([a-z][\w.:]*)\s*([^;]*);")
 
 
 @dataclass(frozen=True)
@@ -68,30 +70,63 @@ def parse_ptx(text: str) -> list[Instruction]:
     """Return the instructions of the kernel, numbered from 0, with jumps named as in `control_flow`.
 
     Raises:
-        ValueError: the text does not hold exactly one kernel.
+        ValueError: the text does not hold exactly one kernel, or a jump has no label.
     """
     entries = re.split(r"\.entry\b", text)
     if len(entries) != 2:
         raise ValueError(f"ptx: expected one kernel, got {len(entries) - 1}")
-    labels: dict[str, int] = {}
-    found: list[tuple[str, str, str]] = []
+    names = _Labels()
+    found: list[tuple[int, str, str, str]] = []
     for line in entries[1].splitlines():
-        line = line.partition("//")[0].strip()
-        if label := _LABEL.match(line):
-            labels[label[1]] = len(found)
-        elif statement := _STATEMENT.match(line):
-            found.append((statement[1] or "", statement[2], statement[3].strip()))
+        rest = line.partition("//")[0].strip()
+        while rest:
+            if part := _SCOPE.match(rest):
+                names.open() if part[0] == "{" else names.close()
+            elif part := _LABEL.match(rest):
+                names.define(part[1], len(found))
+            elif part := _STATEMENT.match(rest):
+                found.append((names.scope, part[1] or "", part[2], part[3].strip()))
+            elif not (part := _DIRECTIVE.match(rest)):
+                break
+            rest = rest[part.end() :].lstrip()
     return [
-        Instruction(address, predicate, *_as_jump(opcode, operands, labels))
-        for address, (predicate, opcode, operands) in enumerate(found)
+        Instruction(address, predicate, *_as_jump(opcode, operands, lambda name, scope=scope: names.find(name, scope)))
+        for address, (scope, predicate, opcode, operands) in enumerate(found)
     ]
 
 
-def _as_jump(opcode: str, operands: str, labels: dict[str, int]) -> tuple[str, str]:
+class _Labels:
+    """Labels by the block in braces that they belong to, since blocks of inline assembly repeat names."""
+
+    def __init__(self):
+        self._parents: list[int] = [0]  # of each scope; scope 0 is outside all braces
+        self._addresses: dict[tuple[int, str], int] = {}
+        self.scope = 0
+
+    def open(self) -> None:
+        self._parents.append(self.scope)
+        self.scope = len(self._parents) - 1
+
+    def close(self) -> None:
+        self.scope = self._parents[self.scope]
+
+    def define(self, name: str, address: int) -> None:
+        self._addresses[self.scope, name] = address
+
+    def find(self, name: str, scope: int) -> int:
+        """Return the address of the label that `name` means in `scope`."""
+        while (scope, name) not in self._addresses:
+            if scope == 0:
+                raise ValueError(f"ptx: expected a label {name}, got none")
+            scope = self._parents[scope]
+        return self._addresses[scope, name]
+
+
+def _as_jump(opcode: str, operands: str, address_of: Callable[[str], int]) -> tuple[str, str]:
     """Return the opcode and operands, with those of a jump or a return as `control_flow` knows them."""
     name = opcode.partition(".")[0]
     if name == "bra":
-        return "BRA", hex(labels[operands])
+        return "BRA", hex(address_of(operands))
     return (name.upper(), "") if name in ("ret", "exit") else (opcode, operands)
 
 

@@ -96,6 +96,26 @@ def test_jumps_and_labels():
     assert not code[-1].falls_through and code[-1].name == "RET"
 
 
+def test_labels_belong_to_their_block_of_inline_assembly():
+    """Triton waits for a tensor core of sm_100 in a block of its own, with the same labels each time."""
+    wait = """{
+	@!%p2 bra.uni skipWait;
+	.reg .pred complete;
+	waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r9], %r2;
+	@!complete bra.uni waitLoop; skipWait:
+	}
+"""
+    code = parse_ptx(KERNEL.replace("	ret;\n", f"{wait}{wait}	ret;\n"))
+    jumps = [(i.address, i.target, i.predicate) for i in code if i.target is not None][3:]
+    assert jumps == [(14, 17, "@!%p2"), (16, 15, "@!complete"), (17, 20, "@!%p2"), (19, 18, "@!complete")]
+    assert code[20].name == "RET"
+
+
+def test_a_jump_without_its_label_is_an_error():
+    with pytest.raises(ValueError, match=r"ptx: expected a label \$L__BB0_3, got none"):
+        parse_ptx(without("$L__BB0_3:"))
+
+
 def test_another_number_of_kernels_is_an_error():
     for text, number in [("", 0), (KERNEL + KERNEL, 2)]:
         with pytest.raises(ValueError, match=f"ptx: expected one kernel, got {number}"):
