@@ -43,6 +43,7 @@ class StepTerms:
     grad_scale: multiplies all gradients but no loss; None means 1.
     signals: teacher signals for the batch.
     base_learns_from_all: False trains the base on student 0 alone, and on the gate if there is one.
+    base_learns_from_features: False keeps the gradients of the intermediate loss out of the base.
     """
 
     loss_options: dict[str, Any]
@@ -50,6 +51,7 @@ class StepTerms:
     grad_scale: Tensor | None = None
     signals: TeacherSignals = TeacherSignals()
     base_learns_from_all: bool = True
+    base_learns_from_features: bool = True
 
     @property
     def feature_grad_scale(self) -> Tensor:
@@ -100,6 +102,8 @@ def backward_side_by_side(
         targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
         for i, student in enumerate(students[first:]):
             student.compare(features[first + i], [of_block[i] for of_block in ensemble.adapters])
+            if not terms.base_learns_from_features:
+                student.keep_features_from(inputs[first + i])
     del logits, logits_grads, features  # each student's backward frees its own
 
     backward = _backward_on_streams if images.is_cuda else backward_in_threads
@@ -128,10 +132,13 @@ def backward_as_one(
     The forward passes of the students still run side by side.
     """
     with forward:
-        shared = ensemble.base(images)
-        inputs = [shared] + [shared if terms.base_learns_from_all else shared.detach()] * (len(ensemble.branches) - 1)
+        shared = whole = ensemble.base(images)
+        apart = shared.requires_grad and terms.feature_weight is not None and not terms.base_learns_from_features
+        if apart:
+            whole = shared.detach().requires_grad_()
+        inputs = [whole] + [whole if terms.base_learns_from_all else whole.detach()] * (len(ensemble.branches) - 1)
         logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
-        gate = None if ensemble.gate is None else ensemble.gate(shared)
+        gate = None if ensemble.gate is None else ensemble.gate(whole)
     statistics = family_loss(logits, target, terms.loss_options, terms.signals, gate)
     total, feature = statistics.loss, None
     if terms.feature_weight is not None:
@@ -144,7 +151,10 @@ def backward_as_one(
         with forward:
             feature = blocks_loss(blocks)
         total = total + terms.feature_weight * feature
+    of_logits = torch.autograd.grad(statistics.loss, whole, terms.grad_scale, retain_graph=True) if apart else ()
     total.backward(terms.grad_scale)
+    if apart:
+        shared.backward(*of_logits)
     buckets.all_done()
     detached = statistics._replace(loss=statistics.loss.detach())
     return FamilyLosses(detached, None if feature is None else feature.detach(), total.detach())
@@ -209,6 +219,7 @@ class StudentBackward:
 
     def __init__(self, logits: Tensor, grad: Tensor) -> None:
         self._roots, self._grads = [logits], [grad]
+        self._apart: Tensor | None = None
         self.maps: Sequence[Tensor] = ()
         self.adapters: Sequence[nn.Conv2d] = ()
 
@@ -222,11 +233,29 @@ class StudentBackward:
         for parameter, own in ((adapter.weight, weight_grad), (adapter.bias, bias_grad)):
             parameter.grad = own if parameter.grad is None else parameter.grad + own
 
+    def keep_features_from(self, base_map: Tensor) -> None:
+        """Have `base_map`, the student's input, receive the gradient of the logits alone.
+
+        This takes a second pass from the logits to the input, which computes no gradient of a parameter. All other
+        gradients come from the same pass as without it, and have the same bits.
+        """
+        self._apart = base_map if base_map.requires_grad else None
+
     def take(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return roots and gradients, and release them, so that backward can free the graph as it goes."""
         roots, grads = self._roots, self._grads
         self._roots, self._grads, self.maps = [], [], ()
         return roots, grads
+
+    def run(self) -> None:
+        """Run the pass in the calling thread, on the current stream."""
+        roots, grads = self.take()
+        if self._apart is None:
+            torch.autograd.backward(roots, grads)
+            return
+        (of_logits,) = torch.autograd.grad(roots[0], self._apart, grads[0], retain_graph=True)
+        torch.autograd.backward(roots, grads)
+        self._apart.grad = of_logits
 
 
 def _feature_gradients(students: Sequence[StudentBackward], targets: Sequence[Tensor], terms: StepTerms) -> Tensor:
@@ -254,13 +283,13 @@ def _backward_on_streams(
     """Compute the intermediate loss of all students in few launches, then run all backward passes."""
     compared = [student for student in students if student.maps]
     loss = _feature_gradients(compared, targets, terms) if compared else None
-    begins = [student.take() for student in students]
-    if not buckets.active:
+    if not buckets.active and terms.base_learns_from_features:
+        begins = [student.take() for student in students]
         executor.backward([roots for roots, _ in begins], [grads for _, grads in begins])
         return loss
 
     def run(j: int) -> None:
-        torch.autograd.backward(*begins[j])
+        students[j].run()
         buckets.done(j)  # on the student's own stream, so that its sum waits for no other student
 
     executor.forward([run] * len(students), range(len(students)))
@@ -284,7 +313,7 @@ def backward_in_threads(
     def run(j: int) -> Tensor | None:
         student = students[j]
         loss = _feature_gradients([student], targets, terms) if student.maps else None
-        torch.autograd.backward(*student.take())
+        student.run()
         buckets.done(j if positions is None else positions[j])
         return loss
 

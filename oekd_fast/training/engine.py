@@ -141,7 +141,7 @@ class Engine:
             self._backward = OwnStudents(grid, exact=config.deterministic)
             own = [members[j] for j in grid.own]
             self._of_step = make_executor(kind, len(own), device, deterministic=deterministic, members=own)
-        self._base_learns_from_all = config.base_gradients == "all"
+        self._base_gradients = config.base_gradients
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
         self._clip_norm, self._micro_batches = config.clip_norm, config.micro_batches
@@ -282,7 +282,8 @@ class Engine:
             feature_weight=self.schedule.feature_weight if self._compares_features else None,
             grad_scale=grad_scale,
             signals=signals,
-            base_learns_from_all=self._base_learns_from_all,
+            base_learns_from_all=self._base_gradients != "pseudo_teacher",
+            base_learns_from_features=self._base_gradients != "without_features",
         )
 
     def collect(self) -> None:

@@ -88,6 +88,8 @@ class OwnStudents:
             for j, student, own_maps in zip(own, students, features, strict=True):
                 if j >= first:
                     student.compare(own_maps, [of_block[j - first] for of_block in ensemble.adapters])
+                    if not terms.base_learns_from_features:
+                        student.keep_features_from(inputs[j])
         feature = backward_in_threads(students, targets, terms, executor, buckets, own)
         if gate is not None:
             gate.backward(gate_grad)

@@ -54,6 +54,7 @@ OBJECTIVES = {
     "independent": {"objective": "independent"},
     "attached": {"detach_ensemble": False},
     "pseudo teacher's gradients": {"base_gradients": "pseudo_teacher"},
+    "base without features": {"base_gradients": "without_features"},
     "moving average": {"ema_decay": 0.9},
     "clipped": {"clip_norm": 0.5},
     "frozen base": {"freeze_base": True},
