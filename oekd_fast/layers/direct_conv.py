@@ -78,6 +78,7 @@ class Rule:
             rows use vectors less well.
         least_width: Least width of an output, in pixels.
         wide: Least width of an output if both sides have more than `few_channels`.
+        shares_pixels: Whether a map of the direct form that several networks read is converted to channels_last.
     """
 
     most_channels: int
@@ -86,13 +87,18 @@ class Rule:
     few_channels: int
     least_width: int
     wide: int
+    shares_pixels: bool
 
 
 # Measured with bench.ops.direct_conv and bench.step.direct_convs; bench/results has the tables direct_conv_*.json and
 # direct_conv_step_*.json. The baseline was not measured, so it uses plain PyTorch.
 RULES = {
-    "avx2": Rule(most_channels=25, vector=8, least_padding=1.4, few_channels=12, least_width=6, wide=16),
-    "avx512": Rule(most_channels=25, vector=16, least_padding=1.33, few_channels=9, least_width=8, wide=16),
+    "avx2": Rule(
+        most_channels=25, vector=8, least_padding=1.4, few_channels=12, least_width=6, wide=16, shares_pixels=True
+    ),
+    "avx512": Rule(
+        most_channels=25, vector=16, least_padding=1.33, few_channels=9, least_width=8, wide=16, shares_pixels=False
+    ),
 }
 
 
@@ -121,6 +127,18 @@ def direct_conv(conv: nn.Module, x: Tensor, *, every: int = 1, direct: bool = Fa
         return functional.conv2d(x, conv.weight, conv.bias, stride, groups=conv.groups)
     # A pool of single pixels takes them; the gradient of a slice would not be channels_last.
     return conv(functional.avg_pool2d(x, kernel_size=1, stride=every))
+
+
+def shared_layout(x: Tensor) -> Tensor:
+    """Return `x`, a map of the direct form that several networks read, in the layout in which they read it fastest.
+
+    Each network whose first convolution is PyTorch's would convert a contiguous map to channels_last, once in forward
+    and once in backward.
+    """
+    rule = _rule_here()
+    if rule is None or not rule.shares_pixels or x.dim() != 4 or x.device.type != "cpu":
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _takes_stride(conv: nn.Module, x: Tensor) -> bool:

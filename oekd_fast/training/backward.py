@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from oekd_fast.distributed.buckets import GradientBuckets
 from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
+from oekd_fast.layers.direct_conv import shared_layout
+from oekd_fast.layers.fast_module import FastModule
 from oekd_fast.losses.feature_block import FeatureBlock, check_blocks
 from oekd_fast.losses.feature_kd import blocks_loss, blocks_value_and_grad
 from oekd_fast.losses.reference import EnsembleKDOutput
@@ -87,7 +89,7 @@ def backward_side_by_side(
     """
     gate = gate_input = None
     with forward:
-        shared = ensemble.base(images)
+        shared = run_base(ensemble.base, images)
         inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
         logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
         if ensemble.gate is not None:
@@ -132,7 +134,7 @@ def backward_as_one(
     The forward passes of the students still run side by side.
     """
     with forward:
-        shared = whole = ensemble.base(images)
+        shared = whole = run_base(ensemble.base, images)
         apart = shared.requires_grad and terms.feature_weight is not None and not terms.base_learns_from_features
         if apart:
             whole = shared.detach().requires_grad_()
@@ -164,9 +166,15 @@ def forward_side_by_side(
     ensemble: StudentEnsemble, images: Tensor, executor: Executor
 ) -> tuple[EnsembleOutput, Tensor | None]:
     """Return `ensemble(images)`, computed by `executor` in one autograd graph, and the gate's weights [B, S]."""
-    shared = ensemble.base(images)
+    shared = run_base(ensemble.base, images)
     logits, features = run_branches(ensemble.members, ensemble.branches, [shared] * len(ensemble.branches), executor)
     return EnsembleOutput(logits, features), None if ensemble.gate is None else ensemble.gate(shared)
+
+
+def run_base(base: nn.Module, images: Tensor) -> Tensor:
+    """Return ``base(images)``, in the layout in which the students together read it fastest."""
+    shared = base(images)
+    return shared_layout(shared) if isinstance(base, FastModule) and base.direct else shared
 
 
 def run_branches(

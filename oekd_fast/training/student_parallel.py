@@ -23,6 +23,7 @@ from oekd_fast.training.backward import (
     backward_in_threads,
     branch_inputs,
     compared_channels,
+    run_base,
     run_branches,
     sum_in_order,
 )
@@ -62,7 +63,7 @@ class OwnStudents:
         needs_maps = terms.feature_weight is not None and terms.signals.hints is None
         gate = gate_input = None
         with forward:
-            shared = ensemble.base(images)
+            shared = run_base(ensemble.base, images)
             inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
             if needs_maps:
                 self._start_maps(images)

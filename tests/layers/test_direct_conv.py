@@ -14,7 +14,8 @@ from oekd_fast.common.op_errors import raising_value_error
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.layers import direct_conv as layer
 from oekd_fast.layers.direct_conv import RULES, conv3x3, direct_conv, takes
-from oekd_fast.layers.fast_module import use_direct_convs
+from oekd_fast.layers.fast_module import FastSequential, use_direct_convs, use_fused_norms
+from oekd_fast.training.backward import run_base
 
 from ..conftest import ISAS, needs_native
 from ..support.oracle import EPSILON, error
@@ -354,6 +355,22 @@ def test_a_second_derivative_raises_in_the_direct_form():
     conv, x = conv3x3(9, 9), random(2, 9, 8, 8).requires_grad_()
     with pytest.raises(RuntimeError, match="direct_conv: the direct form is differentiable once"):
         torch.autograd.grad(direct_conv(conv, x, direct=True).sum(), x, create_graph=True)
+
+
+@needs_native
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+def test_several_students_read_a_map_of_the_direct_form_as_its_rule_says(rule, direct, monkeypatch):
+    monkeypatch.setattr(layer, "_rule_here", lambda: RULES[rule])
+    base = FastSequential(conv3x3(3, 9), nn.BatchNorm2d(9), nn.ReLU())
+    use_fused_norms(base)
+    use_direct_convs(base, direct)
+    images = random(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    shared, plain = run_base(base, images), base(images)
+    assert torch.equal(shared, plain)
+    assert shared.is_contiguous(memory_format=torch.channels_last) is (not direct or RULES[rule].shares_pixels)
+    grads = [torch.autograd.grad(y.square().sum(), list(base.parameters())) for y in (shared, plain)]
+    assert all(map(torch.equal, *grads))
 
 
 @pytest.mark.slow
