@@ -35,7 +35,7 @@ class DistillationConfig(Section):
     objective: ObjectiveName = "oekd"
     """Target of the students besides the labels; oekd is the objective of the paper."""
     teacher: Path | None = setting(None, unset="no external teacher")
-    """Teacher of kd (required) or fitnets (optional): a saved student, a .pt2 file, or package.module:function."""
+    """Teacher of kd (required), fitnets or fsp (optional): a saved student, a .pt2 file, or package.module:function."""
     teacher_mean: tuple[float, ...] | None = setting(None, _FINITE, unset="what the teacher tells, or the data set's")
     """Mean of each channel that images are normalised with for the teacher, for pixels in [0, 1]."""
     teacher_std: tuple[float, ...] | None = setting(None, _POSITIVE, unset="what the teacher tells, or the data set's")
@@ -101,8 +101,11 @@ class DistillationConfig(Section):
                 f"teacher: expected a saved student, a .pt2 file or module:function with objective={name!r}, got None"
             )
         if objective.teacher == "none" and self.teacher is not None:
-            takers = " or ".join(key for key, other in OBJECTIVES.items() if other.teacher != "none")
-            raise ValueError(f"teacher: expected none but with objective {takers}, got {self.teacher} with {name!r}")
+            *takers, last = (key for key, other in OBJECTIVES.items() if other.teacher != "none")
+            raise ValueError(
+                f"teacher: expected none but with objective {', '.join(takers)} or {last}, got {self.teacher} "
+                f"with {name!r}"
+            )
         for option in ("teacher_mean", "teacher_std", "teacher_image_size"):
             if self.teacher is None and getattr(self, option) is not None:
                 raise ValueError(f"{option}: expected none without a teacher, got {getattr(self, option)}")

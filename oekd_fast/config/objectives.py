@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 ObjectiveName = Literal[
-    "oekd", "kd", "fitnets", "codistillation", "dml", "one", "snapshot", "born_again", "independent"
+    "oekd", "kd", "fitnets", "fsp", "codistillation", "dml", "one", "snapshot", "born_again", "independent"
 ]
 
 
@@ -48,6 +48,8 @@ class Objective:
         from_others: the target of each student is the mean of the other students' predictions.
         gated: the ensemble's weights are learnt, for each image.
         alone: a single network, the pseudo teacher, is trained instead of a family.
+        features: what the intermediate loss compares: "maps" themselves, or the "flow" between neighbouring ones.
+        hints: an external teacher takes the pseudo teacher's place in the intermediate loss.
     """
 
     weights: LossWeights
@@ -56,6 +58,8 @@ class Objective:
     from_others: bool = False
     gated: bool = False
     alone: bool = False
+    features: Literal["maps", "flow"] = "maps"
+    hints: bool = False
 
 
 OBJECTIVES: dict[ObjectiveName, Objective] = {
@@ -70,7 +74,16 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     ),
     # Hints at every block together with the labels, in one stage instead of two.
     "fitnets": Objective(
-        LossWeights(1.0, 1.0, 0.0, 1.0), "Romero et al. 2015, arXiv 1412.6550, eq. 3", teacher="optional"
+        LossWeights(1.0, 1.0, 0.0, 1.0), "Romero et al. 2015, arXiv 1412.6550, eq. 3", teacher="optional", hints=True
+    ),
+    # Flow matrices together with the labels, in one stage instead of two. The paper gives no weight; docs/training.md
+    # says how this one was chosen.
+    "fsp": Objective(
+        LossWeights(1.0, 1.0, 0.0, 1e-4),
+        "Yim, Joo, Bae, Kim 2017, CVPR, eq. 2",
+        teacher="optional",
+        features="flow",
+        hints=True,
     ),
     "codistillation": Objective(
         LossWeights(1.0, 1.0, 1.0, 0.0), "Anil et al. 2018, arXiv 1804.03235, algorithm 1", from_others=True

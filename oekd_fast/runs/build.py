@@ -34,7 +34,7 @@ def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_chan
         in_channels,
         task.members,
         gated=config.family_objective.gated and not task.from_labels,
-        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+        hint_channels=teacher.channels if teacher is not None and config.family_objective.hints else None,
         widths=config.widths,
         width_divisor=config.width_divisor,
     )

@@ -70,7 +70,7 @@ def load_teacher(
     images = centre(dataset.train.gather(torch.arange(count)), dataset.augmentation).to(device)
     maps = _check_outputs(teacher, images, str(config.teacher))
     teacher.channels = tuple(each.shape[1] for each in maps)
-    if config.objective == "fitnets":
+    if config.family_objective.hints:
         _check_maps(maps, config, tuple(images.shape[1:]), data.num_classes, architecture or config.model)
     return teacher
 
@@ -136,8 +136,8 @@ def _check_maps(
     """Raise ValueError unless each block of the model has a map, of the height and width of its own."""
     if not maps:
         raise ValueError(
-            "teacher: expected feature maps with objective='fitnets', which a saved student has and a network that "
-            f"returns logits and a list of maps, got logits alone from {config.teacher}"
+            f"teacher: expected feature maps with objective={config.objective!r}, which a saved student has and a "
+            f"network that returns logits and a list of maps, got logits alone from {config.teacher}"
         )
     with torch.device("meta"):
         family = build_ensemble(model, config.num_students, classes, image_shape[0], (0,), widths=config.widths)

@@ -14,8 +14,7 @@ from oekd_fast.distributed.buckets import GradientBuckets
 from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
 from oekd_fast.layers.direct_conv import shared_layout
 from oekd_fast.layers.fast_module import FastModule
-from oekd_fast.losses.feature_block import FeatureBlock, check_blocks
-from oekd_fast.losses.feature_kd import blocks_loss, blocks_value_and_grad
+from oekd_fast.losses.comparison import ComparedStudent, Comparison, MapComparison
 from oekd_fast.losses.reference import EnsembleKDOutput
 from oekd_fast.models.in_place import InPlaceError, change_count, changes_its_input
 from oekd_fast.parallel.executor import Executor
@@ -46,6 +45,7 @@ class StepTerms:
     signals: teacher signals for the batch.
     base_learns_from_all: False trains the base on student 0 alone, and on the gate if there is one.
     base_learns_from_features: False keeps the gradients of the intermediate loss out of the base.
+    comparison: the intermediate loss.
     """
 
     loss_options: dict[str, Any]
@@ -54,6 +54,7 @@ class StepTerms:
     signals: TeacherSignals = TeacherSignals()
     base_learns_from_all: bool = True
     base_learns_from_features: bool = True
+    comparison: Comparison = MapComparison()
 
     @property
     def feature_grad_scale(self) -> Tensor:
@@ -103,7 +104,7 @@ def backward_side_by_side(
     if terms.feature_weight is not None:
         targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
         for i, student in enumerate(students[first:]):
-            student.compare(features[first + i], [of_block[i] for of_block in ensemble.adapters])
+            student.compare(compared_student(ensemble, i, features[first + i]))
             if not terms.base_learns_from_features:
                 student.keep_features_from(inputs[first + i])
     del logits, logits_grads, features  # each student's backward frees its own
@@ -145,13 +146,9 @@ def backward_as_one(
     total, feature = statistics.loss, None
     if terms.feature_weight is not None:
         targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
-        blocks = [
-            _feature_block([maps[b] for maps in features[first:]], target, adapters)
-            for b, (target, adapters) in enumerate(zip(targets, ensemble.adapters, strict=True))
-        ]
-        check_blocks(blocks)
+        students = [compared_student(ensemble, i, maps) for i, maps in enumerate(features[first:])]
         with forward:
-            feature = blocks_loss(blocks)
+            feature = terms.comparison.loss(students, targets)
         total = total + terms.feature_weight * feature
     of_logits = torch.autograd.grad(statistics.loss, whole, terms.grad_scale, retain_graph=True) if apart else ()
     total.backward(terms.grad_scale)
@@ -214,32 +211,30 @@ def compared_channels(maps: Sequence[Tensor], adapters: nn.ModuleList) -> list[T
     return [x if x.shape[1] == count else x[:, :count] for x, count in zip(maps, counts, strict=True)]
 
 
-def _feature_block(maps: Sequence[Tensor], target: Tensor, adapters: Sequence[nn.Conv2d]) -> FeatureBlock:
-    return FeatureBlock(maps, target, [a.weight for a in adapters], [a.bias for a in adapters])
+def compared_student(ensemble: StudentEnsemble, i: int, maps: Sequence[Tensor]) -> ComparedStudent:
+    """Return the `i`-th compared student of `ensemble`, which has the maps `maps`."""
+    return ComparedStudent(maps, [of_block[i] for of_block in ensemble.adapters])
 
 
 class StudentBackward:
     """The tensors where one student's backward pass begins, and their gradients.
 
-    maps: the student's map after each block if the intermediate loss compares them, else empty.
-    adapters: one a map.
+    compared: the student as the intermediate loss sees it; None if it is not compared.
     """
 
     def __init__(self, logits: Tensor, grad: Tensor) -> None:
         self._roots, self._grads = [logits], [grad]
         self._apart: Tensor | None = None
-        self.maps: Sequence[Tensor] = ()
-        self.adapters: Sequence[nn.Conv2d] = ()
+        self.compared: ComparedStudent | None = None
 
-    def compare(self, maps: Sequence[Tensor], adapters: Sequence[nn.Conv2d]) -> None:
-        """Add the maps to the roots; `add_map_gradient` adds their gradients, one block after the other."""
-        self._roots += maps
-        self.maps, self.adapters = maps, adapters
+    def compare(self, student: ComparedStudent) -> None:
+        """Add the maps to the roots; `add_map_gradients` adds their gradients."""
+        self._roots += student.maps
+        self.compared = student
 
-    def add_map_gradient(self, adapter: nn.Conv2d, grad: Tensor, weight_grad: Tensor, bias_grad: Tensor) -> None:
-        self._grads.append(grad)
-        for parameter, own in ((adapter.weight, weight_grad), (adapter.bias, bias_grad)):
-            parameter.grad = own if parameter.grad is None else parameter.grad + own
+    def add_map_gradients(self, grads: Sequence[Tensor]) -> None:
+        """Set the gradients of the maps, one a block."""
+        self._grads += grads
 
     def keep_features_from(self, base_map: Tensor) -> None:
         """Have `base_map`, the student's input, receive the gradient of the logits alone.
@@ -252,7 +247,7 @@ class StudentBackward:
     def take(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return roots and gradients, and release them, so that backward can free the graph as it goes."""
         roots, grads = self._roots, self._grads
-        self._roots, self._grads, self.maps = [], [], ()
+        self._roots, self._grads, self.compared = [], [], None
         return roots, grads
 
     def run(self) -> None:
@@ -268,16 +263,10 @@ class StudentBackward:
 
 def _feature_gradients(students: Sequence[StudentBackward], targets: Sequence[Tensor], terms: StepTerms) -> Tensor:
     """Return the intermediate loss of `students` and hand each of them its gradients; one call computes all blocks."""
-    blocks = [
-        _feature_block([student.maps[b] for student in students], target, [student.adapters[b] for student in students])
-        for b, target in enumerate(targets)
-    ]
-    check_blocks(blocks)
-    loss, gradients = blocks_value_and_grad(blocks, grad_scale=terms.feature_grad_scale)
-    for b, of_block in enumerate(gradients):
-        of_students = zip(students, of_block.maps, of_block.weights, of_block.biases, strict=True)
-        for student, grad, weight_grad, bias_grad in of_students:
-            student.add_map_gradient(student.adapters[b], grad, weight_grad, bias_grad)
+    compared = [student.compared for student in students]
+    loss, gradients = terms.comparison.value_and_grad(compared, targets, terms.feature_grad_scale)
+    for student, of_maps in zip(students, gradients, strict=True):
+        student.add_map_gradients(of_maps)
     return loss
 
 
@@ -289,7 +278,7 @@ def _backward_on_streams(
     buckets: GradientBuckets,
 ) -> Tensor | None:
     """Compute the intermediate loss of all students in few launches, then run all backward passes."""
-    compared = [student for student in students if student.maps]
+    compared = [student for student in students if student.compared is not None]
     loss = _feature_gradients(compared, targets, terms) if compared else None
     if not buckets.active and terms.base_learns_from_features:
         begins = [student.take() for student in students]
@@ -320,7 +309,7 @@ def backward_in_threads(
 
     def run(j: int) -> Tensor | None:
         student = students[j]
-        loss = _feature_gradients([student], targets, terms) if student.maps else None
+        loss = None if student.compared is None else _feature_gradients([student], targets, terms)
         student.run()
         buckets.done(j if positions is None else positions[j])
         return loss

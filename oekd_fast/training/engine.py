@@ -26,6 +26,7 @@ from oekd_fast.training.backward import (
     forward_side_by_side,
 )
 from oekd_fast.training.batch_source import BatchSource
+from oekd_fast.training.comparisons import comparison_of
 from oekd_fast.training.cuda_recorder import CudaRecorder
 from oekd_fast.training.data_parallel import (
     agreement,
@@ -144,6 +145,7 @@ class Engine:
         self._base_gradients = config.base_gradients
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
+        self._comparison = comparison_of(config, ensemble)
         self._clip_norm, self._micro_batches = config.clip_norm, config.micro_batches
         self._grid, self._data_world = grid, world if grid is None else grid.data
         self.buckets = family_buckets(ensemble, world, device, grid, exact=config.deterministic)
@@ -284,6 +286,7 @@ class Engine:
             signals=signals,
             base_learns_from_all=self._base_gradients != "pseudo_teacher",
             base_learns_from_features=self._base_gradients != "without_features",
+            comparison=self._comparison,
         )
 
     def collect(self) -> None:

@@ -23,6 +23,7 @@ from oekd_fast.training.backward import (
     backward_in_threads,
     branch_inputs,
     compared_channels,
+    compared_student,
     run_base,
     run_branches,
     sum_in_order,
@@ -88,7 +89,7 @@ class OwnStudents:
                 targets, first = compared_channels(self._take_maps(images), ensemble.adapters), 1
             for j, student, own_maps in zip(own, students, features, strict=True):
                 if j >= first:
-                    student.compare(own_maps, [of_block[j - first] for of_block in ensemble.adapters])
+                    student.compare(compared_student(ensemble, j - first, own_maps))
                     if not terms.base_learns_from_features:
                         student.keep_features_from(inputs[j])
         feature = backward_in_threads(students, targets, terms, executor, buckets, own)

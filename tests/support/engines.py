@@ -34,7 +34,7 @@ def make_engine(
         3,
         members,
         gated=config.family_objective.gated,
-        hint_channels=teacher.channels if teacher is not None and config.objective == "fitnets" else None,
+        hint_channels=teacher.channels if teacher is not None and config.family_objective.hints else None,
         adapters=adapters,
     )
     if config.channels_last:

@@ -47,7 +47,7 @@ def engine_of(world, fields, *, network=SMOOTH, wide=True, student_ranks=1):
     config = TrainConfig(**{"num_students": 3, "warmup_epochs": 0, "executor": "sequential"} | fields)
     teacher = None if config.teacher is None else make_teacher()
     torch.manual_seed(0)
-    hints = (16, 32, 64) if config.objective == "fitnets" and teacher is not None else None
+    hints = (16, 32, 64) if config.family_objective.hints and teacher is not None else None
     family = build_ensemble(
         network, config.num_students, 10, 3, gated=config.family_objective.gated, hint_channels=hints
     )

@@ -41,6 +41,7 @@ OBJECTIVES = {
     "kd": {"objective": "kd", "teacher": "given"},
     "kd, a network of another image size": {"objective": "kd", "teacher": "resized"},
     "fitnets, hints of a teacher": {"objective": "fitnets", "teacher": "given"},
+    "fsp": {"objective": "fsp"},
     "schedules": {"kd_schedule": "sigmoid", "temperature_schedule": "linear", "ramp_epochs": 1},
 }
 

@@ -1,0 +1,24 @@
+"""The intermediate loss of each objective."""
+
+from __future__ import annotations
+
+from oekd_fast.config.distillation import DistillationConfig
+from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.losses.comparison import AutogradComparison, Comparison, MapComparison
+from oekd_fast.losses.flow import flow_loss
+
+
+def comparison_of(config: DistillationConfig, ensemble: StudentEnsemble) -> Comparison:
+    """Return the loss between the feature maps of the students of `ensemble` and those of their teacher.
+
+    Raises:
+        ValueError: the network of `ensemble` has too few blocks for it.
+    """
+    if config.family_objective.features == "flow":
+        if len(ensemble.adapters) == 1:
+            raise ValueError(
+                f"objective: expected a network of at least two blocks with {config.objective!r}, which compares pairs "
+                f"of neighbouring blocks, got one block in {ensemble.architecture.name}"
+            )
+        return AutogradComparison(flow_loss)
+    return MapComparison()
