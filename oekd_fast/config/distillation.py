@@ -35,7 +35,8 @@ class DistillationConfig(Section):
     objective: ObjectiveName = "oekd"
     """Target of the students besides the labels; oekd is the objective of the paper."""
     teacher: Path | None = setting(None, unset="no external teacher")
-    """Teacher of kd (required), fitnets or fsp (optional): a saved student, a .pt2 file, or package.module:function."""
+    """Teacher of kd (required), fitnets, fsp or meal (optional): a saved student, a .pt2 file, or
+    package.module:function."""
     teacher_mean: tuple[float, ...] | None = setting(None, _FINITE, unset="what the teacher tells, or the data set's")
     """Mean of each channel that images are normalised with for the teacher, for pixels in [0, 1]."""
     teacher_std: tuple[float, ...] | None = setting(None, _POSITIVE, unset="what the teacher tells, or the data set's")
@@ -54,6 +55,8 @@ class DistillationConfig(Section):
     """Weight gamma of the divergence between each student and its target."""
     ensemble_ce_weight: float | None = setting(None, finite(), unset="that of the objective; 1 for one, else 0")
     """Weight of the ensemble's own cross-entropy."""
+    critic_weight: float | None = setting(None, nonnegative(), unset="that of the objective; 0.05 for meal, else 0")
+    """Weight of the critics of meal, which tell the maps of students from those of their teacher."""
     label_smoothing: float = setting(0.0, within("[0, 1]"))
     """Label smoothing of the cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -84,7 +87,13 @@ class DistillationConfig(Section):
     @property
     def mixes_students(self) -> bool:
         """Whether targets are means of students' predictions that differ from student to student."""
-        return self.learn_from != "objective" or self.family_objective.from_others
+        objective = self.family_objective
+        return self.learn_from != "objective" or objective.from_others or self.learns_from_first
+
+    @property
+    def learns_from_first(self) -> bool:
+        """Whether the pseudo teacher's prediction is the target of all other students."""
+        return self.family_objective.from_first and self.teacher is None
 
     @property
     def loss_weights(self) -> LossWeights:
@@ -113,6 +122,13 @@ class DistillationConfig(Section):
             raise ValueError(
                 f"codistillation_delay: expected 0 but with objective='codistillation', got {self.codistillation_delay}"
             )
+        weights = self.loss_weights
+        if weights.critic_weight and objective.helpers != "critics":
+            raise ValueError(f"critic_weight: expected 0 but with objective='meal', got {weights.critic_weight:g}")
+        if weights.critic_weight and not weights.feature_weight:
+            raise ValueError(
+                f"feature_weight: expected a number > 0 with critic_weight={weights.critic_weight:g}, got 0"
+            )
         if self.mixes_students and not self.detach_ensemble:
             chosen = f"learn_from={self.learn_from!r}" if self.learn_from != "objective" else f"objective={name!r}"
             raise ValueError(f"detach_ensemble: expected True with {chosen}, got False")
@@ -132,8 +148,8 @@ class DistillationConfig(Section):
             value = getattr(self, option)
             if value and not self.mixes_students:
                 raise ValueError(
-                    f"{option}: expected none but with learn_from, or with objective dml or codistillation, got "
-                    f"{value} with {name!r}"
+                    f"{option}: expected none but with learn_from, with objective dml or codistillation, or with meal "
+                    f"and no teacher, got {value} with {name!r}"
                 )
         if self.learn_from_average and self.codistillation_delay:
             raise ValueError(

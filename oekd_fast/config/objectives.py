@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 ObjectiveName = Literal[
-    "oekd", "kd", "fitnets", "fsp", "codistillation", "dml", "one", "snapshot", "born_again", "independent"
+    "oekd", "kd", "fitnets", "fsp", "meal", "codistillation", "dml", "one", "snapshot", "born_again", "independent"
 ]
 
 
@@ -24,6 +24,7 @@ class LossWeights:
         kd_weight: weight gamma of the divergence between each student and its target.
         feature_weight: weight beta of the loss between feature maps.
         ensemble_ce_weight: weight of the ensemble's own cross-entropy.
+        critic_weight: weight of the critics' loss.
     """
 
     temperature: float
@@ -31,6 +32,7 @@ class LossWeights:
     kd_weight: float
     feature_weight: float
     ensemble_ce_weight: float = 0.0
+    critic_weight: float = 0.0
 
 
 # Fields of `DistillationConfig` whose default is the objective's value.
@@ -48,7 +50,11 @@ class Objective:
         from_others: the target of each student is the mean of the other students' predictions.
         gated: the ensemble's weights are learnt, for each image.
         alone: a single network, the pseudo teacher, is trained instead of a family.
-        features: what the intermediate loss compares: "maps" themselves, or the "flow" between neighbouring ones.
+        from_first: the target of each student but the pseudo teacher is the pseudo teacher's prediction, unless there
+            is an external teacher.
+        features: what the intermediate loss compares: "maps" themselves, the "flow" between neighbouring ones, or
+            "pooled" maps, also by critics.
+        helpers: modules that the intermediate loss needs beside adapters, see `StudentEnsemble`.
         hints: an external teacher takes the pseudo teacher's place in the intermediate loss.
     """
 
@@ -58,7 +64,9 @@ class Objective:
     from_others: bool = False
     gated: bool = False
     alone: bool = False
-    features: Literal["maps", "flow"] = "maps"
+    from_first: bool = False
+    features: Literal["maps", "flow", "pooled"] = "maps"
+    helpers: Literal["none", "critics"] = "none"
     hints: bool = False
 
 
@@ -83,6 +91,16 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         "Yim, Joo, Bae, Kim 2017, CVPR, eq. 2",
         teacher="optional",
         features="flow",
+        hints=True,
+    ),
+    # The release weights the divergence of logits by 1 and those of maps by 0.001 to 0.1. The labels are learnt too.
+    "meal": Objective(
+        LossWeights(1.0, 1.0, 1.0, 0.05, critic_weight=0.05),
+        "Shen, He, Xue 2019, arXiv 1812.02425",
+        teacher="optional",
+        from_first=True,
+        features="pooled",
+        helpers="critics",
         hints=True,
     ),
     "codistillation": Objective(

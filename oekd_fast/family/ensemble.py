@@ -20,6 +20,7 @@ from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.common.width_rule import DEFAULT_STUDENTS
 from oekd_fast.family.from_networks import FromNetworks
 from oekd_fast.family.gate import Gate
+from oekd_fast.family.helpers import Helpers, build_helpers
 from oekd_fast.family.student import Student
 from oekd_fast.layers.scripting import Unscriptable
 from oekd_fast.models import Architecture, get_architecture, width_rule_of, with_widths
@@ -66,6 +67,7 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
             teacher.
         adapters: False builds no adapters, so that all parameters have gradients from the loss on the logits alone, as
             ``torch.nn.parallel.DistributedDataParallel`` expects.
+        helpers: modules for training beside the adapters, one for each of them: "critics" for the objective meal.
         widths: share of the channels that each of the N students keeps, as (1, .75, .5, .25), from 1 in descending
             order. By default those of the architecture, which are (N - j) / N for networks of the package.
         width_divisor: channels become multiples of this number, as `WidthRule` describes. By default the
@@ -81,13 +83,15 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
             student 0. Empty unless student 0 and at least one other student are members. With `hint_channels`,
             `adapters[b][i]` leads from the map of `members[i]` to that of the external teacher. Empty if the argument
             `adapters` is False.
+        helpers: `helpers[b][i]` belongs to the student and the block of `adapters[b][i]`. Empty without adapters, or if
+            the argument `helpers` is "none".
         hinted: whether there is an external teacher.
         gate: the `Gate`, or None.
 
     Raises:
         ValueError: a number is below 1; `members` is empty, out of range or not ascending; `hint_channels` has another
             number of blocks than the network, or is given with `adapters=False`; `widths` does not have N shares in
-            (0, 1] that descend from 1; `width_divisor` is larger than every number of channels.
+            (0, 1] that descend from 1; `width_divisor` is larger than every number of channels; `helpers` is unknown.
         TypeError: `widths` or `width_divisor` is given, and `architecture` is no `ScalableArchitecture`.
     """
 
@@ -102,6 +106,7 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
         gated: bool = False,
         hint_channels: tuple[int, ...] | None = None,
         adapters: bool = True,
+        helpers: Helpers = "none",
         widths: Sequence[Real] | None = None,
         width_divisor: int | None = None,
     ) -> None:
@@ -126,6 +131,7 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
         )
         size = getattr(architecture, "image_shape", (3, 64, 64))[1:]
         self.gate = Gate(channels_of_base(self.base, in_channels, size), len(self.members)) if gated else None
+        self.helpers = build_helpers(helpers, self.adapters)
 
     def forward(self, images: Tensor) -> EnsembleOutput:
         return _outside_inference_mode(lambda: self._run_in_turn(self.base(images)))
@@ -205,8 +211,8 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
         return chain(self.base.parameters(), self.branches.parameters(), gate)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the parameters of the adapters, which are used in training only."""
-        return self.adapters.parameters()
+        """Iterate over the parameters of the adapters and helpers, which are used in training only."""
+        return chain(self.adapters.parameters(), self.helpers.parameters())
 
 
 def build_ensemble(
@@ -219,6 +225,7 @@ def build_ensemble(
     gated: bool = False,
     hint_channels: tuple[int, ...] | None = None,
     adapters: bool = True,
+    helpers: Helpers = "none",
     widths: Sequence[Real] | None = None,
     width_divisor: int | None = None,
 ) -> StudentEnsemble:
@@ -226,8 +233,8 @@ def build_ensemble(
 
     Args:
         model: an architecture, or the name of one (see `architecture_names`).
-        num_students, num_classes, in_channels, members, gated, hint_channels, adapters, widths, width_divisor: see
-            `StudentEnsemble`.
+        num_students, num_classes, in_channels, members, gated, hint_channels, adapters, helpers, widths, width_divisor:
+            see `StudentEnsemble`.
 
     Raises:
         ValueError: `model` is unknown, or an argument is out of range.
@@ -245,6 +252,7 @@ def build_ensemble(
         gated=gated,
         hint_channels=hint_channels,
         adapters=adapters,
+        helpers=helpers,
         widths=widths,
         width_divisor=width_divisor,
     )

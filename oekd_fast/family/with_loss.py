@@ -42,8 +42,8 @@ class EnsembleWithLoss(Unscriptable, nn.Module):
             attribute of this name may be changed between steps.
 
     Raises:
-        ValueError: `feature_weight` is not such a number, the family was built with `hint_channels`, or it has a gate
-            that `loss` gives no gradient.
+        ValueError: `feature_weight` is not such a number, the family was built with `hint_channels` or `helpers`, or it
+            has a gate that `loss` gives no gradient.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ def _check_feature_weight(weight: float, ensemble: StudentEnsemble) -> None:
             "ensemble: expected a family that learns from its own students, got one built with hint_channels for an "
             "external teacher"
         )
+    if ensemble.helpers:
+        raise ValueError("ensemble: expected a family without helpers, which no loss of this module uses, got some")
     if not math.isfinite(weight) or weight < 0:
         raise ValueError(f"feature_weight: expected a finite number >= 0, got {weight}")
     if ensemble.adapters and weight == 0:

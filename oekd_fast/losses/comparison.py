@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,15 +19,12 @@ class ComparedStudent:
 
     maps: its map [B, C_b, H_b, W_b] after each block.
     adapters: 1x1 convolutions to the channels of the teacher's maps, one a block.
+    helpers: further modules that the loss uses and trains, one a block; empty if it needs none.
     """
 
     maps: Sequence[Tensor]
     adapters: Sequence[nn.Conv2d]
-
-    @property
-    def modules(self) -> tuple[nn.Module, ...]:
-        """The modules that the loss trains beside the student."""
-        return tuple(self.adapters)
+    helpers: Sequence[nn.Module] = ()
 
 
 class Comparison(Protocol):
@@ -94,14 +91,9 @@ class AutogradComparison:
         self, students: Sequence[ComparedStudent], teacher: Sequence[Tensor], grad_scale: Tensor
     ) -> tuple[Tensor, list[list[Tensor]]]:
         leaves = [[x.detach().requires_grad_() for x in student.maps] for student in students]
-        loss = self.loss([replace_maps(s, maps) for s, maps in zip(students, leaves, strict=True)], teacher)
+        loss = self.loss([replace(s, maps=maps) for s, maps in zip(students, leaves, strict=True)], teacher)
         loss.backward(grad_scale.reshape(()).to(loss.dtype))
         return loss.detach(), [[x.grad for x in maps] for maps in leaves]
-
-
-def replace_maps(student: ComparedStudent, maps: Sequence[Tensor]) -> ComparedStudent:
-    """Return `student` with other maps."""
-    return ComparedStudent(maps, student.adapters)
 
 
 def adapted_maps(student: ComparedStudent) -> list[Tensor]:

@@ -35,6 +35,7 @@ def build_family(task: PhaseTask, config: TrainConfig, num_classes: int, in_chan
         task.members,
         gated=config.family_objective.gated and not task.from_labels,
         hint_channels=teacher.channels if teacher is not None and config.family_objective.hints else None,
+        helpers="none" if task.from_labels else config.family_objective.helpers,
         widths=config.widths,
         width_divisor=config.width_divisor,
     )

@@ -213,7 +213,8 @@ def compared_channels(maps: Sequence[Tensor], adapters: nn.ModuleList) -> list[T
 
 def compared_student(ensemble: StudentEnsemble, i: int, maps: Sequence[Tensor]) -> ComparedStudent:
     """Return the `i`-th compared student of `ensemble`, which has the maps `maps`."""
-    return ComparedStudent(maps, [of_block[i] for of_block in ensemble.adapters])
+    adapters, helpers = ([of_block[i] for of_block in of] for of in (ensemble.adapters, ensemble.helpers))
+    return ComparedStudent(maps, adapters, helpers)
 
 
 class StudentBackward:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from oekd_fast.config.distillation import DistillationConfig
 from oekd_fast.family.ensemble import StudentEnsemble
+from oekd_fast.losses.adversarial import adversarial_loss
 from oekd_fast.losses.comparison import AutogradComparison, Comparison, MapComparison
 from oekd_fast.losses.flow import flow_loss
 
@@ -14,11 +17,16 @@ def comparison_of(config: DistillationConfig, ensemble: StudentEnsemble) -> Comp
     Raises:
         ValueError: the network of `ensemble` has too few blocks for it.
     """
-    if config.family_objective.features == "flow":
+    features, weights = config.family_objective.features, config.loss_weights
+    if features == "flow":
         if len(ensemble.adapters) == 1:
             raise ValueError(
                 f"objective: expected a network of at least two blocks with {config.objective!r}, which compares pairs "
                 f"of neighbouring blocks, got one block in {ensemble.architecture.name}"
             )
         return AutogradComparison(flow_loss)
+    if features == "pooled" and weights.feature_weight:
+        # The step multiplies the whole loss by the scheduled weight of the maps.
+        ratio = weights.critic_weight / weights.feature_weight
+        return AutogradComparison(partial(adversarial_loss, critic_weight=ratio))
     return MapComparison()

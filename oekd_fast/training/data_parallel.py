@@ -21,10 +21,10 @@ from oekd_fast.parallel.executor import Kind
 
 
 def student_modules(ensemble: StudentEnsemble) -> list[list[nn.Module]]:
-    """Return the modules of each student that no other one has: its branch, and its adapters."""
+    """Return the modules of each student that no other one has: its branch, its adapters and its helpers."""
     students: list[list[nn.Module]] = [[branch] for branch in ensemble.branches]
     compared = students if ensemble.hinted else students[1:]  # adapters lead to the maps of a teacher or of student 0
-    for of_block in ensemble.adapters:
+    for of_block in (*ensemble.adapters, *ensemble.helpers):
         for modules, adapter in zip(compared, of_block, strict=True):
             modules.append(adapter)
     return students

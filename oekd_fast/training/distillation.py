@@ -59,10 +59,10 @@ def label_options(config: DistillationConfig, class_weights: Tensor | None = Non
 
 
 def mixing_rows(config: TrainConfig) -> Tensor:
-    """Return the mixing matrix [S, S] of `config.learn_from`, for the mixture of probabilities.
+    """Return the mixing matrix [S, S] of `config`, for the mixture of probabilities.
 
-    Row j weights the students that student j learns from equally. The sum of a row is the strength of the target, 1
-    unless `config.kd_strengths` is set.
+    Row j weights the students that student j learns from equally. The sum of a row is the strength of the target: 1
+    unless `config.kd_strengths` is set, or 0 for a student that has no target.
     """
     students = config.num_students
     if config.learn_from == "equal_or_wider":
@@ -70,10 +70,13 @@ def mixing_rows(config: TrainConfig) -> Tensor:
     elif config.learn_from == "wider":
         taught_by = torch.ones(students, students).tril(-1)
         taught_by[0, 1:] = 1.0
+    elif config.learns_from_first:
+        taught_by = torch.zeros(students, students)
+        taught_by[1:, 0] = 1.0
     else:
         taught_by = 1.0 - torch.eye(students)
     strengths = torch.ones(students) if config.kd_strengths is None else torch.tensor(config.kd_strengths)
-    return taught_by * (strengths / taught_by.sum(dim=1))[:, None]
+    return taught_by * (strengths / taught_by.sum(dim=1).clamp(min=1.0))[:, None]
 
 
 def family_loss(

@@ -54,6 +54,7 @@ DETERMINISTIC = {
     "teacher": {"objective": "kd", "teacher": "given"},
     "hints": {"objective": "fitnets", "teacher": "given"},
     "fsp": {"objective": "fsp", "feature_weight": 0.05},
+    "meal": {"objective": "meal"},
     "pseudo teacher's gradients": {"base_gradients": "pseudo_teacher"},
     "base without features": {"base_gradients": "without_features"},
     "frozen base": {"freeze_base": True},

@@ -36,6 +36,7 @@ def make_engine(
         gated=config.family_objective.gated,
         hint_channels=teacher.channels if teacher is not None and config.family_objective.hints else None,
         adapters=adapters,
+        helpers=config.family_objective.helpers,
     )
     if config.channels_last:
         ensemble = ensemble.to(memory_format=torch.channels_last)

@@ -49,8 +49,9 @@ def engine_of(world, fields, *, network=SMOOTH, wide=True, student_ranks=1):
     torch.manual_seed(0)
     hints = (16, 32, 64) if config.family_objective.hints and teacher is not None else None
     family = build_ensemble(
-        network, config.num_students, 10, 3, gated=config.family_objective.gated, hint_channels=hints
-    )
+        network, config.num_students, 10, 3, gated=config.family_objective.gated, hint_channels=hints,
+        helpers=config.family_objective.helpers,
+    )  # fmt: skip
     if config.channels_last:
         family = family.to(memory_format=torch.channels_last)
     if wide:

@@ -42,6 +42,7 @@ OBJECTIVES = {
     "kd, a network of another image size": {"objective": "kd", "teacher": "resized"},
     "fitnets, hints of a teacher": {"objective": "fitnets", "teacher": "given"},
     "fsp": {"objective": "fsp"},
+    "meal": {"objective": "meal"},
     "schedules": {"kd_schedule": "sigmoid", "temperature_schedule": "linear", "ramp_epochs": 1},
 }
 

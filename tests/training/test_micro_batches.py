@@ -26,6 +26,7 @@ OPTIONS = {
     "class weights, mixed": {"class_weights": "balanced", "mixup": 0.5, "label_smoothing": 0.1},
     "fitnets": {"objective": "fitnets", "teacher": "student_1"},
     "fsp": {"objective": "fsp", "feature_weight": 0.05},
+    "meal": {"objective": "meal"},
     "one": {"objective": "one"},
     "attached": {"detach_ensemble": False},
 }
