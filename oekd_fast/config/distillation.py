@@ -35,7 +35,7 @@ class DistillationConfig(Section):
     objective: ObjectiveName = "oekd"
     """Target of the students besides the labels; oekd is the objective of the paper."""
     teacher: Path | None = setting(None, unset="no external teacher")
-    """Teacher of kd (required), fitnets, fsp or meal (optional): a saved student, a .pt2 file, or
+    """Teacher of kd (required), fitnets, fsp, meal or lit (optional): a saved student, a .pt2 file, or
     package.module:function."""
     teacher_mean: tuple[float, ...] | None = setting(None, _FINITE, unset="what the teacher tells, or the data set's")
     """Mean of each channel that images are normalised with for the teacher, for pixels in [0, 1]."""
@@ -149,7 +149,7 @@ class DistillationConfig(Section):
             if value and not self.mixes_students:
                 raise ValueError(
                     f"{option}: expected none but with learn_from, with objective dml or codistillation, or with meal "
-                    f"and no teacher, got {value} with {name!r}"
+                    f"or lit and no teacher, got {value} with {name!r}"
                 )
         if self.learn_from_average and self.codistillation_delay:
             raise ValueError(

@@ -10,7 +10,18 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 ObjectiveName = Literal[
-    "oekd", "kd", "fitnets", "fsp", "meal", "codistillation", "dml", "one", "snapshot", "born_again", "independent"
+    "oekd",
+    "kd",
+    "fitnets",
+    "fsp",
+    "meal",
+    "lit",
+    "codistillation",
+    "dml",
+    "one",
+    "snapshot",
+    "born_again",
+    "independent",
 ]
 
 
@@ -52,8 +63,8 @@ class Objective:
         alone: a single network, the pseudo teacher, is trained instead of a family.
         from_first: the target of each student but the pseudo teacher is the pseudo teacher's prediction, unless there
             is an external teacher.
-        features: what the intermediate loss compares: "maps" themselves, the "flow" between neighbouring ones, or
-            "pooled" maps, also by critics.
+        features: what the intermediate loss compares: "maps" themselves, the "flow" between neighbouring ones, "pooled"
+            maps, also by critics, or maps of blocks that are "fed" with the teacher's maps.
         helpers: modules that the intermediate loss needs beside adapters, see `StudentEnsemble`.
         hints: an external teacher takes the pseudo teacher's place in the intermediate loss.
     """
@@ -65,8 +76,8 @@ class Objective:
     gated: bool = False
     alone: bool = False
     from_first: bool = False
-    features: Literal["maps", "flow", "pooled"] = "maps"
-    helpers: Literal["none", "critics"] = "none"
+    features: Literal["maps", "flow", "pooled", "fed"] = "maps"
+    helpers: Literal["none", "critics", "inlets"] = "none"
     hints: bool = False
 
 
@@ -101,6 +112,16 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         from_first=True,
         features="pooled",
         helpers="critics",
+        hints=True,
+    ),
+    # beta (alpha CE + (1 - alpha) KD) + (1 - beta) IR with the values of the authors' release: alpha 0.95, beta 0.75.
+    "lit": Objective(
+        LossWeights(6.0, 0.7125, 0.0375, 0.25),
+        "Koratana, Kang, Bailis, Zaharia 2019, ICML, section 3",
+        teacher="optional",
+        from_first=True,
+        features="fed",
+        helpers="inlets",
         hints=True,
     ),
     "codistillation": Objective(

@@ -67,7 +67,7 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
             teacher.
         adapters: False builds no adapters, so that all parameters have gradients from the loss on the logits alone, as
             ``torch.nn.parallel.DistributedDataParallel`` expects.
-        helpers: modules for training beside the adapters, one for each of them: "critics" for the objective meal.
+        helpers: modules for training beside the adapters: "critics" for the objective meal, "inlets" for lit.
         widths: share of the channels that each of the N students keeps, as (1, .75, .5, .25), from 1 in descending
             order. By default those of the architecture, which are (N - j) / N for networks of the package.
         width_divisor: channels become multiples of this number, as `WidthRule` describes. By default the
@@ -83,8 +83,9 @@ class StudentEnsemble(FromNetworks, Unscriptable, nn.Module):
             student 0. Empty unless student 0 and at least one other student are members. With `hint_channels`,
             `adapters[b][i]` leads from the map of `members[i]` to that of the external teacher. Empty if the argument
             `adapters` is False.
-        helpers: `helpers[b][i]` belongs to the student and the block of `adapters[b][i]`. Empty without adapters, or if
-            the argument `helpers` is "none".
+        helpers: critics, `helpers[b][i]` of the student and the block of `adapters[b][i]`; or inlets, 1x1 convolutions
+            from the teacher's map after block b to the input of that student's block b + 1. Empty without adapters, or
+            if the argument `helpers` is "none".
         hinted: whether there is an external teacher.
         gate: the `Gate`, or None.
 

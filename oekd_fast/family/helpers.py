@@ -1,4 +1,4 @@
-"""Modules of a family that training alone uses, beside its adapters: one for each block and compared student."""
+"""Modules of a family that training alone uses, beside its adapters: for each compared student one a block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-Helpers = Literal["none", "critics"]
+Helpers = Literal["none", "critics", "inlets"]
 
 
 class Critic(nn.Sequential):
@@ -25,13 +25,21 @@ class Critic(nn.Sequential):
 
 
 def build_helpers(kind: Helpers, adapters: Sequence[Sequence[nn.Conv2d]]) -> nn.ModuleList:
-    """Return the modules of each block and compared student, in the order of `adapters`; empty for "none".
+    """Return the modules of each block and compared student; empty for "none".
+
+    Critics are in the order of `adapters`. Inlets are 1x1 convolutions that lead to each block but the first, from the
+    teacher's map before it to the channels of the student's map before it: one block fewer than `adapters`.
 
     Raises:
         ValueError: `kind` is unknown.
     """
     if kind == "none":
         return nn.ModuleList()
+    if kind == "inlets":
+        return nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(a.out_channels, a.in_channels, kernel_size=1) for a in before)
+            for before in adapters[:-1]
+        )
     if kind != "critics":
-        raise ValueError(f"helpers: expected none or critics, got {kind!r}")
+        raise ValueError(f"helpers: expected none, critics or inlets, got {kind!r}")
     return nn.ModuleList(nn.ModuleList(Critic(a.out_channels) for a in of_block) for of_block in adapters)

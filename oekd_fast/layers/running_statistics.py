@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,28 @@ def updated_together() -> Iterator[None]:
         _collected.reset(token)
     while updates:
         updates = _apply_first(updates)
+
+
+@contextmanager
+def statistics_unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Have norms in `modules` update copies of their running statistics within the context.
+
+    A context of `updated_together` has to begin and end within it.
+    """
+    kept = [
+        (part, name, buffer)
+        for module in modules
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name in _STATISTICS
+    ]
+    try:
+        for part, name, buffer in kept:
+            setattr(part, name, buffer.clone())
+        yield
+    finally:
+        for part, name, buffer in kept:
+            setattr(part, name, buffer)
 
 
 def update(norm: nn.BatchNorm2d, mean: Tensor | None = None, variance: Tensor | None = None) -> None:

@@ -19,7 +19,7 @@ class ComparedStudent:
 
     maps: its map [B, C_b, H_b, W_b] after each block.
     adapters: 1x1 convolutions to the channels of the teacher's maps, one a block.
-    helpers: further modules that the loss uses and trains, one a block; empty if it needs none.
+    helpers: further modules of training, see `StudentEnsemble`: its critics, one a block, or none that the loss uses.
     """
 
     maps: Sequence[Tensor]

@@ -88,6 +88,11 @@ class Branch(Unscriptable, nn.Module):
         self.pool = GlobalAverage() if type(classifier) is nn.Linear else nn.Identity()
         self.classifier = classifier
 
+    @property
+    def passes_maps(self) -> bool:
+        """Whether the map of each block is what the next block receives."""
+        return True
+
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits [B, num_classes] and the map after each stage, for the output of the base.
 

@@ -19,6 +19,7 @@ from oekd_fast.losses.reference import EnsembleKDOutput
 from oekd_fast.models.in_place import InPlaceError, change_count, changes_its_input
 from oekd_fast.parallel.executor import Executor
 from oekd_fast.training.distillation import TeacherSignals, family_loss, family_value_and_grad
+from oekd_fast.training.teacher_inputs import maps_from_teacher_inputs
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class StepTerms:
     base_learns_from_all: False trains the base on student 0 alone, and on the gate if there is one.
     base_learns_from_features: False keeps the gradients of the intermediate loss out of the base.
     comparison: the intermediate loss.
+    teacher_inputs: whether that loss compares maps of blocks that are fed with the teacher's maps.
     """
 
     loss_options: dict[str, Any]
@@ -55,6 +57,7 @@ class StepTerms:
     base_learns_from_all: bool = True
     base_learns_from_features: bool = True
     comparison: Comparison = MapComparison()
+    teacher_inputs: bool = False
 
     @property
     def feature_grad_scale(self) -> Tensor:
@@ -103,6 +106,8 @@ def backward_side_by_side(
     targets: Sequence[Tensor] = ()
     if terms.feature_weight is not None:
         targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
+        if terms.teacher_inputs:
+            features = fed_features(ensemble, range(len(features)), first, features, targets, executor, forward)
         for i, student in enumerate(students[first:]):
             student.compare(compared_student(ensemble, i, features[first + i]))
             if not terms.base_learns_from_features:
@@ -146,6 +151,8 @@ def backward_as_one(
     total, feature = statistics.loss, None
     if terms.feature_weight is not None:
         targets, first = _feature_targets(features, terms.signals, ensemble.adapters)
+        if terms.teacher_inputs:
+            features = fed_features(ensemble, range(len(features)), first, features, targets, executor, forward)
         students = [compared_student(ensemble, i, maps) for i, maps in enumerate(features[first:])]
         with forward:
             feature = terms.comparison.loss(students, targets)
@@ -209,6 +216,26 @@ def compared_channels(maps: Sequence[Tensor], adapters: nn.ModuleList) -> list[T
     """Return the maps of student 0, one a block, without padded channels, which would count in the mean."""
     counts = [of_block[0].out_channels for of_block in adapters]
     return [x if x.shape[1] == count else x[:, :count] for x, count in zip(maps, counts, strict=True)]
+
+
+def fed_features(
+    ensemble: StudentEnsemble,
+    positions: Sequence[int],
+    first: int,
+    features: Sequence[Sequence[Tensor]],
+    targets: Sequence[Tensor],
+    executor: Executor,
+    forward: AbstractContextManager,
+) -> list[Sequence[Tensor]]:
+    """Return the maps that the intermediate loss compares where blocks are fed with the teacher's maps `targets`.
+
+    Args:
+        positions: positions in the family of the students that `executor` runs, and whose own maps are `features`.
+        first: the first student that is compared.
+    """
+    inlets = [[of_block[j - first] for of_block in ensemble.helpers] if j >= first else None for j in positions]
+    branches = [ensemble.branches[j] for j in positions]
+    return maps_from_teacher_inputs(branches, inlets, features, targets, executor, forward)
 
 
 def compared_student(ensemble: StudentEnsemble, i: int, maps: Sequence[Tensor]) -> ComparedStudent:

@@ -129,6 +129,9 @@ def pad_channels(ensemble: StudentEnsemble) -> None:
         _pad_inputs(branch.classifier)
     for adapter in ensemble.adapters.modules():
         _pad_inputs(adapter)
+    for helper in ensemble.helpers.modules():
+        if isinstance(helper, nn.Conv2d):  # an inlet; critics see maps without padding
+            _pad_outputs(helper)
     if ensemble.gate is not None:
         _pad_inputs(ensemble.gate.linear)
 

@@ -146,6 +146,7 @@ class Engine:
         self._freeze_base = config.freeze_base
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
         self._comparison = comparison_of(config, ensemble)
+        self._teacher_inputs = config.family_objective.features == "fed"
         self._clip_norm, self._micro_batches = config.clip_norm, config.micro_batches
         self._grid, self._data_world = grid, world if grid is None else grid.data
         self.buckets = family_buckets(ensemble, world, device, grid, exact=config.deterministic)
@@ -287,6 +288,7 @@ class Engine:
             base_learns_from_all=self._base_gradients != "pseudo_teacher",
             base_learns_from_features=self._base_gradients != "without_features",
             comparison=self._comparison,
+            teacher_inputs=self._teacher_inputs,
         )
 
     def collect(self) -> None:

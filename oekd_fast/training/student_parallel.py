@@ -24,6 +24,7 @@ from oekd_fast.training.backward import (
     branch_inputs,
     compared_channels,
     compared_student,
+    fed_features,
     run_base,
     run_branches,
     sum_in_order,
@@ -87,6 +88,8 @@ class OwnStudents:
             targets, first = terms.signals.hints, 0
             if needs_maps:
                 targets, first = compared_channels(self._take_maps(images), ensemble.adapters), 1
+            if terms.teacher_inputs:
+                features = fed_features(ensemble, own, first, features, targets, executor, forward)
             for j, student, own_maps in zip(own, students, features, strict=True):
                 if j >= first:
                     student.compare(compared_student(ensemble, j - first, own_maps))

@@ -55,6 +55,7 @@ DETERMINISTIC = {
     "hints": {"objective": "fitnets", "teacher": "given"},
     "fsp": {"objective": "fsp", "feature_weight": 0.05},
     "meal": {"objective": "meal"},
+    "lit": {"objective": "lit"},
     "pseudo teacher's gradients": {"base_gradients": "pseudo_teacher"},
     "base without features": {"base_gradients": "without_features"},
     "frozen base": {"freeze_base": True},

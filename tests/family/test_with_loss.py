@@ -123,6 +123,10 @@ def test_parameters_that_no_loss_would_use_are_refused():
         EnsembleWithLoss(family(gated=True, adapters=False))
     with pytest.raises(ValueError, match="ensemble: expected a family that learns from its own students, got one"):
         EnsembleWithLoss(family(hint_channels=(4, 4, 4)), feature_weight=0.15)
+    with pytest.raises(
+        ValueError, match="^ensemble: expected a family without helpers, which no loss of this module use"
+    ):
+        EnsembleWithLoss(family(helpers="critics"), feature_weight=0.15)
 
 
 def test_a_feature_loss_without_adapters_is_refused():

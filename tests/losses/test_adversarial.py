@@ -66,5 +66,5 @@ def test_large_scores_stay_finite():
 
 
 def test_unknown_helpers_raise():
-    with pytest.raises(ValueError, match="^helpers: expected none or critics, got 'judges'$"):
+    with pytest.raises(ValueError, match="^helpers: expected none, critics or inlets, got 'judges'$"):
         build_helpers("judges", [])

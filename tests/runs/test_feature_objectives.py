@@ -14,7 +14,7 @@ from ..support.small_runs import QUIET, assert_same_run, at_step, metrics_withou
 from ..support.smooth_network import SMOOTH
 
 
-@pytest.mark.parametrize("objective", ["fsp", "meal"])
+@pytest.mark.parametrize("objective", ["fsp", "meal", "lit"])
 def test_an_interrupted_run_resumes_to_the_same_bits(objective, config, tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(registry, "_ARCHITECTURES", dict(registry._ARCHITECTURES))
     register_architecture(SMOOTH)

@@ -188,8 +188,9 @@ def test_a_copy_without_padding_has_the_counts_and_results_of_the_network():
     assert repr(without_padding(plain)) == repr(plain)
 
 
-def test_engines_exchange_checkpoints_with_and_without_padding():
-    config = replace(CONFIG, warmup_epochs=0, ema_decay=0.9, clip_norm=1.0, learning_rate=0.01)
+@pytest.mark.parametrize("objective", ["oekd", "fsp", "meal", "lit"])
+def test_engines_exchange_checkpoints_with_and_without_padding(objective):
+    config = replace(CONFIG, objective=objective, warmup_epochs=0, ema_decay=0.9, clip_norm=1.0, learning_rate=0.01)
     engines = [make_engine(replace(config, pad_channels=name), architecture=SMALL) for name in ("off", "on", "off")]
     plain, ours, other = engines
     assert not unaligned_channels(ours.ensemble) and unaligned_channels(plain.ensemble)

@@ -43,6 +43,7 @@ OBJECTIVES = {
     "fitnets, hints of a teacher": {"objective": "fitnets", "teacher": "given"},
     "fsp": {"objective": "fsp"},
     "meal": {"objective": "meal"},
+    "lit": {"objective": "lit"},
     "schedules": {"kd_schedule": "sigmoid", "temperature_schedule": "linear", "ramp_epochs": 1},
 }
 

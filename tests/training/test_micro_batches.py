@@ -27,6 +27,7 @@ OPTIONS = {
     "fitnets": {"objective": "fitnets", "teacher": "student_1"},
     "fsp": {"objective": "fsp", "feature_weight": 0.05},
     "meal": {"objective": "meal"},
+    "lit": {"objective": "lit"},
     "one": {"objective": "one"},
     "attached": {"detach_ensemble": False},
 }

@@ -23,6 +23,11 @@ class NetworkBranch(Branch):
         super().__init__(stages, classifier)
         self.axes = tuple(axes)
 
+    @property
+    def passes_maps(self) -> bool:
+        """Whether the channels of what each block returns are at dimension 1, as those of its map."""
+        return all(axis == 1 for axis in self.axes)
+
     def map_of(self, b: int, x: Tensor) -> Tensor:
         """Return the map of block `b` for what its stage returned."""
         return as_map(x, self.axes[b])
