@@ -28,7 +28,7 @@ class OptimizerConfig(Section):
     weight_decay: float = setting(1e-4, nonnegative())
     """Weight decay of all parameters."""
     adapter_rate: float = setting(0.5, nonnegative())
-    """Learning rate of the feature adapters as a multiple of the networks'."""
+    """Learning rate of the feature adapters, critics and inlets as a multiple of the networks'."""
     clip_norm: float | None = setting(None, positive(), unset="no clipping")
     """Largest norm of a step's gradients over all parameters; larger gradients are scaled down."""
     ema_decay: float | None = setting(None, within("[0, 1)"), unset="no average")
