@@ -10,17 +10,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "launch/prepared_launch.h"
+#include "launch/prepared_call.h"
 
 namespace oekd {
-
-// The launches of one kind of call.
-struct PreparedCall {
-  std::shared_ptr<PreparedLaunch> forward;
-  std::shared_ptr<PreparedLaunch> backward;  // null unless the call is differentiable
-  // Computes what `backward` cannot: (logits, target, row_statistics, counted, upstream, numbers) -> gradients.
-  py::object other_backward;
-};
 
 class PreparedCalls {
  public:
@@ -40,9 +32,9 @@ class PreparedCalls {
   size_t size() const { return calls_.size(); }
 
  private:
-  using Calls = std::list<std::pair<std::string, std::shared_ptr<PreparedCall>>>;
+  using Calls = std::list<std::pair<std::string, std::shared_ptr<const PreparedCall>>>;
 
-  std::shared_ptr<PreparedCall> find(const std::string& key);
+  std::shared_ptr<const PreparedCall> find(const std::string& key);
 
   const c10::DeviceType device_;
   const size_t capacity_;

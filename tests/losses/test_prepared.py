@@ -1,6 +1,7 @@
 """Prepared calls of the loss: the same bits as the usual path, what makes a kind of call, eviction, errors."""
 
 import math
+import weakref
 from itertools import product
 
 import pytest
@@ -151,6 +152,32 @@ def test_saved_logits_may_move_and_must_not_change(losses):
         leaves[0].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_logits_without_gradients_and_of_a_network(losses, monkeypatch):
+    leaves, target = batch(2, 3, 4)
+    leaves[1].requires_grad_()
+
+    def gradient():
+        output = ensemble_kd_loss([leaves[0], 2 * leaves[1]], target, backend="triton")
+        return torch.autograd.grad(output.loss, leaves[1])
+
+    for _ in range(2):
+        gradient()
+    assert len(losses) == 1
+    same(in_a_prepared_launch(monkeypatch, losses, gradient), usual(monkeypatch, gradient))
+
+
+def test_a_backward_pass_releases_the_logits(losses):
+    leaves, _ = differentiable(losses)
+    logits = [2 * z for z in leaves]
+    loss = ensemble_kd_loss(logits, batch(2, 3, 4)[1], backend="triton").loss
+    assert "PreparedLoss" in loss.grad_fn.name()
+    alive = [weakref.ref(z) for z in logits]
+    del logits
+    assert all(z() is not None for z in alive)
+    loss.backward()
+    assert all(z() is None for z in alive)
 
 
 def differentiable_again(leaves):
