@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -30,12 +31,17 @@ SOURCE = Path(__file__).with_name("empty_node.cpp")
 VARIANTS = ("value_and_grad", "differentiable", "empty_node", "value_and_grad_and_empty_node")
 
 
-def load_empty_node(folder: str) -> Callable[[list[Tensor]], Tensor]:
-    """Compile `empty_node.cpp` in `folder` and return its op, which maps logits to an empty scalar."""
+def load_empty_nodes(folder: str) -> SimpleNamespace:
+    """Compile `empty_node.cpp` in `folder` and return its ops, which map logits to an empty scalar.
+
+    Returns:
+        ``empty_node``, a ``torch::autograd::Function``, and ``bare_node``, a node without that class.
+    """
     cpp_extension.load(
         "oekd_fast_bench", [str(SOURCE)], extra_cflags=["-O3"], build_directory=folder, is_python_module=False
     )
-    return torch.ops.oekd_fast_bench.empty_node
+    ops = torch.ops.oekd_fast_bench
+    return SimpleNamespace(empty_node=ops.empty_node, bare_node=ops.bare_node)
 
 
 def variants(rows: int, classes: int, empty_node: Callable[[list[Tensor]], Tensor]) -> dict[str, Callable[[], object]]:
@@ -75,7 +81,7 @@ def main() -> None:
     print(result_file.describe(where), flush=True)
     rows, classes = map(int, arguments.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        timings = interleave(variants(rows, classes, load_empty_node(folder)), arguments.seconds)
+        timings = interleave(variants(rows, classes, load_empty_nodes(folder).empty_node), arguments.seconds)
     result = {
         "rows": rows,
         "classes": classes,

@@ -34,6 +34,18 @@ def test_samples_are_interleaved_and_summarised():
     assert all(t.samples == 10 and 0 < t.lower <= t.median <= t.upper for t in timings.values())
 
 
+def test_calls_are_timed_by_the_clock_that_is_given():
+    seconds = 0.0
+
+    def call(took):
+        nonlocal seconds
+        seconds += took
+
+    calls = {"a": lambda: call(0.002), "b": lambda: call(0.5)}
+    timings = interleave(calls, 0.0, clock=lambda: seconds)
+    assert {name: round(t.median, 6) for name, t in timings.items()} == {"a": 2.0, "b": 500.0}
+
+
 def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys):
     file = tmp_path / "out.json"
     monkeypatch.setattr("bench.ops.ensemble_kd.compiled", lambda function: function)  # compilation takes seconds
