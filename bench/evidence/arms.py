@@ -76,6 +76,11 @@ ARMS: dict[str, Arm] = {
         {"ce_weight": 0.7, "kd_weight": 0.15, "feature_weight": 0.15, "temperature": 2.0,
          "base_gradients": "pseudo_teacher"}, False,
     ),
+    "paper_without_features_in_base": Arm(
+        "As paper, with a base that the term of feature maps does not train: student 1 loses under half a point.",
+        {"ce_weight": 0.7, "kd_weight": 0.15, "feature_weight": 0.15, "temperature": 2.0,
+         "base_gradients": "without_features"}, False,
+    ),
     "one": Arm(
         "A gate that learns from the labels gains 0.5 to 1.3 points for student 1 and up to 1.5 for student 5.",
         {"objective": "one"},

@@ -32,6 +32,16 @@ class Planned:
     seed: int
     config: TrainConfig
 
+    @property
+    def key(self) -> results.Key:
+        return self.arm, self.seed, self.config.epochs
+
+
+def left(runs: Sequence[Planned], out: Path) -> list[Planned]:
+    """Return the runs without a result in ``results.json`` of `out`."""
+    recorded = results.recorded(out / "results.json")
+    return [run for run in runs if run.key not in recorded]
+
 
 def planned(names: Sequence[str], numbers: Sequence[int], epochs: int, out: Path) -> list[Planned]:
     """Return the runs in the order in which they are trained: all arms of a seed, then the next seed."""
@@ -49,14 +59,15 @@ def planned(names: Sequence[str], numbers: Sequence[int], epochs: int, out: Path
 def train(runs: Sequence[Planned], out: Path, console: RunConsole) -> None:
     """Train what is not finished, and write ``results.json`` in `out` after each run.
 
+    A result that ``results.json`` holds already, of the same recipe, is kept: its run may be on another machine.
+
     Raises:
         Interrupted: a signal arrived; the same call continues.
     """
     file = out / "results.json"
-    for run in runs:
+    for run in left(runs, out):
         summary = seeds.run(run.config, console)
-        key = run.arm, run.seed, run.config.epochs
-        before = [entry for entry in results.read(file) if (entry["arm"], entry["seed"], entry["epochs"]) != key]
+        before = [entry for entry in results.read(file) if results.key_of(entry) != run.key]
         results.write(file, [*before, results.entry(run.arm, run.seed, run.config.run_folder, summary)])
 
 
@@ -82,7 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = planned(given.arms, given.seeds, given.epochs, given.out)
     try:
         if given.status:
-            found = statuses([run.config for run in runs], given.out)
+            unrecorded = left(runs, given.out)
+            if recorded := len(runs) - len(unrecorded):
+                print_line(console, f"{recorded} of {len(runs)} runs are recorded in {given.out / 'results.json'}.")
+            if not unrecorded:
+                return 0
+            found = statuses([run.config for run in unrecorded], given.out)
             table = table_of_columns(columns(found), ("trained",), console.width)
             if table is not None:
                 console.print(table)

@@ -12,6 +12,8 @@ from oekd_fast.common.machine import machine
 from .. import result_file
 from .arms import ARMS, COMMON
 
+Key = tuple[str, int, int]  # arm, seed, number of epochs
+
 
 def entry(name: str, seed: int, run: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a finished run.
@@ -42,12 +44,29 @@ def entry(name: str, seed: int, run: Path, summary: Mapping[str, Any]) -> dict[s
 def write(file: Path, entries: list[dict[str, Any]]) -> None:
     """Write the results with the options and the hypothesis of each arm."""
     names = dict.fromkeys(entry["arm"] for entry in entries)
-    arms = {
-        name: {"hypothesis": ARMS[name].hypothesis, "fields": dict(ARMS[name].fields), "ramped": ARMS[name].ramped}
-        for name in names
-    }
+    arms = {name: _described(name) for name in names}
     what = "accuracy on validation images after the last epoch, percent, on a subset of CIFAR-100"
     result_file.write(file, {"what": what, "common": COMMON, "arms": arms, "results": entries})
+
+
+def key_of(entry: Mapping[str, Any]) -> Key:
+    """Return arm, seed and number of epochs of a result."""
+    return entry["arm"], entry["seed"], entry["epochs"]
+
+
+def recorded(file: Path) -> set[Key]:
+    """Return the keys of the results in `file` whose arm has the same options today."""
+    if not file.exists():
+        return set()
+    report = json.loads(file.read_text())
+    same = {name for name, arm in report["arms"].items() if name in ARMS and arm == _described(name)}
+    return {key_of(entry) for entry in report["results"] if entry["arm"] in same and report["common"] == COMMON}
+
+
+def _described(name: str) -> dict[str, Any]:
+    """Return an arm as JSON holds it."""
+    arm = ARMS[name]
+    return json.loads(json.dumps({"hypothesis": arm.hypothesis, "fields": dict(arm.fields), "ramped": arm.ramped}))
 
 
 def read(file: Path) -> list[dict[str, Any]]:

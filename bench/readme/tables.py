@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import accuracy, loss, machine_code, scale_out, steps, students
+from . import accuracy, evidence, loss, machine_code, scale_out, steps, students
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 README, BENCHMARKS, REPRODUCING = "README.md", "docs/benchmarks.md", "docs/reproducing.md"
-DISTRIBUTED = "docs/distributed.md"
+DISTRIBUTED, EVIDENCE = "docs/distributed.md", "docs/evidence.md"
 MARKERS = re.compile(r"(<!-- table:(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -57,6 +57,8 @@ TABLES = (
     Table("ranks", DISTRIBUTED, steps.on_ranks, ("ranks_*_cpu.json",)),
     Table("students", BENCHMARKS, students.latencies, ("widths_*_cpu.json",)),
     Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),
+    Table("evidence_recipes", EVIDENCE, evidence.recipes, ("evidence_cifar100.json",)),
+    Table("evidence", EVIDENCE, evidence.outcomes, ("evidence_cifar100.json",)),
     Table("cifar100", BENCHMARKS, accuracy.single_run, ("cifar100_resnet20_cpu.json",)),
     Table("reproduced_digits", REPRODUCING, accuracy.over_seeds, ("reproduce_digits_resnet20.json",)),
     Table("reproduced_fashion_mnist", REPRODUCING, accuracy.over_seeds, ("reproduce_fashion_mnist_resnet20.json",)),

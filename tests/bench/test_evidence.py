@@ -1,14 +1,18 @@
 """The comparison of recipes: its subset, its arms, and a run that is repeated and resumed."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from bench.evidence import results
 from bench.evidence.arms import ARMS, COMMON, config_of
 from bench.evidence.command import main, planned
 from bench.evidence.subset import write_subset
+from bench.readme.evidence import outcomes, recipes
 from oekd_fast.data import DataError, Split
 from oekd_fast.reproduction import seeds
 
@@ -53,8 +57,57 @@ def test_a_run_is_trained_once_and_its_results_are_kept(tmp_path, monkeypatch, c
     assert main(arguments) == 0
     assert json.loads((tmp_path / "results.json").read_text())["results"] == [result]
     capsys.readouterr()
+    shutil.rmtree(tmp_path / "wider-1")  # the result may come from another machine
     assert main([*arguments, "--status"]) == 0
-    assert "1 of 1 run finished" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("1 of 1 runs are recorded in ")
+    assert main(arguments) == 0
+
+
+def written(tmp_path, *entries):
+    """A file of results with these arms, seeds and accuracies of students alone."""
+    file = tmp_path / "evidence_cifar100.json"
+    machine = {"processor": "P", "threads": 2, "cpu_capability": "AVX2", "torch": "2", "commit": "abc"}
+    results.write(
+        file,
+        [
+            {"arm": arm, "seed": seed, "epochs": 30, "family": [30.0 + seed] * 5, "ensemble": 31.0, "alone": alone,
+             "machine": machine}
+            for arm, seed, alone in entries
+        ],
+    )  # fmt: skip
+    return file
+
+
+def test_a_result_counts_only_if_its_recipe_is_the_same_today(tmp_path, monkeypatch):
+    file = written(tmp_path, ("paper", 0, []), ("wider", 1, []))
+    assert results.recorded(file) == {("paper", 0, 30), ("wider", 1, 30)}
+    monkeypatch.setitem(ARMS, "paper", replace(ARMS["paper"], ramped=True))
+    assert results.recorded(file) == {("wider", 1, 30)}
+    monkeypatch.setitem(COMMON, "learning_rate", 0.2)
+    assert results.recorded(file) == results.recorded(tmp_path / "none.json") == set()
+
+
+def test_the_table_has_a_row_for_each_recipe_and_for_its_students_alone(tmp_path):
+    written(tmp_path, ("wider", 0, []), ("independent", 0, [35.0, 34.0]), ("independent", 1, [37.0]))
+    head, _, *rows, _, caption = outcomes(tmp_path, "evidence_cifar100.json").splitlines()
+    assert head == "| recipe | epochs | seeds | student 1 | student 2 | student 3 | student 4 | student 5 | ensemble |"
+    assert rows == [
+        f"| `independent` | 30 | 2 {'| 30.50 ± 0.71 ' * 5}| 31.00 ± 0.00 |",
+        "| `independent`, each alone | 30 | 2 | 36.00 ± 1.41 | 34.00 | - | - | - | - |",
+        f"| `wider` | 30 | 1 {'| 30.00 ' * 5}| 31.00 |",
+    ]
+    assert "validation images" in caption and "P, 2 threads, AVX2, torch 2, commit abc" in caption
+
+
+def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
+    written(tmp_path, ("paper", 0, []))
+    rows = recipes(tmp_path, "evidence_cifar100.json").splitlines()
+    assert len(rows) == len(ARMS) + 4
+    (wider,) = (row for row in rows if row.startswith("| `wider` |"))
+    assert wider == (
+        "| `wider` | `kd_weight` 1.0, `temperature` 3.0, `learn_from` wider, `kd_strengths` 0.3 1.0 1.0 1.0 0.5, "
+        f"`kd_schedule` sigmoid | {ARMS['wider'].hypothesis} |"
+    )
 
 
 def test_all_arms_of_a_seed_come_before_the_next_seed(tmp_path):

@@ -1,0 +1,58 @@
+"""Tables of the comparison of recipes by bench.evidence."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oekd_fast.common.spread import spread
+
+from ..evidence.arms import ARMS, Arm
+from .markdown import EMPTY, load, machines, table
+
+STUDENTS = range(5)
+
+
+def recipes(results: Path, file: str) -> str:
+    """Each arm with its options and what it is expected to do, also those without a result in `file`."""
+    if load(results, file) is None:
+        return ""
+    rows = [(f"`{name}`", _options(arm), arm.hypothesis) for name, arm in ARMS.items()]
+    return table(("recipe", "options", "expected"), rows, "Options that differ from those that all recipes share.")
+
+
+def outcomes(results: Path, file: str) -> str:
+    """Accuracies by recipe, with the students alone where they were trained."""
+    report = load(results, file)
+    if report is None:
+        return ""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    for entry in report["results"]:
+        groups[entry["epochs"], entry["arm"]].append(entry)
+    rows = []
+    for (epochs, name), entries in sorted(groups.items(), key=lambda item: (item[0][0], list(ARMS).index(item[0][1]))):
+        family = [[entry["family"][j] for entry in entries] for j in STUDENTS]
+        ensemble = str(spread([entry["ensemble"] for entry in entries]))
+        rows.append((f"`{name}`", epochs, len(entries), *_cells(family), ensemble))
+        if any(entry["alone"] for entry in entries):
+            alone = [[entry["alone"][j] for entry in entries if j < len(entry["alone"])] for j in STUDENTS]
+            rows.append((f"`{name}`, each alone", epochs, max(map(len, alone)), *_cells(alone), EMPTY))
+    caption = (
+        f"{report['what'].capitalize()}. Mean ± sample standard deviation over seeds. {machines(report['results'])}."
+    )
+    return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS), "ensemble"), rows, caption)
+
+
+def _cells(values: Sequence[Sequence[float]]) -> list[str]:
+    return [str(spread(of_student)) if of_student else EMPTY for of_student in values]
+
+
+def _options(arm: Arm) -> str:
+    fields: Mapping[str, Any] = {**arm.fields, **({"kd_schedule": "sigmoid"} if arm.ramped else {})}
+    return ", ".join(f"`{name}` {_value(value)}" for name, value in fields.items())
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
