@@ -106,6 +106,19 @@ ARMS: dict[str, Arm] = {
         "Mutual learning costs or gains half a point for student 1 and gains up to 2 for student 5.",
         {"objective": "dml", "temperature": 2.0},
     ),
+    "fsp": Arm(
+        "Flow matrices between blocks change no student by more than half a point.",
+        {"objective": "fsp", "feature_weight": 1e-4}, False,
+    ),
+    "lit": Arm(
+        "Blocks fed with student 1's maps learn half a point less than alone; student 1 is as in independent.",
+        {"objective": "lit", "ce_weight": 0.7125, "kd_weight": 0.0375, "feature_weight": 0.25, "temperature": 6.0},
+        False,
+    ),
+    "meal": Arm(
+        "The prediction of student 1 gains up to 1 point for students 2 to 5, and the critics take it away again.",
+        {"objective": "meal", "feature_weight": 0.05}, False,
+    ),
     "average_alone": Arm(
         "Averaged weights alone gain less than half a point, so that they do not explain the gain of average.",
         {"objective": "independent", "ema_decay": 0.99}, False, True,
