@@ -39,9 +39,8 @@ def outcomes(results: Path, file: str) -> str:
         if any(entry["alone"] for entry in entries):
             alone = [[entry["alone"][j] for entry in entries if j < len(entry["alone"])] for j in STUDENTS]
             rows.append((f"`{name}`, each alone", epochs, max(map(len, alone)), *_cells(alone), EMPTY))
-    caption = (
-        f"{report['what'].capitalize()}. Mean ± sample standard deviation over seeds. {machines(report['results'])}."
-    )
+    what = report["what"][0].upper() + report["what"][1:]
+    caption = f"{what}. Mean ± sample standard deviation over seeds. {machines(report['results'])}."
     return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS), "ensemble"), rows, caption)
 
 
