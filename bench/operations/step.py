@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oekd_fast.layers import direct_conv
+from oekd_fast.losses import comparison
 from oekd_fast.losses.feature_kd import gradient_buffers
 from oekd_fast.training import backward, prepare
 from oekd_fast.training.weight_casts import cast_weights_together
@@ -57,13 +58,11 @@ def count_step(
 @contextmanager
 def _cuda_path() -> Iterator[None]:
     """Have steps on the CPU make the choices that `oekd_fast` makes by the device of its tensors as on CUDA."""
-    on_streams = mock.patch.multiple(
-        backward,
-        backward_in_threads=backward._backward_on_streams,
-        blocks_value_and_grad=partial(backward.blocks_value_and_grad, backend="triton"),
-    )
+    on_streams = mock.patch.object(backward, "backward_in_threads", backward._backward_on_streams)
+    by_triton = partial(comparison.blocks_value_and_grad, backend="triton")
+    in_triton = mock.patch.object(comparison, "blocks_value_and_grad", by_triton)
     strided = mock.patch.object(direct_conv, "_takes_stride", lambda conv, x: True)
-    with on_streams, strided, mock.patch.object(prepare, "pads_channels", lambda config, ensemble: True):
+    with on_streams, in_triton, strided, mock.patch.object(prepare, "pads_channels", lambda config, ensemble: True):
         yield
 
 
