@@ -55,12 +55,22 @@ def key_of(entry: Mapping[str, Any]) -> Key:
 
 
 def recorded(file: Path) -> set[Key]:
-    """Return the keys of the results in `file` whose arm has the same options today."""
+    """Return the keys of the complete results in `file` whose arm has the same options today.
+
+    A result is complete if it has the students alone where its arm trains them.
+    """
     if not file.exists():
         return set()
     report = json.loads(file.read_text())
     same = {name for name, arm in report["arms"].items() if name in ARMS and arm == _described(name)}
-    return {key_of(entry) for entry in report["results"] if entry["arm"] in same and report["common"] == COMMON}
+    if report["common"] != COMMON:
+        return set()
+    complete = (
+        entry
+        for entry in report["results"]
+        if entry["arm"] in same and (not ARMS[entry["arm"]].alone or len(entry["alone"]) == len(entry["family"]))
+    )
+    return {key_of(entry) for entry in complete}
 
 
 def _described(name: str) -> dict[str, Any]:

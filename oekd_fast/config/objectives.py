@@ -55,7 +55,7 @@ class Objective:
     """A published objective.
 
     Args:
-        weights: temperature and weights as published.
+        weights: temperature and weights as published, or ours where the entry says so.
         source: publication.
         teacher: whether it takes an external teacher: "none", "optional" or "required".
         from_others: the target of each student is the mean of the other students' predictions.
@@ -104,7 +104,8 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         features="flow",
         hints=True,
     ),
-    # The release weights the divergence of logits by 1 and those of maps by 0.001 to 0.1. The labels are learnt too.
+    # The release weights the divergence of logits by 1, those of maps by 0.001 to 0.1, and critics by 1; the weights of
+    # maps and critics here are ours. The labels are learnt too.
     "meal": Objective(
         LossWeights(1.0, 1.0, 1.0, 0.05, critic_weight=0.05),
         "Shen, He, Xue 2019, arXiv 1812.02425",

@@ -81,6 +81,8 @@ def written(tmp_path, *entries):
 def test_a_result_counts_only_if_its_recipe_is_the_same_today(tmp_path, monkeypatch):
     file = written(tmp_path, ("paper", 0, []), ("wider", 1, []))
     assert results.recorded(file) == {("paper", 0, 30), ("wider", 1, 30)}
+    with_alone = ("independent", 0, []), ("independent", 1, [35.0]), ("independent", 2, [35.0] * 5)
+    assert results.recorded(written(tmp_path / "alone", *with_alone)) == {("independent", 2, 30)}
     monkeypatch.setitem(ARMS, "paper", replace(ARMS["paper"], ramped=True))
     assert results.recorded(file) == {("wider", 1, 30)}
     monkeypatch.setitem(COMMON, "learning_rate", 0.2)
