@@ -50,7 +50,7 @@ class RunConfig(Section):
     baseline: bool = False
     """Also train each student alone, from labels, under the same schedule."""
     track_test: bool = False
-    """Also evaluate the test split after each epoch; it is never used to select an epoch."""
+    """Also evaluate the test split whenever the validation images are; it is never used to select an epoch."""
     test_flips: bool = False
     """Also evaluate the test split at the end by the mean logits of each image and its mirror image."""
     latency: Literal["on", "off"] = "on"

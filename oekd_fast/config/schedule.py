@@ -22,8 +22,11 @@ class ScheduleConfig(Section):
 
     epochs: int = setting(40, at_least(1))
     """Passes over the training split."""
+    evaluate_every: int = setting(1, at_least(1))
+    """Epochs between evaluations of the validation images; the last epoch always has one."""
     patience: int | None = setting(None, at_least(1), unset="no early stopping")
-    """End a training after this many epochs without a higher mean validation accuracy of its students."""
+    """End a training after this many epochs without a higher mean validation accuracy of its students, at an
+    evaluation."""
     schedule: Literal["multistep", "cosine", "cyclic", "exponential"] = "multistep"
     """Course of the learning rate; cyclic is for objective snapshot only."""
     warmup_epochs: float = setting(1.0, nonnegative())

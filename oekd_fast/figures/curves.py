@@ -165,9 +165,10 @@ def _accuracies(runs: Sequence[Histories]) -> Panel:
 
 
 def _of_networks(runs: Sequence[Histories], split: str, name: str, of_ensemble: str | None) -> list[Series]:
-    """Return the lines of each student in the family and alone, and of the ensemble."""
-    lines = []
-    for j in range(_count(runs)):
+    """Return the lines of each student in the family and alone, and of the ensemble, over the epochs with `split`."""
+    lines, count = [], _count(runs)
+    runs = [{phase: [line for line in of_phase if split in line] for phase, of_phase in run.items()} for run in runs]
+    for j in range(count):
         student, color = f"student {j + 1}", student_color(j)
         lines += series_of(runs, FAMILY_PHASE, lambda line, j=j: line[split][name][j], student, color)
         lines += series_of(
@@ -182,7 +183,7 @@ def _of_networks(runs: Sequence[Histories], split: str, name: str, of_ensemble: 
 
 
 def _count(runs: Sequence[Histories]) -> int:
-    return len(runs[0][FAMILY_PHASE][0]["validation"]["accuracy"])
+    return len(runs[0][FAMILY_PHASE][0]["train"]["ce"])
 
 
 def _not_only_zeros(lines: Sequence[Series]) -> list[Series]:

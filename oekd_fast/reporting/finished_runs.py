@@ -76,6 +76,10 @@ def read_run(path: Path) -> Run:
         raise ReportError(
             f"runs: {path / 'summary.json'}: selected_epoch: expected an epoch of 1 to {trained}, got {selected}"
         )
+    if "validation" not in histories["ensemble"][selected - 1]:
+        raise ReportError(
+            f"runs: {path / 'summary.json'}: selected_epoch: expected an epoch that was evaluated, got {selected}"
+        )
     return Run(path, config, summary, histories)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from oekd_fast.common.checked_json import load_checked
 from oekd_fast.common.files import read_regular
 from oekd_fast.common.text import shortened
+from oekd_fast.config.evaluated_epochs import EvaluatedEpochs
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.reporting.fields import (
     Fields,
@@ -91,7 +92,7 @@ def read_histories(folder: Path, config: TrainConfig) -> dict[str, list[dict[str
     file = folder / "metrics.jsonl"
     if not file.is_file():
         raise ReportError(f"runs: {file} is missing")
-    histories = defaultdict(list)
+    histories, evaluated = defaultdict(list), EvaluatedEpochs(config.epochs, config.evaluate_every)
     for number, line in enumerate(_content(file, LARGEST_METRICS).splitlines(), start=1):
         where = f"{file}, line {number}"
         try:
@@ -102,7 +103,7 @@ def read_histories(folder: Path, config: TrainConfig) -> dict[str, list[dict[str
         Fields(entry, where).check("phase", "a string", is_text)
         if phase == "ensemble" or phase.startswith("baseline_"):
             students = _num_students(config) if phase == "ensemble" else 1
-            _check_epoch(entry, where, len(histories[phase]) + 1, students)
+            _check_epoch(entry, where, len(histories[phase]) + 1, students, evaluated)
         histories[phase].append(entry)
     for phase in ("ensemble", *(name for name in tuple(histories) if name.startswith("baseline_"))):
         least = config.epochs if config.patience is None else 1
@@ -133,12 +134,17 @@ def _check_student(student: Fields, number: int) -> None:
     student.check("relative_gain", "a number or null", lambda value: value is None or is_number(value))
 
 
-def _check_epoch(entry: Mapping[str, Any], where: str, epoch: int, students: int) -> None:
+def _check_epoch(entry: Mapping[str, Any], where: str, epoch: int, students: int, evaluated: EvaluatedEpochs) -> None:
     fields = Fields(entry, where)
     fields.check("epoch", str(epoch), lambda value: is_count(value, epoch) and value == epoch)
-    train, validation = fields.part("train"), fields.part("validation")
+    train = fields.part("train")
     for name in ("ce", "kd"):
         train.check(name, f"a list of {students} numbers", lambda value: is_list(value, students, is_number))
+    if epoch not in evaluated:
+        if "validation" in fields:
+            fields.check("validation", f"nothing with evaluate_every {evaluated.every}", lambda value: False)
+        return
+    validation = fields.part("validation")
     validation.check(
         "accuracy", f"a list of {students} percentages", lambda value: is_list(value, students, is_percentage)
     )

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from oekd_fast.common.files import read_regular
 from oekd_fast.common.quantities import clock_text
+from oekd_fast.config.evaluated_epochs import EvaluatedEpochs
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.paper import Ablation
 from oekd_fast.reproduction.ablations import ablation_configs
@@ -31,8 +32,8 @@ class RunStatus:
     state: "stopped" has begun and is neither finished nor written by a process.
     epochs_done, epochs: epochs of all its phases.
     seconds: time of the epochs that are done, evaluations included.
-    seconds_left: time of the epochs that are left, in phases of which an epoch was measured.
-    unmeasured: names of the phases that are left and of which no run has measured an epoch.
+    seconds_left: time of the epochs and evaluations that are left, as far as their phases have measured ones.
+    unmeasured: names of the phases that are left and of which no run has measured an epoch with its evaluation.
     """
 
     name: str
@@ -58,17 +59,14 @@ def runs_of(
 def statuses(runs: Sequence[TrainConfig], folder: Path) -> list[RunStatus]:
     """Return the state of each run below `folder`. Nothing is written.
 
-    An epoch that is left takes the median time of the epochs of its phase, over all runs.
+    An epoch that is left takes the median time of the epochs of its phase, over all runs, and so does an evaluation.
 
     Raises:
         RunFolderError: a folder holds a run with another config; the message names the fields.
     """
     lines = [_lines(RunFolder(config).metrics_file) for config in runs]
-    times = defaultdict(list)
-    for line in (line for of_run in lines for line in of_run):
-        times[line["phase"]].append(line["seconds"])
-    epoch_of = {phase: median(values) for phase, values in times.items()}
-    return [_status(config, of_run, epoch_of, folder) for config, of_run in zip(runs, lines, strict=True)]
+    times = _median_times([line for of_run in lines for line in of_run])
+    return [_status(config, of_run, times, folder) for config, of_run in zip(runs, lines, strict=True)]
 
 
 def columns(found: Sequence[RunStatus]) -> dict[str, list[str]]:
@@ -96,27 +94,54 @@ def summary_line(found: Sequence[RunStatus]) -> str:
         return f"{line}; {clock_text(seconds)} left"
     if not seconds:
         return f"{line}; the time left is not known before an epoch was measured"
-    return f"{line}; {clock_text(seconds)} left, and phases of which no epoch was measured: {', '.join(unmeasured)}"
+    return f"{line}; {clock_text(seconds)} left, and phases that were not measured in full: {', '.join(unmeasured)}"
 
 
-def _status(
-    config: TrainConfig, lines: Sequence[Mapping[str, Any]], epoch_of: Mapping[str, float], folder: Path
-) -> RunStatus:
+class _Line(NamedTuple):
+    """A line of metrics.jsonl: its phase, and the seconds of its steps and of its evaluation, which is None without
+    one."""
+
+    phase: str
+    steps: float
+    evaluation: float | None
+
+
+class _Times(NamedTuple):
+    """Seconds of the steps of an epoch and of an evaluation by phase, without the phases that have measured none."""
+
+    steps: Mapping[str, float]
+    evaluation: Mapping[str, float]
+
+
+def _median_times(lines: Sequence[_Line]) -> _Times:
+    steps, evaluations = defaultdict(list), defaultdict(list)
+    for line in lines:
+        steps[line.phase].append(line.steps)
+        if line.evaluation is not None:
+            evaluations[line.phase].append(line.evaluation)
+    return _Times(*({phase: median(found) for phase, found in times.items()} for times in (steps, evaluations)))
+
+
+def _status(config: TrainConfig, lines: Sequence[_Line], times: _Times, folder: Path) -> RunStatus:
     path = config.run_folder
     asked = {name: config.pretrain_epochs if name == PRETRAINING else config.epochs for name in phase_names(config)}
-    left = {name: count - sum(line["phase"] == name for line in lines) for name, count in asked.items()}
-    seconds = sum(line["seconds"] for line in lines)
-    name, epochs = path.relative_to(folder).as_posix(), sum(asked.values())
-    done = sum(asked.values()) - sum(left.values())
+    finished_of = {name: sum(line.phase == name for line in lines) for name in asked}
+    seconds = sum(line.steps + (line.evaluation or 0.0) for line in lines)
+    name, epochs, done = path.relative_to(folder).as_posix(), sum(asked.values()), sum(finished_of.values())
     if holder_of(path) is not None:
         state: State = "running"
     elif finished(config) is not None:
         return RunStatus(name, "finished", done, epochs, seconds)
     else:
         state = "stopped" if RunFolder(config).config_file.exists() else "not started"
-    unmeasured = tuple(phase for phase, count in left.items() if count > 0 and phase not in epoch_of)
-    seconds_left = sum(count * epoch_of.get(phase, 0.0) for phase, count in left.items())
-    return RunStatus(name, state, done, epochs, seconds, seconds_left, unmeasured)
+    seconds_left, unmeasured = 0.0, []
+    for phase, count in asked.items():
+        left = count - finished_of[phase]
+        evaluations = EvaluatedEpochs(count, config.evaluate_every).after(finished_of[phase])
+        seconds_left += left * times.steps.get(phase, 0.0) + evaluations * times.evaluation.get(phase, 0.0)
+        if left and phase not in times.evaluation:
+            unmeasured.append(phase)
+    return RunStatus(name, state, done, epochs, seconds, seconds_left, tuple(unmeasured))
 
 
 def _left(run: RunStatus) -> str:
@@ -127,7 +152,7 @@ def _left(run: RunStatus) -> str:
     return f"> {clock_text(run.seconds_left)}" if run.seconds_left else "unknown"
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def _lines(file: Path) -> list[_Line]:
     """Return the phase and the seconds of each epoch in metrics.jsonl; a last line that is not whole is left out."""
     found = []
     try:
@@ -139,6 +164,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
             values = json.loads(line)
         except ValueError:
             break
-        seconds = values["seconds"] + values.get("evaluation_seconds", 0.0)
-        found.append({"phase": values["phase"], "seconds": seconds})
+        evaluation = values.get("evaluation_seconds", 0.0 if "validation" in values else None)  # 0.1.0 had no times
+        found.append(_Line(values["phase"], values["seconds"], evaluation))
     return found

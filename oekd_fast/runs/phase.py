@@ -12,6 +12,7 @@ import torch
 
 from oekd_fast.common import devices
 from oekd_fast.common.tensors import not_finite
+from oekd_fast.config.evaluated_epochs import EvaluatedEpochs
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import DataError
 from oekd_fast.data.known import same_data_name
@@ -47,10 +48,12 @@ class TrainingDiverged(RuntimeError):
 class Phase:
     """Trains the members of a task.
 
-    The selected epoch is the one with the highest mean validation accuracy of the students, ties broken by their
-    cross-entropy. The test split is evaluated after the selection. With `config.track_test` it is also evaluated after
-    each epoch, for the record alone. With `config.patience` the phase ends early once that accuracy has not risen for
-    so many epochs, on all ranks alike, because an evaluation gives all ranks the same numbers.
+    The validation images are evaluated after each `config.evaluate_every`-th epoch and after the last one. Of these
+    epochs, the one with the highest mean validation accuracy of the students is selected, ties broken by their
+    cross-entropy. The test split is evaluated after the selection. With `config.track_test` it is also evaluated with
+    the validation images, for the record alone. With `config.patience` the phase ends early at the first evaluation at
+    which that accuracy has not risen for so many epochs, on all ranks alike, because an evaluation gives all ranks the
+    same numbers.
 
     Args:
         task, config, data, folder, device: what is trained, how, on which images, where it is saved, on which device.
@@ -86,6 +89,7 @@ class Phase:
         self._fingerprint, self._world = fingerprint, world
         self._teacher = None if task.teacher is None else task.teacher.fingerprint
         self.epochs = config.epochs if task.epochs is None else task.epochs
+        self._evaluated = EvaluatedEpochs(self.epochs, config.evaluate_every)
         self._takes_snapshots = config.objective == "snapshot" and not task.from_labels
         self.batch_size = min(config.batch_size, len(data.train))
         self._noted_eager = False
@@ -117,7 +121,7 @@ class Phase:
 
     @property
     def _stopped_early(self) -> bool:
-        """Whether the validation accuracy has not risen for `config.patience` epochs, and some are left."""
+        """Whether the last evaluation found no higher accuracy for `config.patience` epochs, and some are left."""
         patience = self._config.patience
         return patience is not None and self._state.stale_epochs >= patience and self._state.epoch < self.epochs
 
@@ -128,7 +132,8 @@ class Phase:
 
     def run(self, stop: StopVote, shown: RunProgress) -> PhaseResult:
         """Train the remaining epochs and return the result."""
-        with shown.phase(self.name, self.epochs, self.steps_per_epoch, self.steps_done) as progress:
+        length = self.epochs, self.steps_per_epoch
+        with shown.phase(self.name, *length, self.steps_done, self._config.evaluate_every) as progress:
             while not self.finished:
                 metrics = self._train_epoch(stop, progress)
                 self._finish_epoch(metrics, progress)
@@ -137,7 +142,7 @@ class Phase:
                     self._save_and_stop(stop)
             if self._stopped_early:
                 ended = f"{self.name}: ended after epoch {self._state.epoch} of {self.epochs}"
-                progress.note(f"{ended}, without a higher validation accuracy for {self._config.patience}")
+                progress.note(f"{ended}, without a higher validation accuracy for {self._state.stale_epochs}")
         return self._result()
 
     def _train_epoch(self, stop: StopVote, progress: PhaseProgress) -> EpochMetrics:
@@ -174,36 +179,39 @@ class Phase:
 
     def _finish_epoch(self, metrics: EpochMetrics, progress: PhaseProgress) -> None:
         config, state, evaluator = self._config, self._state, self.engine.evaluator
-        rate, start = self.engine.schedule.rate, time.perf_counter()
-        validation = evaluator.evaluate(self._data.validation)
-        test = evaluator.evaluate(self._data.test) if config.track_test else None
-        evaluation_seconds = time.perf_counter() - start
         state.seconds += state.epoch_seconds
         state.epoch, state.batch = state.epoch + 1, 0
         line = {
             "phase": self.name,
             "epoch": state.epoch,
             "step": self.steps_done,
-            "learning_rate": rate,
+            "learning_rate": self.engine.schedule.rate,
             "train": metrics.as_dict(),
-            "validation": validation.as_dict(),
+            **(self._evaluate() if state.epoch in self._evaluated else {}),
             "seconds": round(state.epoch_seconds, 3),
-            "evaluation_seconds": round(evaluation_seconds, 3),
             "images_per_second": round(metrics.images / state.epoch_seconds, 1),
         }
-        if test is not None:
-            line["test"] = test.as_dict()
         state.history.append(line)
-        score = [mean_accuracy(validation.accuracy), -sum(validation.ce)]
-        if state.is_best(score):
-            model = copy.deepcopy(evaluator.ensemble.state_dict())
-            state.best = {"epoch": state.epoch, "score": score, "model": model}
         if self._takes_snapshots and self._cycle(state.epoch) != self._cycle(state.epoch - 1):
             state.snapshots.append(copy.deepcopy(evaluator.ensemble.state_dict()))
         if state.epoch % config.checkpoint_every == 0 or self.finished:
             self._save()
         self._folder.add_metrics(line)
         progress.epoch(line)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate the finished epoch, keep its weights if it is the best, and return what its line records of it."""
+        state, evaluator, start = self._state, self.engine.evaluator, time.perf_counter()
+        validation = evaluator.evaluate(self._data.validation)
+        results = {"validation": validation.as_dict()}
+        if self._config.track_test:
+            results["test"] = evaluator.evaluate(self._data.test).as_dict()
+        results["evaluation_seconds"] = round(time.perf_counter() - start, 3)
+        score = [mean_accuracy(validation.accuracy), -sum(validation.ce)]
+        if state.is_best(score):
+            model = copy.deepcopy(evaluator.ensemble.state_dict())
+            state.best = {"epoch": state.epoch, "score": score, "model": model}
+        return results
 
     def _cycle(self, epoch: int) -> int:
         """Return the cycle of the learning rate after `epoch` epochs, counted from 0."""

@@ -24,7 +24,7 @@ class PhaseState:
     order: order of the training images in the current epoch, int64 [N] on the CPU.
     seconds: training time of the finished epochs, without evaluation.
     epoch_seconds: training time of the current epoch.
-    best: `epoch`, `score` and `model` (a state dict) of the selected epoch; empty before the first epoch has finished.
+    best: `epoch`, `score` and `model` (a state dict) of the selected epoch; empty before the first evaluation.
     snapshots: state dicts at the end of each cycle of the learning rate.
     history: one line of metrics.jsonl for each finished epoch.
     """
@@ -50,9 +50,11 @@ class PhaseState:
 
     @property
     def stale_epochs(self) -> int:
-        """Number of finished epochs since the last one with a higher mean validation accuracy than all before it."""
-        means = [mean_accuracy(line["validation"]["accuracy"]) for line in self.history]
-        return len(means) - 1 - means.index(max(means)) if means else 0
+        """Number of epochs from the last one with a higher mean validation accuracy than all before it to the last
+        one that was evaluated."""
+        evaluated = [line for line in self.history if "validation" in line]
+        means = [mean_accuracy(line["validation"]["accuracy"]) for line in evaluated]
+        return evaluated[-1]["epoch"] - evaluated[means.index(max(means))]["epoch"] if means else 0
 
     def is_best(self, score: list[float]) -> bool:
         """Return whether an epoch with `score` is better than the selected one; earlier epochs win ties."""

@@ -104,6 +104,7 @@ def phase_works(config: TrainConfig, data: DeviceData, architecture: Architectur
             flops=flops[name],
             evaluation=_evaluation(len(data.validation), data),
             closing=closing,
+            evaluate_every=config.evaluate_every,
         )
         for name in names
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ class RunProgress:
 
     A terminal shows a bar for each epoch and a line for each finished one; a notebook shows the bar in one output of
     the cell. Elsewhere, as in a file, there are lines only, and of a phase with more than 100 epochs every n-th one,
-    so that there are at most about 100.
+    so that there are about 100 at most; then all lines are of evaluated epochs, or all evaluated epochs have lines.
 
     Args:
         console: where progress is shown.
@@ -51,23 +52,27 @@ class RunProgress:
             outcome = "trained" if kind is None else "stopped"
             self.bar.end_run(f"{outcome} after {clock_text(self.clock() - self._start)}")
 
-    def phase(self, name: str, epochs: int, steps_per_epoch: int, done: int) -> PhaseProgress:
+    def phase(self, name: str, epochs: int, steps_per_epoch: int, done: int, evaluate_every: int = 1) -> PhaseProgress:
         """Return the progress of a phase, a context in which it trains.
 
         Args:
             name: name of the phase.
             epochs, steps_per_epoch: its length.
             done: steps that an earlier, interrupted run has done.
+            evaluate_every: epochs from one evaluation to the next.
         """
-        return PhaseProgress(self, name, epochs, steps_per_epoch, done)
+        return PhaseProgress(self, name, epochs, steps_per_epoch, done, evaluate_every)
 
 
 class PhaseProgress:
     """Progress of one phase; see `RunProgress.phase`. Nothing here synchronises with the device."""
 
-    def __init__(self, run: RunProgress, name: str, epochs: int, steps_per_epoch: int, done: int) -> None:
+    def __init__(
+        self, run: RunProgress, name: str, epochs: int, steps_per_epoch: int, done: int, evaluate_every: int
+    ) -> None:
         self._run, self._time_left = run, run.time_left
         self._name, self._epochs, self._steps = name, epochs, steps_per_epoch
+        self._print_every = 1 if run.console.is_interactive else _printed_every(epochs, evaluate_every)
         self._epoch, self._step = divmod(done, steps_per_epoch)  # finished epochs, and steps of the next one
         self._images, self._shown = 0, run.clock()
         self._figures = Figures(name, self._epoch + 1, epochs)
@@ -117,15 +122,11 @@ class PhaseProgress:
             return
         self._time_left.epoch()
         console = self._run.console
-        if self._is_printed(self._epoch):
+        if self._epoch % self._print_every == 0 or self._epoch in (1, self._epochs):
             print_line(console, epoch_line(line, self._epochs, self._time_left.seconds(), console.width))
         self._show(loss=line["train"]["loss"])
         # The next rate excludes the time of evaluation and saving.
         self._images, self._shown = 0, self._run.clock()
-
-    def _is_printed(self, epoch: int) -> bool:
-        every = 1 if self._run.console.is_interactive else -(-self._epochs // _MOST_LINES)
-        return epoch % every == 0 or epoch in (1, self._epochs)
 
     def _show(self, **changes: Any) -> None:
         """Show the bar of the next epoch, unless all are done, with the figures before and `changes`."""
@@ -137,8 +138,20 @@ class PhaseProgress:
         self._run.bar.show(self._figures)
 
 
+def _printed_every(epochs: int, evaluate_every: int) -> int:
+    """Return the epochs from one line in a file to the next.
+
+    That is the least number that gives about `_MOST_LINES` lines, and with which each line is that of an evaluated
+    epoch, or each evaluated epoch has a line.
+    """
+    least = -(-epochs // _MOST_LINES)
+    return next(n for n in itertools.count(least) if n % evaluate_every == 0 or evaluate_every % n == 0)
+
+
 def epoch_line(line: dict[str, Any], epochs: int, seconds_left: float | None, width: int) -> str:
     """Return an epoch in one line: training loss, validation accuracy of every student, speed and time left.
+
+    An epoch that was not evaluated has no accuracies.
 
     Args:
         line: line of the epoch in metrics.jsonl.
@@ -150,10 +163,9 @@ def epoch_line(line: dict[str, Any], epochs: int, seconds_left: float | None, wi
     """
     name, epoch = plain(line["phase"]), f"{line['epoch']:>{len(str(epochs))}}/{epochs}"
     loss = loss_text(line["train"]["loss"])
-    of_students = line["validation"]["accuracy"]
-    exact, rounded = (f"val {' '.join(f'{value:.{digits}f}' for value in of_students)} %" for digits in (1, 0))
+    exact, rounded = (_accuracies(line, digits) for digits in (1, 0))
     speed, left = speed_text(line["images_per_second"]), left_text(seconds_left)
-    room = max(_SHORTEST_NAME, width - cell_len(f" {epoch}  {rounded}"))
+    room = max(_SHORTEST_NAME, width - cell_len("  ".join(filter(None, (f" {epoch}", rounded)))))
     forms = (
         (f"{name} {epoch}", loss, exact, speed, left),
         (f"{name} {epoch}", loss, exact, left),
@@ -164,3 +176,10 @@ def epoch_line(line: dict[str, Any], epochs: int, seconds_left: float | None, wi
     )
     texts = ["  ".join(filter(None, form)) for form in forms]
     return next((text for text in texts if cell_len(text) <= width), texts[-1])
+
+
+def _accuracies(line: dict[str, Any], digits: int) -> str:
+    """Return "val 98.1 97.0 %", or nothing for an epoch that was not evaluated."""
+    if "validation" not in line:
+        return ""
+    return f"val {' '.join(f'{value:.{digits}f}' for value in line['validation']['accuracy'])} %"

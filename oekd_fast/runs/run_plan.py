@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from oekd_fast.config.evaluated_epochs import EvaluatedEpochs
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import ImageDataset
 from oekd_fast.family.ensemble import StudentEnsemble
@@ -99,7 +101,7 @@ class PhasePlan:
     epochs, steps_per_epoch: its length.
     steps_left: training steps that are left, which is 0 if the phase has finished.
     step: seconds of a training step.
-    epoch: seconds of an epoch with its evaluation.
+    epoch: seconds of an epoch with its share of the evaluations.
     total: seconds of what is left, the evaluation of the test images included.
     disk_bytes: size of its checkpoints and its students at the end.
     """
@@ -125,18 +127,20 @@ class PhasePlan:
         """
         epochs_left, every = steps_left / phase.steps_per_epoch, min(config.checkpoint_every, phase.epochs)
         evaluation = done.validation + (done.test if config.track_test else 0.0)
+        evaluated = EvaluatedEpochs(phase.epochs, config.evaluate_every)
+        evaluations_left = evaluated.after(phase.epochs - math.ceil(epochs_left))
         # The weights of the last epoch are evaluated, and those of the selected one unless it is the last. With flips
         # these are evaluated again, on twice as many images.
         flips = 2 * done.test * config.test_flips
         at_the_end = Range(done.test, 2 * done.test, 2 * done.test) + flips
-        total = done.step * steps_left + evaluation * epochs_left + done.checkpoint * epochs_left / every
+        total = done.step * steps_left + evaluation * evaluations_left + done.checkpoint * epochs_left / every
         return cls(
             name=phase.name,
             epochs=phase.epochs,
             steps_per_epoch=phase.steps_per_epoch,
             steps_left=steps_left,
             step=done.step,
-            epoch=done.step * phase.steps_per_epoch + evaluation,
+            epoch=done.step * phase.steps_per_epoch + evaluation * evaluated.after(0) / phase.epochs,
             total=total + (done.warm_up if steps_left else 0.0) + set_up + at_the_end,
             disk_bytes=_disk_bytes(phase, done, config),
         )

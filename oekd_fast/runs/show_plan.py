@@ -77,6 +77,8 @@ def _training_lines(plan: RunPlan) -> Iterator[str]:
     steps = plan.family_phase.steps_per_epoch
     rate = f"{config.optimizer}, {config.schedule} learning rate from {config.peak_rate:g}"
     yield f"  batches of {plan.batch_size:,} images, {steps:,} steps an epoch; {rate}"
+    if config.evaluate_every > 1:
+        yield f"  validation images evaluated every {config.evaluate_every:,} epochs and after the last one"
 
 
 def _phase_columns(phases: Sequence[PhasePlan]) -> Mapping[str, Sequence[str]]:

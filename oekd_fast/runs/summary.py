@@ -43,9 +43,9 @@ def summarise(
     """Return the content of summary.json; accuracies are in percent, on the test split, at the selected epoch.
 
     ``relative_gain`` is (accuracy - baseline) / baseline in percent, as in the paper. ``flops`` are those of
-    `student_flops` for one image. ``best_test_...`` is the highest test accuracy over all epochs, chosen separately for
-    each student as the paper does; it overestimates the accuracy, and is null unless `track_test` is set.
-    ``..._with_flips`` are accuracies by the mean logits of each image and its mirror image, and null unless
+    `student_flops` for one image. ``best_test_...`` is the highest test accuracy over all evaluated epochs, chosen
+    separately for each student as the paper does; it overestimates the accuracy, and is null unless `track_test` is
+    set. ``..._with_flips`` are accuracies by the mean logits of each image and its mirror image, and null unless
     `test_flips` is set. ``trained_epochs`` is below ``epochs`` if the phase stopped early. ``file_bytes`` and
     ``latency`` are null until `with_file_sizes` and `with_latency` add them. ``ensemble`` describes all students on
     their shared base, and is null for objectives that train one network.
@@ -156,9 +156,10 @@ def _ensemble_with_flips(family: PhaseResult, combined: float | None) -> float |
 
 
 def _best_test(result: PhaseResult, accuracy: Callable[[dict[str, Any]], float]) -> float | None:
-    if not all("test" in line for line in result.history):
+    evaluated = [line for line in result.history if "validation" in line]
+    if not all("test" in line for line in evaluated):
         return None
-    return round(max(accuracy(line["test"]) for line in result.history), 4)
+    return round(max(accuracy(line["test"]) for line in evaluated), 4)
 
 
 UNKNOWN = "-"  # the cell of a number that a run does not have

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+
+from oekd_fast.config.evaluated_epochs import EvaluatedEpochs
 
 _LEAST_SECONDS = 1.0  # of steps, before they are taken for a measurement
 _EPOCHS_KEPT = 5
@@ -26,6 +28,7 @@ class PhaseWork:
         flops: operations of the forward pass of all its students for one image.
         evaluation: duration of an evaluation in relation to the training of an epoch, until an epoch was measured.
         closing: the same for all evaluations after the last epoch.
+        evaluate_every: epochs from one evaluation to the next.
     """
 
     name: str
@@ -34,27 +37,59 @@ class PhaseWork:
     flops: float
     evaluation: float = 0.0
     closing: float = 0.0
+    evaluate_every: int = 1
+
+    @property
+    def evaluated(self) -> EvaluatedEpochs:
+        """The epochs that end with an evaluation."""
+        return EvaluatedEpochs(self.epochs, self.evaluate_every)
 
 
 class _Epoch(NamedTuple):
-    """Seconds of an epoch: of its steps, and of what follows them."""
+    """Seconds of an epoch: of its steps, and of what follows them with an evaluation and without one."""
 
     steps: float
-    rest: float
+    evaluated: float
+    plain: float
 
-    @property
-    def seconds(self) -> float:
-        return self.steps + self.rest
+    def of_phase(self, work: PhaseWork, done: int = 0) -> float:
+        """Return the seconds of all epochs of a phase after the first `done` ones."""
+        left, evaluations = work.epochs - done, work.evaluated.after(done)
+        return left * self.steps + evaluations * self.evaluated + (left - evaluations) * self.plain
+
+    def mean(self, work: PhaseWork) -> float:
+        """Return the seconds of an epoch of a phase with its share of the evaluations."""
+        return self.of_phase(work) / work.epochs
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=_EPOCHS_KEPT)
+
+
+@dataclass
+class _Measured:
+    """Seconds of the last epochs of a phase: of their steps, and of what followed the steps."""
+
+    steps: deque[float] = field(default_factory=_recent)
+    evaluated: deque[float] = field(default_factory=_recent)
+    plain: deque[float] = field(default_factory=_recent)
+
+    def epoch(self, evaluation: float) -> _Epoch:
+        """Return the median epoch; until one was evaluated, an evaluation takes `evaluation` times as long as the
+        steps."""
+        steps, plain = median(self.steps), median(self.plain) if self.plain else 0.0
+        return _Epoch(steps, median(self.evaluated) if self.evaluated else evaluation * steps + plain, plain)
 
 
 class TimeLeft:
     """Estimates the time that a run still needs, over all of its phases.
 
     An epoch of a phase takes the median of its last epochs, from start to start, so that evaluation and checkpoints are
-    included. Before its first epoch is complete, the steps that are done stand for it, without the first one, which
-    takes longer. For a phase that has not been measured, an epoch takes a time for each student and a time for each of
-    their operations, which the measured phases determine; from a single one, the time is in proportion to the
-    operations. Without a measurement in this process there is no estimate.
+    included; what follows the steps has one median with an evaluation and one without. Before the first epoch is
+    complete, the steps that are done stand for it, without the first one, which takes longer. For a phase that has not
+    been measured, an epoch takes a time for each student and a time for each of their operations, which the measured
+    phases determine; from a single one, the time is in proportion to the operations. Without a measurement in this
+    process there is no estimate.
 
     Args:
         phases: all phases of the run, in order.
@@ -68,7 +103,7 @@ class TimeLeft:
         self._phases = list(phases)
         self._names = [work.name for work in phases]
         self._afterwards, self._clock = afterwards, clock
-        self._measured: dict[str, deque[_Epoch]] = {}
+        self._measured: dict[str, _Measured] = {}
         self._current = -1  # number of the phase
         self._epoch, self._share = 0, 0.0  # finished epochs of the phase, and share of the steps of the next one
         self._epoch_start: float | None = None  # None within an epoch that an earlier process began
@@ -88,11 +123,14 @@ class TimeLeft:
             self._first = self._last
 
     def epoch(self) -> None:
-        """Note that an epoch is complete, with its evaluation."""
+        """Note that an epoch is complete, with its evaluation if it has one."""
         now = self._clock()
         if self._epoch_start is not None:
-            kept = self._measured.setdefault(self._names[self._current], deque(maxlen=_EPOCHS_KEPT))
-            kept.append(_Epoch(self._last[0] - self._epoch_start, now - self._last[0]))
+            work = self._phases[self._current]
+            kept = self._measured.setdefault(work.name, _Measured())
+            kept.steps.append(self._last[0] - self._epoch_start)
+            rests = kept.evaluated if self._epoch + 1 in work.evaluated else kept.plain
+            rests.append(now - self._last[0])
         self._epoch, self._share, self._epoch_start, self._first = self._epoch + 1, 0.0, now, None
 
     def end(self) -> None:
@@ -102,27 +140,28 @@ class TimeLeft:
     def seconds(self) -> float | None:
         """Return the seconds that the run still needs at most; None if nothing was measured."""
         epochs = [self._epoch_of(work) for work in self._phases]
-        measured = [(work, epoch.seconds) for work, epoch in zip(self._phases, epochs, strict=True) if epoch]
+        measured = [(work, epoch.mean(work)) for work, epoch in zip(self._phases, epochs, strict=True) if epoch]
         if not measured:
             return None
         a_student, an_operation = _costs(measured)
         total = self._afterwards
         for number, work in enumerate(self._phases[self._current :], self._current):
-            epoch = epochs[number]
-            seconds = a_student * work.students + an_operation * work.flops if epoch is None else epoch.seconds
-            total += (work.epochs + work.closing) * seconds
-            if number == self._current:
-                total -= self._epoch * seconds + self._share * (seconds if epoch is None else epoch.steps)
+            epoch, (done, share) = epochs[number], (self._epoch, self._share) if number == self._current else (0, 0.0)
+            if epoch is None:
+                seconds = a_student * work.students + an_operation * work.flops
+                total += (work.epochs + work.closing - done - share) * seconds
+            else:
+                total += epoch.of_phase(work, done) - share * epoch.steps + work.closing * epoch.mean(work)
         return max(total, 0.0)
 
     def _epoch_of(self, work: PhaseWork) -> _Epoch | None:
         """Return the measured duration of an epoch of a phase; None if there is none."""
-        if epochs := self._measured.get(work.name):
-            return _Epoch(*map(median, zip(*epochs, strict=True)))
+        if measured := self._measured.get(work.name):
+            return measured.epoch(work.evaluation)
         if self._first is None or work.name != self._names[self._current]:
             return None
         seconds, share = (last - first for last, first in zip(self._last, self._first, strict=True))
-        return None if seconds < _LEAST_SECONDS else _Epoch(seconds / share, seconds / share * work.evaluation)
+        return None if seconds < _LEAST_SECONDS else _Epoch(seconds / share, seconds / share * work.evaluation, 0.0)
 
 
 def _costs(measured: Sequence[tuple[PhaseWork, float]]) -> tuple[float, float]:

@@ -52,6 +52,7 @@ def test_defaults_are_those_of_the_paper():
         ("mixup", 0.0, "mixup: expected a finite number > 0, got 0.0"),
         ("cutmix", float("nan"), "cutmix: expected a finite number > 0, got nan"),
         ("micro_batches", 0, "micro_batches: expected an integer >= 1, got 0"),
+        ("evaluate_every", 0, "evaluate_every: expected an integer >= 1, got 0"),
         ("patience", 0, "patience: expected an integer >= 1, got 0"),
         ("precision", "fp8", "precision: expected one of auto, fp32, bf16, fp16, got 'fp8'"),
         ("ce_schedule", "sigma", "ce_schedule: did you mean sigmoid\\? expected one of constant, .* got 'sigma'"),
@@ -109,6 +110,7 @@ def test_each_section_checks_itself(section, value, message):
     ("field", "value", "message"),
     [
         ("epochs", 2.5, "epochs: expected an integer >= 1, got 2.5"),
+        ("evaluate_every", 0.5, "evaluate_every: expected an integer >= 1, got 0.5"),
         ("temperature", "2", "temperature: expected a finite number > 0, got '2'"),
         ("momentum", None, "momentum: expected a finite number >= 0, got None"),
         ("milestones", 0.5, r"milestones: expected shares of the training in \(0, 1\), got 0.5"),

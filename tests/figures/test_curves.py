@@ -82,6 +82,19 @@ def test_curves_of_runs_that_stopped_early_end_with_the_shortest():
     assert list(panels["validation accuracy, %"][0].get_ydata()) == pytest.approx([80, 85, 90 - 10 / 3])
 
 
+def test_epochs_without_an_evaluation_have_no_accuracies():
+    """Every second epoch and the last one were evaluated; the first of the two runs stopped early."""
+    lines, alone = history(5), history(4, 1)
+    for line in (lines[0], lines[2], alone[0], alone[2]):
+        del line["validation"]
+    panels = panels_of({"ensemble": lines, "baseline_1": alone})
+    for line in panels["validation accuracy, %"]:
+        assert list(line.get_xdata()) == [2, 4, 5]
+    assert list(panels["training cross-entropy, nats"][0].get_xdata()) == [1, 2, 3, 4, 5]
+    figure = curve_figure([{"ensemble": lines[:4]}, {"ensemble": lines}], [2, 4])
+    assert list(figure.axes[0].lines[0].get_xdata()) == [2, 4]
+
+
 def test_the_values_of_an_epoch_are_under_the_pointer():
     run = {"ensemble": history(3), "baseline_1": history(3, 1)}
     root = ElementTree.fromstring(svg(lambda: curve_figure([run], [2]), "curves"))

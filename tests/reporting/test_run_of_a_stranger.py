@@ -189,6 +189,21 @@ def test_metrics_with_wrong_types_are_one_line_that_names_the_field(edit, messag
     assert message in str(raised.value) and str(raised.value).startswith(f"runs: {folder}/metrics.jsonl, line 1: ")
 
 
+def test_the_lines_of_evaluated_epochs_alone_have_accuracies(folder):
+    change(folder / "config.json", evaluate_every=2)
+    with pytest.raises(ReportError, match="line 1: validation: expected nothing with evaluate_every 2, got an object"):
+        read_run(folder)
+    change_lines(folder / "metrics.jsonl", lambda line: line.pop("validation") if line["epoch"] == 1 else None)
+    change(folder / "summary.json", selected_epoch=1)
+    with pytest.raises(ReportError, match="selected_epoch: expected an epoch that was evaluated, got 1"):
+        read_run(folder)
+    change(folder / "summary.json", selected_epoch=3)
+    assert ["validation" in line for line in read_run(folder).histories["ensemble"]] == [False, True, True]
+    change_lines(folder / "metrics.jsonl", lambda line: line.pop("validation") if line["epoch"] == 3 else None)
+    with pytest.raises(ReportError, match="line 3: validation: expected an object, got nothing"):
+        read_run(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl"])
 def test_a_file_that_is_a_link_to_another_folder_is_not_read(name, folder, tmp_path):
     shutil.move(folder / name, tmp_path / name)

@@ -25,10 +25,13 @@ def config(tmp_path):
 
 
 def begin(run, *epochs):
-    """Write the folder of a run with the epochs (phase, seconds, seconds of the evaluation)."""
+    """Write the folder of a run with the epochs (phase, seconds, seconds of the evaluation or None without one)."""
     run.run_folder.mkdir(parents=True)
     (run.run_folder / "config.json").write_text(json.dumps(run.as_dict()))
-    lines = [{"phase": phase, "seconds": steps, "evaluation_seconds": rest} for phase, steps, rest in epochs]
+    lines = [
+        {"phase": phase, "seconds": steps, **({} if rest is None else {"evaluation_seconds": rest})}
+        for phase, steps, rest in epochs
+    ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run.run_folder / "metrics.jsonl").write_text(text + '{"phase": "ba')  # the last line was cut
 
@@ -70,8 +73,22 @@ def test_phases_that_no_run_has_measured_are_named(config):
     assert found.seconds_left == 4.0 and found.unmeasured == ("baseline_1", "baseline_2")
     assert summary_line([found]) == (
         "0 of 1 run finished, 1 stopped; 0:00:04 left, "
-        "and phases of which no epoch was measured: baseline_1, baseline_2"
+        "and phases that were not measured in full: baseline_1, baseline_2"
     )
+
+
+def test_evaluations_after_every_second_epoch_are_counted_apart(config):
+    config = replace(config, epochs=5, evaluate_every=2, baseline=False)
+    first, second = runs_of(config, config.output_dir, [0, 1])
+    begin(first, ("ensemble", 10.0, None))
+    (found,) = statuses([first], config.output_dir)
+    assert (found.seconds_left, found.unmeasured) == (4 * 10.0, ("ensemble",))
+    assert summary_line([found]).endswith("0:00:40 left, and phases that were not measured in full: ensemble")
+    begin(second, ("ensemble", 10.0, None), ("ensemble", 10.0, 3.0), ("ensemble", 10.0, None))
+    assert statuses([first, second], config.output_dir) == [
+        RunStatus("seed-0", "stopped", 1, 5, 10.0, 4 * 10.0 + 3 * 3.0),
+        RunStatus("seed-1", "stopped", 3, 5, 33.0, 2 * 10.0 + 2 * 3.0),
+    ]
 
 
 def test_without_an_epoch_the_time_is_not_known(config):

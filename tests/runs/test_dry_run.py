@@ -134,6 +134,10 @@ DONE = Rehearsal(
         ({"checkpoint_every": 5}, 40, (7, 11, 19), (84, 131, 211), 2000),
         ({"checkpoint_every": 100}, 40, (7, 11, 19), (83.5, 130.5, 210.5), 1000),
         ({"track_test": True}, 40, (14, 18, 26), (158, 205, 285), 2000),
+        # 3 evaluations in 10 epochs, of which 2 are left after half an epoch of the second half.
+        ({"evaluate_every": 4}, 40, (4.9, 8.9, 16.9), (67, 114, 194), 2000),
+        ({"evaluate_every": 4}, 18, (4.9, 8.9, 16.9), (39.25, 64.25, 100.25), 2000),
+        ({"evaluate_every": 20, "track_test": True}, 40, (5, 9, 17), (68, 115, 195), 2000),
         ({"test_flips": True}, 40, (7, 11, 19), (102, 149, 229), 2000),
         ({}, 20, (7, 11, 19), (50.5, 77.5, 117.5), 2000),
         ({}, 0, (7, 11, 19), (8, 15, 15), 2000),
@@ -170,7 +174,7 @@ def shown(plan, width) -> str:
 
 @pytest.mark.parametrize("width", [80, 40])
 def test_what_is_printed(smallest, plan_of, width):
-    plan = plan_of(replace(smallest, baseline=True, patience=1))
+    plan = plan_of(replace(smallest, baseline=True, patience=1, evaluate_every=5))
     plan = replace(plan, data=replace(plan.data, name="colours"), folder="runs/x", latency_seconds=20.0)
     text = shown(plan, width)
     lines = text.splitlines()
@@ -182,6 +186,7 @@ def test_what_is_printed(smallest, plan_of, width):
         "  the validation images are held out, 0.2 of the training images",
         f"Family: {smallest.model} x 2, objective oekd",
         "  batches of 20 images, 3 steps an epoch; sgd, multistep learning rate from 0.05",
+        "  validation images evaluated every 5 epochs and after the last one",
         "  less if a phase ends early (--patience 1)",
         "  and at most 20 s to measure latency at the end (--latency off skips it)",
         "Nothing was written.",

@@ -13,6 +13,14 @@ def state() -> PhaseState:
     )  # fmt: skip
 
 
+def history(means: dict[int, float | None]) -> list[dict]:
+    """Return the lines of epochs with these mean accuracies of two students; None is an epoch without evaluation."""
+    return [
+        {"epoch": epoch, **({} if mean is None else {"validation": {"accuracy": [mean - 10.0, mean + 10.0]}})}
+        for epoch, mean in means.items()
+    ]
+
+
 def test_a_state_is_read_from_the_keys_of_a_checkpoint():
     saved = state().state_dict()
     assert list(saved) == ["epoch", "batch", "order", "seconds", "epoch_seconds", "best", "snapshots", "history"]
@@ -34,8 +42,23 @@ def test_a_checkpoint_without_snapshots_has_none():
 )
 def test_epochs_without_a_higher_accuracy_are_counted(means, stale):
     """The mean over students counts, and an equal accuracy is not higher."""
-    history = [{"validation": {"accuracy": [mean - 10.0, mean + 10.0]}} for mean in means]
-    assert PhaseState(history=history).stale_epochs == stale
+    assert PhaseState(history=history(dict(enumerate(means, start=1)))).stale_epochs == stale
+
+
+@pytest.mark.parametrize(
+    ("epochs", "means", "stale"),
+    [
+        (4, {}, 0),
+        (5, {5: 50.0}, 0),
+        (9, {5: 50.0}, 0),
+        (10, {5: 50.0, 10: 50.0}, 5),
+        (12, {5: 9.0, 10: 8.0, 12: 7.0}, 7),
+    ],
+    ids=str,
+)
+def test_epochs_count_up_to_the_last_evaluation(epochs, means, stale):
+    lines = history(dict.fromkeys(range(1, epochs + 1)) | means)
+    assert PhaseState(history=lines).stale_epochs == stale
 
 
 def test_the_first_epoch_with_the_highest_score_is_the_best():

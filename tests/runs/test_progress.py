@@ -30,19 +30,24 @@ def line(epoch: int, phase: str = "ensemble", accuracies: list[float] = ACCURACI
     }
 
 
-def trained(console: Console, *, epochs: int = EPOCHS, done: int = 0, phases=("ensemble",), known: bool = True) -> None:
+def trained(
+    console: Console, *, epochs: int = EPOCHS, done: int = 0, phases=("ensemble",), known: bool = True, every: int = 1
+) -> None:
     """Show phases whose steps and evaluations take a second each."""
     clock = Clock()
     left = TimeLeft([PhaseWork(name, epochs, 1, 1.0, evaluation=0.5) for name in phases], clock=clock)
     with RunProgress(console, left if known else None, clock) as run:
         for name in phases:
-            with run.phase(name, epochs, STEPS, done) as progress:
+            with run.phase(name, epochs, STEPS, done, every) as progress:
                 for epoch in range(done // STEPS + 1, epochs + 1):
                     for _ in range(STEPS):
                         clock.wait(1.0)
                         progress.step(128, 0.0123456, lambda: 2.5)
                     clock.wait(1.0)
-                    progress.epoch(line(epoch, name))
+                    shown = line(epoch, name)
+                    if epoch % every and epoch != epochs:
+                        del shown["validation"]
+                    progress.epoch(shown)
 
 
 def shown(*, terminal: bool = False, width: int = 80, encoding: str = "utf-8", environ: dict | None = None, **options):
@@ -81,6 +86,19 @@ def test_a_file_gets_plain_lines_within_80_columns():
 def test_a_file_gets_a_line_an_epoch_or_about_a_hundred_a_phase(epochs, printed):
     found = [int(re.match(r"ensemble +(\d+)/", text)[1]) for text in shown(epochs=epochs).splitlines()]
     assert found == printed
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "stride"),
+    [(100, 5, 1), (101, 5, 5), (350, 5, 5), (350, 50, 5), (350, 7, 7), (350, 2, 4), (350, 400, 4), (1000, 16, 16)],
+)
+def test_the_lines_of_a_file_are_those_of_evaluated_epochs_or_more(epochs, every, stride):
+    """The accuracies of an epoch are in its own line alone."""
+    lines = shown(epochs=epochs, every=every).splitlines()
+    found = [int(re.match(r"ensemble +(\d+)/", text)[1]) for text in lines]
+    assert found == [epoch for epoch in range(1, epochs + 1) if epoch % stride == 0 or epoch in (1, epochs)]
+    with_accuracies = [epoch for epoch, text in zip(found, lines, strict=True) if " val " in text]
+    assert with_accuracies == [epoch for epoch in found if epoch % every == 0 or epoch == epochs]
 
 
 def test_a_terminal_gets_a_line_for_each_epoch_and_a_bar_that_disappears():
@@ -193,6 +211,23 @@ def test_a_quiet_console_shows_no_bar():
 def test_a_line_is_shortened_to_the_width(width, expected):
     text = epoch_line(line(7, "baseline_12", [98.12, 100.0, 7.0]), 350, 3661.0, width)
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (58, "baseline_12   7/350  loss 12.35  12346 img/s  1:01:01 left"),
+        (50, "baseline_12   7/350  loss 12.35  1:01:01 left"),
+        (33, "baseline_12   7/350  loss 12.35"),
+        (20, "baseline_12   7/350"),
+        (12, "bas…   7/350"),
+        (5, "  7/350"),
+    ],
+)
+def test_a_line_without_an_evaluation_has_no_accuracies(width, expected):
+    of_epoch = line(7, "baseline_12")
+    del of_epoch["validation"]
+    assert epoch_line(of_epoch, 350, 3661.0, width) == expected
 
 
 def test_eight_students_fit_80_columns():

@@ -163,3 +163,34 @@ def test_the_evaluation_after_the_last_epoch_is_included(clock):
     assert left.seconds() == pytest.approx(6.0)
     left.end()
     assert left.seconds() == 0.0
+
+
+RARE = PhaseWork("ensemble", 5, 2, 300.0, evaluation=0.3, evaluate_every=2)  # evaluated after 2, 4 and 5
+
+
+def train_rarely(left: TimeLeft, clock: Clock, epochs: range) -> None:
+    """Train epochs of 10 s, with 1 s for each checkpoint and 2 s more for each evaluation."""
+    for epoch in epochs:
+        train(left, clock, evaluation=3.0 if epoch in RARE.evaluated else 1.0)
+
+
+def test_epochs_with_and_without_an_evaluation_are_measured_apart(clock):
+    left = TimeLeft([RARE], clock=clock)
+    left.begin("ensemble", 0)
+    train_rarely(left, clock, range(1, 2))
+    assert left.seconds() == pytest.approx(4 * 10.0 + 1.0 + 3 * (0.3 * 10.0 + 1.0))  # none was evaluated yet
+    train_rarely(left, clock, range(2, 3))
+    assert left.seconds() == pytest.approx(3 * 10.0 + 1.0 + 2 * 3.0)
+    left.step(0.5)
+    assert left.seconds() == pytest.approx(2.5 * 10.0 + 1.0 + 2 * 3.0)
+    train_rarely(left, clock, range(3, 6))
+    assert left.seconds() == 0.0
+
+
+def test_a_resumed_run_counts_its_evaluations_from_the_first_epoch(clock):
+    left = TimeLeft([RARE, PhaseWork("baseline_1", 5, 1, 150.0, evaluate_every=2)], clock=clock)
+    left.begin("ensemble", 3)
+    train_rarely(left, clock, range(4, 5))
+    # Of an epoch without an evaluation, the steps alone are known.
+    mean = (5 * 10.0 + 3 * 3.0) / 5
+    assert left.seconds() == pytest.approx(10.0 + 3.0 + 5 * mean / 2)
