@@ -38,6 +38,7 @@ COMMON = {
     "weight_decay": 5e-4,
     "ce_weight": 1.0,
     "feature_weight": 0.0,
+    "evaluate_every": 5,
     "latency": "off",
 }
 # Student 1 learns little, from weaker students, and student 5, which underfits, half as much as the others.

@@ -12,6 +12,9 @@ from oekd_fast.common.machine import machine
 from .. import result_file
 from .arms import ARMS, COMMON
 
+# Options of `COMMON` that do not change the accuracies of the last epoch; results with other values of them count.
+_WITHOUT_EFFECT = ("evaluate_every", "latency")
+
 Key = tuple[str, int, int]  # arm, seed, number of epochs
 
 
@@ -57,13 +60,14 @@ def key_of(entry: Mapping[str, Any]) -> Key:
 def recorded(file: Path) -> set[Key]:
     """Return the keys of the complete results in `file` whose arm has the same options today.
 
+    Options of `COMMON` that do not change the accuracies of the last epoch may differ.
     A result is complete if it has the students alone where its arm trains them.
     """
     if not file.exists():
         return set()
     report = json.loads(file.read_text())
     same = {name for name, arm in report["arms"].items() if name in ARMS and arm == _described(name)}
-    if report["common"] != COMMON:
+    if _with_effect(report["common"]) != _with_effect(COMMON):
         return set()
     complete = (
         entry
@@ -71,6 +75,10 @@ def recorded(file: Path) -> set[Key]:
         if entry["arm"] in same and (not ARMS[entry["arm"]].alone or len(entry["alone"]) == len(entry["family"]))
     )
     return {key_of(entry) for entry in complete}
+
+
+def _with_effect(common: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in common.items() if name not in _WITHOUT_EFFECT}
 
 
 def _described(name: str) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def test_a_result_counts_only_if_its_recipe_is_the_same_today(tmp_path, monkeypa
     assert results.recorded(written(tmp_path / "alone", *with_alone)) == {("independent", 2, 30)}
     monkeypatch.setitem(ARMS, "paper", replace(ARMS["paper"], ramped=True))
     assert results.recorded(file) == {("wider", 1, 30)}
+    monkeypatch.setitem(COMMON, "evaluate_every", 1)  # the last epoch is evaluated in any case
+    assert results.recorded(file) == {("wider", 1, 30)}
     monkeypatch.setitem(COMMON, "learning_rate", 0.2)
     assert results.recorded(file) == results.recorded(tmp_path / "none.json") == set()
 
