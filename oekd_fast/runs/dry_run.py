@@ -73,7 +73,8 @@ def _dry_run(config: TrainConfig, seconds: float, world: World) -> RunPlan:
             plans.append(PhasePlan.of(phase, steps_left, set_up, done, run.config))
             if name == FAMILY:
                 engine, batch_size = phase.engine, phase.batch_size
-                family = FamilyFacts.of(without_padding(engine.ensemble), inputs.dataset.image_size)
+                network, size = without_padding(engine.ensemble), inputs.dataset.image_size
+                family = FamilyFacts.of(network, size, run.config.family_objective.helpers)
                 executor = engine.executor_kind
                 notes += family_notes(run.config, inputs.architecture, engine.ensemble)
             # Later phases learn from this network or start with its weights; what it has learned makes no difference.

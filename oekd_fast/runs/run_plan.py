@@ -13,6 +13,7 @@ from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import ImageDataset
 from oekd_fast.family.ensemble import StudentEnsemble
 from oekd_fast.family.flops import family_flops
+from oekd_fast.family.helpers import Helpers
 from oekd_fast.latency.networks import size_of
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names
@@ -70,16 +71,19 @@ class FamilyFacts:
 
     students: each student, in order.
     ensemble: all students on their shared base; None for objectives that train one network.
-    trained_parameters: parameters that the family trains, those of adapters included.
+    trained_parameters: parameters that the family trains, those of `for_training` included.
+    for_training: names of the modules that training alone uses, of "adapters", "critics" and "inlets".
     """
 
     students: tuple[NetworkFacts, ...]
     ensemble: NetworkFacts | None
     trained_parameters: int
+    for_training: tuple[str, ...]
 
     @classmethod
-    def of(cls, family: StudentEnsemble, image_size: int) -> FamilyFacts:
-        """Describe a family for images of `image_size` pixels a side."""
+    def of(cls, family: StudentEnsemble, image_size: int, helpers: Helpers) -> FamilyFacts:
+        """Describe a family with `helpers` for images of `image_size` pixels a side."""
+        modules = {"adapters": family.adapters, helpers: family.helpers}
         flops = family_flops(family, image_size)
         students = [
             NetworkFacts(parameters, flops.base + branch)
@@ -90,6 +94,7 @@ class FamilyFacts:
             students=tuple(students),
             ensemble=together if len(students) > 1 else None,
             trained_parameters=sum(p.numel() for p in family.parameters() if p.requires_grad),
+            for_training=tuple(name for name, kind in modules.items() if next(kind.parameters(), None) is not None),
         )
 
 

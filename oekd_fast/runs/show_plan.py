@@ -54,7 +54,8 @@ _SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 def _family_lines(plan: RunPlan) -> Iterator[str]:
     config, family = plan.config, plan.family
     yield f"Family: {plain(config.model)} x {len(family.students)}, objective {config.objective}"
-    yield f"  {family.trained_parameters:,} parameters to train, with those of adapters"
+    others = f", with those of {' and '.join(family.for_training)}" if family.for_training else ""
+    yield f"  {family.trained_parameters:,} parameters to train{others}"
 
 
 def _family_columns(family: FamilyFacts) -> Mapping[str, Sequence[str]]:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from oekd_fast import register_architecture
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.distributed.world import ALONE
 from oekd_fast.runs import dry_run as dry_runs
@@ -25,6 +26,7 @@ from oekd_fast.runs.show_plan import print_plan
 from oekd_fast.train import main
 
 from ..support.small_runs import QUIET, at_step, command_line
+from ..support.smooth_network import SMOOTH
 
 
 def files(folder) -> dict:
@@ -193,6 +195,22 @@ def test_what_is_printed(smallest, plan_of, width):
     ):
         assert line in lines
     assert {line.split()[0] for line in lines if line} >= {"ensemble", "baseline_1", "baseline_2"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "others"),
+    [
+        ({"objective": "oekd"}, ", with those of adapters"),
+        ({"objective": "meal"}, ", with those of adapters and critics"),
+        ({"objective": "lit", "model": "smooth"}, ", with those of adapters and inlets"),
+        ({"objective": "born_again", "generations": 1}, ""),
+    ],
+    ids=str,
+)
+def test_modules_that_training_alone_uses_are_named(smallest, plan_of, objective, others):
+    register_architecture(SMOOTH)
+    plan = plan_of(replace(smallest, **objective))
+    assert f"  {plan.family.trained_parameters:,} parameters to train{others}\n" in shown(plan, 80)
 
 
 def test_the_command_prints_the_plan_and_writes_nothing(smallest, tmp_path, monkeypatch, capsys):
