@@ -95,8 +95,8 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
     "fitnets": Objective(
         LossWeights(1.0, 1.0, 0.0, 1.0), "Romero et al. 2015, arXiv 1412.6550, eq. 3", teacher="optional", hints=True
     ),
-    # Flow matrices together with the labels, in one stage instead of two. The paper gives no weight; docs/training.md
-    # says how this one was chosen.
+    # Flow matrices together with the labels, in one stage instead of two. The paper has no weight between them, since
+    # its first stage learns the matrices alone; docs/training.md says how this one was chosen.
     "fsp": Objective(
         LossWeights(1.0, 1.0, 0.0, 1e-4),
         "Yim, Joo, Bae, Kim 2017, CVPR, eq. 2",
@@ -104,8 +104,8 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         features="flow",
         hints=True,
     ),
-    # The release weights the divergence of logits by 1, those of maps by 0.001 to 0.1, and critics by 1; the weights of
-    # maps and critics here are ours. The labels are learnt too.
+    # The release, in its example with several maps, weights the cross-entropy of predictions by 1, those of maps by
+    # 0.001 to 0.1, and critics by 1; the weights of maps and critics here are ours. The labels are learnt too.
     "meal": Objective(
         LossWeights(1.0, 1.0, 1.0, 0.05, critic_weight=0.05),
         "Shen, He, Xue 2019, arXiv 1812.02425",

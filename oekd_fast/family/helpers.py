@@ -14,7 +14,8 @@ class Critic(nn.Sequential):
     """Tells the teacher's map from a student's: pooled map [B, channels] -> score [B, 1].
 
     The sigmoid of the score is the probability that the map is the teacher's. There are three linear layers with
-    C, C / 2 and C / 4 inputs, as in the release of Shen, He, Xue 2019 (arXiv 1812.02425).
+    C, C / 2 and C / 4 inputs, as in the release of Shen, He, Xue 2019 (arXiv 1812.02425), whose last layer has two
+    scores and a ReLU.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,7 +1,9 @@
 """The loss between pooled maps with critics that tell a teacher's from a student's (MEAL).
 
-Source: Shen, He, Xue, "MEAL: Multi-Model Ensemble via Adversarial Learning", AAAI 2019, arXiv 1812.02425: the
-similarity loss with the Kullback-Leibler divergence, and the adversarial loss.
+Source: Shen, He, Xue, "MEAL: Multi-Model Ensemble via Adversarial Learning", AAAI 2019, arXiv 1812.02425, with details
+of the authors' release, https://github.com/AaronHeee/MEAL. As similarity of the vectors the release has the
+cross-entropy - sum softmax(t) log softmax(s), whose gradient is that of the Kullback-Leibler divergence. Its vectors
+have an element for each pooled position, the mean over channels; those of this module have one for each channel.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def adversarial_loss(students: Sequence[ComparedStudent], teacher: Sequence[Tens
         L_D = - mean_images log D(t) - mean_images log(1 - D(s))
 
     The critics' gradients minimise L_D. The students and adapters receive the opposite of its gradient, which maximises
-    it: the two players of the paper in one backward pass.
+    it, as with the option ``--grl`` of the release: one backward pass serves both players.
 
     Args:
         students: their `helpers` are the critics, pooled map [B, C_b] -> score [B, 1], the logit of D.

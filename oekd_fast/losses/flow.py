@@ -1,7 +1,7 @@
 """The loss between flow matrices (FSP: flow of the solution procedure).
 
 Source: Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
-Learning", CVPR 2017, eq. 1 and 2.
+Learning", CVPR 2017, sections 3.2 (eq. 1, the matrix) and 3.3 (eq. 2, the loss).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def flow_loss(students: Sequence[ComparedStudent], teacher: Sequence[Tensor]) ->
 
         L = sum_students mean_images sum_b ||G(f_b, f_b+1) - G(A f_b, A f_b+1)||^2
 
-    b and b + 1 are neighbouring blocks, and the norm is the sum of squares of all elements. Adapters give both matrices
-    one size; the paper has students of the teacher's width.
+    b and b + 1 are neighbouring blocks, and the norm is the sum of squares of all elements. The paper takes both maps
+    of a pair from one section of the network, in which maps have one size, and weights all pairs equally. Adapters give
+    both matrices one size; the paper has students of the teacher's width.
 
     Args:
         teacher: the teacher's maps [B, C_b, H_b, W_b], at least two.

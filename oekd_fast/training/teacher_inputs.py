@@ -1,7 +1,7 @@
 """Maps of students whose blocks are fed with the teacher's maps instead of their own (LIT).
 
 Source: Koratana, Kang, Bailis, Zaharia, "LIT: Learned Intermediate Representation Training for Model Compression", ICML
-2019.
+2019, section 3; arXiv 1810.01937 is an earlier version with another title.
 """
 
 from __future__ import annotations
