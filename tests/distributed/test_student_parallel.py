@@ -116,6 +116,7 @@ def config(arrays, tmp_path) -> TrainConfig:
 
 def test_a_run_with_baselines_gives_the_students_of_one_process(ranks, config, tmp_path):
     """Baselines, which have one student, are computed by all ranks, with statistics of their own images each."""
+    config = replace(config, epochs=3, evaluate_every=2)
     alone = replace(config, output_dir=tmp_path / "alone")
     ranks.run(1, rank_runs.train, alone)
     summaries = ranks.run(2, rank_runs.train, replace(config, student_ranks=2))
