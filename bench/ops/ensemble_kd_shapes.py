@@ -1,5 +1,5 @@
-"""The ensemble distillation loss of images of labels, sequences and soft labels, with its gradients, against naive
-PyTorch and torch.compile, on a CPU.
+"""The ensemble distillation loss of images of labels, sequences, soft labels and standardised logits, with its
+gradients, against naive PyTorch and torch.compile, on a CPU.
 
     python -m bench.ops.ensemble_kd_shapes [--json FILE] [--cases images ...] [--seconds 20]
 
@@ -28,12 +28,21 @@ from .variants import compiled, with_backward
 
 @dataclass(frozen=True)
 class Case:
-    """A problem in float32: shape of a student's logits, its class dimension (1 or -1), students, kind of labels."""
+    """A problem in float32.
+
+    Args:
+        shape: that of a student's logits.
+        class_dim: 1 or -1.
+        students: number of them.
+        probabilities: whether the labels are probabilities.
+        standardise_logits: whether the distillation term compares standardised logits.
+    """
 
     shape: tuple[int, ...]
     class_dim: int = 1
     students: int = 5
     probabilities: bool = False
+    standardise_logits: bool = False
 
     def tensors(self) -> tuple[list[Tensor], Tensor]:
         """Return logits that require a gradient, and labels."""
@@ -57,17 +66,25 @@ CASES = {
     "sequences": Case((4, 512, 32000), class_dim=-1),
     "sequences of two": Case((4, 512, 32000), class_dim=-1, students=2),
     "soft labels": Case((1024, 1000), probabilities=True),
+    "standardised": Case((1024, 1000), standardise_logits=True),
+    "standardised images": Case((8, 19, 256, 512), standardise_logits=True),
 }
 
 
-def naive_loss(logits: list[Tensor], target: Tensor, class_dim: int) -> Tensor:
+def naive_loss(logits: list[Tensor], target: Tensor, class_dim: int, standardise_logits: bool) -> Tensor:
     """The loss in plain PyTorch; `target` holds indices, or probabilities with classes in dimension 1."""
     ensemble = torch.stack(logits).mean(dim=0).detach()
-    teacher = F.softmax(ensemble / TEMPERATURE, dim=class_dim)
+
+    def scores(z: Tensor) -> Tensor:
+        if standardise_logits:
+            z = (z - z.mean(dim=class_dim, keepdim=True)) / z.std(dim=class_dim, correction=0, keepdim=True)
+        return z / TEMPERATURE
+
+    teacher = F.softmax(scores(ensemble), dim=class_dim)
     rows = ensemble.numel() // ensemble.shape[class_dim]
     loss = 0.0
     for student in logits:
-        kl = F.kl_div(F.log_softmax(student / TEMPERATURE, dim=class_dim), teacher, reduction="sum") / rows
+        kl = F.kl_div(F.log_softmax(scores(student), dim=class_dim), teacher, reduction="sum") / rows
         if class_dim == -1:
             ce = F.cross_entropy(student.flatten(0, -2), target.flatten())
         else:
@@ -81,10 +98,11 @@ def variants(case: Case) -> dict[str, Callable[[], object]]:
     logits, target = case.tensors()
     out = [torch.empty_like(z, requires_grad=False) for z in logits]
     compiled_loss = compiled(naive_loss)
-    options = {"class_dim": case.class_dim, "backend": "native"}
+    how = case.class_dim, case.standardise_logits
+    options = {"class_dim": case.class_dim, "standardise_logits": case.standardise_logits, "backend": "native"}
     calls = (
-        with_backward(lambda: naive_loss(logits, target, case.class_dim), logits),
-        with_backward(lambda: compiled_loss(logits, target, case.class_dim), logits),
+        with_backward(lambda: naive_loss(logits, target, *how), logits),
+        with_backward(lambda: compiled_loss(logits, target, *how), logits),
         lambda: ensemble_kd_value_and_grad(logits, target, out=out, **options),
         with_backward(lambda: ensemble_kd_loss(logits, target, **options).loss, logits),
     )
@@ -101,6 +119,7 @@ def measure(name: str, seconds: float) -> dict:
         "class_dim": case.class_dim,
         "students": case.students,
         "probabilities": case.probabilities,
+        "standardise_logits": case.standardise_logits,
         "milliseconds": {variant: timing.as_dict() for variant, timing in timings.items()},
         "gigabytes_per_second": round(case.bytes_moved / timings["value_and_grad"].median / 1e6, 2),
     }
@@ -136,7 +155,7 @@ def main() -> None:
         results.append(measure(name, arguments.seconds))
         print(line(results[-1]), flush=True)
     if arguments.json:
-        what = "ensemble_kd loss and gradients of images of labels, sequences and soft labels, float32, T = 2"
+        what = "ensemble_kd loss and gradients of images, sequences, soft labels, standardised logits, float32, T = 2"
         result_file.write(arguments.json, result_file.report(what, where, results))
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .row_statistics import stack, thread_sum, unstack
-from .targets import divergence, teacher_of, teacher_sums
+from .targets import divergence, target_gradient, teacher_of, teacher_sums
 
 # Values of DIVERGENCE, those of the op.
 FORWARD = tl.constexpr(0)
@@ -81,3 +81,22 @@ def js_gradient(
     _, log_q = log_ratios(d[j], teacher_d, s[j], teacher_s, beta, temperature)
     per_q = ((beta - 1.0) * per_kd / s[j])[:, None]
     return tl.where(e[j] > 0, per_q * e[j] * (log_q - of_q[j][:, None]), 0.0)
+
+
+@triton.jit
+def target_terms(
+    d, e, s, cross, of_q, mixing, per_kd, beta, temperature, j: tl.constexpr, STUDENTS: tl.constexpr,
+    TARGETS: tl.constexpr, DIVERGENCE: tl.constexpr,
+):  # fmt: skip
+    """What student j's gradient [R, C] subtracts, and the weight of the student's own softmax in it.
+
+    s, cross and of_q are tuples of members [R]; of_q is read for js alone, and cross for the reverse divergence.
+    """
+    share = 0.0
+    if DIVERGENCE == FORWARD:
+        less, share = target_gradient(e, s, mixing, per_kd, j, STUDENTS, TARGETS)
+    elif DIVERGENCE == REVERSE:
+        less = reverse_gradient(d, e, s, cross, per_kd, temperature, j, STUDENTS, TARGETS)
+    else:
+        less = js_gradient(d, e, s, of_q, per_kd, beta, temperature, j, STUDENTS, TARGETS)
+    return less, share

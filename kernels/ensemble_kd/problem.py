@@ -30,7 +30,7 @@ class Problem:
     mean: bool
     detach_ensemble: bool
     device_scalars: Tensor | None = None  # fp32 [3], read in place of the first three numbers, or [4]
-    # Only the resident kernel supports the next four, a gate [R, S], probabilities as target, and the last two; see
+    # Only the resident kernel supports the next four, a gate [R, S], probabilities as target, and the last three; see
     # plan.covers_objectives.
     ensemble_ce_weight: float = 0.0
     teacher_logits: Sequence[Tensor] | None = None
@@ -41,6 +41,7 @@ class Problem:
     per_row: bool = False
     divergence: int = FORWARD.value
     beta: float = 0.5
+    standardise_logits: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -54,8 +55,10 @@ class Problem:
 
     @property
     def power(self) -> int:
-        """The temperature if it is 1, 2, 3 or 4; 0 for any other, and for one in device memory."""
-        return int(self.temperature) if self.device_scalars is None and self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
+        """The temperature if it is 1, 2, 3 or 4; 0 for any other, one in device memory, and standardised logits."""
+        if self.device_scalars is not None or self.standardise_logits:
+            return 0
+        return int(self.temperature) if self.temperature in (1.0, 2.0, 3.0, 4.0) else 0
 
     @property
     def ensemble_learns(self) -> bool:
@@ -93,7 +96,7 @@ class Problem:
     def needs_resident(self) -> bool:
         """Whether only the resident kernel supports the problem."""
         gate = self.ensemble_weights is not None and self.ensemble_weights.dim() == 2
-        other_targets = self.targets != ENSEMBLE.value or self.divergence != FORWARD.value
+        other_targets = self.targets != ENSEMBLE.value or self.divergence != FORWARD.value or self.standardise_logits
         return gate or self.ensemble_learns or other_targets or bool(self.probabilities)
 
     @property
@@ -106,10 +109,12 @@ class Problem:
     def held(self) -> int:
         """Values of one class that a thread holds at a time.
 
-        Those of the members; the labels; a sum of gradients; and with another divergence a difference of logits.
+        Those of the members; the labels; a sum of gradients; with another divergence a difference of logits; and with
+        standardised logits these.
         """
         gathered = self.ensemble_learns or self.targets == PROBABILITIES.value
-        return self.members + len(self.probabilities) + gathered + (self.divergence != FORWARD.value)
+        more = gathered + (self.divergence != FORWARD.value) + self.standardise_logits
+        return self.members + len(self.probabilities) + more
 
     def objective_arguments(self, layout: Layout, weights_grad: Tensor | None) -> dict[str, Any]:
         """Arguments of the resident kernel beside those that all kernels share."""
@@ -130,6 +135,7 @@ class Problem:
             "beta": self.beta,
             "TARGETS": self.targets,
             "DIVERGENCE": self.divergence,
+            "STANDARDISE": self.standardise_logits,
             "VEC_BESIDE": layout.vec_beside,
             "UNIT_BESIDE": layout.unit_beside,
             "WEIGHTED": self.target is not None and (self.class_weights is not None or bool(self.probabilities)),

@@ -18,9 +18,8 @@ from .divergences import (
     FORWARD,
     REVERSE,
     js_divergences,
-    js_gradient,
     reverse_divergences,
-    reverse_gradient,
+    target_terms,
 )
 from .gradients import scales_of_gradients, scales_of_rows, student_weight
 from .labels import (
@@ -52,6 +51,7 @@ from .row_statistics import (
     thread_sum,
     unstack,
 )
+from .standardised import scaled, standardised_gradients, standards
 from .targets import (
     ENSEMBLE,
     PROBABILITIES,
@@ -60,7 +60,6 @@ from .targets import (
     extra_teachers,
     label_gradient,
     store_weight_gradients,
-    target_gradient,
     teacher_of,
 )
 from .totals import (
@@ -103,14 +102,14 @@ def resident(
     THREADS: tl.constexpr, RUN: tl.constexpr, WIDTH: tl.constexpr, LABELS: tl.constexpr, SUM_ROWS: tl.constexpr,
     ENTRIES: tl.constexpr, POWER: tl.constexpr, SMOOTH: tl.constexpr, MEAN: tl.constexpr, DETACH: tl.constexpr,
     PER_ROW: tl.constexpr, WEIGHTED: tl.constexpr, DIVISORS: tl.constexpr, TARGETS: tl.constexpr,
-    DIVERGENCE: tl.constexpr, VEC_BESIDE: tl.constexpr, UNIT_BESIDE: tl.constexpr,
+    DIVERGENCE: tl.constexpr, STANDARDISE: tl.constexpr, VEC_BESIDE: tl.constexpr, UNIT_BESIDE: tl.constexpr,
     IN_PLACE: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     S: tl.constexpr = len(logits)
     GRADS: tl.constexpr = len(grads) > 0
     LABELLED: tl.constexpr = target is not None or len(probabilities) > 0
     # The divergence is not that of the ensemble, which is computed from the statistics of a row.
-    READY: tl.constexpr = TARGETS != ENSEMBLE or DIVERGENCE != FORWARD
+    READY: tl.constexpr = TARGETS != ENSEMBLE or DIVERGENCE != FORWARD or STANDARDISE
     rows_losses = (loss, ce, kd, ensemble_ce) if PER_ROW else ()
     FROM_REGISTERS: tl.constexpr = row_statistics is None or ONE_TILE
     sums = ()
@@ -205,18 +204,23 @@ def resident(
         d, e, s, s1, cross, even = (), (), (), (), (), ()
         for j in tl.static_range(len(z)):
             d = d + (z[j] - m[j][:, None],)
-            e = e + (tl.exp2(d[j] * k),)
+        x = d  # T times the exponents at T
+        if STANDARDISE:
+            standard = standards(d, THREADS, RUN, WIDTH)
+            x = scaled(d, standard[1], WIDTH)
+        for j in tl.static_range(len(z)):
+            e = e + (tl.exp2(x[j] * k),)
         for j in tl.static_range(len(z)):
             s = s + (thread_sum(e[j], THREADS, RUN),)
             s1 = s1 + (thread_sum(exp_at_1(e[j], d[j], POWER), THREADS, RUN),)
             if TARGETS == PROBABILITIES or j > S:
                 cross = cross + (0.0 * s[j],)
             elif DIVERGENCE == REVERSE:
-                teacher_d = d[teacher_of(j, S, TARGETS)]
-                cross = cross + (cross_sum(teacher_d, d[j], e[j], THREADS, RUN),)
+                teacher_x = x[teacher_of(j, S, TARGETS)]
+                cross = cross + (cross_sum(teacher_x, x[j], e[j], THREADS, RUN),)
             else:
-                teacher_d, teacher_e = d[teacher_of(j, S, TARGETS)], e[teacher_of(j, S, TARGETS)]
-                cross = cross + (cross_sum(d[j], teacher_d, teacher_e, THREADS, RUN),)
+                teacher_x, teacher_e = x[teacher_of(j, S, TARGETS)], e[teacher_of(j, S, TARGETS)]
+                cross = cross + (cross_sum(x[j], teacher_x, teacher_e, THREADS, RUN),)
             if SMOOTH:
                 given = tl.where(mask, d[j], 0.0) if w is None else tl.where(mask, weighted(w, d[j]), 0.0)
                 even = even + (thread_sum(given, THREADS, RUN),)
@@ -229,14 +233,15 @@ def resident(
         if row_statistics is not None:
             store_quads(row_statistics, r, inside, 0, most, s, s1, cross, WIDTH)
         kl = s
+        of_q = s
         if READY:
             temperature = in_force(device_scalars, temperature, ce_weight, kd_weight)[0]
             if DIVERGENCE == FORWARD:
-                kl = divergences(d, e, s, cross, mixing, temperature, S, THREADS, RUN, WIDTH, TARGETS)
+                kl = divergences(x, e, s, cross, mixing, temperature, S, THREADS, RUN, WIDTH, TARGETS)
             elif DIVERGENCE == REVERSE:
                 kl = reverse_divergences(s, cross, temperature, S, WIDTH, TARGETS)
             else:
-                kl, of_q = js_divergences(d, e, s, beta, temperature, S, THREADS, RUN, WIDTH, TARGETS)
+                kl, of_q = js_divergences(x, e, s, beta, temperature, S, THREADS, RUN, WIDTH, TARGETS)
             if not LABELLED and row_statistics is not None:
                 store_quads(row_statistics, r, inside, 1, kl, kl, kl, kl, WIDTH)
         at_label = None
@@ -309,6 +314,12 @@ def resident(
                 through = learning if DETACH else through + learning
             if weights_grad is not None:
                 store_weight_gradients(weights_grad, z, through, r, inside, mask, S, THREADS, RUN, WIDTH)
+            per_kd = tl.where(counts, scale * kd_weight * temperature, 0.0)
+            if STANDARDISE:
+                of_kd = standardised_gradients(
+                    d, x, e, s, unstack(cross, WIDTH), unstack(of_q, WIDTH), standard, mixing, per_kd, beta,
+                    temperature, S, THREADS, RUN, WIDTH, TARGETS, DIVERGENCE,
+                )  # fmt: skip
             for j in tl.static_range(S):
                 at_t = tl.where(counts, scale * kd_weight * temperature / s[j], 0.0)
                 own = scale_ce * ce_weight
@@ -316,21 +327,15 @@ def resident(
                     own = own * labels_sum
                 at_1 = tl.where(counts, own / s1[j], 0.0)
                 less = common
-                if READY:
-                    per_kd = tl.where(counts, scale * kd_weight * temperature, 0.0)
-                    if DIVERGENCE == FORWARD:
-                        of_targets, share = target_gradient(e, s, mixing, per_kd, j, S, TARGETS)
-                        at_t *= share
-                    elif DIVERGENCE == REVERSE:
-                        of_targets = reverse_gradient(
-                            d, e, s, unstack(cross, WIDTH), per_kd, temperature, j, S, TARGETS
-                        )
-                        at_t *= 0.0
-                    else:
-                        of_targets = js_gradient(
-                            d, e, s, unstack(of_q, WIDTH), per_kd, beta, temperature, j, S, TARGETS
-                        )
-                        at_t *= 0.0
+                if STANDARDISE:
+                    at_t *= 0.0
+                    less -= of_kd[j]
+                elif READY:
+                    of_targets, share = target_terms(
+                        x, e, s, unstack(cross, WIDTH), unstack(of_q, WIDTH), mixing, per_kd, beta, temperature, j, S,
+                        TARGETS, DIVERGENCE,
+                    )  # fmt: skip
+                    at_t *= share
                     less += tl.where(mask, of_targets, 0.0)
                 grad = student_gradient(e[j], d[j], at_t, at_1, less, POWER)
                 if MOVED:

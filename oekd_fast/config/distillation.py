@@ -57,6 +57,8 @@ class DistillationConfig(Section):
     """Weight of the ensemble's own cross-entropy."""
     critic_weight: float | None = setting(None, nonnegative(), unset="that of the objective; 0.05 for meal, else 0")
     """Weight of the critics of meal, which tell the maps of students from those of their teacher."""
+    standardise_logits: bool = False
+    """Compare standardised logits, (z - mean) / standard deviation over the classes, in the distillation term."""
     label_smoothing: float = setting(0.0, within("[0, 1]"))
     """Label smoothing of the cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"

@@ -135,6 +135,8 @@ class TritonBackend(Backend):
             names.append("probabilities as target")
         if call.options.divergence != "forward":
             names.append("divergence")
+        if call.options.standardise_logits:
+            names.append("standardise_logits")
         return names
 
     def keeps_rows(self, call: EnsembleKDCall) -> bool:
@@ -155,11 +157,14 @@ class TritonBackend(Backend):
                 return f"expected detach_ensemble=True beside divergence={options.divergence!r}, got False"
             if options.mixing_space == "probabilities":
                 return f"expected mixing_space='logits' beside divergence={options.divergence!r}, got 'probabilities'"
+        if options.standardise_logits and call.ensemble_attached:
+            return "expected detach_ensemble=True beside standardise_logits=True, got False"
         # The extra teachers of a row: the external ones, or the mixture of each student.
         mixes_logits = options.mixing is not None and options.mixing_space == "logits"
         extra = students if mixes_logits else len(call.teachers)
         gathered = options.ensemble_learns or options.mixing_space == "probabilities"
         held = students + 1 + extra + gathered + call.has_probabilities + (options.divergence != "forward")
+        held += options.standardise_logits
         if held - 1 > MAX_TRITON_STUDENTS or not _fits_registers(call, held):
             return (
                 "expected a row of all students and teachers to fit the registers with "

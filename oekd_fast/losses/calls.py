@@ -25,7 +25,7 @@ class KDOptions:
     copy, so each call of the loss reads their current values.
 
     Raises:
-        TypeError: a field that must be a number is not one, or a tensor does not have a floating dtype.
+        TypeError: a field that must be a number or a bool is not one, or a tensor does not have a floating dtype.
         ValueError: the temperature is not finite or not > 0, a weight is not finite, label_smoothing is outside
             [0, 1], beta is outside (0, 1), reduction, divergence or mixing_space is unknown, a tensor has the wrong
             shape, mixing is combined with detach_ensemble=False, or mixing_space is given without mixing.
@@ -45,6 +45,7 @@ class KDOptions:
     weight: Tensor | None = None
     divergence: str = "forward"
     beta: float = 0.5
+    standardise_logits: bool = False
 
     def __post_init__(self) -> None:
         checks.check_options(self)
@@ -277,6 +278,8 @@ class EnsembleKDCall:
         if options.divergence != "forward":
             kwargs["divergence"] = checks.DIVERGENCES.index(options.divergence)
             kwargs["beta"] = float(options.beta)
+        if options.standardise_logits:
+            kwargs["standardise_logits"] = True
         return kwargs
 
 

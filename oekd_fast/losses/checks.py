@@ -45,6 +45,8 @@ def check_options(options: KDOptions) -> None:
     if options.divergence not in DIVERGENCES:
         raise ValueError(f"divergence: expected one of {DIVERGENCES}, got {options.divergence!r}")
     _check_beta(options.beta)
+    if type(options.standardise_logits) is not bool:
+        raise TypeError(f"standardise_logits: expected a bool, got {type(options.standardise_logits).__name__}")
     if type(options.class_dim) is not int:
         raise TypeError(f"class_dim: expected an int, got {type(options.class_dim).__name__}")
     if options.mixing_space not in MIXING_SPACES:

@@ -37,6 +37,7 @@ def ensemble_kd_loss(
     num_items: float | Tensor | None = None,
     divergence: str = "forward",
     beta: float = 0.5,
+    standardise_logits: bool = False,
     backend: str = "auto",
     validate: bool = False,
 ) -> EnsembleKDOutput:
@@ -108,6 +109,12 @@ def ensemble_kd_loss(
             "js": beta KL(t || m) + (1 - beta) KL(q || m) with m = beta t + (1 - beta) q, the generalised Jensen-Shannon
             divergence (Agarwal et al., ICLR 2024, arXiv 2306.13649, equation 1).
         beta: the number in (0, 1) of the divergence "js"; others ignore it.
+        standardise_logits: True puts (z - mean z) / sd z, over the classes, in place of the logits of each student and
+            each target in the distillation terms (Sun et al., CVPR 2024, arXiv 2403.01993, algorithm 1, with the
+            population's standard deviation). A mixture of logits is standardised as one target, mixed probabilities
+            come from targets that are standardised each. Logits of -inf count neither in the mean nor in sd, and
+            stay. A row whose sd is at most 1e-7 becomes zeros without a gradient. The cross-entropies are those of
+            the logits as they are.
         backend: "auto" takes the compiled kernel of the device if it is available and supports the call, and the
             reference otherwise, as in transforms of ``torch.func``, for dual tensors of forward-mode AD, and for a
             temperature, ``ce_weight``, ``kd_weight``, ``ensemble_ce_weight``, ``mixing`` or probabilities that require
@@ -144,6 +151,7 @@ def ensemble_kd_loss(
         weight,
         divergence,
         beta,
+        standardise_logits,
     )
     beside = ensemble_weights, teacher_logits, num_items, backend, validate
     return loss_of(logits, target, options, beside)
@@ -219,6 +227,7 @@ def ensemble_kd_value_and_grad(
     num_items: float | Tensor | None = None,
     divergence: str = "forward",
     beta: float = 0.5,
+    standardise_logits: bool = False,
     grad_scale: Tensor | None = None,
     out: Sequence[Tensor] | Tensor | None = None,
     weights_grad: Tensor | None = None,
@@ -256,6 +265,7 @@ def ensemble_kd_value_and_grad(
         weight,
         divergence,
         beta,
+        standardise_logits,
     )
     beside = ensemble_weights, teacher_logits, num_items, backend, validate
     logits = logits_of(logits)

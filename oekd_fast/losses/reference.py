@@ -18,6 +18,7 @@ from torch import Tensor
 from oekd_fast.losses import transforms
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.losses.checks import DEVICE_SCALARS
+from oekd_fast.losses.standardise import standardised
 
 
 class EnsembleKDOutput(NamedTuple):
@@ -76,6 +77,8 @@ def ensemble_kd(call: EnsembleKDCall) -> EnsembleKDOutput:
         return (total / divisor.where(divisor > 0, 1.0)).where(divisor > 0, 0.0)
 
     def distribution(scores: Tensor) -> tuple[Tensor, Tensor]:
+        if options.standardise_logits:
+            scores = standardised(scores)
         log_probs = F.log_softmax(_divide(scores, temperature), dim=1)
         return log_probs, log_probs.exp()
 

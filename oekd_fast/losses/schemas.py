@@ -21,6 +21,7 @@ from oekd_fast.common.fake_ops import on_one_device
 #   num_items: one element of any integer or floating dtype, the divisor of all means.
 #   per_row: reduction == "none"; the loss and the statistics but `correct` then have one value a row.
 #   divergence, beta: index of the divergence in oekd_fast.losses.checks.DIVERGENCES, and the parameter of "js".
+#   standardise_logits: the divergences compare standardised logits.
 #   grad_scale: one element, which multiplies the gradients; or with per_row [R], one element a row.
 #   weights_grad: a buffer with the shape of ensemble_weights and any floating dtype.
 #   isa: instruction set of the CPU kernel; "auto" takes the widest one. Other backends ignore it.
@@ -32,7 +33,8 @@ _OPTIONS = (
     "Tensor? ensemble_weights, float temperature, float ce_weight, float kd_weight, float label_smoothing, "
     "int ignore_index, bool mean, bool detach_ensemble, Tensor? device_scalars=None, float ensemble_ce_weight=0.0, "
     "Tensor[]? teacher_logits=None, Tensor? mixing=None, bool mix_probabilities=False, Tensor? class_weights=None, "
-    "Tensor? num_items=None, bool per_row=False, int divergence=0, float beta=0.5"
+    "Tensor? num_items=None, bool per_row=False, int divergence=0, float beta=0.5, "
+    "bool standardise_logits=False"
 )
 _ARGUMENTS = f"Tensor[] logits, Tensor? target, *, {_OPTIONS}"
 _STATISTICS = "Tensor, Tensor, Tensor, Tensor, Tensor"

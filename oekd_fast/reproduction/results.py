@@ -105,6 +105,7 @@ def protocol(config: TrainConfig) -> str:
         else "no warm-up",
         f"weight decay {config.weight_decay:g}",
         f"T {weights.temperature:g}",
+        "standardised logits" if config.standardise_logits else "",
         f"alpha {weights.ce_weight:g}, beta {weights.feature_weight:g}, gamma {weights.kd_weight:g}",
         f"learns from {config.learn_from.replace('_', ' ')}" if config.learn_from != "objective" else "",
         "from averaged weights" if config.learn_from_average else "",

@@ -58,12 +58,18 @@ def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "shape, class_dim, probabilities", [((2, 5, 3, 4), 1, False), ((2, 3, 5), -1, False), ((6, 5), 1, True)]
+    "shape, class_dim, probabilities, standardise",
+    [
+        ((2, 5, 3, 4), 1, False, False),
+        ((2, 5, 3, 4), 1, False, True),
+        ((2, 3, 5), -1, False, True),
+        ((6, 5), 1, True, False),
+    ],
 )
-def test_the_naive_loss_of_shapes_is_the_same_loss(shape, class_dim, probabilities):
+def test_the_naive_loss_of_shapes_is_the_same_loss(shape, class_dim, probabilities, standardise):
     logits, target = ensemble_kd_shapes.Case(shape, class_dim, 3, probabilities).tensors()
-    expected = ensemble_kd_loss(logits, target, class_dim=class_dim).loss
-    torch.testing.assert_close(ensemble_kd_shapes.naive_loss(logits, target, class_dim), expected)
+    expected = ensemble_kd_loss(logits, target, class_dim=class_dim, standardise_logits=standardise).loss
+    torch.testing.assert_close(ensemble_kd_shapes.naive_loss(logits, target, class_dim, standardise), expected)
 
 
 def test_the_command_of_shapes_writes_its_file(tmp_path, monkeypatch, capsys):

@@ -87,6 +87,15 @@ DIVERGENCES = {
         {"divergence": 2, "teacher_logits": images(4)[3], "mean": False, "per_row": True, "temperature": 1.0},
     ),
 }
+STANDARDISED = {
+    "forward": (indices, {"kd_weight": 9.0}),
+    "forward from a teacher, of rows": (
+        soft_labels,
+        {"teacher_logits": images(4)[3], "mean": False, "per_row": True, "temperature": 2.5, "kd_weight": 9.0},
+    ),
+    "reverse": (indices, {"divergence": 1, "kd_weight": 9.0, "ensemble_ce_weight": 0.5}),
+    "js from a teacher": (indices, {"divergence": 2, "beta": 0.3, "kd_weight": 9.0, "teacher_logits": images(4)[3]}),
+}
 
 
 def plain(options):
@@ -133,6 +142,13 @@ def test_indices(name, plan):
 def test_probabilities(name, plan):
     target, options = SOFT[name]
     check(images(), target(), options, ALL[plan])
+
+
+@pytest.mark.parametrize("plan", ["rows", "adjacent"])
+@pytest.mark.parametrize("name", STANDARDISED)
+def test_standardised_logits(name, plan):
+    target, options = STANDARDISED[name]
+    check(images(), target(), {**options, "standardise_logits": True}, ALL[plan])
 
 
 @pytest.mark.parametrize("plan", ["rows", "adjacent"])

@@ -63,6 +63,16 @@ OPTIONS = {
     "the ensemble learns": (True, {"ensemble_ce_weight": 0.5, "weight": WEIGHT, "label_smoothing": 0.1}),
     "reverse": (False, {"divergence_kind": "reverse", "kd_weight": 1.0}),
     "js": (False, {"divergence_kind": "js", "beta": 0.3, "kd_weight": 1.0}),
+    "standardised": (False, {"standardise_logits": True, "kd_weight": 1.0, "weight": WEIGHT, "label_smoothing": 0.1}),
+    "standardised, a teacher, a row": (
+        True,
+        {
+            "standardise_logits": True,
+            "reduction": "none",
+            "temperature": 2.5,
+            "teacher_logits": 4 * torch.randn(OUTER, C, INNER, generator=generator(50)) + 30,
+        },
+    ),
 }
 # Rows adjacent in memory; then rows for which blocks are copied.
 LAYOUTS = {

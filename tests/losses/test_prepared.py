@@ -231,6 +231,7 @@ def variations():
         {"divergence": "reverse"},
         {"divergence": "js"},
         {"divergence": "js", "beta": 0.25},
+        {"standardise_logits": True},
     ):
         yield logits, target, changes
 

@@ -101,6 +101,7 @@ NEW = {
     "rows of images": ((2, 4, 18), {"reduction": "none"}),
     "js": ((5, 4), {"divergence": "js", "beta": 0.3}),
     "reverse, images": ((2, 4, 3), {"divergence": "reverse"}),
+    "standardised": ((5, 4), {"standardise_logits": True}),
 }
 
 

@@ -162,6 +162,11 @@ BAD = {
     ),
     "beta 0": ({"beta": 0.0}, ValueError, "beta: expected a number in (0, 1), got 0.0"),
     "beta a word": ({"beta": "1"}, TypeError, "beta: expected a number, got str"),
+    "standardise_logits a number": (
+        {"standardise_logits": 1},
+        TypeError,
+        "standardise_logits: expected a bool, got int",
+    ),
 }
 
 

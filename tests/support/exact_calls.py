@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .exact_standards import Standardised
 from .random_calls import RandomCall
 
 EPS = 2.0**-24
@@ -181,7 +182,8 @@ class ExactCall:
 
     def _divergences(self) -> tuple[Exact, Tensor, Tensor]:
         """Return T^2 times the divergences, and the gradients of a row with their terms."""
-        log_q = (self.z / self.temperature).log_softmax(dim=2)
+        students = Standardised.of(self.z) if self.options.get("standardise_logits") else None
+        log_q = ((self.z if students is None else students.z) / self.temperature).log_softmax(dim=2)
         of_pair = {"forward": _forward, "reverse": _reverse, "js": self._jensen_shannon}
         pair_of = of_pair[self.options.get("divergence", "forward")]
         value, terms = 0.0, 0.0
@@ -189,6 +191,8 @@ class ExactCall:
         factor, each = float(self.options["kd_weight"]) * self.temperature, self.each[:, None]
         for weight, log_t, sizes in self._targets():
             pair = pair_of(log_t, log_q, sizes, weight == 0)
+            if students is not None:
+                pair = _through(students, pair, log_q.exp(), self.temperature)
             value = value + (weight * pair.value)[:, :, 0]
             of_sums = log_sum_terms(log_q) + log_sum_terms(log_t)
             terms = terms + (weight.abs() * (pair.terms + of_sums))[:, :, 0]
@@ -225,6 +229,9 @@ class ExactCall:
         mixing, one = self.options.get("mixing"), torch.ones(1, 1, 1, dtype=torch.float64)
 
         def of(scores: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+            if self.options.get("standardise_logits"):
+                standardised = Standardised.of(scores, sizes)
+                scores, sizes = standardised.z, standardised.sizes
             return (scores / self.temperature).log_softmax(dim=-1), sizes / self.temperature
 
         if mixing is None:
@@ -239,6 +246,15 @@ class ExactCall:
             weights = mixing[:, :, None, None]
             return [(one, *of(_weighted(weights, sources), _weighted(weights.abs(), sizes)))]
         return [(w[:, None, None], *of(*source)) for w, *source in zip(mixing.unbind(1), sources, sizes, strict=True)]
+
+
+def _through(students: Standardised, pair: _Pair, q: Tensor, temperature: float) -> _Pair:
+    """Return the divergence from standardised students with the gradients of their logits, over T."""
+    sizes = students.sizes / temperature  # of the exponents of q
+    moved = sizes + (q * sizes).sum(dim=2, keepdim=True)
+    change = (pair.grad.abs() * sizes).sum(dim=2, keepdim=True)
+    grad_terms = pair.grad_terms + (q + pair.grad.abs()) * moved + q * change
+    return _Pair(pair.value, pair.terms + change, *students.through(pair.grad, grad_terms))
 
 
 def _forward(log_t: Tensor, log_q: Tensor, sizes: Tensor, unused: Tensor) -> _Pair:

@@ -17,6 +17,11 @@ from torch import Tensor
 from . import oracle
 
 
+def standardised(z: Tensor) -> Tensor:
+    """(z - mean z) / sd z of each row [R, C], with the standard deviation of a population."""
+    return (z - z.mean(dim=1, keepdim=True)) / z.std(dim=1, correction=0, keepdim=True)
+
+
 class Result(NamedTuple):
     loss: np.ndarray  # [], or [R] without a reduction
     ce: np.ndarray  # [S] or [S, R]
@@ -64,6 +69,7 @@ def evaluate(
     num_items=None,
     divergence_kind="forward",
     beta=0.5,
+    standardise_logits=False,
     teacher_logits=None,
     upstream=None,
     order=0,
@@ -98,7 +104,10 @@ def evaluate(
         ) / (num_items or 1)
 
     def kd(student):
-        per_row = divergence(mean if teacher is None else teacher, student, temperature, divergence_kind, beta)
+        pair = mean if teacher is None else teacher, student
+        if standardise_logits:
+            pair = map(standardised, pair)
+        per_row = divergence(*pair, temperature, divergence_kind, beta)
         per_row = torch.where(counted, per_row, 0.0)
         if reduction == "none":
             return per_row

@@ -252,6 +252,8 @@ class _Maker:
         images = self.random.choice([n for n in (1, 2, 3, 5) if rows % n == 0]) if self.chance(0.3) else None
         if images:
             out = None
+        if self.chance(0.3):
+            options["standardise_logits"] = True
         return RandomCall(logits, target, options, out, images)
 
     def labels(self, rows: int, classes: int, ignore_index: int) -> Tensor:

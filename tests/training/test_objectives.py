@@ -207,6 +207,27 @@ def test_students_learn_from_the_chosen_students(learn_from, average, strengths)
             assert (ours.grad.double() - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-6, name
 
 
+def test_standardised_logits_take_the_place_of_logits_in_the_distillation_term():
+    config = TrainConfig(
+        num_students=S, warmup_epochs=0, learn_from="wider", standardise_logits=True, ce_weight=1.0, kd_weight=9.0,
+        feature_weight=0.0,
+    )  # fmt: skip
+    engine, (pixels, labels) = make_engine(config, architecture=SMOOTH), make_batch(16)
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    shared = twin.base(network_input(pixels.double()))
+    logits = [branch(shared)[0] for branch in twin.branches]
+    standard = [(z - z.mean(dim=1, keepdim=True)) / z.std(dim=1, correction=0, keepdim=True) for z in logits]
+    loss = sum(ce(z, labels) for z in logits)
+    for z, row in zip(standard, LEARN_FROM["wider"], strict=True):
+        loss = loss + 9.0 * sum(w * kl(teacher.detach(), z, 2.0) for w, teacher in zip(row, standard, strict=True))
+    loss.backward()
+    engine.train_step(pixels, labels)
+    assert engine.metrics.read().loss == pytest.approx(loss.item(), rel=1e-5)
+    for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert (ours.grad.double() - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-6, name
+
+
 def test_the_base_can_learn_from_the_pseudo_teacher_alone():
     pixels, labels = make_batch(16)
     engine = make_engine(

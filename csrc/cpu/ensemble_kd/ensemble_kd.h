@@ -63,6 +63,7 @@ struct KDProblem {
   const float* mixing;            // [students, sources()], or null
   Divergence divergence;
   double beta;                    // of Divergence::js
+  bool standardise_logits;        // the divergences are those of the standardised logits of students and targets
   double temperature;
   double ce_weight, kd_weight, ensemble_ce_weight;
   double label_smoothing;

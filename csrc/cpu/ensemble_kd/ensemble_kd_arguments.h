@@ -18,6 +18,7 @@ struct Settings {
   bool per_row;
   int64_t divergence;  // a Divergence
   double beta;
+  bool standardise_logits;
 };
 
 // Replaces the first three or four numbers of the settings by those in a tensor, which is in host memory.

@@ -171,6 +171,7 @@ Statistics ensemble_kd(const Inputs& inputs, const Outputs* outputs, std::string
   problem.grads = outputs ? grad_matrices.data() : nullptr;
   problem.divergence = static_cast<Divergence>(settings.divergence);
   problem.beta = settings.beta;
+  problem.standardise_logits = settings.standardise_logits;
   problem.temperature = settings.temperature;
   problem.ce_weight = settings.ce_weight;
   problem.kd_weight = settings.kd_weight;

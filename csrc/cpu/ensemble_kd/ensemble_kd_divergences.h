@@ -12,10 +12,11 @@
 namespace oekd::OEKD_ISA {
 namespace {
 
-// Logits of a tile, with what makes them a softmax: e^((z - shift)/T) * share.
+// Logits of a tile, with what makes them a softmax: e^((z - shift) * rate) * share. The rate is 1/T, or 1/(T sd) for
+// standardised logits.
 struct Scores {
   const float* z;
-  float shift, share;
+  float shift, share, rate;
 };
 
 // log p/m where m = p + share (other - p), as -log1p(share (other - p)/p): where p and `other` are close, so that their
@@ -28,10 +29,10 @@ inline vf log_ratio(vf p, vf other, float share) {
 
 // Calls step(t, q) with the softmaxes of a vector. Padded columns have logits of -inf, and so probabilities of 0.
 template <class Step>
-inline __attribute__((always_inline)) void softmaxes(const Scores& target, const Scores& student, int64_t c, float inv_t,
+inline __attribute__((always_inline)) void softmaxes(const Scores& target, const Scores& student, int64_t c,
                                                      const Step& step) {
-  const vf t = exp_nonpositive((load<vf>(target.z + c) - target.shift) * inv_t) * target.share;
-  const vf q = exp_nonpositive((load<vf>(student.z + c) - student.shift) * inv_t) * student.share;
+  const vf t = exp_nonpositive((load<vf>(target.z + c) - target.shift) * target.rate) * target.share;
+  const vf q = exp_nonpositive((load<vf>(student.z + c) - student.shift) * student.rate) * student.share;
   step(t, q);
 }
 
@@ -39,10 +40,10 @@ struct JensenShannon {
   double of_target, of_student;  // KL(t || m) and KL(q || m), or the sums of some of their terms
 };
 
-JensenShannon js_sums(const Scores& target, const Scores& student, int64_t width, float inv_t, float beta) {
+JensenShannon js_sums(const Scores& target, const Scores& student, int64_t width, float beta) {
   vf totals[2];
   sum_vectors(width, totals, [&](int64_t c, vf (&s)[2]) {
-    softmaxes(target, student, c, inv_t, [&](vf t, vf q) {
+    softmaxes(target, student, c, [&](vf t, vf q) {
       s[0] += t * log_ratio(t, q, 1 - beta);
       s[1] += q * log_ratio(q, t, beta);
     });
@@ -51,22 +52,21 @@ JensenShannon js_sums(const Scores& target, const Scores& student, int64_t width
 }
 
 // sum += factor q (log q/m - mean)
-void add_js(float* sum, const Scores& target, const Scores& student, int64_t width, float inv_t, float beta,
-            float factor, float mean) {
+void add_js(float* sum, const Scores& target, const Scores& student, int64_t width, float beta, float factor,
+            float mean) {
   for (int64_t c = 0; c < width; c += LANES) {
-    softmaxes(target, student, c, inv_t, [&](vf t, vf q) {
+    softmaxes(target, student, c, [&](vf t, vf q) {
       store(sum + c, load<vf>(sum + c) + q * (log_ratio(q, t, beta) - mean) * factor);
     });
   }
 }
 
-// sum += factor e (z - t - mean) with the student's e = e^((z - shift)/T) and shifted logits z and t.
-void add_reverse(float* sum, const Scores& target, const Scores& student, int64_t width, float inv_t, float factor,
-                 float mean) {
+// sum += factor e (x - t - mean) with the student's e = e^x and exponents x and t.
+void add_reverse(float* sum, const Scores& target, const Scores& student, int64_t width, float factor, float mean) {
   for (int64_t c = 0; c < width; c += LANES) {
-    const vf d = load<vf>(student.z + c) - student.shift;
-    const vf e = exp_nonpositive(d * inv_t);
-    const vf gap = d - (load<vf>(target.z + c) - target.shift) - mean;
+    const vf x = (load<vf>(student.z + c) - student.shift) * student.rate;
+    const vf e = exp_nonpositive(x);
+    const vf gap = x - (load<vf>(target.z + c) - target.shift) * target.rate - mean;
     store(sum + c, load<vf>(sum + c) + (e == vf{} ? vf{} : e * gap) * factor);
   }
 }

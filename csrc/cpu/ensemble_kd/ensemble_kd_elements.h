@@ -25,8 +25,15 @@ inline int64_t size_of(Scalar dtype) {
   return with_dtype(dtype, []<class T>(T) { return int64_t{sizeof(T)}; });
 }
 
-// T if e^z can be computed as (e^(z/T))^T by multiplications, else 0.
-inline int integer_temperature(double t) { return t == 1 ? 1 : t == 2 ? 2 : t == 3 ? 3 : t == 4 ? 4 : 0; }
+// The kernels' POWER: T if e^z can be computed as (e^(z/T))^T by multiplications, else 0; STANDARDISED if the logits at T
+// are standardised, so that their exponentials have nothing to do with those at 1.
+constexpr int STANDARDISED = -1;
+
+inline int power_of(const KDProblem& p) {
+  const double t = p.temperature;
+  if (p.standardise_logits) return STANDARDISED;
+  return t == 1 ? 1 : t == 2 ? 2 : t == 3 ? 3 : t == 4 ? 4 : 0;
+}
 
 template <int POWER>
 inline vf power(vf e) {
@@ -36,11 +43,11 @@ inline vf power(vf e) {
   if constexpr (POWER == 4) return (e * e) * (e * e);
 }
 
-// e^d, where e = e^(d/T).
+// e^d, where e = e^(d/T) unless the logits are standardised.
 template <int POWER>
 inline vf exp_at_1(vf d, vf e) {
-  if constexpr (POWER == 0) return exp_nonpositive(d);
-  if constexpr (POWER != 0) return power<POWER>(e);
+  if constexpr (POWER <= 0) return exp_nonpositive(d);
+  if constexpr (POWER > 0) return power<POWER>(e);
 }
 
 // t (target - d), where t = e^(target/T). It is 0 where t is 0, although the difference may be -inf - -inf.

@@ -41,12 +41,15 @@ class Rows : Row {
         continue;
       }
       start();
+      if constexpr (POWER == STANDARDISED) standardise();
       first_sweep();
       join_tiles();
       if (p.divergence == Divergence::js) js_sweep();
       add_row(sums, correct);
       if (p.with_weights_grad) add_weights_grad(sums + 2 * p.students + 1);
-      if (p.grads) second_sweep();
+      if (!p.grads) continue;
+      if constexpr (POWER == STANDARDISED) standardised_sweep();
+      if constexpr (POWER != STANDARDISED) second_sweep();
     }
   }
 
@@ -115,12 +118,12 @@ class Rows : Row {
   // Exponentials of the ensemble and the extra teachers, relative to the given maxima: a tile's, or the row's.
   template <class Sums>
   void exponentiate_teachers(int64_t tile, int64_t padded, const Sums* maxima, TileSums* sums) {
-    teacher_exps<POWER>(mixed, mixed, slot(tile, 0), padded, shift(maxima[0].max), inv_t, sums[0]);
+    teacher_exps<POWER>(mixed, mixed, slot(tile, 0), padded, shift(maxima[0].max), rate(0), sums[0]);
     if (learns) exps_at_1<POWER>(at_1, mixed, slot(tile, 0), padded);
     for (int64_t x = 0; x < l.extra; ++x) {
       const int64_t k = p.students + 1 + x;
       float* z = extra_shifted(x);
-      teacher_exps<POWER>(z, z, slot(tile, k), padded, shift(maxima[k].max), inv_t, sums[k]);
+      teacher_exps<POWER>(z, z, slot(tile, k), padded, shift(maxima[k].max), rate(k), sums[k]);
     }
   }
 
@@ -150,15 +153,17 @@ class Rows : Row {
           row_sums[1 + j].finite += rest_ == Rest::spread ? finite_label_sum(label, z, padded) : finite;
         }
         if (pairs) {
-          teacher_exps<POWER>(z, student_shifted(j), z, padded, shift(own.max), inv_t, own);
+          teacher_exps<POWER>(z, student_shifted(j), z, padded, shift(own.max), rate(1 + j), own);
           continue;
         }
         const int64_t target = target_of(j);
         const float* shifted = target ? extra_shifted(target - 1 - p.students) : mixed;
         if (p.divergence == Divergence::reverse) {
-          student_exps<POWER, true>(z, shifted, slot(tile, target), padded, shift(own.max), inv_t, own);
+          student_exps<POWER, true>(z, shifted, slot(tile, target), padded, shift(own.max), rate(1 + j), scale(1 + j),
+                                    scale(target), own);
         } else {
-          student_exps<POWER, false>(z, shifted, slot(tile, target), padded, shift(own.max), inv_t, own);
+          student_exps<POWER, false>(z, shifted, slot(tile, target), padded, shift(own.max), rate(1 + j), scale(1 + j),
+                                     scale(target), own);
         }
       }
       if (pairs) add_pairs(tile, padded);
@@ -171,8 +176,14 @@ class Rows : Row {
       for (int64_t i = 0; i < p.sources(); ++i, ++cross) {
         const float* shifted = i < p.students ? student_shifted(i) : extra_shifted(i - p.students);
         const float *target = slot(tile, member_of(i)), *student = slot(tile, 1 + j), *z = student_shifted(j);
-        const bool reverse = p.divergence == Divergence::reverse, given = p.mixing[j * p.sources() + i] != 0;
-        *cross = !given ? 0.0 : reverse ? cross_sum(student, z, shifted, padded) : cross_sum(target, shifted, z, padded);
+        const float target_scale = scale(member_of(i)), own = scale(1 + j);
+        if (p.mixing[j * p.sources() + i] == 0) {
+          *cross = 0;
+        } else if (p.divergence == Divergence::reverse) {
+          *cross = cross_sum<POWER>(student, z, shifted, padded, own, target_scale);
+        } else {
+          *cross = cross_sum<POWER>(target, shifted, z, padded, target_scale, own);
+        }
       }
     }
   }
@@ -184,7 +195,7 @@ class Rows : Row {
     exponentiate_teachers(tile, padded, row_sums, sums);
     for (int64_t j = 0; pairs && j < p.students; ++j) {
       float* e = student_shifted(j);
-      teacher_exps<POWER>(slot(tile, 1 + j), e, e, padded, row_sums[1 + j].max, inv_t, sums[1 + j]);
+      teacher_exps<POWER>(slot(tile, 1 + j), e, e, padded, row_sums[1 + j].max, rate(1 + j), sums[1 + j]);
     }
   }
 
@@ -197,12 +208,74 @@ class Rows : Row {
     }
   }
 
+  // Finds how the logits of each member are standardised.
+  void standardise() {
+    for (int64_t k = 0; k < l.members; ++k) moments[k] = {};
+    for (int64_t k = 0; k < l.members; ++k) row_sums[k].max = -INFINITY;
+    for (int64_t tile = 0; tile < l.tiles; ++tile) {
+      TileSums* sums = tile_sums + tile * l.members;
+      load_tile(tile, sums);
+      const int64_t padded = round_up(columns(tile), LANES);
+      for (int64_t k = 0; k < l.members; ++k) {
+        const float* z = k == 0 ? mixed : k > p.students ? extra_shifted(k - 1 - p.students) : slot(tile, k);
+        moments[k].add(moments_of(z, padded, shift(sums[k].max)));
+        if (sums[k].max > row_sums[k].max) row_sums[k].max = sums[k].max;
+      }
+    }
+    for (int64_t k = 0; k < l.members; ++k) {
+      const double factor = moments[k].inverse_sd(), mean = moments[k].mean - shift(row_sums[k].max);
+      standards[k] = {static_cast<float>(mean), static_cast<float>(factor == 0 ? CONSTANT_SCALE : factor), factor,
+                      moments[k].number, 0.0};
+      row_sums[k].max = -INFINITY;
+    }
+  }
+
+  // The second sweep with standardised logits. The sums of g' z' of a row in several tiles take a sweep of their own.
+  void standardised_sweep() {
+    for (int64_t tile = 0; l.tiles > 1 && tile < l.tiles; ++tile) {
+      const int64_t padded = round_up(columns(tile), LANES);
+      reload_tile(tile, padded);
+      for (int64_t j = 0; j < p.students; ++j) standards[1 + j].product += toward_targets(tile, j, padded);
+    }
+    const double ce = p.target ? ce_scale_ * p.ce_weight : 0.0;
+    const double learning = p.target ? ce_scale_ * p.ensemble_ce_weight : 0.0;
+    const double even_share = rest_ == Rest::smoothed ? p.label_smoothing / static_cast<double>(p.classes) : 0.0;
+    for (int64_t tile = l.tiles - 1; tile >= 0; --tile) {
+      const int64_t n = columns(tile), padded = round_up(n, LANES), column = target_ - tile * l.width;
+      reload_tile(tile, padded);
+      if (rest_ == Rest::spread && l.tiles > 1) load_label(tile, n);
+      for (int64_t j = 0; j < p.students; ++j) {
+        const RowSums& sums = row_sums[1 + j];
+        const Standard& standard = standards[1 + j];
+        const double product = toward_targets(tile, j, padded), labels = ce + learning * weight(j);
+        const double mean = standard.factor == 0 ? 0.0 : (l.tiles > 1 ? standard.product : product) / standard.number;
+        fill(less, static_cast<float>(labels * even_share), padded);
+        add_labels(tile, j, padded, labels, learning, false);
+        add_standardised(result, slot(tile, 1 + j), less, padded, shift(sums.max),
+                         static_cast<float>(ce * label_total_ / sums.at_1), static_cast<float>(mean), standard);
+        if (column >= 0 && column < n) result[column] -= static_cast<float>(labels * hit_);
+        put(address<T>(p.grads[j], tile), n, result, p.stream_stores);
+      }
+    }
+  }
+
+  // Writes the gradient of student j's distillation term for its standardised logits to `result`. Returns the sum of its
+  // products with them.
+  double toward_targets(int64_t tile, int64_t j, int64_t padded) {
+    const double kd = kd_scale_ * p.kd_weight * p.temperature;
+    const double own = p.divergence == Divergence::forward ? kd * weight_of_targets(j) / row_sums[1 + j].at_t : 0.0;
+    fill(less, 0, padded);
+    add_targets(tile, j, padded, kd, false);
+    return toward_target(result, slot(tile, 1 + j), less, padded, shift(row_sums[1 + j].max), rate(1 + j),
+                         static_cast<float>(own), standards[1 + j]);
+  }
+
   void second_sweep() {
     const double ce = p.target ? ce_scale_ * p.ce_weight : 0.0;
     const double learning = p.target ? ce_scale_ * p.ensemble_ce_weight : 0.0;
     const double kd = kd_scale_ * p.kd_weight * p.temperature;
     const double even_share = rest_ == Rest::smoothed ? p.label_smoothing / static_cast<double>(p.classes) : 0.0;
-    const bool forward = p.divergence == Divergence::forward, kept = l.slots == l.tiles && POWER != 0 && forward;
+    const bool forward = p.divergence == Divergence::forward, kept = l.slots == l.tiles && POWER > 0 && forward;
     for (int64_t tile = l.tiles - 1; tile >= 0; --tile) {
       const int64_t n = columns(tile), padded = round_up(n, LANES), first = tile * l.width;
       if (!kept) {
@@ -259,7 +332,8 @@ class Rows : Row {
 
 template <class T>
 void run_rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
-  switch (integer_temperature(p.temperature)) {
+  switch (power_of(p)) {
+    case STANDARDISED: return Rows<STANDARDISED, T>(p, scratch).run(begin, end, sums, correct);
     case 1: return Rows<1, T>(p, scratch).run(begin, end, sums, correct);
     case 2: return Rows<2, T>(p, scratch).run(begin, end, sums, correct);
     case 3: return Rows<3, T>(p, scratch).run(begin, end, sums, correct);

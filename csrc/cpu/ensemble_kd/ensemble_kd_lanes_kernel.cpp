@@ -12,6 +12,7 @@
 // of vectors may change any object for all that the compiler knows.
 #include "cpu/ensemble_kd/ensemble_kd.h"
 #include "cpu/ensemble_kd/ensemble_kd_lanes_rows.h"
+#include "cpu/ensemble_kd/ensemble_kd_lanes_standardised.h"
 
 namespace oekd::OEKD_ISA {
 namespace {
@@ -37,18 +38,21 @@ class Lanes : LaneRows {
     const Wide teacher = p.targets == Targets::ensemble ? of_ensemble() : of_teacher();
     for (int64_t j = 0; j < p.students; ++j) {
       float* z = plane(j);
-      const Member student = exponentials(z, maxima[j]);
+      const LaneStandard own = scale_of(z, l.pitch, maxima[j]);
+      const Member student = exponentials(z, maxima[j], own);
       add_student(j, student, teacher);
-      if (p.grads) gradients(z, student, teacher);
+      if (p.grads) gradients(z, student, teacher, own);
     }
     finish_row_losses();
   }
 
   // Computes the ensemble's statistics, and its exponentials as those of the target. Returns their sums at T.
   Wide of_ensemble() {
-    const Member ensemble = of_mean([=, inverse = inv_t, d_at = shifted, e_at = exps](int64_t c, vf d) {
-      const vf e = exp_nonpositive(d * inverse);
-      store(d_at + c * LANES, d);
+    const Largest largest = largest_of(mixed, LANES);
+    const vf scale = scale_of(mixed, LANES, largest).scale;
+    const Member ensemble = of_mean(largest, [=, inverse = inv_t, d_at = shifted, e_at = exps](int64_t c, vf d) {
+      const vf own = scaled(d, scale), e = exp_nonpositive(own * inverse);
+      store(d_at + c * LANES, own);
       store(e_at + c * LANES, e);
       return Pair{e, exp_at_1<POWER>(d, e)};
     });
@@ -58,16 +62,19 @@ class Lanes : LaneRows {
 
   // Computes the external teacher's exponentials, and the ensemble's statistics. Returns the sums of the former at T.
   Wide of_teacher() {
-    if (p.target) add_ensemble(of_mean([&](int64_t, vf d) { return Pair{vf{}, exp_nonpositive(d)}; }));
+    if (p.target) {
+      const Largest largest = largest_of(mixed, LANES);
+      add_ensemble(of_mean(largest, [&](int64_t, vf d) { return Pair{vf{}, exp_nonpositive(d)}; }));
+    }
     const float *z = plane(p.students), inverse = inv_t;
     float *const d_at = shifted, *const e_at = exps;
     const int64_t classes = p.classes, pitch = l.pitch;
-    vf most = splat(-INFINITY);
-    for (int64_t c = 0; c < classes; ++c) most = max(load<vf>(z + c * pitch), most);
-    most = shift(most);
+    Largest largest{splat(-INFINITY), {}, {}};
+    for (int64_t c = 0; c < classes; ++c) largest.max = max(load<vf>(z + c * pitch), largest.max);
+    const vf most = shift(largest.max), scale = scale_of(z, pitch, largest).scale;
     Wide totals[1] = {};
     sum_classes(classes, totals, [&](int64_t c, vf (&s)[1]) {
-      const vf d = load<vf>(z + c * pitch) - most;
+      const vf d = scaled(load<vf>(z + c * pitch) - most, scale);
       const vf e = exp_nonpositive(d * inverse);
       store(d_at + c * LANES, d);
       store(e_at + c * LANES, e);
@@ -78,11 +85,22 @@ class Lanes : LaneRows {
 
   struct Pair { vf at_t, at_1; };
 
-  // The mean of the students' logits; `exponentials` maps a shifted logit to its exponentials.
+  static vf scaled(vf d, vf scale) {
+    if constexpr (POWER == STANDARDISED) return d * scale;
+    return d;
+  }
+
+  LaneStandard scale_of(const float* z, int64_t pitch, const Largest& largest) const {
+    if constexpr (POWER == STANDARDISED) return standard_of(z, pitch, p.classes, shift(largest.max));
+    LaneStandard none{};
+    return none;
+  }
+
+  // Statistics of the mean of the students' logits; `exponentials` maps a shifted logit to its exponentials.
   template <class Exponentials>
-  Member of_mean(const Exponentials& exponentials) {
+  Member of_mean(const Largest& largest, const Exponentials& exponentials) {
     Member mean;
-    static_cast<Largest&>(mean) = largest_of(mixed, LANES);
+    static_cast<Largest&>(mean) = largest;
     const vf most = shift(mean.max);
     const float *const z = mixed, *const v = label;
     Wide totals[3] = {};
@@ -105,23 +123,25 @@ class Lanes : LaneRows {
   }
 
   // Replaces a student's logits by e^((z - max)/T).
-  Member exponentials(float* z, const Largest& largest) {
+  Member exponentials(float* z, const Largest& largest, const LaneStandard& own) {
     Member student;
     static_cast<Largest&>(student) = largest;
     const vf most = shift(student.max);
     const int64_t pitch = l.pitch;
     const float inverse = inv_t, *const target = shifted, *const teacher = exps, *const v = label;
-    float* const at_1 = ones;
+    float *const at_1 = ones, *const z_at = standard;
+    const vf scale = own.scale, center = own.mean;
     Wide totals[LABELS ? 4 : 3] = {};
     sum_classes(p.classes, totals, [&](int64_t c, vf (&s)[LABELS ? 4 : 3]) {
       float* at = z + c * pitch;
       const vf d = load<vf>(at) - most;
-      const vf e = exp_nonpositive(d * inverse), e1 = exp_at_1<POWER>(d, e);
+      const vf x = scaled(d, scale), e = exp_nonpositive(x * inverse), e1 = exp_at_1<POWER>(d, e);
       store(at, e);
-      if constexpr (POWER == 0) store(at_1 + c * LANES, e1);
+      if constexpr (POWER == STANDARDISED) store(z_at + c * LANES, (d - center) * scale);
+      if constexpr (POWER <= 0) store(at_1 + c * LANES, e1);
       s[0] += e;
       s[1] += e1;
-      s[2] += cross_term(load<vf>(teacher + c * LANES), load<vf>(target + c * LANES), d);
+      s[2] += cross_term(load<vf>(teacher + c * LANES), load<vf>(target + c * LANES), x);
       if constexpr (LABELS) s[3] += label_term(v + c * LANES, d);
     });
     student.at_t = totals[0];
@@ -132,7 +152,7 @@ class Lanes : LaneRows {
   }
 
   // Replaces a student's exponentials by its gradients.
-  void gradients(float* z, const Member& student, const Wide& teacher) {
+  void gradients(float* z, const Member& student, const Wide& teacher, const LaneStandard& own) {
     vf a, b, c, labels;
     {
       vd wide[4][2];
@@ -151,12 +171,17 @@ class Lanes : LaneRows {
     }
     const int64_t classes = p.classes, pitch = l.pitch;
     const float *const targets = exps, *const v = label, *const at_1 = ones;
+    if constexpr (POWER == STANDARDISED) {
+      toward_targets(z, pitch, targets, standard, classes, b, c, own);
+      b = splat(1.0f);
+      c = vf{};
+    }
     for (int64_t i = 0; i < classes; ++i) {
       float* at = z + i * pitch;
       const vf e = load<vf>(at);
       vf e1;
-      if constexpr (POWER == 0) e1 = load<vf>(at_1 + i * LANES);
-      if constexpr (POWER != 0) e1 = power<POWER>(e);
+      if constexpr (POWER <= 0) e1 = load<vf>(at_1 + i * LANES);
+      if constexpr (POWER > 0) e1 = power<POWER>(e);
       vf less = load<vf>(targets + i * LANES) * c;
       if constexpr (LABELS) less += load<vf>(v + i * LANES) * labels;
       store(at, e1 * a + (e * b - less));
@@ -181,7 +206,8 @@ int64_t scratch_bytes(const KDProblem& p) { return lane_layout(p).bytes; }
 
 void rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
   const FlushToZero guard;
-  switch (integer_temperature(p.temperature)) {
+  switch (power_of(p)) {
+    case STANDARDISED: run_lanes<STANDARDISED>(p, begin, end, scratch, sums, correct); break;
     case 1: run_lanes<1>(p, begin, end, scratch, sums, correct); break;
     case 2: run_lanes<2>(p, begin, end, scratch, sums, correct); break;
     case 3: run_lanes<3>(p, begin, end, scratch, sums, correct); break;

@@ -28,7 +28,7 @@ inline bool has_rest(const KDProblem& p) { return p.probabilities || (p.target &
 struct LaneLayout {
   int64_t rows, pitch;  // rows of a block; floats from a class of a plane to the next
   int64_t planes;       // matrices of a block: students, the external teacher, probabilities
-  int64_t block, shifted, exps, ones, label, even, maxima, sums, correct;  // offsets in bytes
+  int64_t block, shifted, exps, ones, standard, label, even, maxima, sums, correct;  // offsets in bytes
   int64_t bytes;
 };
 
@@ -48,7 +48,8 @@ inline LaneLayout lane_layout(const KDProblem& p) {
   l.block = take(l.planes * p.classes * l.pitch * 4);
   l.shifted = take(vectors);
   l.exps = take(vectors);
-  l.ones = take(integer_temperature(p.temperature) ? 0 : vectors);
+  l.ones = take(power_of(p) > 0 ? 0 : vectors);
+  l.standard = take(p.standardise_logits ? vectors : 0);
   l.label = take(has_rest(p) ? vectors : 0);
   l.even = take(has_rest(p) ? p.classes * 4 : 0);
   l.maxima = take(p.students * int64_t{sizeof(Largest)});
@@ -66,6 +67,7 @@ class LaneRows {
     mixed = shifted;
     exps = reinterpret_cast<float*>(base + l.exps);
     ones = reinterpret_cast<float*>(base + l.ones);
+    standard = reinterpret_cast<float*>(base + l.standard);
     label = reinterpret_cast<float*>(base + l.label);
     even = reinterpret_cast<float*>(base + l.even);
     maxima = reinterpret_cast<Largest*>(base + l.maxima);
@@ -81,9 +83,10 @@ class LaneRows {
   const LaneLayout l;
   float* block;     // [planes, classes, pitch]
   float* mixed;     // [classes, LANES] zE; then `shifted` in the same place
-  float* shifted;   // [classes, LANES] the target's logits less their maximum
+  float* shifted;   // [classes, LANES] the target's logits less their maximum, over sd if they are standardised
   float* exps;      // [classes, LANES] their exponentials at T
   float* ones;      // [classes, LANES] a student's exponentials at T = 1, if they are no power of those at T
+  float* standard;  // [classes, LANES] a student's standardised logits
   float* label;     // [classes, LANES] v, the spread part of the rows' labels
   float* even;      // [classes] v of one-hot labels
   Largest* maxima;  // [S]

@@ -6,6 +6,7 @@
 
 #include "cpu/ensemble_kd/ensemble_kd_elements.h"
 #include "cpu/ensemble_kd/ensemble_kd_divergences.h"
+#include "cpu/ensemble_kd/ensemble_kd_standardised.h"
 #include "cpu/ensemble_kd/ensemble_kd_tile.h"
 
 namespace oekd::OEKD_ISA {
@@ -32,7 +33,7 @@ struct Layout {
   int64_t width, tiles, slots;  // columns of a tile, padded; tiles of a row; tiles whose exponentials are kept
   int64_t extra, members;       // extra teachers; all members
   int64_t shifted, at_1, less, result, label, exps;                         // offsets in bytes
-  int64_t tile_sums, row_sums, tile_labels, tile_pairs, row_pairs, row_js;
+  int64_t tile_sums, row_sums, tile_labels, tile_pairs, row_pairs, row_js, standards, moments;
   int64_t bytes;
 };
 
@@ -56,7 +57,7 @@ inline Layout layout_of(const KDProblem& p) {
   l.members = p.students + 1 + l.extra;
   l.width = p.classes < TILE ? round_up(p.classes, LINE / 4) : TILE;
   l.tiles = (p.classes + l.width - 1) / l.width;
-  const bool keep = integer_temperature(p.temperature) && l.tiles * l.width * l.members * 4 <= KEEP_BYTES;
+  const bool keep = power_of(p) > 0 && l.tiles * l.width * l.members * 4 <= KEEP_BYTES;
   l.slots = p.grads && keep && p.divergence == Divergence::forward ? l.tiles : 1;
   l.bytes = 0;
   const auto take = [&](int64_t bytes) {
@@ -72,15 +73,17 @@ inline Layout layout_of(const KDProblem& p) {
   l.tile_sums = take(l.tiles * l.members * int64_t{sizeof(TileSums)});
   l.row_sums = take(l.members * int64_t{sizeof(RowSums)});
   l.at_1 = take(learns * vector);
-  l.less = take((pairs || learns || spread || p.divergence != Divergence::forward) * vector);
+  l.less = take((pairs || learns || spread || p.standardise_logits || p.divergence != Divergence::forward) * vector);
   l.label = take(spread * vector);
   l.tile_labels = take(spread * l.tiles * int64_t{sizeof(double)});
-  l.result = take(pairs * vector);
+  l.result = take((pairs || p.standardise_logits) * vector);
   const int64_t pair_bytes = pairs * p.students * p.sources() * int64_t{sizeof(double)};
   l.tile_pairs = take(l.tiles * pair_bytes);
   l.row_pairs = take(pair_bytes);
   const int64_t targets = p.students * (pairs ? p.sources() : 1);
   l.row_js = take(p.divergence == Divergence::js ? targets * int64_t{sizeof(JensenShannon)} : 0);
+  l.standards = take(p.standardise_logits * l.members * int64_t{sizeof(Standard)});
+  l.moments = take(p.standardise_logits * l.members * int64_t{sizeof(Moments)});
   return l;
 }
 

@@ -33,6 +33,7 @@ Inputs inputs_of(Arguments& arguments) {
   settings.per_row = arguments.flag();
   settings.divergence = arguments.integer();
   settings.beta = arguments.number();
+  settings.standardise_logits = arguments.flag();
   return in;
 }
 

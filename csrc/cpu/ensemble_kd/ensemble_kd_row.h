@@ -29,6 +29,8 @@ class Row {
     row_pairs = reinterpret_cast<double*>(base + l.row_pairs);
     row_js = reinterpret_cast<JensenShannon*>(base + l.row_js);
     inv_t = static_cast<float>(1.0 / p.temperature);
+    if (p.standardise_logits) standards = reinterpret_cast<Standard*>(base + l.standards);
+    moments = reinterpret_cast<Moments*>(base + l.moments);
   }
 
   const KDProblem& p;
@@ -47,6 +49,8 @@ class Row {
   double* row_pairs;         // [S, sources]
   JensenShannon* row_js;     // [S], or [S, sources] for mixed probabilities
   float inv_t;
+  Standard* standards = nullptr;  // [members] if logits are standardised
+  Moments* moments;               // [members]
   // The label of a row is y = hit e_target + v. `smoothed`: v is label_smoothing / classes for all classes.
   enum class Rest { none, smoothed, spread };
 
@@ -122,6 +126,10 @@ class Row {
   // The member of a column of `mixing`, for mixed probabilities.
   int64_t member_of(int64_t source) const { return 1 + source; }
 
+  // What the logits of member k are multiplied by before the softmax at T: 1/sd if they are standardised, else 1.
+  float scale(int64_t k) const { return standards ? standards[k].scale : 1.0f; }
+  float rate(int64_t k) const { return standards ? static_cast<float>(standards[k].scale / p.temperature) : inv_t; }
+
   double weight(int64_t j) const { return weights_ ? weights_[j] : 1.0 / static_cast<double>(p.students); }
 
   // The value to subtract before the exponential. A tile of -inf alone must not give -inf - -inf, which is NaN.
@@ -142,7 +150,7 @@ class Row {
   double at_t_factor(int64_t tile, int64_t k) const {
     const float m = tile_sums[tile * l.members + k].max;
     if (l.tiles == 1) return 1.0;
-    return m == -INFINITY ? 0.0 : exp((static_cast<double>(m) - row_sums[k].max) / p.temperature);
+    return m == -INFINITY ? 0.0 : exp((static_cast<double>(m) - row_sums[k].max) * scale(k) / p.temperature);
   }
   double at_1_factor(int64_t tile, int64_t k) const {
     const float m = tile_sums[tile * l.members + k].max;
@@ -161,7 +169,7 @@ class Row {
     const int64_t from = reverse ? 1 + j : k, to = reverse ? k : 1 + j;
     const TileSums& weights = tile_sums[tile * l.members + from];
     if (weights.factor == 0) return 0.0;
-    const double moved = l.tiles == 1 ? 0.0 : above(tile, from) - above(tile, to);
+    const double moved = l.tiles == 1 ? 0.0 : above(tile, from) * scale(from) - above(tile, to) * scale(to);
     return weights.factor * (cross + weights.at_t * moved);
   }
 
@@ -303,16 +311,25 @@ class Row {
     return (kept ? tile_sums[tile * l.members + k].factor : 1.0) * kd / row_sums[k].at_t;
   }
 
-  // Writes to `less` what is subtracted in student j's gradient: the part of its targets, `labels` times the spread part
-  // of the label, less the part that the ensemble's own cross-entropy adds.
+  // Writes to `less` what is subtracted in student j's gradient: the part of its targets and that of the labels.
   void combine(int64_t tile, int64_t j, int64_t padded, double kd, double labels, double learning, bool kept) {
     fill(less, 0, padded);
+    add_targets(tile, j, padded, kd, kept);
+    add_labels(tile, j, padded, labels, learning, kept);
+  }
+
+  // Adds the part of student j's targets to `less`.
+  void add_targets(int64_t tile, int64_t j, int64_t padded, double kd, bool kept) {
     for_each_target(j, [&](float w, int64_t k, int64_t at) {
       if (p.divergence != Divergence::forward) return add_divergence(tile, j, padded, -w * kd, k, at);
       const bool reloaded = !kept && pairs && k <= p.students;
       const float* e = reloaded ? student_shifted(k - 1) : slot(tile, k);
       add_scaled(less, e, static_cast<float>(w * teacher_factor(tile, k, kd, kept)), padded);
     });
+  }
+
+  // Adds to `less` `labels` times the spread part of the label, less the part that the ensemble's own cross-entropy adds.
+  void add_labels(int64_t tile, int64_t j, int64_t padded, double labels, double learning, bool kept) {
     if (rest_ == Rest::spread) add_scaled(less, label, static_cast<float>(labels), padded);
     if (!learns) return;
     const double own = learning * weight(j) * label_total_ * (kept ? at_1_factor(tile, 0) : 1.0) / row_sums[0].at_1;
@@ -322,9 +339,9 @@ class Row {
   // A member's logits in a tile that has been loaded again, as its softmax at T.
   Scores scores(int64_t tile, int64_t k) const {
     const float share = static_cast<float>(1 / row_sums[k].at_t);
-    if (k == 0) return {mixed, 0, share};
-    if (k > p.students) return {extra_shifted(k - 1 - p.students), 0, share};
-    return {slot(tile, k), shift(row_sums[k].max), share};
+    if (k == 0) return {mixed, 0, share, rate(k)};
+    if (k > p.students) return {extra_shifted(k - 1 - p.students), 0, share, rate(k)};
+    return {slot(tile, k), shift(row_sums[k].max), share, rate(k)};
   }
 
   // Adds the terms of the tile to the sums of the Jensen-Shannon divergences.
@@ -332,7 +349,7 @@ class Row {
     for (int64_t j = 0; j < p.students; ++j) {
       for_each_target(j, [&](float, int64_t k, int64_t at) {
         const auto [of_target, of_student] =
-            js_sums(scores(tile, k), scores(tile, 1 + j), padded, inv_t, static_cast<float>(p.beta));
+            js_sums(scores(tile, k), scores(tile, 1 + j), padded, static_cast<float>(p.beta));
         row_js[at].of_target += of_target;
         row_js[at].of_student += of_student;
       });
@@ -344,13 +361,13 @@ class Row {
     const Scores target = scores(tile, k), student = scores(tile, 1 + j);
     if (p.divergence == Divergence::js) {
       const float factor = static_cast<float>(kd * (1 - p.beta));
-      add_js(less, target, student, padded, inv_t, static_cast<float>(p.beta), factor,
+      add_js(less, target, student, padded, static_cast<float>(p.beta), factor,
              static_cast<float>(row_js[at].of_student));
     } else {
-      // log q/t - KL(q || t) is the distance of (z - t)/T from its mean.
+      // log q/t - KL(q || t) is the distance of the exponents' difference from its mean.
       const double at_t = row_sums[1 + j].at_t, cross = pairs ? row_pairs[at] : row_sums[1 + j].cross;
-      add_reverse(less, target, student, padded, inv_t, static_cast<float>(kd / (p.temperature * at_t)),
-                  static_cast<float>(cross / at_t));
+      add_reverse(less, target, student, padded, static_cast<float>(kd / at_t),
+                  static_cast<float>(cross / (p.temperature * at_t)));
     }
   }
 };

@@ -103,10 +103,18 @@ void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, fl
   sums.at_1 = sum_across(totals[1]);
 }
 
-// Replaces a student's z by e^((z - max)/T). `target` holds the teacher's t - max, `teacher` e^((t - max)/T).
+// d, or d times `scale` where logits are standardised.
+template <int POWER>
+inline vf scaled(vf d, float scale) {
+  if constexpr (POWER == STANDARDISED) return d * scale;
+  return d;
+}
+
+// Replaces a student's z by e^((z - max)/T). `target` holds the teacher's t - max, `teacher` e^((t - max)/T). The scales
+// are those of student and target.
 template <int POWER, bool REVERSE>
 void student_exps(float* z, const float* target, const float* teacher, int64_t width, float shift, float inv_t,
-                  TileSums& sums) {
+                  float scale, float target_scale, TileSums& sums) {
   vf totals[3];
   sum_vectors(width, totals, [&](int64_t c, vf (&s)[3]) {
     const vf d = load<vf>(z + c) - shift;
@@ -114,20 +122,23 @@ void student_exps(float* z, const float* target, const float* teacher, int64_t w
     store(z + c, e);
     s[0] += e;
     s[1] += exp_at_1<POWER>(d, e);
-    const vf t = load<vf>(target + c);
-    if constexpr (REVERSE) s[2] += cross_term(e, d, t);
-    if constexpr (!REVERSE) s[2] += cross_term(load<vf>(teacher + c), t, d);
+    const vf t = scaled<POWER>(load<vf>(target + c), target_scale), own = scaled<POWER>(d, scale);
+    if constexpr (REVERSE) s[2] += cross_term(e, own, t);
+    if constexpr (!REVERSE) s[2] += cross_term(load<vf>(teacher + c), t, own);
   });
   sums.at_t = sum_across(totals[0]);
   sums.at_1 = sum_across(totals[1]);
   sums.cross = sum_across(totals[2]);
 }
 
-// sum e^((t - maxt)/T) ((t - maxt) - (z - max)) of a teacher and a student, both shifted.
-double cross_sum(const float* teacher, const float* target, const float* shifted, int64_t width) {
+// sum e^((t - maxt)/T) ((t - maxt) - (z - max)) of a teacher and a student, both shifted, with their scales.
+template <int POWER>
+double cross_sum(const float* teacher, const float* target, const float* shifted, int64_t width, float target_scale,
+                 float scale) {
   vf cross[1];
   sum_vectors(width, cross, [&](int64_t c, vf (&s)[1]) {
-    s[0] += cross_term(load<vf>(teacher + c), load<vf>(target + c), load<vf>(shifted + c));
+    const vf t = scaled<POWER>(load<vf>(target + c), target_scale), d = scaled<POWER>(load<vf>(shifted + c), scale);
+    s[0] += cross_term(load<vf>(teacher + c), t, d);
   });
   return sum_across(cross[0]);
 }
@@ -211,9 +222,9 @@ void gradients(float* g, const float* z, const float* teacher, int64_t width, fl
     if constexpr (RECOMPUTE) {
       const vf d = e - shift;
       e = exp_nonpositive(d * inv_t);
-      if constexpr (POWER == 0) e1 = exp_nonpositive(d);
+      if constexpr (POWER <= 0) e1 = exp_nonpositive(d);
     }
-    if constexpr (POWER != 0) e1 = power<POWER>(e);
+    if constexpr (POWER > 0) e1 = power<POWER>(e);
     store(g + i, e1 * a + (e * b - (load<vf>(teacher + i) * c + k)));
   }
 }
