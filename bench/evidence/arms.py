@@ -108,6 +108,11 @@ ARMS: dict[str, Arm] = {
         {"kd_weight": 9.0, "temperature": 2.0, "learn_from": "wider", "kd_strengths": _STRENGTHS,
          "standardise_logits": True},
     ),
+    "wider_decoupled": Arm(
+        "Target and non-target classes compared apart, as in their release, gain 0.3 to 0.8 points over wider.",
+        {"kd_weight": 1.0, "temperature": 4.0, "learn_from": "wider", "kd_strengths": _STRENGTHS,
+         "divergence": "decoupled", "divergence_beta": 2.0},
+    ),
     "dml": Arm(
         "Mutual learning costs or gains half a point for student 1 and gains up to 2 for student 5.",
         {"objective": "dml", "temperature": 2.0},

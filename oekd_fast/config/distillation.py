@@ -57,6 +57,10 @@ class DistillationConfig(Section):
     """Weight of the ensemble's own cross-entropy."""
     critic_weight: float | None = setting(None, nonnegative(), unset="that of the objective; 0.05 for meal, else 0")
     """Weight of the critics of meal, which tell the maps of students from those of their teacher."""
+    divergence: Literal["forward", "reverse", "js", "decoupled"] = "forward"
+    """Divergence of the distillation term between a student's prediction and its target."""
+    divergence_beta: float = setting(0.5, nonnegative())
+    """Parameter beta of the divergences js, in (0, 1), and decoupled, whose non-target part it weights."""
     standardise_logits: bool = False
     """Compare standardised logits, (z - mean) / standard deviation over the classes, in the distillation term."""
     label_smoothing: float = setting(0.0, within("[0, 1]"))
@@ -120,6 +124,11 @@ class DistillationConfig(Section):
         for option in ("teacher_mean", "teacher_std", "teacher_image_size"):
             if self.teacher is None and getattr(self, option) is not None:
                 raise ValueError(f"{option}: expected none without a teacher, got {getattr(self, option)}")
+        if self.divergence != "decoupled" and not 0.0 < self.divergence_beta < 1.0:
+            raise ValueError(
+                f"divergence_beta: expected a number in (0, 1) with divergence={self.divergence!r}, got "
+                f"{self.divergence_beta:g}"
+            )
         if self.codistillation_delay and name != "codistillation":
             raise ValueError(
                 f"codistillation_delay: expected 0 but with objective='codistillation', got {self.codistillation_delay}"

@@ -66,6 +66,12 @@ class TrainConfig(RunConfig, ScheduleConfig, OptimizerConfig, DistillationConfig
             raise ValueError(
                 f"kd_strengths: expected {self.num_students} numbers, one a student, got {len(self.kd_strengths)}"
             )
+        for option in ("mixup", "cutmix"):
+            if self.divergence == "decoupled" and getattr(self, option) is not None:
+                raise ValueError(
+                    f"{option}: expected none with divergence='decoupled', whose labels are single classes, got "
+                    f"{getattr(self, option):g}"
+                )
         if self.learn_from_average and self.ema_decay is None:
             raise ValueError("ema_decay: expected a number with learn_from_average, got None")
         if objective.alone and (self.pretrain_epochs or self.freeze_base):

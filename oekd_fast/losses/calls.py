@@ -27,7 +27,7 @@ class KDOptions:
     Raises:
         TypeError: a field that must be a number or a bool is not one, or a tensor does not have a floating dtype.
         ValueError: the temperature is not finite or not > 0, a weight is not finite, label_smoothing is outside
-            [0, 1], beta is outside (0, 1), reduction, divergence or mixing_space is unknown, a tensor has the wrong
+            [0, 1], beta is outside its range, reduction, divergence or mixing_space is unknown, a tensor has the wrong
             shape, mixing is combined with detach_ensemble=False, or mixing_space is given without mixing.
     """
 

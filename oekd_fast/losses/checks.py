@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
-DIVERGENCES = ("forward", "reverse", "js")
+DIVERGENCES = ("forward", "reverse", "js", "decoupled")
 MIXING_SPACES = ("logits", "probabilities")
 DEVICE_SCALARS = ("temperature", "ce_weight", "kd_weight", "ensemble_ce_weight")  # options that may be tensors
 
@@ -44,7 +44,7 @@ def check_options(options: KDOptions) -> None:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {options.reduction!r}")
     if options.divergence not in DIVERGENCES:
         raise ValueError(f"divergence: expected one of {DIVERGENCES}, got {options.divergence!r}")
-    _check_beta(options.beta)
+    _check_beta(options.beta, options.divergence)
     if type(options.standardise_logits) is not bool:
         raise TypeError(f"standardise_logits: expected a bool, got {type(options.standardise_logits).__name__}")
     if type(options.class_dim) is not int:
@@ -66,10 +66,13 @@ def _check_number(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a finite number{' > 0' if positive else ''}, got {value!r}")
 
 
-def _check_beta(beta: object) -> None:
+def _check_beta(beta: object, divergence: str) -> None:
     if type(beta) is not float and not isinstance(beta, Real):
         raise TypeError(f"beta: expected a number, got {type(beta).__name__}")
-    if not 0.0 < beta < 1.0:
+    if divergence == "decoupled":
+        if not 0.0 <= beta < math.inf:
+            raise ValueError(f"beta: expected a finite number >= 0 with divergence='decoupled', got {beta!r}")
+    elif not 0.0 < beta < 1.0:
         raise ValueError(f"beta: expected a number in (0, 1), got {beta!r}")
 
 

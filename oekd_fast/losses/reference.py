@@ -18,7 +18,11 @@ from torch import Tensor
 from oekd_fast.losses import transforms
 from oekd_fast.losses.calls import EnsembleKDCall, KDOptions
 from oekd_fast.losses.checks import DEVICE_SCALARS
+from oekd_fast.losses.decoupled import decoupled
 from oekd_fast.losses.standardise import standardised
+
+# Pairs of log-probabilities and probabilities [R, C]: one, or for the decoupled divergence two.
+Distribution = list[tuple[Tensor, Tensor]]
 
 
 class EnsembleKDOutput(NamedTuple):
@@ -76,13 +80,14 @@ def ensemble_kd(call: EnsembleKDCall) -> EnsembleKDOutput:
             divisor = torch.as_tensor(call.num_items, device=total.device).detach().reshape(()).to(dtype)
         return (total / divisor.where(divisor > 0, 1.0)).where(divisor > 0, 0.0)
 
-    def distribution(scores: Tensor) -> tuple[Tensor, Tensor]:
+    def distribution(scores: Tensor) -> Distribution:
         if options.standardise_logits:
             scores = standardised(scores)
-        log_probs = F.log_softmax(_divide(scores, temperature), dim=1)
-        return log_probs, log_probs.exp()
+        scores = _divide(scores, temperature)
+        parts = decoupled(scores, labels.indices) if options.divergence == "decoupled" else (scores.log_softmax(dim=1),)
+        return [(log_probs, log_probs.exp()) for log_probs in parts]
 
-    def divergence(target: tuple[Tensor, Tensor], student: Tensor) -> Tensor:
+    def divergence(target: Distribution, student: Tensor) -> Tensor:
         per_row = _divergence(target, distribution(student), options)
         # Rounding can make the divergence slightly negative. The clamp must not change the gradient.
         clamped = (per_row.clamp(min=0.0) - per_row).detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -194,8 +199,12 @@ class _Labels:
         return hits.sum()
 
 
-def _divergence(target: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor], options: KDOptions) -> Tensor:
-    """Divergence of each row, [R], from pairs of log probabilities and probabilities [R, C]."""
+def _divergence(target: Distribution, student: Distribution, options: KDOptions) -> Tensor:
+    """Divergence of each row, [R]."""
+    if options.divergence == "decoupled":
+        (of_label, log_label), (of_others, log_others) = ((t, q[0]) for t, q in zip(target, student, strict=True))
+        return _kl(of_label, log_label) + options.beta * _kl(of_others, log_others)
+    (target,), (student,) = target, student
     if options.divergence == "forward":
         return _kl(target, student[0])
     if options.divergence == "reverse":

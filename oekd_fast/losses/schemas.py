@@ -20,7 +20,7 @@ from oekd_fast.common.fake_ops import on_one_device
 #   class_weights: floating [C], the option `weight`.
 #   num_items: one element of any integer or floating dtype, the divisor of all means.
 #   per_row: reduction == "none"; the loss and the statistics but `correct` then have one value a row.
-#   divergence, beta: index of the divergence in oekd_fast.losses.checks.DIVERGENCES, and the parameter of "js".
+#   divergence, beta: index of the divergence in oekd_fast.losses.checks.DIVERGENCES, and its parameter.
 #   standardise_logits: the divergences compare standardised logits.
 #   grad_scale: one element, which multiplies the gradients; or with per_row [R], one element a row.
 #   weights_grad: a buffer with the shape of ensemble_weights and any floating dtype.

@@ -34,6 +34,8 @@ def check_target(target, shape: torch.Size, class_dim: int, device: torch.device
                     "target: expected class indices or probabilities (None only if "
                     f"{name} is the number 0), got None with {given}"
                 )
+        if options.divergence == "decoupled":
+            raise ValueError("target: expected class indices with divergence='decoupled', got None")
         return
     check_tensor("target", target, device)
     if target.dtype in INDEX_DTYPES:
@@ -44,6 +46,8 @@ def check_target(target, shape: torch.Size, class_dim: int, device: torch.device
         kind = "probabilities"
     else:
         raise TypeError(f"target: expected class indices or floating probabilities, got {target.dtype}")
+    if options.divergence == "decoupled" and kind == "probabilities":
+        raise ValueError(f"target: expected class indices with divergence='decoupled', got dtype {target.dtype}")
     if target.shape != expected:
         raise ValueError(
             f"target: expected {kind} of shape {list(expected)} with dtype {target.dtype}, for logits of shape "

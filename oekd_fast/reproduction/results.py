@@ -105,6 +105,8 @@ def protocol(config: TrainConfig) -> str:
         else "no warm-up",
         f"weight decay {config.weight_decay:g}",
         f"T {weights.temperature:g}",
+        f"{config.divergence} divergence" if config.divergence != "forward" else "",
+        f"beta of it {config.divergence_beta:g}" if config.divergence in ("js", "decoupled") else "",
         "standardised logits" if config.standardise_logits else "",
         f"alpha {weights.ce_weight:g}, beta {weights.feature_weight:g}, gamma {weights.kd_weight:g}",
         f"learns from {config.learn_from.replace('_', ' ')}" if config.learn_from != "objective" else "",

@@ -49,6 +49,8 @@ def family_options(config: TrainConfig, class_weights: Tensor | None = None) -> 
         label_smoothing=config.label_smoothing,
         ensemble_ce_weight=weights.ensemble_ce_weight,
         weight=class_weights,
+        divergence=config.divergence,
+        beta=config.divergence_beta,
         standardise_logits=config.standardise_logits,
         **mixing,
     )

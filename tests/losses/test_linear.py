@@ -64,6 +64,7 @@ OPTIONS = {
     "numbers in tensors": {"temperature": torch.tensor(2.5), "kd_weight": torch.tensor([0.4])},
     "mixing": {"mixing": (1 - torch.eye(3, dtype=torch.float64)) / 2, "mixing_space": "probabilities"},
     "js": {"divergence": "js", "beta": 0.3},
+    "decoupled": {"divergence": "decoupled", "beta": 2.0},
     "standardised": {"standardise_logits": True, "kd_weight": 9.0},
 }
 

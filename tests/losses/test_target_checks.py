@@ -158,9 +158,14 @@ BAD = {
     "divergence": (
         {"divergence": "backward"},
         ValueError,
-        "divergence: expected one of ('forward', 'reverse', 'js'), got 'backward'",
+        "divergence: expected one of ('forward', 'reverse', 'js', 'decoupled'), got 'backward'",
     ),
     "beta 0": ({"beta": 0.0}, ValueError, "beta: expected a number in (0, 1), got 0.0"),
+    "beta of the decoupled divergence": (
+        {"divergence": "decoupled", "beta": -1.0},
+        ValueError,
+        "beta: expected a finite number >= 0 with divergence='decoupled', got -1.0",
+    ),
     "beta a word": ({"beta": "1"}, TypeError, "beta: expected a number, got str"),
     "standardise_logits a number": (
         {"standardise_logits": 1},

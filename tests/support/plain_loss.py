@@ -17,6 +17,21 @@ from torch import Tensor
 from . import oracle
 
 
+def decoupled(t: Tensor, s: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """Decoupled distillation (Zhao et al. 2022) as the paper writes it: the target's class, then the others alone."""
+    is_label = F.one_hot(labels.clamp(min=0), t.shape[1]).bool()
+
+    def binary(z):
+        p = z.softmax(dim=1)
+        return torch.stack([p[is_label], p.masked_fill(is_label, 0.0).sum(dim=1)], dim=1).log()
+
+    def others(z):
+        return z[~is_label].view(len(z), -1).log_softmax(dim=1)
+
+    parts = [F.kl_div(of(s), of(t), reduction="none", log_target=True).sum(dim=1) for of in (binary, others)]
+    return parts[0] + beta * parts[1]
+
+
 def standardised(z: Tensor) -> Tensor:
     """(z - mean z) / sd z of each row [R, C], with the standard deviation of a population."""
     return (z - z.mean(dim=1, keepdim=True)) / z.std(dim=1, correction=0, keepdim=True)
@@ -35,7 +50,7 @@ def as_rows(tensor: Tensor, class_dim: int) -> Tensor:
     return tensor.movedim(class_dim, -1).flatten(0, -2)
 
 
-def divergence(t: Tensor, s: Tensor, temperature: float, kind: str, beta: float) -> Tensor:
+def divergence(t: Tensor, s: Tensor, temperature: float, kind: str, beta: float, labels: Tensor) -> Tensor:
     """T^2 D(softmax(t / T), softmax(s / T)) of each row, [R]."""
     log_t, log_s = F.log_softmax(t / temperature, dim=1), F.log_softmax(s / temperature, dim=1)
 
@@ -46,6 +61,8 @@ def divergence(t: Tensor, s: Tensor, temperature: float, kind: str, beta: float)
         value = kl(log_t, log_s)
     elif kind == "reverse":
         value = kl(log_s, log_t)
+    elif kind == "decoupled":
+        value = decoupled(t / temperature, s / temperature, labels, beta)
     else:
         log_m = torch.logsumexp(torch.stack([log_t + math.log(beta), log_s + math.log(1 - beta)]), dim=0)
         value = beta * kl(log_t, log_m) + (1 - beta) * kl(log_s, log_m)
@@ -107,7 +124,7 @@ def evaluate(
         pair = mean if teacher is None else teacher, student
         if standardise_logits:
             pair = map(standardised, pair)
-        per_row = divergence(*pair, temperature, divergence_kind, beta)
+        per_row = divergence(*pair, temperature, divergence_kind, beta, y)
         per_row = torch.where(counted, per_row, 0.0)
         if reduction == "none":
             return per_row

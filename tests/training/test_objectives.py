@@ -12,6 +12,7 @@ from oekd_fast.data import DeviceBatches, Split
 from oekd_fast.training.distillation import label_options
 
 from ..support.engines import CPU, make_batch, make_engine, make_teacher, network_input
+from ..support.plain_loss import decoupled
 from ..support.smooth_network import SMOOTH
 
 S = 3
@@ -226,6 +227,21 @@ def test_standardised_logits_take_the_place_of_logits_in_the_distillation_term()
     for (name, ours), theirs in zip(engine.ensemble.named_parameters(), twin.parameters(), strict=True):
         if theirs.grad is not None:
             assert (ours.grad.double() - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-6, name
+
+
+def test_the_divergence_of_the_distillation_term_can_be_chosen():
+    config = TrainConfig(
+        num_students=S, warmup_epochs=0, divergence="decoupled", divergence_beta=2.0, temperature=4.0, kd_weight=0.5,
+        feature_weight=0.0, ce_weight=0.7,
+    )  # fmt: skip
+    engine, (pixels, labels) = make_engine(config, architecture=SMOOTH), make_batch(16)
+    twin = copy.deepcopy(engine.ensemble).double().train()
+    shared = twin.base(network_input(pixels.double()))
+    logits = [branch(shared)[0] for branch in twin.branches]
+    mean = torch.stack(logits).mean(dim=0).detach()
+    loss = sum(0.7 * ce(z, labels) + 8.0 * decoupled(mean / 4, z / 4, labels, 2.0).mean() for z in logits)
+    engine.train_step(pixels, labels)
+    assert engine.metrics.read().loss == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_the_base_can_learn_from_the_pseudo_teacher_alone():
