@@ -9,8 +9,9 @@ label smoothing eps
 Terms with u_c = 0 or w_c = 0 are 0 even at a logit of -inf. One-hot probabilities are computed by the same operations
 as class indices, so that the results have the same bits.
 
-`class_weights` is () or the pointers (w [C], mean of w), the second only for label smoothing. `probabilities` is () or
-(pointer [rows, CLASSES], row strides, class stride).
+`class_weights` is () or the pointers (w [C], mean of w), the second only for label smoothing. `probabilities`,
+`probabilities_row` and `probabilities_class` are (), or hold one pointer [rows, CLASSES], its row strides and its class
+stride.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def load_labels(target, at, inside, ignore_index):
 
 
 @triton.jit
-def load_probabilities(probabilities, r, c, mask, VEC: tl.constexpr, UNIT: tl.constexpr):
+def load_probabilities(
+    probabilities, probabilities_row, probabilities_class, r, c, mask, VEC: tl.constexpr, UNIT: tl.constexpr
+):  # fmt: skip
     """Load the probabilities [R, C] of rows r; 0 where masked."""
-    return load_tile(probabilities[0], probabilities[1], probabilities[2], r, c, mask, 0.0, VEC, UNIT)
+    return load_tile(probabilities[0], probabilities_row[0], probabilities_class[0], r, c, mask, 0.0, VEC, UNIT)
 
 
 @triton.jit

@@ -129,9 +129,9 @@ class Problem:
             "mixing": None if self.mixing is None else self.mixing.float().contiguous(),
             "ensemble_ce_weight": self.ensemble_ce_weight if self.ensemble_learns else None,
             "weights_grad": weights_grad,
-            "probabilities": tuple(
-                x for t in self.probabilities for x in (t, layout.vectors(t, layout.vec_beside), t.stride(1))
-            ),
+            "probabilities": self.probabilities,
+            "probabilities_row": tuple(layout.vectors(target, layout.vec_beside) for target in self.probabilities),
+            "probabilities_class": tuple(target.stride(1) for target in self.probabilities),
             "beta": self.beta,
             "TARGETS": self.targets,
             "DIVERGENCE": self.divergence,

@@ -79,7 +79,9 @@ def resident(
     logits, logits_row, logits_class,  # S pointers [rows, CLASSES], row strides, class strides; see row_statistics
     grads, grads_row, grads_class,  # the same for the gradients, or () if none are computed
     target, target_stride,  # integers [rows], or None
-    probabilities,  # (pointer, row strides, class stride), or () without
+    # One pointer [rows, CLASSES], its row strides and class stride, or () without. Within one tuple, a row stride of 1
+    # would be lost in a loop with Triton 3.6.0.
+    probabilities, probabilities_row, probabilities_class,
     class_weights,  # (w [CLASSES], mean of w), or () without
     weights, weights_stride,  # [S], or None for 1/S each
     weights_row,  # row stride of a gate [rows, S], or None
@@ -156,7 +158,9 @@ def resident(
         mask = counts[:, None] & (c < CLASSES)
         u = None
         if len(probabilities) > 0:
-            u = load_probabilities(probabilities, r, c, mask, VEC_BESIDE, UNIT_BESIDE)
+            u = load_probabilities(
+                probabilities, probabilities_row, probabilities_class, r, c, mask, VEC_BESIDE, UNIT_BESIDE
+            )
             label = first_largest(u, c, mask, CLASSES)
             valid = counts & (label < CLASSES)
 
