@@ -78,7 +78,7 @@ def op_kwargs(*, reduction: str = "mean", mixing_space: str = "logits", divergen
         "mean": reduction == "mean",
         "per_row": reduction == "none",
         "mix_probabilities": mixing_space == "probabilities",
-        "divergence": ("forward", "reverse", "js").index(divergence),
+        "divergence": ("forward", "reverse", "js", "decoupled").index(divergence),
         **options,
     }
 

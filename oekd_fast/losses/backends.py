@@ -50,13 +50,6 @@ class ReferenceBackend(Backend):
         return None
 
 
-def _not_decoupled(call: EnsembleKDCall) -> str | None:
-    """Return that a kernel lacks the decoupled divergence, if `call` has it."""
-    if call.options.divergence == "decoupled":
-        return "expected divergence 'forward', 'reverse' or 'js', got 'decoupled'"
-    return None
-
-
 def _needs_reference(call: EnsembleKDCall) -> str | None:
     """Return why only plain PyTorch can differentiate `call`, as "expected X, got Y"; None if the kernels can."""
     if transforms.in_torch_func():
@@ -94,7 +87,7 @@ class NativeBackend(Backend):
             return f"expected float32, bfloat16 or float16 logits, got {call.dtype}"
         if call.ensemble_attached:
             return "expected detach_ensemble=True, got False"
-        if reason := _not_decoupled(call) or _needs_reference(call):
+        if reason := _needs_reference(call):
             return reason
         # The autograd kernel of the op, which comes with the executor, keeps the gradients of the logits.
         return _lost_in_export(call) if call.weights_need_grad or native.why_no_executor() else None
@@ -131,7 +124,9 @@ class TritonBackend(Backend):
             return f"expected at most {MAX_TRITON_STUDENTS} students, got {students}"
         if (rows := _number_of_rows(call)) >= 1 << 24:
             return f"expected fewer than 2^24 rows, since they are counted in float32, got {rows}"
-        if reason := _not_decoupled(call) or _needs_reference(call) or _lost_in_export(call):
+        if call.options.divergence == "decoupled":
+            return "expected divergence 'forward', 'reverse' or 'js', got 'decoupled'"
+        if reason := _needs_reference(call) or _lost_in_export(call):
             return reason
         return self._unsupported_objective(call, names) if (names := self.resident_only(call)) else None
 

@@ -110,7 +110,7 @@ def ensemble_kd_loss(
             divergence (Agarwal et al., ICLR 2024, arXiv 2306.13649, equation 1). "decoupled": KL(b_t || b_q) +
             beta KL(t' || q'), where b is the distribution of the label's class against all other classes, and t' and q'
             are the softmaxes over the other classes (Zhao et al., CVPR 2022, arXiv 2203.08679); for class indices only,
-            by the reference backend.
+            by the native and the reference backend.
         beta: the number in (0, 1) of the divergence "js", or the number >= 0 of "decoupled"; others ignore it.
         standardise_logits: True puts (z - mean z) / sd z, over the classes, in place of the logits of each student and
             each target in the distillation terms (Sun et al., CVPR 2024, arXiv 2403.01993, algorithm 1, with the

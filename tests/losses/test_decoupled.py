@@ -8,12 +8,15 @@ import torch.nn.functional as F
 
 from oekd_fast import ensemble_kd_loss, ensemble_kd_value_and_grad
 
-from ..conftest import batch
+from ..conftest import BACKENDS, IMPLEMENTATIONS, ISAS, batch, needs_native
 from ..support.objective_calls import by_autograd
 from ..support.plain_loss import Expected
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STUDENTS, ROWS, CLASSES = 3, 9, 13
+needs_interpreter = pytest.mark.skipif("triton" not in BACKENDS, reason="needs Triton's interpreter")
+NAMES = [name for name in IMPLEMENTATIONS if name != "triton"]
+each_implementation = pytest.mark.parametrize("implementation", NAMES)
 KD = {"divergence": "decoupled", "ce_weight": 0.0, "kd_weight": 1.0}
 OPTIONS = {
     "ensemble": {"beta": 2.0},
@@ -26,12 +29,26 @@ OPTIONS = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_published_formula(name, dtype):
+@each_implementation
+def test_the_published_formula(implementation, name, dtype):
+    if dtype == torch.float64 and implementation != "reference":
+        pytest.skip("the native kernel does not support fp64")
     logits, target = batch(STUDENTS, ROWS, CLASSES, dtype=dtype)
     target[3] = -100
     options = {"kd_weight": 1.0, **OPTIONS[name]}
     expected = Expected(logits, target, orders=64, divergence_kind="decoupled", **options)
-    expected.check(*ensemble_kd_value_and_grad(logits, target, divergence="decoupled", **options))
+    expected.check(*IMPLEMENTATIONS[implementation](logits, target, divergence="decoupled", **options))
+
+
+@pytest.mark.parametrize("classes", [1023, 1025, 2100])
+@each_implementation
+def test_rows_of_several_tiles(implementation, classes):
+    logits, target = batch(2, 4, classes)
+    target[0] = classes - 1  # alone in its tile if there are 1025 classes
+    given = {"label_smoothing": 0.1, "weight": torch.rand(classes) + 0.1, "ensemble_ce_weight": 0.5, "beta": 2.0}
+    for options in ({"kd_weight": 1.0}, {"kd_weight": 1.0, "standardise_logits": True}):
+        expected = Expected(logits, target, orders=64, divergence_kind="decoupled", **given, **options)
+        expected.check(*IMPLEMENTATIONS[implementation](logits, target, divergence="decoupled", **given, **options))
 
 
 def test_images_and_an_upstream_gradient():
@@ -68,12 +85,14 @@ def test_gradients_are_differences_of_probabilities():
 
 
 @pytest.mark.parametrize("far", [20.0, 90.0, 1e4])
-def test_other_classes_are_compared_where_the_label_is_nearly_certain(far):
+@each_implementation
+def test_other_classes_are_compared_where_the_label_is_nearly_certain(implementation, far):
     logits, target = batch(2, ROWS, CLASSES)
     other = batch(1, ROWS, CLASSES, seed=5)[0][0]
     for z in (*logits, other):
         z.scatter_(1, target[:, None], far)
-    output, grads = ensemble_kd_value_and_grad(logits, target, teacher_logits=other, beta=2.0, temperature=1.0, **KD)
+    given = {"teacher_logits": other, "beta": 2.0, "temperature": 1.0, **KD, "ce_weight": 0.7}
+    output, grads = IMPLEMENTATIONS[implementation](logits, target, **given)
     is_label = F.one_hot(target, CLASSES).bool()
     q, r = (z.double()[~is_label].view(ROWS, -1).log_softmax(dim=1) for z in (logits[0], other))
     right = 2 * F.kl_div(q, r, reduction="batchmean", log_target=True)
@@ -84,13 +103,14 @@ def test_other_classes_are_compared_where_the_label_is_nearly_certain(far):
 
 
 @pytest.mark.parametrize("hidden", [0, 1, CLASSES - 1], ids=["one class", "a masked class", "all others masked"])
-def test_classes_that_are_missing(hidden):
+@each_implementation
+def test_classes_that_are_missing(implementation, hidden):
     logits, target = batch(2, ROWS, CLASSES if hidden else 1)
     target.zero_()
     if hidden:
         for z in logits:
             z[:, CLASSES - hidden :] = -math.inf
-    output, grads = ensemble_kd_value_and_grad(logits, target, beta=2.0, **KD)
+    output, grads = IMPLEMENTATIONS[implementation](logits, target, beta=2.0, **KD)
     assert output.kd.isfinite().all() and all(grad.isfinite().all() for grad in grads)
     if hidden != 1:
         assert not output.kd.any() and not any(grad.any() for grad in grads)
@@ -130,9 +150,16 @@ def test_labels_are_class_indices(function):
         function(logits, torch.full((4, 3), 1 / 3), **KD)
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_kernels_refuse_it_by_name(backend):
+@needs_interpreter
+def test_triton_refuses_it_by_name():
     logits, target = batch(2, 4, 3)
-    text = f"backend '{backend}': expected divergence 'forward', 'reverse' or 'js', got 'decoupled'; "
+    text = "backend 'triton': expected divergence 'forward', 'reverse' or 'js', got 'decoupled'; "
     with pytest.raises(ValueError, match=text + ".*backend='reference': supports this call"):
-        ensemble_kd_loss(logits, target, backend=backend, **KD)
+        ensemble_kd_loss(logits, target, backend="triton", **KD)
+
+
+@needs_native
+@pytest.mark.parametrize("target", [None, torch.full((4, 3), 1 / 3)], ids=["None", "probabilities"])
+def test_the_op_checks_its_labels(target):
+    with pytest.raises(ValueError, match="^target: expected class indices with the decoupled divergence, got [Np]"):
+        IMPLEMENTATIONS[f"native-{ISAS[0]}"](batch(2, 4, 3)[0], target, **KD)

@@ -208,8 +208,8 @@ def test_ops_check_their_arguments(name):
 
 
 def test_ops_raise_for_an_unknown_divergence():
-    kwargs = op_kwargs() | {"divergence": 3}
-    with pytest.raises(ValueError, match="^divergence: expected 0, 1 or 2, got 3"):
+    kwargs = op_kwargs() | {"divergence": 4}
+    with pytest.raises(ValueError, match="^divergence: expected 0, 1, 2 or 3, got 4"):
         native_ops.ensemble_kd_value(LOGITS, TARGET, **kwargs)
 
 

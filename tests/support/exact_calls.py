@@ -184,7 +184,7 @@ class ExactCall:
         """Return T^2 times the divergences, and the gradients of a row with their terms."""
         students = Standardised.of(self.z) if self.options.get("standardise_logits") else None
         log_q = ((self.z if students is None else students.z) / self.temperature).log_softmax(dim=2)
-        of_pair = {"forward": _forward, "reverse": _reverse, "js": self._jensen_shannon}
+        of_pair = {"forward": _forward, "reverse": _reverse, "js": self._jensen_shannon, "decoupled": self._decoupled}
         pair_of = of_pair[self.options.get("divergence", "forward")]
         value, terms = 0.0, 0.0
         grads, grad_terms = torch.zeros_like(self.z), torch.zeros_like(self.z)
@@ -192,7 +192,7 @@ class ExactCall:
         for weight, log_t, sizes in self._targets():
             pair = pair_of(log_t, log_q, sizes, weight == 0)
             if students is not None:
-                pair = _through(students, pair, log_q.exp(), self.temperature)
+                pair = _through(students, pair, self.temperature)
             value = value + (weight * pair.value)[:, :, 0]
             of_sums = log_sum_terms(log_q) + log_sum_terms(log_t)
             terms = terms + (weight.abs() * (pair.terms + of_sums))[:, :, 0]
@@ -221,6 +221,35 @@ class ExactCall:
             (1 - beta) * q * (1 + of_q.abs() + size_q + mean + moved),
         )
 
+    def _decoupled(self, log_t: Tensor, log_q: Tensor, sizes: Tensor, unused: Tensor) -> _Pair:
+        beta, labels = self.options["beta"], self.target.where(self.counted, 0)
+        is_label = torch.nn.functional.one_hot(labels, log_t.shape[-1]).bool()
+
+        def split(log_p: Tensor) -> tuple[Tensor, Tensor]:
+            others = log_p.masked_fill(is_label, -math.inf)
+            whole = others.logsumexp(dim=-1, keepdim=True)
+            of_label = log_p.masked_fill(~is_label, -math.inf).amax(dim=-1, keepdim=True)
+            log_others = (others - whole).nan_to_num(nan=-math.inf)  # no other class
+            return torch.cat((of_label, whole), dim=-1), log_others
+
+        (b_t, r_t), (b_q, r_q) = split(log_t), split(log_q)
+        b_t, r_t = (x.expand(len(self.z), -1, -1) for x in (b_t, r_t))
+        sizes = sizes.expand_as(r_t)
+        t_y, q_y = b_t[..., :1].exp(), b_q[..., :1].exp()
+        # The exponent of all others changes by the mean of their changes, and by the rounding of their sum.
+        whole = (r_t.exp() * sizes).sum(dim=-1, keepdim=True) + 1.0
+        of_label = sizes.masked_fill(~is_label, 0.0).sum(dim=-1, keepdim=True)
+        binary = _forward(b_t, b_q, torch.cat((of_label, whole), dim=-1), unused)
+        inner = _forward(r_t, r_q, sizes.masked_fill(is_label, 0.0), unused)
+        gap = q_y - t_y
+        gap_terms = binary.grad_terms[..., :1]
+        q = r_q.exp()
+        grad = torch.where(is_label, gap, beta * inner.grad - gap * q)
+        grad_terms = torch.where(is_label, gap_terms, beta * inner.grad_terms + gap_terms * q)
+        # The sums of the other classes' exponentials are rounded, also where the label's class is far above them.
+        rounded = beta * (log_sum_terms(r_t) + log_sum_terms(r_q)).nan_to_num(nan=0.0)  # NaN without any
+        return _Pair(binary.value + beta * inner.value, binary.terms + beta * inner.terms + rounded, grad, grad_terms)
+
     def _targets(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return weights, log-probabilities from which the students learn, and sizes of their exponents.
 
@@ -248,13 +277,14 @@ class ExactCall:
         return [(w[:, None, None], *of(*source)) for w, *source in zip(mixing.unbind(1), sources, sizes, strict=True)]
 
 
-def _through(students: Standardised, pair: _Pair, q: Tensor, temperature: float) -> _Pair:
+def _through(students: Standardised, pair: _Pair, temperature: float) -> _Pair:
     """Return the divergence from standardised students with the gradients of their logits, over T."""
-    sizes = students.sizes / temperature  # of the exponents of q
-    moved = sizes + (q * sizes).sum(dim=2, keepdim=True)
+    sizes, terms = students.sizes / temperature, pair.grad_terms  # of the students' exponents
     change = (pair.grad.abs() * sizes).sum(dim=2, keepdim=True)
-    grad_terms = pair.grad_terms + (q + pair.grad.abs()) * moved + q * change
-    return _Pair(pair.value, pair.terms + change, *students.through(pair.grad, grad_terms))
+    moved = sizes + (terms * sizes).sum(dim=2, keepdim=True)
+    return _Pair(
+        pair.value, pair.terms + change, *students.through(pair.grad, terms + 2 * terms * moved + terms * change)
+    )
 
 
 def _forward(log_t: Tensor, log_q: Tensor, sizes: Tensor, unused: Tensor) -> _Pair:

@@ -254,6 +254,8 @@ class _Maker:
             out = None
         if self.chance(0.3):
             options["standardise_logits"] = True
+        if target is not None and not target.is_floating_point() and self.chance(0.2):
+            options |= {"divergence": "decoupled", "beta": self.random.choice((0.0, 1.0, 2.0, 8.0))}
         return RandomCall(logits, target, options, out, images)
 
     def labels(self, rows: int, classes: int, ignore_index: int) -> Tensor:

@@ -31,8 +31,8 @@ enum class Targets : int {
   probabilities,  // for each student, its own mixture of the divergences from the sources' softmaxes
 };
 
-// How a student is compared with its target; ensemble_kd_divergences.h has the formulas.
-enum class Divergence : int { forward, reverse, js };
+// How a student is compared with its target; ensemble_kd_divergences.h and ensemble_kd_decoupled.h have the formulas.
+enum class Divergence : int { forward, reverse, js, decoupled };
 
 // Statistics of each row, written in place of the sums; null pointers if the sums are wanted.
 struct RowStatistics {
@@ -62,7 +62,7 @@ struct KDProblem {
   int64_t num_teachers;
   const float* mixing;            // [students, sources()], or null
   Divergence divergence;
-  double beta;                    // of Divergence::js
+  double beta;                    // of Divergence::js and decoupled
   bool standardise_logits;        // the divergences are those of the standardised logits of students and targets
   double temperature;
   double ce_weight, kd_weight, ensemble_ce_weight;

@@ -33,9 +33,14 @@ void check_settings(const Settings& settings, bool has_target, bool with_grads) 
   // The value does not depend on detach_ensemble.
   OEKD_CHECK(settings.detach_ensemble || !with_grads,
              "detach_ensemble: expected True with the native backend, got False");
-  OEKD_CHECK(settings.divergence >= 0 && settings.divergence <= 2, "divergence: expected 0, 1 or 2, got ",
+  OEKD_CHECK(settings.divergence >= 0 && settings.divergence <= 3, "divergence: expected 0, 1, 2 or 3, got ",
              settings.divergence);
-  OEKD_CHECK(settings.beta > 0 && settings.beta < 1, "beta: expected a number in (0, 1), got ", settings.beta);
+  if (static_cast<Divergence>(settings.divergence) == Divergence::decoupled) {
+    OEKD_CHECK(settings.beta >= 0 && std::isfinite(settings.beta), "beta: expected a finite number >= 0, got ",
+               settings.beta);
+  } else {
+    OEKD_CHECK(settings.beta > 0 && settings.beta < 1, "beta: expected a number in (0, 1), got ", settings.beta);
+  }
   OEKD_CHECK(!(settings.mean && settings.per_row), "per_row: expected False with mean, got True");
 }
 

@@ -101,6 +101,10 @@ Statistics ensemble_kd(const Inputs& inputs, const Outputs* outputs, std::string
       problem.spread = labels->spread->const_data_ptr<uint8_t>();
     }
   }
+  if (static_cast<Divergence>(settings.divergence) == Divergence::decoupled) {
+    OEKD_CHECK(labels && !labels->spread, "target: expected class indices with the decoupled divergence, got ",
+               labels ? "probabilities" : "None");
+  }
   if (inputs.ensemble_weights) {
     const Tensor& given = *inputs.ensemble_weights;
     const bool gate = given.dim() == 2 && given.size(0) == rows && given.size(1) == s;

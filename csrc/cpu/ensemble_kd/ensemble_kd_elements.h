@@ -25,13 +25,13 @@ inline int64_t size_of(Scalar dtype) {
   return with_dtype(dtype, []<class T>(T) { return int64_t{sizeof(T)}; });
 }
 
-// The kernels' POWER: T if e^z can be computed as (e^(z/T))^T by multiplications, else 0; STANDARDISED if the logits at T
-// are standardised, so that their exponentials have nothing to do with those at 1.
-constexpr int STANDARDISED = -1;
+// The kernels' POWER: T if e^z can be computed as (e^(z/T))^T by multiplications, else 0; APART if the softmaxes at T have
+// nothing to do with those at 1, since they are those of standardised logits, or of all classes but the label's.
+constexpr int APART = -1;
 
 inline int power_of(const KDProblem& p) {
   const double t = p.temperature;
-  if (p.standardise_logits) return STANDARDISED;
+  if (p.standardise_logits || p.divergence == Divergence::decoupled) return APART;
   return t == 1 ? 1 : t == 2 ? 2 : t == 3 ? 3 : t == 4 ? 4 : 0;
 }
 
@@ -43,10 +43,17 @@ inline vf power(vf e) {
   if constexpr (POWER == 4) return (e * e) * (e * e);
 }
 
-// e^d, where e = e^(d/T) unless the logits are standardised.
+// d, but at most 0 where softmaxes at T are apart: the label's logit may be above the largest of the others.
+template <int POWER>
+inline vf capped(vf d) {
+  if constexpr (POWER == APART) return d > vf{} ? vf{} : d;
+  return d;
+}
+
+// e^d, where e = e^(d/T) unless softmaxes at T are apart.
 template <int POWER>
 inline vf exp_at_1(vf d, vf e) {
-  if constexpr (POWER <= 0) return exp_nonpositive(d);
+  if constexpr (POWER <= 0) return exp_nonpositive(capped<POWER>(d));
   if constexpr (POWER > 0) return power<POWER>(e);
 }
 

@@ -23,15 +23,15 @@
 // scale * ensemble_ce_weight * w_j (pE - y) to dL/dz_j.
 #include "cpu/ensemble_kd/ensemble_kd.h"
 #include "cpu/ensemble_kd/ensemble_kd_packed.h"
-#include "cpu/ensemble_kd/ensemble_kd_row.h"
+#include "cpu/ensemble_kd/ensemble_kd_row_targets.h"
 
 namespace oekd::OEKD_ISA {
 namespace {
 
 template <int POWER, class T>
-class Rows : Row {
+class Rows : RowTargets {
  public:
-  Rows(const KDProblem& problem, void* scratch) : Row(problem, scratch) {}
+  Rows(const KDProblem& problem, void* scratch) : RowTargets(problem, scratch) {}
 
   void run(int64_t begin, int64_t end, double* sums, int64_t* correct) {
     for (go_to(begin); row_ < end; go_on()) {
@@ -41,15 +41,16 @@ class Rows : Row {
         continue;
       }
       start();
-      if constexpr (POWER == STANDARDISED) standardise();
+      if constexpr (POWER == APART) start_standards();
       first_sweep();
       join_tiles();
+      if constexpr (POWER == APART) finish_standards();
       if (p.divergence == Divergence::js) js_sweep();
       add_row(sums, correct);
       if (p.with_weights_grad) add_weights_grad(sums + 2 * p.students + 1);
       if (!p.grads) continue;
-      if constexpr (POWER == STANDARDISED) standardised_sweep();
-      if constexpr (POWER != STANDARDISED) second_sweep();
+      if constexpr (POWER == APART) sweep_apart();
+      if constexpr (POWER != APART) second_sweep();
     }
   }
 
@@ -76,54 +77,22 @@ class Rows : Row {
     }
   }
 
-  // Mixes each student's target from the logits of the students and the external teachers.
-  void mix_logits(int64_t tile, int64_t n, int64_t padded, TileSums* sums) {
-    for (int64_t j = 0; j < p.students; ++j) {
-      fill(extra_shifted(j), 0, padded);
-      for (int64_t i = 0; i < p.students; ++i) add_source(j, i, slot(tile, 1 + i), padded);
-    }
-    for (int64_t k = 0; k < p.num_teachers; ++k) {
-      load_teacher(p.teachers[k], tile, n, mixed_teacher());
-      for (int64_t j = 0; j < p.students; ++j) add_source(j, p.students + k, mixed_teacher(), padded);
-    }
-    for (int64_t j = 0; j < p.students; ++j) {
-      for (int64_t c = n; c < padded; ++c) extra_shifted(j)[c] = -INFINITY;
-      sums[j].max = divide_and_max(extra_shifted(j), padded, 1.0f);
-    }
-  }
-
-  void add_source(int64_t j, int64_t source, const float* z, int64_t padded) {
-    const float w = p.mixing[j * p.sources() + source];
-    if (w != 0) add_scaled(extra_shifted(j), z, w, padded);
-  }
-
-  // Loads a tile of an external teacher's logits and returns their maximum.
-  float load_teacher(const Source& teacher, int64_t tile, int64_t n, float* dst) {
-    return with_dtype(teacher.dtype, [&]<class U>(U) {
-      return take_logits<false>(address<const U>(teacher.matrix, tile), n, 0, dst, dst);
-    });
-  }
-
-  // Writes the spread part of the row's label to `label`.
-  void load_label(int64_t tile, int64_t n) {
-    const float even = static_cast<float>(p.label_smoothing / static_cast<double>(p.classes));
-    const float keep = static_cast<float>(1 - p.label_smoothing);
-    const float* w = p.class_weights ? p.class_weights + tile * l.width : nullptr;
-    if (!p.spread || !p.spread[row_]) return spread_label<float>(nullptr, w, n, keep, even, label);
-    with_dtype(p.probabilities->dtype, [&]<class U>(U) {
-      spread_label(address<const U>(p.probabilities->matrix, tile), w, n, keep, even, label);
-    });
-  }
-
   // Exponentials of the ensemble and the extra teachers, relative to the given maxima: a tile's, or the row's.
   template <class Sums>
   void exponentiate_teachers(int64_t tile, int64_t padded, const Sums* maxima, TileSums* sums) {
     teacher_exps<POWER>(mixed, mixed, slot(tile, 0), padded, shift(maxima[0].max), rate(0), sums[0]);
     if (learns) exps_at_1<POWER>(at_1, mixed, slot(tile, 0), padded);
+    if constexpr (POWER == APART) {
+      if (asides) leave_label_out(tile, 0, slot(tile, 0), sums[0]);
+      if (asides && learns && label_column(tile) >= 0) at_1[label_column(tile)] = 0;
+    }
     for (int64_t x = 0; x < l.extra; ++x) {
       const int64_t k = p.students + 1 + x;
       float* z = extra_shifted(x);
       teacher_exps<POWER>(z, z, slot(tile, k), padded, shift(maxima[k].max), rate(k), sums[k]);
+      if constexpr (POWER == APART) {
+        if (asides) leave_label_out(tile, k, slot(tile, k), sums[k]);
+      }
     }
   }
 
@@ -132,10 +101,9 @@ class Rows : Row {
       TileSums* sums = tile_sums + tile * l.members;
       load_tile(tile, sums);
       const int64_t padded = round_up(columns(tile), LANES);
-      look_up(mixed, tile, sums[0].max, row_sums[0]);
-      for (int64_t k = p.students + 1; k < l.members; ++k) {
-        if (sums[k].max > row_sums[k].max) row_sums[k].max = sums[k].max;
-      }
+      if (asides) set_label_aside(tile, sums);
+      if (!asides) look_up(mixed, tile, sums[0].max, row_sums[0]);
+      for (int64_t k = 0; k < l.members; ++k) see(sums[k], row_sums[k]);
       exponentiate_teachers(tile, padded, sums, sums);
       if (rest_ == Rest::spread) {
         load_label(tile, columns(tile));
@@ -145,7 +113,7 @@ class Rows : Row {
       for (int64_t j = 0; j < p.students; ++j) {
         float* z = slot(tile, 1 + j);
         TileSums& own = sums[1 + j];
-        look_up(z, tile, own.max, row_sums[1 + j]);
+        if (!asides) look_up(z, tile, own.max, row_sums[1 + j]);
         if (rest_ == Rest::smoothed) row_sums[1 + j].logits += sum_of(z, columns(tile), shift(own.max));
         if (rest_ == Rest::spread) own.labels = label_sum(label, z, padded, shift(own.max));
         if (p.with_weights_grad) {
@@ -154,6 +122,9 @@ class Rows : Row {
         }
         if (pairs) {
           teacher_exps<POWER>(z, student_shifted(j), z, padded, shift(own.max), rate(1 + j), own);
+          if constexpr (POWER == APART) {
+            if (asides) leave_label_out(tile, 1 + j, z, own);
+          }
           continue;
         }
         const int64_t target = target_of(j);
@@ -164,6 +135,9 @@ class Rows : Row {
         } else {
           student_exps<POWER, false>(z, shifted, slot(tile, target), padded, shift(own.max), rate(1 + j), scale(1 + j),
                                      scale(target), own);
+        }
+        if constexpr (POWER == APART) {
+          if (asides) leave_label_out(tile, 1 + j, z, own);
         }
       }
       if (pairs) add_pairs(tile, padded);
@@ -196,6 +170,9 @@ class Rows : Row {
     for (int64_t j = 0; pairs && j < p.students; ++j) {
       float* e = student_shifted(j);
       teacher_exps<POWER>(slot(tile, 1 + j), e, e, padded, row_sums[1 + j].max, rate(1 + j), sums[1 + j]);
+      if constexpr (POWER == APART) {
+        if (asides) leave_label_out(tile, 1 + j, e, sums[1 + j]);
+      }
     }
   }
 
@@ -208,66 +185,98 @@ class Rows : Row {
     }
   }
 
-  // Finds how the logits of each member are standardised.
-  void standardise() {
-    for (int64_t k = 0; k < l.members; ++k) moments[k] = {};
-    for (int64_t k = 0; k < l.members; ++k) row_sums[k].max = -INFINITY;
+  // Finds how the logits of each member are standardised, if they are.
+  void start_standards() {
+    for (int64_t k = 0; k < l.members; ++k) {
+      moments[k] = {};
+      standards[k] = {0.0f, 1.0f, 1.0, INFINITY, 0.0};
+    }
+    if (!p.standardise_logits) return;
     for (int64_t tile = 0; tile < l.tiles; ++tile) {
       TileSums* sums = tile_sums + tile * l.members;
       load_tile(tile, sums);
       const int64_t padded = round_up(columns(tile), LANES);
       for (int64_t k = 0; k < l.members; ++k) {
-        const float* z = k == 0 ? mixed : k > p.students ? extra_shifted(k - 1 - p.students) : slot(tile, k);
-        moments[k].add(moments_of(z, padded, shift(sums[k].max)));
-        if (sums[k].max > row_sums[k].max) row_sums[k].max = sums[k].max;
+        moments[k].add(moments_of(logits_of(tile, k), padded, shift(sums[k].max)));
       }
     }
     for (int64_t k = 0; k < l.members; ++k) {
-      const double factor = moments[k].inverse_sd(), mean = moments[k].mean - shift(row_sums[k].max);
-      standards[k] = {static_cast<float>(mean), static_cast<float>(factor == 0 ? CONSTANT_SCALE : factor), factor,
-                      moments[k].number, 0.0};
-      row_sums[k].max = -INFINITY;
+      const double factor = moments[k].inverse_sd();
+      standards[k].scale = static_cast<float>(factor == 0 ? CONSTANT_SCALE : factor);
+      standards[k].factor = factor;
+      standards[k].number = moments[k].number;
     }
   }
 
-  // The second sweep with standardised logits. The sums of g' z' of a row in several tiles take a sweep of their own.
-  void standardised_sweep() {
-    for (int64_t tile = 0; l.tiles > 1 && tile < l.tiles; ++tile) {
-      const int64_t padded = round_up(columns(tile), LANES);
-      reload_tile(tile, padded);
-      for (int64_t j = 0; j < p.students; ++j) standards[1 + j].product += toward_targets(tile, j, padded);
+  // Completes what the sums of the row are needed for.
+  void finish_standards() {
+    for (int64_t k = 0; p.standardise_logits && k < l.members; ++k) {
+      standards[k].mean = static_cast<float>(moments[k].mean - shift(row_sums[k].max));
+    }
+    if (asides) add_labels_class();
+  }
+
+  // The second sweep if softmaxes at T are apart. The sums of g' z' of a row in several tiles take a sweep of their own.
+  void sweep_apart() {
+    for (int64_t tile = 0; p.standardise_logits && l.tiles > 1 && tile < l.tiles; ++tile) {
+      reload_tile(tile, round_up(columns(tile), LANES));
+      for (int64_t j = 0; j < p.students; ++j) standards[1 + j].product += toward_targets(tile, j);
     }
     const double ce = p.target ? ce_scale_ * p.ce_weight : 0.0;
     const double learning = p.target ? ce_scale_ * p.ensemble_ce_weight : 0.0;
     const double even_share = rest_ == Rest::smoothed ? p.label_smoothing / static_cast<double>(p.classes) : 0.0;
     for (int64_t tile = l.tiles - 1; tile >= 0; --tile) {
-      const int64_t n = columns(tile), padded = round_up(n, LANES), column = target_ - tile * l.width;
+      const int64_t n = columns(tile), padded = round_up(n, LANES), column = label_column(tile);
       reload_tile(tile, padded);
       if (rest_ == Rest::spread && l.tiles > 1) load_label(tile, n);
       for (int64_t j = 0; j < p.students; ++j) {
         const RowSums& sums = row_sums[1 + j];
         const Standard& standard = standards[1 + j];
-        const double product = toward_targets(tile, j, padded), labels = ce + learning * weight(j);
+        const double product = toward_targets(tile, j), labels = ce + learning * weight(j);
         const double mean = standard.factor == 0 ? 0.0 : (l.tiles > 1 ? standard.product : product) / standard.number;
+        const double own = ce * label_total_ / sums.at_1, others = asides ? own * asides[1 + j].others_at_1 : own;
         fill(less, static_cast<float>(labels * even_share), padded);
         add_labels(tile, j, padded, labels, learning, false);
-        add_standardised(result, slot(tile, 1 + j), less, padded, shift(sums.max),
-                         static_cast<float>(ce * label_total_ / sums.at_1), static_cast<float>(mean), standard);
-        if (column >= 0 && column < n) result[column] -= static_cast<float>(labels * hit_);
+        add_standardised(result, slot(tile, 1 + j), less, padded, shift(sums.max), static_cast<float>(others),
+                         static_cast<float>(mean), standard);
+        if (column >= 0) {
+          if (asides) result[column] += labels_class(j, own, others, learning);
+          result[column] -= static_cast<float>(labels * hit_);
+        }
         put(address<T>(p.grads[j], tile), n, result, p.stream_stores);
       }
     }
   }
 
+  // What the cross-entropies add to student j's gradient at the label's class, less what sweep_apart has added: `others`
+  // times its exponential, cut off at 1.
+  float labels_class(int64_t j, double own, double others, double learning) const {
+    const double above = static_cast<double>(asides[1 + j].label) - shift(row_sums[1 + j].max);
+    const double of_ensemble = learning * weight(j) * label_total_ * asides[0].label_at_1 / row_sums[0].at_1;
+    return static_cast<float>(own * asides[1 + j].label_at_1 - others * (above > 0 ? 1.0 : exp(above)) + of_ensemble);
+  }
+
   // Writes the gradient of student j's distillation term for its standardised logits to `result`. Returns the sum of its
   // products with them.
-  double toward_targets(int64_t tile, int64_t j, int64_t padded) {
+  double toward_targets(int64_t tile, int64_t j) {
     const double kd = kd_scale_ * p.kd_weight * p.temperature;
-    const double own = p.divergence == Divergence::forward ? kd * weight_of_targets(j) / row_sums[1 + j].at_t : 0.0;
+    const int64_t padded = round_up(columns(tile), LANES), column = label_column(tile);
+    Pull factors{p.divergence == Divergence::forward ? weight_of_targets(j) : 0.0, 1.0, 0.0};
+    if (asides) factors = pull(j);
+    const double at_t = row_sums[1 + j].at_t;
     fill(less, 0, padded);
-    add_targets(tile, j, padded, kd, false);
-    return toward_target(result, slot(tile, 1 + j), less, padded, shift(row_sums[1 + j].max), rate(1 + j),
-                         static_cast<float>(own), standards[1 + j]);
+    add_targets(tile, j, padded, kd * factors.targets, false);
+    const float* z = slot(tile, 1 + j);
+    const float most = shift(row_sums[1 + j].max);
+    const Standard& standard = standards[1 + j];
+    double product = toward_target(result, z, less, padded, most, rate(1 + j),
+                                   at_t == 0 ? 0.0f : static_cast<float>(kd * factors.own / at_t), standard);
+    if (asides && column >= 0) {
+      const double label = kd * factors.label, at = (z[column] - most - standard.mean) * standard.scale;
+      if (z[column] != -INFINITY) product += (label - result[column]) * at;
+      result[column] = static_cast<float>(label);
+    }
+    return product;
   }
 
   void second_sweep() {
@@ -333,7 +342,7 @@ class Rows : Row {
 template <class T>
 void run_rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
   switch (power_of(p)) {
-    case STANDARDISED: return Rows<STANDARDISED, T>(p, scratch).run(begin, end, sums, correct);
+    case APART: return Rows<APART, T>(p, scratch).run(begin, end, sums, correct);
     case 1: return Rows<1, T>(p, scratch).run(begin, end, sums, correct);
     case 2: return Rows<2, T>(p, scratch).run(begin, end, sums, correct);
     case 3: return Rows<3, T>(p, scratch).run(begin, end, sums, correct);

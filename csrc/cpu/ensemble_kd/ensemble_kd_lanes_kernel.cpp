@@ -86,12 +86,12 @@ class Lanes : LaneRows {
   struct Pair { vf at_t, at_1; };
 
   static vf scaled(vf d, vf scale) {
-    if constexpr (POWER == STANDARDISED) return d * scale;
+    if constexpr (POWER == APART) return d * scale;
     return d;
   }
 
   LaneStandard scale_of(const float* z, int64_t pitch, const Largest& largest) const {
-    if constexpr (POWER == STANDARDISED) return standard_of(z, pitch, p.classes, shift(largest.max));
+    if constexpr (POWER == APART) return standard_of(z, pitch, p.classes, shift(largest.max));
     LaneStandard none{};
     return none;
   }
@@ -137,7 +137,7 @@ class Lanes : LaneRows {
       const vf d = load<vf>(at) - most;
       const vf x = scaled(d, scale), e = exp_nonpositive(x * inverse), e1 = exp_at_1<POWER>(d, e);
       store(at, e);
-      if constexpr (POWER == STANDARDISED) store(z_at + c * LANES, (d - center) * scale);
+      if constexpr (POWER == APART) store(z_at + c * LANES, (d - center) * scale);
       if constexpr (POWER <= 0) store(at_1 + c * LANES, e1);
       s[0] += e;
       s[1] += e1;
@@ -171,7 +171,7 @@ class Lanes : LaneRows {
     }
     const int64_t classes = p.classes, pitch = l.pitch;
     const float *const targets = exps, *const v = label, *const at_1 = ones;
-    if constexpr (POWER == STANDARDISED) {
+    if constexpr (POWER == APART) {
       toward_targets(z, pitch, targets, standard, classes, b, c, own);
       b = splat(1.0f);
       c = vf{};
@@ -207,7 +207,7 @@ int64_t scratch_bytes(const KDProblem& p) { return lane_layout(p).bytes; }
 void rows(const KDProblem& p, int64_t begin, int64_t end, void* scratch, double* sums, int64_t* correct) {
   const FlushToZero guard;
   switch (power_of(p)) {
-    case STANDARDISED: run_lanes<STANDARDISED>(p, begin, end, scratch, sums, correct); break;
+    case APART: run_lanes<APART>(p, begin, end, scratch, sums, correct); break;
     case 1: run_lanes<1>(p, begin, end, scratch, sums, correct); break;
     case 2: run_lanes<2>(p, begin, end, scratch, sums, correct); break;
     case 3: run_lanes<3>(p, begin, end, scratch, sums, correct); break;

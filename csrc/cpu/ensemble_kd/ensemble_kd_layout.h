@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/ensemble_kd/ensemble_kd_elements.h"
+#include "cpu/ensemble_kd/ensemble_kd_decoupled.h"
 #include "cpu/ensemble_kd/ensemble_kd_divergences.h"
 #include "cpu/ensemble_kd/ensemble_kd_standardised.h"
 #include "cpu/ensemble_kd/ensemble_kd_tile.h"
@@ -17,9 +18,11 @@ namespace {
 constexpr int64_t TILE = LANES < 8 ? 512 : 1024;
 constexpr int64_t KEEP_BYTES = int64_t{4} << 20;  // most bytes of exponentials that a thread keeps between the sweeps
 
-// The sums of one member over a row. Exponentials are relative to `max`.
+// The sums of one member over a row. Exponentials are relative to `max`, but with the decoupled divergence those at 1 to
+// `largest` in the end.
 struct RowSums {
-  float max, at_target;  // the largest logit, and the target's
+  float max, at_target;  // the largest logit, and the target's; `max` leaves the label's out if it is decoupled
+  float largest;         // the largest logit
   bool correct;          // the target is the first largest
   double at_t, at_1;     // sums of e^((z - max)/T) and e^(z - max)
   double cross;          // as in TileSums
@@ -33,7 +36,7 @@ struct Layout {
   int64_t width, tiles, slots;  // columns of a tile, padded; tiles of a row; tiles whose exponentials are kept
   int64_t extra, members;       // extra teachers; all members
   int64_t shifted, at_1, less, result, label, exps;                         // offsets in bytes
-  int64_t tile_sums, row_sums, tile_labels, tile_pairs, row_pairs, row_js, standards, moments;
+  int64_t tile_sums, row_sums, tile_labels, tile_pairs, row_pairs, row_js, standards, moments, asides;
   int64_t bytes;
 };
 
@@ -73,17 +76,19 @@ inline Layout layout_of(const KDProblem& p) {
   l.tile_sums = take(l.tiles * l.members * int64_t{sizeof(TileSums)});
   l.row_sums = take(l.members * int64_t{sizeof(RowSums)});
   l.at_1 = take(learns * vector);
-  l.less = take((pairs || learns || spread || p.standardise_logits || p.divergence != Divergence::forward) * vector);
+  const bool apart = power_of(p) == APART;
+  l.less = take((pairs || learns || spread || apart || p.divergence != Divergence::forward) * vector);
   l.label = take(spread * vector);
   l.tile_labels = take(spread * l.tiles * int64_t{sizeof(double)});
-  l.result = take((pairs || p.standardise_logits) * vector);
+  l.result = take((pairs || apart) * vector);
   const int64_t pair_bytes = pairs * p.students * p.sources() * int64_t{sizeof(double)};
   l.tile_pairs = take(l.tiles * pair_bytes);
   l.row_pairs = take(pair_bytes);
   const int64_t targets = p.students * (pairs ? p.sources() : 1);
   l.row_js = take(p.divergence == Divergence::js ? targets * int64_t{sizeof(JensenShannon)} : 0);
-  l.standards = take(p.standardise_logits * l.members * int64_t{sizeof(Standard)});
-  l.moments = take(p.standardise_logits * l.members * int64_t{sizeof(Moments)});
+  l.standards = take(apart * l.members * int64_t{sizeof(Standard)});
+  l.moments = take(apart * l.members * int64_t{sizeof(Moments)});
+  l.asides = take((p.divergence == Divergence::decoupled) * l.members * int64_t{sizeof(Aside)});
   return l;
 }
 

@@ -29,8 +29,9 @@ class Row {
     row_pairs = reinterpret_cast<double*>(base + l.row_pairs);
     row_js = reinterpret_cast<JensenShannon*>(base + l.row_js);
     inv_t = static_cast<float>(1.0 / p.temperature);
-    if (p.standardise_logits) standards = reinterpret_cast<Standard*>(base + l.standards);
+    if (power_of(p) == APART) standards = reinterpret_cast<Standard*>(base + l.standards);
     moments = reinterpret_cast<Moments*>(base + l.moments);
+    if (p.divergence == Divergence::decoupled) asides = reinterpret_cast<Aside*>(base + l.asides);
   }
 
   const KDProblem& p;
@@ -49,8 +50,9 @@ class Row {
   double* row_pairs;         // [S, sources]
   JensenShannon* row_js;     // [S], or [S, sources] for mixed probabilities
   float inv_t;
-  Standard* standards = nullptr;  // [members] if logits are standardised
+  Standard* standards = nullptr;  // [members] if softmaxes at T are apart
   Moments* moments;               // [members]
+  Aside* asides = nullptr;        // [members] with the decoupled divergence
   // The label of a row is y = hit e_target + v. `smoothed`: v is label_smoothing / classes for all classes.
   enum class Rest { none, smoothed, spread };
 
@@ -82,7 +84,7 @@ class Row {
     if (p.target) start_label();
     for (int64_t k = 0; k < l.members; ++k) {
       row_sums[k] = {};
-      row_sums[k].max = -INFINITY;
+      row_sums[k].max = row_sums[k].largest = -INFINITY;
     }
     if (p.divergence != Divergence::js) return;
     for (int64_t i = 0; i < p.students * (pairs ? p.sources() : 1); ++i) row_js[i] = {};
@@ -135,16 +137,21 @@ class Row {
   // The value to subtract before the exponential. A tile of -inf alone must not give -inf - -inf, which is NaN.
   static float shift(float max) { return max == -INFINITY ? 0.0f : max; }
 
+  // Takes the maximum of a tile into that of the row.
+  static void see(const TileSums& tile, RowSums& row) {
+    if (tile.max > row.max) row.max = tile.max;
+  }
+
   // Notes the target's logit, and whether it is the first largest so far; z is the tile before it is overwritten.
   void look_up(const float* z, int64_t tile, float tile_max, RowSums& row) const {
-    const bool larger = tile_max > row.max;
+    const bool larger = tile_max > row.largest;
     if (larger) row.correct = false;
     const int64_t column = target_ - tile * l.width;
     if (column >= 0 && column < columns(tile)) {
       row.at_target = z[column];
       row.correct = larger && z[column] == tile_max && !contains(z, column, tile_max);
     }
-    if (larger) row.max = tile_max;
+    if (larger) row.largest = tile_max;
   }
 
   double at_t_factor(int64_t tile, int64_t k) const {
@@ -175,8 +182,9 @@ class Row {
 
   // A tile's sum of v (z - max) of a member, relative to the row's maximum.
   double joined_labels(int64_t tile, int64_t k) const {
-    const double own = tile_sums[tile * l.members + k].labels;
-    return l.tiles == 1 || tile_labels[tile] == 0 ? own : own + tile_labels[tile] * above(tile, k);
+    const TileSums& sums = tile_sums[tile * l.members + k];
+    if (l.tiles == 1 || tile_labels[tile] == 0) return sums.labels;
+    return sums.labels + tile_labels[tile] * (static_cast<double>(shift(sums.max)) - shift(row_sums[k].max));
   }
 
   // Joins the sums of the tiles to the sums of the row.
@@ -209,14 +217,33 @@ class Row {
     }
   }
 
+  // Adds the label's class, which the sums of the other classes leave out.
+  void add_labels_class() {
+    for (int64_t k = 0; k < l.members; ++k) {
+      RowSums& row = row_sums[k];
+      Aside& aside = asides[k];
+      const double label = aside.label, others = row.max, most = label > others ? label : others;
+      aside.odds = (label - others) * scale(k) / p.temperature - log(row.at_t);
+      aside.label_at_1 = label == -INFINITY ? 0.0 : exp(label - most);
+      aside.others_at_1 = others == -INFINITY ? 0.0 : exp(others - most);
+      if (k > p.students) continue;
+      row.at_1 = row.at_1 * aside.others_at_1 + aside.label_at_1;
+      if (rest_ == Rest::spread) row.labels -= (label_total_ - hit_) * (most - shift(row.max));
+    }
+    for (int64_t j = 0; p.with_weights_grad && j < p.students; ++j) {
+      const double own = asides[1 + j].label, of_label = own == -INFINITY ? 0.0 : asides[0].label_at_1 * own;
+      row_sums[1 + j].moment = row_sums[1 + j].moment * asides[0].others_at_1 + of_label;
+    }
+  }
+
   // -sum y log p. Terms with y = 0 are 0, also where p is 0.
   double cross_entropy(const RowSums& row) const {
     const double log_sum = log(row.at_1);
-    const double plain = hit_ == 0 ? 0.0 : hit_ * (log_sum + (static_cast<double>(row.max) - row.at_target));
+    const double plain = hit_ == 0 ? 0.0 : hit_ * (log_sum + (static_cast<double>(row.largest) - row.at_target));
     switch (rest_) {
       case Rest::none: return plain;
       case Rest::smoothed:
-        return plain + p.label_smoothing * (log_sum + row.max - row.logits / static_cast<double>(p.classes));
+        return plain + p.label_smoothing * (log_sum + row.largest - row.logits / static_cast<double>(p.classes));
       default: return plain + (label_total_ - hit_) * log_sum - row.labels;
     }
   }
@@ -232,6 +259,7 @@ class Row {
 
   // KL(from || to) at temperature T. Rounding can give -1e-9, which becomes 0.
   double divergence(double cross, const RowSums& from, const RowSums& to) const {
+    if (asides && from.at_t == 0) return 0;  // there are no other classes
     return at_least_0(cross / (p.temperature * from.at_t) + log(to.at_t / from.at_t));
   }
   static double at_least_0(double x) { return x < 0 ? 0 : x; }
@@ -246,6 +274,10 @@ class Row {
         case Divergence::reverse: sum += w * divergence(cross, student, row_sums[k]); break;
         case Divergence::js:
           sum += w * at_least_0(p.beta * row_js[at].of_target + (1 - p.beta) * row_js[at].of_student);
+          break;
+        case Divergence::decoupled:
+          sum += w * at_least_0(binary_divergence(asides[k].odds, asides[1 + j].odds));
+          sum += w * p.beta * divergence(cross, row_sums[k], student);
       }
     });
     return sum;
@@ -294,80 +326,6 @@ class Row {
       const double grad = ce_scale_ * p.ensemble_ce_weight * (expected - labels);
       sums[j] += grad;
       if (p.gate_grads) p.gate_grads[row_ * p.students + j] = static_cast<float>(grad);
-    }
-  }
-
-  // Sum of the weights of student j's divergences.
-  double weight_of_targets(int64_t j) const {
-    if (!pairs) return 1.0;
-    double sum = 0;
-    for (int64_t i = 0; i < p.sources(); ++i) sum += p.mixing[j * p.sources() + i];
-    return sum;
-  }
-
-  // The factor that makes kd * softmax of teacher k's exponentials in a tile. `kept`: they are relative to the tile's
-  // maximum, else to the row's.
-  double teacher_factor(int64_t tile, int64_t k, double kd, bool kept) const {
-    return (kept ? tile_sums[tile * l.members + k].factor : 1.0) * kd / row_sums[k].at_t;
-  }
-
-  // Writes to `less` what is subtracted in student j's gradient: the part of its targets and that of the labels.
-  void combine(int64_t tile, int64_t j, int64_t padded, double kd, double labels, double learning, bool kept) {
-    fill(less, 0, padded);
-    add_targets(tile, j, padded, kd, kept);
-    add_labels(tile, j, padded, labels, learning, kept);
-  }
-
-  // Adds the part of student j's targets to `less`.
-  void add_targets(int64_t tile, int64_t j, int64_t padded, double kd, bool kept) {
-    for_each_target(j, [&](float w, int64_t k, int64_t at) {
-      if (p.divergence != Divergence::forward) return add_divergence(tile, j, padded, -w * kd, k, at);
-      const bool reloaded = !kept && pairs && k <= p.students;
-      const float* e = reloaded ? student_shifted(k - 1) : slot(tile, k);
-      add_scaled(less, e, static_cast<float>(w * teacher_factor(tile, k, kd, kept)), padded);
-    });
-  }
-
-  // Adds to `less` `labels` times the spread part of the label, less the part that the ensemble's own cross-entropy adds.
-  void add_labels(int64_t tile, int64_t j, int64_t padded, double labels, double learning, bool kept) {
-    if (rest_ == Rest::spread) add_scaled(less, label, static_cast<float>(labels), padded);
-    if (!learns) return;
-    const double own = learning * weight(j) * label_total_ * (kept ? at_1_factor(tile, 0) : 1.0) / row_sums[0].at_1;
-    add_scaled(less, at_1, static_cast<float>(-own), padded);
-  }
-
-  // A member's logits in a tile that has been loaded again, as its softmax at T.
-  Scores scores(int64_t tile, int64_t k) const {
-    const float share = static_cast<float>(1 / row_sums[k].at_t);
-    if (k == 0) return {mixed, 0, share, rate(k)};
-    if (k > p.students) return {extra_shifted(k - 1 - p.students), 0, share, rate(k)};
-    return {slot(tile, k), shift(row_sums[k].max), share, rate(k)};
-  }
-
-  // Adds the terms of the tile to the sums of the Jensen-Shannon divergences.
-  void add_js_sums(int64_t tile, int64_t padded) {
-    for (int64_t j = 0; j < p.students; ++j) {
-      for_each_target(j, [&](float, int64_t k, int64_t at) {
-        const auto [of_target, of_student] =
-            js_sums(scores(tile, k), scores(tile, 1 + j), padded, static_cast<float>(p.beta));
-        row_js[at].of_target += of_target;
-        row_js[at].of_student += of_student;
-      });
-    }
-  }
-
-  // Adds kd/T times the gradient of a reverse or Jensen-Shannon divergence to `less`.
-  void add_divergence(int64_t tile, int64_t j, int64_t padded, double kd, int64_t k, int64_t at) {
-    const Scores target = scores(tile, k), student = scores(tile, 1 + j);
-    if (p.divergence == Divergence::js) {
-      const float factor = static_cast<float>(kd * (1 - p.beta));
-      add_js(less, target, student, padded, static_cast<float>(p.beta), factor,
-             static_cast<float>(row_js[at].of_student));
-    } else {
-      // log q/t - KL(q || t) is the distance of the exponents' difference from its mean.
-      const double at_t = row_sums[1 + j].at_t, cross = pairs ? row_pairs[at] : row_sums[1 + j].cross;
-      add_reverse(less, target, student, padded, static_cast<float>(kd / at_t),
-                  static_cast<float>(cross / (p.temperature * at_t)));
     }
   }
 };

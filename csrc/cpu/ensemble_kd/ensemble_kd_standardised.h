@@ -72,7 +72,7 @@ double toward_target(float* g, const float* z, const float* less, int64_t width,
   vf sums[1];
   sum_vectors(width, sums, [&](int64_t c, vf (&s)[1]) {
     const vf d = load<vf>(z + c) - shift;
-    const vf x = exp_nonpositive(d * rate) * b - load<vf>(less + c);
+    const vf x = exp_nonpositive(capped<APART>(d) * rate) * b - load<vf>(less + c);
     store(g + c, x);
     s[0] += d == splat(-INFINITY) ? vf{} : x * ((d - standard.mean) * standard.scale);
   });
@@ -86,7 +86,7 @@ void add_standardised(float* g, const float* z, const float* less, int64_t width
   for (int64_t c = 0; c < width; c += LANES) {
     const vf d = load<vf>(z + c) - shift;
     const vf through = (load<vf>(g + c) - (d - standard.mean) * standard.scale * mean) * factor;
-    const vf own = exp_nonpositive(d) * a - load<vf>(less + c);
+    const vf own = exp_nonpositive(capped<APART>(d)) * a - load<vf>(less + c);
     store(g + c, own + (d == splat(-INFINITY) ? vf{} : through));
   }
 }

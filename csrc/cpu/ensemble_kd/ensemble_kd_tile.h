@@ -93,7 +93,7 @@ void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, fl
   vf totals[2];
   sum_vectors(width, totals, [&](int64_t c, vf (&s)[2]) {
     const vf d = load<vf>(z + c) - shift;
-    const vf e = exp_nonpositive(d * inv_t);
+    const vf e = exp_nonpositive(capped<POWER>(d) * inv_t);
     store(shifted + c, d);
     store(exps + c, e);
     s[0] += e;
@@ -106,7 +106,7 @@ void teacher_exps(const float* z, float* shifted, float* exps, int64_t width, fl
 // d, or d times `scale` where logits are standardised.
 template <int POWER>
 inline vf scaled(vf d, float scale) {
-  if constexpr (POWER == STANDARDISED) return d * scale;
+  if constexpr (POWER == APART) return d * scale;
   return d;
 }
 
@@ -118,7 +118,7 @@ void student_exps(float* z, const float* target, const float* teacher, int64_t w
   vf totals[3];
   sum_vectors(width, totals, [&](int64_t c, vf (&s)[3]) {
     const vf d = load<vf>(z + c) - shift;
-    const vf e = exp_nonpositive(d * inv_t);
+    const vf e = exp_nonpositive(capped<POWER>(d) * inv_t);
     store(z + c, e);
     s[0] += e;
     s[1] += exp_at_1<POWER>(d, e);
