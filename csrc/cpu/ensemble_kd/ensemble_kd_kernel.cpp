@@ -21,6 +21,10 @@
 // probabilities need exponentials of their own only for external teachers. For the other divergences than KL(t || q)
 // the second sweep reads the logits again. The ensemble's own cross-entropy adds
 // scale * ensemble_ce_weight * w_j (pE - y) to dL/dz_j.
+//
+// With standardised logits and with the decoupled divergence, the softmaxes at T are apart from those at 1: a sweep of
+// their own computes the distillation term's gradient for what they are softmaxes of, and then that for the logits.
+// ensemble_kd_standardised.h and ensemble_kd_decoupled.h have the formulas.
 #include "cpu/ensemble_kd/ensemble_kd.h"
 #include "cpu/ensemble_kd/ensemble_kd_packed.h"
 #include "cpu/ensemble_kd/ensemble_kd_row_targets.h"
