@@ -52,6 +52,7 @@ ISAS_OF = {
     "direct_conv": ("baseline", "avx2", "avx512"),
     "ensemble_kd": ("baseline", "avx2", "avx512"),
     "norm_relu": ("baseline", "avx2", "avx512", "avx512bf16"),
+    "winograd": ("baseline", "avx2", "avx512"),
 }
 IS_X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 

@@ -9,6 +9,7 @@
 #include "cpu/ensemble_kd/ensemble_kd_ops.h"
 #include "cpu/isa.h"
 #include "cpu/norm_relu/norm_relu_cpu.h"
+#include "cpu/winograd/winograd_cpu.h"
 
 STABLE_TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
   m.impl("ensemble_kd_value", oekd::ensemble_kd_value);
@@ -18,6 +19,8 @@ STABLE_TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
   m.impl("direct_conv_backward", oekd::direct_conv_backward);
   m.impl("norm_relu", oekd::norm_relu);
   m.impl("norm_relu_backward", oekd::norm_relu_backward);
+  m.impl("winograd_conv", oekd::winograd_conv);
+  m.impl("winograd_conv_backward", oekd::winograd_conv_backward);
 }
 
 // Returns the names of the built instruction sets that this processor supports, widest first, separated by spaces.

@@ -2,7 +2,8 @@
 
     python -m bench.ops.direct_conv [--json FILE] [--model resnet20] [--threads 1] [--seconds 1]
 
-"taken" says whether training uses the direct form for that shape on this processor.
+"used" is the form that training uses for that shape on this processor: "direct", "winograd", or "pytorch". Winograd's
+form needs stride 1 and 8 channels.
 """
 
 from __future__ import annotations
@@ -10,23 +11,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from oekd_fast.common.machine import machine
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.layers.direct_conv import conv3x3, takes
+from oekd_fast.layers import direct_conv as direct_form
+from oekd_fast.layers import winograd as winograd_form
 from oekd_fast.runs.host_memory import keep_freed_memory
 
 from .. import result_file
 from ..measure import Timing, interleave
 
+Results = tuple[Tensor, Tensor, Tensor]
+ERROR_BATCH = 16
 BATCH, IMAGE_SIZE, THREADS = 128, 32, 1  # one thread: a student's share of the cores while the others run beside it
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-VARIANTS = (*FORMATS, "direct")
+VARIANTS = (*FORMATS, "direct", "winograd")
 
 
 @dataclass(frozen=True)
@@ -68,36 +73,63 @@ def shapes(model: str = "resnet20", image_size: int = IMAGE_SIZE) -> dict[Shape,
     return counts
 
 
-def variants(shape: Shape, batch: int) -> dict[str, Callable[[], object]]:
-    """Return the calls by name, in the order of `VARIANTS`; each computes the output and all gradients."""
-    stride = shape.stride
-    x = torch.randn(batch, shape.channels, shape.size, shape.size)
-    weight = torch.randn(shape.outputs, shape.channels, 3, 3) / (3 * shape.channels**0.5)
-    dy = torch.randn(functional.conv2d(x, weight, stride=stride, padding=1).shape)
-
-    def pytorch(form: torch.memory_format) -> Callable[[], object]:
-        tensors = [t.contiguous(memory_format=form) for t in (dy, x, weight)]
-        geometry = ([stride, stride], [1, 1], [1, 1], False, [0, 0], 1)
-
-        def call() -> object:
-            functional.conv2d(tensors[1], tensors[2], stride=stride, padding=1)
-            return torch.ops.aten.convolution_backward(*tensors, None, *geometry, [True, True, False])
-
-        return call
-
-    maps = [t.contiguous(memory_format=torch.channels_last) for t in (dy, x)]
-
-    def direct() -> object:
-        torch.ops.oekd_fast.direct_conv(maps[1], weight, stride)
-        return torch.ops.oekd_fast.direct_conv_backward(*maps, weight, stride, True, True)
-
-    return {name: pytorch(form) for name, form in FORMATS.items()} | {"direct": direct}
+def problem(shape: Shape, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, weight and dy, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    size = -(-shape.size // shape.stride)
+    x = torch.randn(batch, shape.channels, shape.size, shape.size, generator=generator)
+    weight = torch.randn(shape.outputs, shape.channels, 3, 3, generator=generator) / (3 * shape.channels**0.5)
+    return x, weight, torch.randn(batch, shape.outputs, size, size, generator=generator)
 
 
-def taken(shape: Shape, batch: int) -> bool:
-    """Return whether training uses the direct form for this shape."""
-    x = torch.empty(batch, shape.channels, shape.size, shape.size)
-    return takes(conv3x3(shape.channels, shape.outputs, shape.stride), x.to(memory_format=torch.channels_last))
+def by_pytorch(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> Results:
+    """Return y, dx and dweight in the dtype of the tensors."""
+    y = functional.conv2d(x, weight, stride=stride, padding=1)
+    geometry = ([stride, stride], [1, 1], [1, 1], False, [0, 0], 1)
+    return y, *torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, [True, True, False])[:2]
+
+
+def variants(shape: Shape, batch: int) -> dict[str, Callable[[], Results]]:
+    """Return the calls of those `VARIANTS` that support the shape; each computes y, dx and dweight."""
+    stride, (x, weight, dy) = shape.stride, problem(shape, batch)
+
+    def pytorch(form: torch.memory_format) -> Callable[[], Results]:
+        return partial(by_pytorch, *(t.contiguous(memory_format=form) for t in (x, weight, dy)), stride)
+
+    pixels = [t.contiguous(memory_format=torch.channels_last) for t in (dy, x)]
+
+    def direct() -> Results:
+        y = torch.ops.oekd_fast.direct_conv(pixels[1], weight, stride)
+        return y, *torch.ops.oekd_fast.direct_conv_backward(*pixels, weight, stride, True, True)
+
+    def winograd() -> Results:
+        y = torch.ops.oekd_fast.winograd_conv(pixels[1], weight)
+        return y, *torch.ops.oekd_fast.winograd_conv_backward(*pixels, weight, True, True)
+
+    calls = {name: pytorch(form) for name, form in FORMATS.items()} | {"direct": direct}
+    supported = stride == 1 and min(shape.channels, shape.outputs) >= winograd_form.LEAST_CHANNELS
+    return calls | ({"winograd": winograd} if supported else {})
+
+
+def errors(shape: Shape) -> dict[str, dict[str, float]]:
+    """Return the errors of y, dx and dweight of each variant against float64, relative to the norm."""
+    exact = by_pytorch(*(t.double() for t in problem(shape, ERROR_BATCH)), shape.stride)
+    return {
+        name: {
+            result: float(f"{(got.double() - true).norm() / true.norm():.2e}")
+            for result, got, true in zip(("y", "dx", "dweight"), call(), exact, strict=True)
+        }
+        for name, call in variants(shape, ERROR_BATCH).items()
+    }
+
+
+def used(shape: Shape, batch: int) -> str:
+    """Return the form that training uses for this shape: "winograd", "direct" or "pytorch"."""
+    x = torch.empty(batch, shape.channels, shape.size, shape.size).to(memory_format=torch.channels_last)
+    conv = direct_form.conv3x3(shape.channels, shape.outputs, shape.stride)
+    if winograd_form.takes(conv, x):
+        return "winograd"
+    return "direct" if direct_form.takes(conv, x) else "pytorch"
 
 
 def measure(shape: Shape, count: int, batch: int, seconds: float) -> dict:
@@ -107,8 +139,9 @@ def measure(shape: Shape, count: int, batch: int, seconds: float) -> dict:
         "shape": str(shape),
         "in_a_family": count,
         "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
-        "gigaflops": round(shape.operations(batch) / timings["direct"].median / 1e6, 1),
-        "taken": taken(shape, batch),
+        "gigaflops": {name: round(shape.operations(batch) / t.median / 1e6, 1) for name, t in timings.items()},
+        "errors": errors(shape),
+        "used": used(shape, batch),
     }
 
 
@@ -117,7 +150,7 @@ def line(result: dict) -> str:
     times = "  ".join(f"{name} {Timing(**timing)}" for name, timing in result["milliseconds"].items())
     return (
         f"{result['shape']:<26} x{result['in_a_family']:<2} ms [quartiles]: {times}"
-        f"  | {result['gigaflops']} GFLOP/s{', taken' * result['taken']}"
+        f"  | {' '.join(map(str, result['gigaflops'].values()))} GFLOP/s, {result['used']}"
     )
 
 

@@ -1,8 +1,8 @@
-"""Our training step with direct convolutions and with PyTorch's convolutions in their place, on a CPU.
+"""Our training step with Winograd's and direct convolutions, and with PyTorch's in their place, on a CPU.
 
     python -m bench.step.direct_convs [--json FILE] [--model resnet20] [--batch-size 128] [--seconds 60]
 
-Direct convolutions stay in the package only where they shorten this step by at least 5 %.
+Each form stays in the package only where it shortens this step by at least 5 %.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from oekd_fast.common.machine import machine
-from oekd_fast.layers.fast_module import use_direct_convs
+from oekd_fast.layers.fast_module import use_direct_convs, use_winograd_convs
 from oekd_fast.runs.host_memory import keep_freed_memory
 
 from .. import result_file
@@ -22,14 +22,19 @@ from .problem import StepProblem
 
 
 def variants(problem: StepProblem) -> dict[str, OurStep]:
-    """Return the step with direct convolutions and the step without, which start from the same weights."""
-    direct, pytorch = OurStep(problem), OurStep(problem)
-    use_direct_convs(pytorch.family, False)
-    return {"direct": direct, "pytorch": pytorch}
+    """Return the steps, which start from the same weights.
+
+    "winograd" uses both forms, as the trainer does; "direct" uses direct convolutions alone, and "pytorch" neither.
+    """
+    steps = {name: OurStep(problem) for name in ("winograd", "direct", "pytorch")}
+    for name in ("direct", "pytorch"):
+        use_winograd_convs(steps[name].family, False)
+    use_direct_convs(steps["pytorch"].family, False)
+    return steps
 
 
 def measure(problem: StepProblem, seconds: float) -> dict[str, Timing]:
-    """Time both variants in turn for about `seconds`."""
+    """Time all variants in turn for about `seconds`."""
     calls = {name: variant.step for name, variant in variants(problem).items()}
     return interleave(calls, seconds, calls_before=5)
 
@@ -49,10 +54,11 @@ def main() -> None:
     timings = measure(problem, arguments.seconds)
     for name, timing in timings.items():
         print(f"{name:<8} {timing} ms, {timing.samples} rounds")
-    saved = 1 - timings["direct"].median / timings["pytorch"].median
-    print(f"direct convolutions save {100 * saved:.1f} % of the step")
+    for name, without in (("winograd", "direct"), ("direct", "pytorch")):
+        saved = 1 - timings[name].median / timings[without].median
+        print(f"{name} saves {100 * saved:.1f} % of the step {without}")
     if arguments.json:
-        what = "one training step with direct convolutions and with PyTorch's, interleaved"
+        what = "one training step with Winograd's, direct and PyTorch's convolutions, interleaved"
         result = {
             "problem": asdict(problem),
             "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oekd_fast.common.meta_copy import meta_copy
 from oekd_fast.family.ensemble import StudentEnsemble
-from oekd_fast.layers.fast_module import use_direct_convs, use_fused_norms
+from oekd_fast.layers.fast_module import use_direct_convs, use_fused_norms, use_winograd_convs
 
 
 class FamilyFlops(NamedTuple):
@@ -73,6 +73,7 @@ def _run(copied: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     # The forms of PyTorch, which the counter knows.
     use_fused_norms(copied, False)
     use_direct_convs(copied, False)
+    use_winograd_convs(copied, False)
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         result = copied(x)
     return result, counter.get_total_flops()

@@ -19,7 +19,9 @@ from torch.utils.flop_counter import register_flop_formula
 from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.common.op_errors import raising_value_error
-from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
+from oekd_fast.layers.derivatives import raise_for_second_derivative
+from oekd_fast.layers.plain_conv import is_plain_conv
+from oekd_fast.layers.unmodified import is_unmodified
 
 # x, y and their gradients are float32 [B, C, H, W]. y is contiguous, dx is channels_last if x is and else contiguous,
 # dweight is contiguous. The padding is half the side of the filter. dx and dweight have shape [0] if they are not
@@ -165,26 +167,14 @@ def takes(conv: nn.Module, x: Tensor, every: int = 1) -> bool:
     or 2, and numbers of channels that the rule takes.
     """
     rule = _rule_here()
-    if not (rule and is_unmodified(conv, nn.Conv2d) and conv.training and isinstance(x, Tensor)):
+    if rule is None or not is_plain_conv(conv, x):
         return False
     weight, stride = conv.weight, conv.stride
     return (
-        (weight.shape[2:] == (3, 3) and every == 1 or weight.shape[2:] == (1, 1))
+        (weight.shape[2] == 3 and every == 1 or weight.shape[2] == 1)
         and stride in ((1, 1), (2, 2))
         and stride[0] * every <= 2
-        # Other libraries change these of a layer that exists, for dilated convolutions or fused norms for instance.
-        and conv.bias is None
-        and conv.padding == (weight.shape[2] // 2, weight.shape[3] // 2)
-        and conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
-        and x.shape[1] == weight.shape[1]
         and x.shape[3] >= stride[0] * every * _least_width(rule, *weight.shape[:2])
-        and not records_plain_layers()
     )
 
 
@@ -211,11 +201,7 @@ class _DirectConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "direct_conv: the direct form is differentiable once, got create_graph=True; "
-                "call use_direct_convs(module, False) for a second derivative"
-            )
+        raise_for_second_derivative("direct_conv", "direct", "use_direct_convs")
         needed = ctx.needs_input_grad[:2]
         grads = _backward_op(dy, *ctx.saved_tensors, ctx.stride, *needed)
         return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), None

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from oekd_fast.layers import winograd
 from oekd_fast.layers.direct_conv import direct_conv
 from oekd_fast.layers.norm_relu import norm_alone, norm_relu
 from oekd_fast.layers.scripting import Unscriptable
@@ -18,6 +19,7 @@ class FastModule(Unscriptable, nn.Module):
     Attributes:
         fused: whether `run_norm` and `run_norm_relu` may use the fused form; see `norm_relu`.
         direct: whether `run_conv` may use the direct form; see `direct_conv`.
+        winograd: whether `run_conv` may use Winograd's form, which it prefers; see `winograd`.
 
     A subclass whose forward keeps channels of zeros at the end of its input zero and last, if its layers do, has an
     attribute `keeps_zero_channels` = True of its own, which its subclasses do not inherit.
@@ -25,9 +27,12 @@ class FastModule(Unscriptable, nn.Module):
 
     fused = False
     direct = False
+    winograd = False
 
     def run_conv(self, layer: nn.Module, x: Tensor, every: int = 1) -> Tensor:
         """Return `layer(x)`, or with `every` > 1 that of every n-th row and column of `x`."""
+        if self.winograd and every == 1 and winograd.takes(layer, x):
+            return winograd.winograd_conv(layer, x)
         return direct_conv(layer, x, every=every, direct=self.direct)
 
     def run_norm(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -69,3 +74,10 @@ def use_direct_convs(module: nn.Module, enabled: bool = True) -> None:
     for part in module.modules():
         if isinstance(part, FastModule):
             part.direct = enabled
+
+
+def use_winograd_convs(module: nn.Module, enabled: bool = True) -> None:
+    """Set `winograd` of every `FastModule` in `module`."""
+    for part in module.modules():
+        if isinstance(part, FastModule):
+            part.winograd = enabled

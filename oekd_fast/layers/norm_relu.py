@@ -16,6 +16,7 @@ from torch.nn import functional
 from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.common.op_errors import raising_value_error
+from oekd_fast.layers.derivatives import raise_for_second_derivative
 from oekd_fast.layers.running_statistics import collected, update
 from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
 
@@ -189,11 +190,7 @@ class _NormReLU(torch.autograd.Function):
     def backward(ctx, dy, *unused):
         if dy is None:
             return None, None, None, None, None, None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "norm_relu: the fused form is differentiable once, got create_graph=True; "
-                "call use_fused_norms(module, False) for a second derivative"
-            )
+        raise_for_second_derivative("norm_relu", "fused", "use_fused_norms")
         needed = ctx.needs_input_grad[:4]
         grads = _backward_op(dy, *ctx.saved_tensors, needed[3], ctx.relu)
         return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), None, None

@@ -15,11 +15,11 @@ from oekd_fast.layers.fast_module import FastModule
 pytestmark = pytest.mark.skipif(native.why_missing() is not None, reason="needs the native extension")
 
 
-def test_variants_compute_the_same_gradients():
+def test_variants_compute_the_same_results():
     calls = direct_conv.variants(direct_conv.Shape(9, 9, 8, 1), 2)
     nchw, *others = (calls[name]() for name in direct_conv.VARIANTS)
-    for gradients in others:
-        for ours, theirs in zip(gradients[:2], nchw[:2], strict=True):
+    for results in others:
+        for ours, theirs in zip(results, nchw, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -37,18 +37,20 @@ def test_the_command_writes_its_table_and_file(tmp_path, monkeypatch, capsys, th
     monkeypatch.setattr(sys, "argv", ["direct_conv", "--batch-size", "2", "--seconds", "0", "--json", str(file)])
     direct_conv.main()
     (result,) = json.loads(file.read_text())["results"]
-    assert result["milliseconds"].keys() == set(direct_conv.VARIANTS) and result["in_a_family"] == 2
+    assert result["milliseconds"].keys() == {"nchw", "channels_last", "direct"} and result["in_a_family"] == 2
+    assert result["used"] in direct_conv.VARIANTS + ("pytorch",)
+    assert all(0 < error < 1e-5 for errors in result["errors"].values() for error in errors.values())
     assert "4->4, 4x4, stride 1" in capsys.readouterr().out
 
 
 def test_the_compared_steps_differ_in_their_convolutions_only(one_thread):
     steps = direct_convs.variants(StepProblem(num_students=2, batch_size=4, image_size=8, batches=2))
     uses = {
-        name: {part.direct for part in step.family.modules() if isinstance(part, FastModule)}
+        name: {(part.winograd, part.direct) for part in step.family.modules() if isinstance(part, FastModule)}
         for name, step in steps.items()
     }
-    assert uses == {"direct": {True}, "pytorch": {False}}
+    assert uses == {"winograd": {(True, True)}, "direct": {(False, True)}, "pytorch": {(False, False)}}
     for step in steps.values():
         step.step()
     losses = [step.take_loss() for step in steps.values()]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from oekd_fast import native
 from oekd_fast.common.op_errors import raising_value_error
@@ -19,6 +17,7 @@ from oekd_fast.training.backward import run_base
 
 from ..conftest import ISAS, needs_native
 from ..support.oracle import EPSILON, error
+from .conv_calls import CHANGES, plain, problem, random, sequential
 
 ops = torch.ops.oekd_fast
 used_here = pytest.mark.skipif(native.isa() not in RULES, reason="layers use the ops on AVX2 and AVX-512 only")
@@ -49,53 +48,6 @@ SHAPES = [
     (2, 11, 12, 4, 16, 1, 1),
     (9, 5, 28, 3, 48, 1, 2),
 ]
-
-
-def random(*shape, seed=0):
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return values.contiguous(memory_format=torch.channels_last)
-
-
-def problem(batch, channels, outputs, height, width, side, stride):
-    """Return x, weight and dy."""
-    out = [-(-size // stride) for size in (height, width)]
-    return (
-        random(batch, channels, height, width),
-        random(outputs, channels, side, side, seed=1),
-        random(batch, outputs, *out, seed=2),
-    )
-
-
-def naive(x, weight, stride):
-    """Compute the convolution as a sequential sum of products."""
-    side, out = weight.shape[2], [-(-size // stride) for size in x.shape[2:]]
-    padded = functional.pad(x, [side // 2] * 4)
-    rows, columns = ((size - 1) * stride + 1 for size in out)
-    y = 0
-    for c in range(x.shape[1]):
-        for i in range(side):
-            for j in range(side):
-                moved = padded[:, c, i : i + rows : stride, j : j + columns : stride]
-                y = y + moved[:, None] * weight[:, c, i, j, None, None]
-    return y
-
-
-def sequential(x, weight, dy, stride):
-    """Return y, dx and dweight by sequential sums in the dtype of the tensors."""
-    spread = torch.zeros(len(dy), dy.shape[1], *x.shape[2:])
-    spread[:, :, ::stride, ::stride] = dy
-    leaf = weight.clone().requires_grad_()
-    y = naive(x, leaf, stride)
-    (dweight,) = torch.autograd.grad(y, leaf, dy)
-    return [y.detach(), naive(spread, weight.transpose(0, 1).flip(2, 3), 1), dweight]
-
-
-def plain(x, weight, dy, stride, dtype):
-    """Return y, dx and dweight by PyTorch in `dtype`."""
-    x, weight, dy = (t.to(dtype, copy=True).contiguous() for t in (x, weight, dy))
-    leaves = [x.requires_grad_(), weight.requires_grad_()]
-    y = functional.conv2d(*leaves, stride=stride, padding=weight.shape[2] // 2)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
 def by_ops(x, weight, dy, stride, isa="auto"):
@@ -324,23 +276,6 @@ def test_the_ops_are_used_only_where_they_are_faster(isa, shape, monkeypatch):
 def test_the_direct_form_is_off_by_default():
     conv, x = conv3x3(9, 9), random(2, 9, 16, 16)
     assert torch.equal(direct_conv(conv, x), conv(x))
-
-
-CHANGES = {
-    "dilation": lambda conv: vars(conv).update(dilation=(2, 2), padding=(2, 2)),
-    "padding": lambda conv: vars(conv).update(padding=(0, 0)),
-    "circular padding": lambda conv: nn.Conv2d(9, 9, 3, padding=1, bias=False, padding_mode="circular"),
-    "stride": lambda conv: vars(conv).update(stride=(2, 1)),
-    "groups": lambda conv: nn.Conv2d(9, 9, 3, padding=1, groups=9, bias=False),
-    "bias of a fused norm": lambda conv: fuse_conv_bn_eval(conv.eval(), nn.BatchNorm2d(9).eval()).train(),
-    "5x5 weight": lambda conv: nn.Conv2d(9, 9, 5, padding=2, bias=False),
-    "1x1 weight with padding": lambda conv: nn.Conv2d(9, 9, 1, padding=1, bias=False),
-    "pruned weight": lambda conv: prune.random_unstructured(conv, "weight", 0.5),
-    "weight_norm": lambda conv: parametrizations.weight_norm(conv),
-    "spectral_norm": lambda conv: parametrizations.spectral_norm(conv),
-    "forward of the instance": lambda conv: vars(conv).update(forward=lambda x: x.tanh()),
-    "hook": lambda conv: conv.register_forward_hook(lambda conv, x, y: 2 * y) and None,
-}
 
 
 @pytest.mark.parametrize("change", CHANGES)

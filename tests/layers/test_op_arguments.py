@@ -24,6 +24,11 @@ CALLS = {
     "direct_conv_backward": {
         "dy": DY, "x": X, "weight": random(7, 5, 3, 3), "stride": 1, "input_grad": True, "weight_grad": True,
     },
+    "winograd_conv": {"x": random(2, 17, 6, 6), "weight": random(16, 17, 3, 3)},
+    "winograd_conv_backward": {
+        "dy": random(2, 16, 6, 6), "x": random(2, 17, 6, 6), "weight": random(16, 17, 3, 3), "input_grad": True,
+        "weight_grad": True,
+    },
 }  # fmt: skip
 TENSORS = [
     (op, name) for op, given in CALLS.items() for name, value in given.items() if isinstance(value, torch.Tensor)
@@ -96,6 +101,8 @@ def test_sizes_that_overflow_raise():
         ("norm_relu", {"x": one[:0].expand(0, 5, 2**31, 2**31), "residual": None}),
         ("direct_conv", {"x": one.expand(1, 1, 2**31, 2**31 - 2), "weight": one}),
         ("direct_conv", {"x": one[:0].expand(0, 2**31, 4, 4), "weight": one.expand(2**31, 2**31, 1, 1)}),
+        ("winograd_conv", {"x": one.expand(1, 16, 2**29, 2**29), "weight": one.expand(16, 16, 3, 3)}),
+        ("winograd_conv", {"x": one[:0].expand(0, 2**29, 4, 4), "weight": one.expand(2**30, 2**29, 3, 3)}),
     ]
     for op, changed in huge:
         with pytest.raises((RuntimeError, ValueError, MemoryError)):

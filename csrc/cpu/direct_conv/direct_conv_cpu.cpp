@@ -21,13 +21,6 @@ namespace {
 // neither does the result.
 constexpr int64_t PIECES = 16;
 
-void check_map(const char* name, const Tensor& map) {
-  OEKD_CHECK(map.scalar_type() == ScalarType::Float, name, ": expected float32, got ", map.scalar_type());
-  OEKD_CHECK(map.dim() == 4, name, ": expected four dimensions, got ", map.sizes());
-  OEKD_CHECK(map.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(map));
-  check_memory(name, map);
-}
-
 ConvShape shape_of(const Tensor& x, const Tensor& weight, int64_t stride) {
   check_map("x", x);
   check_map("weight", weight);

@@ -5,18 +5,13 @@
 #pragma once
 
 #include "cpu/direct_conv/direct_conv.h"
+#include "cpu/simd/blocks.h"
 #include "cpu/simd/planes.h"
 #include "cpu/simd/rows.h"
 
 namespace oekd::OEKD_ISA {
 
 constexpr int64_t MAX_TAPS = 9;
-
-inline int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
-inline int64_t round_up(int64_t n, int64_t multiple) { return parts(n, multiple) * multiple; }
-
-// Divides n into as few parts of at most `most` as possible, equal up to rounding, and returns the largest.
-inline int64_t part_of(int64_t n, int64_t most) { return parts(n, parts(n, most)); }
 
 // The vectors that cover an output of [height, width]: either each row separately, or all rows as one run of pixels
 // that includes the columns between two rows.

@@ -8,8 +8,6 @@
 
 namespace oekd::OEKD_ISA {
 
-constexpr int64_t REGISTERS = LANES == 16 ? 32 : 16;  // of AVX-512, and of AVX2, SSE2 and (at least) NEON
-
 // The largest tiles. Their sums, the smaller of V and K operands, and one more operand fit the registers.
 constexpr int64_t MOST_OUTPUTS = REGISTERS == 32 ? 9 : 4, MOST_VECTORS = REGISTERS == 32 ? 8 : 4;
 constexpr bool fits_registers(int64_t outputs, int64_t vectors) {
@@ -30,14 +28,6 @@ inline int64_t tile_vectors(int64_t channels) {
   int64_t vectors = 1;
   while (vectors < MOST_VECTORS && fits_registers(outputs, vectors + 1)) ++vectors;
   return vectors;
-}
-
-// Keeps a value in a register: compilers would otherwise load it again at each use.
-inline vf keep(vf x) {
-#if defined(__x86_64__)
-  asm("" : "+v"(x));
-#endif
-  return x;
 }
 
 // Reorders w[k, c, tap], stored at weight[k * along_k + c * along_c + tap], to [tile][c][tap][k in the tile].
@@ -84,15 +74,6 @@ inline void tile(const Pass& pass, int64_t inputs, int64_t channel, const float*
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) store(out + k * out_plane + v * LANES, sums[k][v]);
   }
-}
-
-// Calls run.operator()<n>(), for n from 1 to MOST.
-template <int64_t MOST, class Run>
-inline void with_constant(int64_t n, const Run& run) {
-  if constexpr (MOST > 1) {
-    if (n < MOST) return with_constant<MOST - 1>(n, run);
-  }
-  run.template operator()<MOST>();
 }
 
 // Computes V vectors of all outputs. The pixels stay in the first-level cache while the filters are read in order.

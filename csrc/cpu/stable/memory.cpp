@@ -47,6 +47,13 @@ void check_memory(const char* name, const Tensor& t) {
              ": expected a tensor with memory, got one without, like a FakeTensor");
 }
 
+void check_map(const char* name, const Tensor& map) {
+  OEKD_CHECK(map.scalar_type() == ScalarType::Float, name, ": expected float32, got ", map.scalar_type());
+  OEKD_CHECK(map.dim() == 4, name, ": expected four dimensions, got ", map.sizes());
+  OEKD_CHECK(map.is_cpu(), name, ": expected a tensor on the CPU, got ", device_name(map));
+  check_memory(name, map);
+}
+
 Addresses::Addresses(const Tensor& t)
     : begin(reinterpret_cast<uintptr_t>(t.const_data_ptr())),
       end(t.numel() == 0 ? begin : begin + span(t) + t.element_size()),

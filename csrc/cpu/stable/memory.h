@@ -13,6 +13,9 @@ namespace oekd {
 // memory, like that of a FakeTensor.
 void check_memory(const char* name, const Tensor& t);
 
+// Raises ValueError if `map` is not a float32 tensor of four dimensions on the CPU that passes check_memory.
+void check_map(const char* name, const Tensor& map);
+
 // A dimension of more than one element; the stride is in bytes.
 struct Dimension {
   int64_t size, stride;
