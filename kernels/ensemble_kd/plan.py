@@ -56,7 +56,7 @@ class Plan:
         According to bench.codegen, the compiler spills without a number in programs of one row, to use only 168, and
         with one in those of many rows.
         """
-        return None if self.rows >= 8 else min(255, 65536 // (WARP * self.warps * self.programs_of_one_tile) // 8 * 8)
+        return None if self.rows >= 8 else most_registers(self.warps, self.programs_of_one_tile)
 
     @property
     def threads(self) -> int:
@@ -76,6 +76,11 @@ class Plan:
 def power_of_2(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def most_registers(warps: int, programs: int) -> int:
+    """The most registers of a thread with which `programs` of so many warps fit a multiprocessor."""
+    return min(255, 65536 // (WARP * warps * programs) // 8 * 8)
 
 
 def classes_a_thread(students: int, itemsize: int) -> int:
@@ -100,8 +105,10 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool 
         # A thread also holds the differences whose exponentials at temperature 1 are not powers of those at T.
         warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize if lean else 4))))
         # As many programs as registers allow: up to 255 for each thread with 16-bit logits, and up to 168 with fp32 if
-        # they are lean.
-        return Plan("resident", 1, block, 1, warps, max(1, (12 if itemsize > 2 and lean else 8) // warps))
+        # they are lean. Without a number the compiler may take 128 then, and spill.
+        programs = max(1, (12 if itemsize > 2 and lean else 8) // warps)
+        registers = most_registers(warps, programs) if itemsize > 2 and lean else None
+        return Plan("resident", 1, block, 1, warps, programs, registers)
     return streamed_plan(students, itemsize)
 
 
