@@ -105,9 +105,10 @@ def plan_ensemble_kd(students: int, classes: int, itemsize: int, adjacent: bool 
         # A thread also holds the differences whose exponentials at temperature 1 are not powers of those at T.
         warps = min(16, max(1, block // (WARP * classes_a_thread(students, itemsize if lean else 4))))
         # As many programs as registers allow: up to 255 for each thread with 16-bit logits, and up to 168 with fp32 if
-        # they are lean. Without a number the compiler may take 128 then, and spill.
+        # they are lean. Without a number the compiler may take fewer than several programs can have and spill; with one
+        # it spills where a single program has all that a multiprocessor offers.
         programs = max(1, (12 if itemsize > 2 and lean else 8) // warps)
-        registers = most_registers(warps, programs) if itemsize > 2 and lean else None
+        registers = most_registers(warps, programs) if itemsize > 2 and lean and programs > 1 else None
         return Plan("resident", 1, block, 1, warps, programs, registers)
     return streamed_plan(students, itemsize)
 
