@@ -191,6 +191,6 @@ def test_a_resumed_run_counts_its_evaluations_from_the_first_epoch(clock):
     left = TimeLeft([RARE, PhaseWork("baseline_1", 5, 1, 150.0, evaluate_every=2)], clock=clock)
     left.begin("ensemble", 3)
     train_rarely(left, clock, range(4, 5))
-    # Of an epoch without an evaluation, the steps alone are known.
+    # An epoch without an evaluation gives the time of its steps only.
     mean = (5 * 10.0 + 3 * 3.0) / 5
     assert left.seconds() == pytest.approx(10.0 + 3.0 + 5 * mean / 2)
