@@ -141,4 +141,4 @@ def config_of(arm: Arm, dataset: Path, epochs: int, **others: Any) -> TrainConfi
     """Return the config of a run of `arm` on the subset in `dataset`; `others` are fields of the run."""
     ramp = {"kd_schedule": "sigmoid", "ramp_epochs": RAMP * epochs} if arm.ramped else {}
     fields = {**COMMON, **arm.fields, **ramp, **others}
-    return TrainConfig(dataset=str(dataset), epochs=epochs, baseline=arm.alone, **fields)
+    return TrainConfig(dataset=str(dataset), epochs=epochs, **fields)

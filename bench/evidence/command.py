@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,59 +17,85 @@ from oekd_fast.reproduction import seeds
 from oekd_fast.reproduction.status import columns, statuses, summary_line
 from oekd_fast.runs.console import RunConsole
 from oekd_fast.runs.interrupt import Interrupted
+from oekd_fast.runs.plan import FAMILY
+from oekd_fast.runs.run_folder import RunFolder
 
 from . import results
-from .arms import ARMS, config_of
+from .alone import phase_of, train_alone
+from .arms import ARMS, COMMON, config_of
 from .subset import is_written, write_subset
 
 PER_CLASS, EPOCHS = 100, 30
+PARTS = (FAMILY, *(str(student + 1) for student in range(COMMON["num_students"])))
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of an arm."""
+    """A run of an arm: its family, or one of its students alone."""
 
-    arm: str
-    seed: int
+    key: results.Key
     config: TrainConfig
 
     @property
-    def key(self) -> results.Key:
-        return self.arm, self.seed, self.config.epochs
+    def phases(self) -> tuple[str, ...]:
+        """Names of the phases of `config` that are trained."""
+        return (FAMILY if self.key.student is None else phase_of(self.config, self.key.student),)
 
 
 def left(runs: Sequence[Planned], out: Path) -> list[Planned]:
     """Return the runs without a result in ``results.json`` of `out`."""
-    recorded = results.recorded(out / "results.json")
+    recorded = results.recorded(out / RESULTS)
     return [run for run in runs if run.key not in recorded]
 
 
-def planned(names: Sequence[str], numbers: Sequence[int], epochs: int, out: Path) -> list[Planned]:
-    """Return the runs in the order in which they are trained: all arms of a seed, then the next seed."""
+def planned(
+    names: Sequence[str], numbers: Sequence[int], epochs: int, out: Path, parts: Sequence[str] = PARTS
+) -> list[Planned]:
+    """Return the runs in the order in which they are trained: all arms of a seed, then the next seed.
+
+    Args:
+        names: arms.
+        numbers: seeds.
+        epochs: epochs of each run.
+        out: folder of the runs.
+        parts: what is trained of an arm; the students alone are trained where the arm says so.
+    """
     return [
-        Planned(
-            name, seed, config_of(
-                ARMS[name], out / "subset", epochs,
-                seed=seed, output_dir=out / f"{name}-{epochs}" / f"seed-{seed}", resume=True,
-            ),
-        )
-        for seed in numbers for name in names
-    ]  # fmt: skip
+        _run(name, seed, epochs, out, None if part == FAMILY else int(part))
+        for seed in numbers
+        for name in names
+        for part in parts
+        if part == FAMILY or ARMS[name].alone
+    ]
+
+
+def _run(name: str, seed: int, epochs: int, out: Path, student: int | None) -> Planned:
+    folder = out / f"{name}-{epochs}" / (f"seed-{seed}" if student is None else f"seed-{seed}-alone-{student}")
+    config = config_of(
+        ARMS[name], out / "subset", epochs,
+        seed=seed, output_dir=folder, resume=True, baseline=student is not None,
+    )  # fmt: skip
+    return Planned(results.Key(name, seed, epochs, student), config)
 
 
 def train(runs: Sequence[Planned], out: Path, console: RunConsole) -> None:
-    """Train what is not finished, and write ``results.json`` in `out` after each run.
+    """Train what is not finished, and add each result to ``results.json`` in `out`.
 
-    A result that ``results.json`` holds already, of the same recipe, is kept: its run may be on another machine.
+    A result that ``results.json`` holds already, of the same recipe, is kept: its run may be on another machine. Other
+    processes may add results to the file meanwhile.
 
     Raises:
         Interrupted: a signal arrived; the same call continues.
     """
-    file = out / "results.json"
     for run in left(runs, out):
-        summary = seeds.run(run.config, console)
-        before = [entry for entry in results.read(file) if results.key_of(entry) != run.key]
-        results.write(file, [*before, results.entry(run.arm, run.seed, run.config.run_folder, summary)])
+        if run.key.student is None:
+            seeds.run(run.config, console)
+            text = RunFolder(run.config).metrics_file.read_text()
+            lines = [line for line in map(json.loads, text.splitlines()) if line["phase"] == FAMILY]
+        else:
+            lines = train_alone(run.config, run.key.student, console)
+        results.add(out / RESULTS, results.entry(run.key, lines))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,6 +108,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="training images of a class")
     parser.add_argument("--out", type=Path, required=True, help="folder of the subset, the runs and results.json")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
+        help=f"what is trained of an arm: {FAMILY} is its family, and a number a student alone, if the arm has those "
+        f"(default: all)",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--status", action="store_true", help="show what is finished and left, and exit")
@@ -90,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     given, console = parse(arguments), RunConsole()
-    runs = planned(given.arms, given.seeds, given.epochs, given.out)
+    runs = planned(given.arms, given.seeds, given.epochs, given.out, given.parts)
     try:
         if given.status:
             unrecorded = left(runs, given.out)
@@ -98,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print_line(console, f"{recorded} of {len(runs)} runs are recorded in {given.out / 'results.json'}.")
             if not unrecorded:
                 return 0
-            found = statuses([run.config for run in unrecorded], given.out)
+            found = statuses([run.config for run in unrecorded], given.out, [run.phases for run in unrecorded])
             table = table_of_columns(columns(found), ("trained",), console.width)
             if table is not None:
                 console.print(table)

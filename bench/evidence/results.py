@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock
 
 from oekd_fast.common.machine import machine
 
@@ -15,31 +17,36 @@ from .arms import ARMS, COMMON
 # Options of `COMMON` that do not change the accuracies of the last epoch; results with other values of them count.
 _WITHOUT_EFFECT = ("evaluate_every", "latency")
 
-Key = tuple[str, int, int]  # arm, seed, number of epochs
+
+class Key(NamedTuple):
+    """What a result is of: a family (`student` is None), or one student trained alone, counted from 1."""
+
+    arm: str
+    seed: int
+    epochs: int
+    student: int | None
 
 
-def entry(name: str, seed: int, run: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def entry(key: Key, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what is kept of a finished run.
 
+    Args:
+        key: what was trained.
+        lines: its lines of metrics.jsonl.
+
     Returns:
-        ``family`` and ``ensemble``: accuracies in percent on the validation images after the last epoch. ``train``:
-        those on the augmented training images. ``alone``: the accuracy of each student trained alone, [] if none was.
-        ``minutes`` of all phases, and ``machine``.
+        The fields of `key`; ``accuracy`` of each student and, for a family, of the ``ensemble``, in percent on the
+        validation images after the last epoch; ``train``, the accuracies on the augmented training images of that
+        epoch; ``minutes`` of training and evaluation; and ``machine``.
     """
-    last = {}
-    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
-        last[line["phase"]] = line
-    family = last["ensemble"]
-    alone = [line for phase, line in last.items() if phase.startswith("baseline_")]
+    last = lines[-1]
+    seconds = sum(line["seconds"] + line.get("evaluation_seconds", 0.0) for line in lines)
     return {
-        "arm": name,
-        "seed": seed,
-        "epochs": family["epoch"],
-        "family": family["validation"]["accuracy"],
-        "ensemble": family["validation"]["ensemble_accuracy"],
-        "train": family["train"]["accuracy"],
-        "alone": [line["validation"]["accuracy"][0] for line in alone],
-        "minutes": round(summary["seconds"] / 60, 1),
+        **key._asdict(),
+        "accuracy": last["validation"]["accuracy"],
+        "ensemble": last["validation"]["ensemble_accuracy"] if key.student is None else None,
+        "train": last["train"]["accuracy"],
+        "minutes": round(seconds / 60, 2),
         "machine": machine(),
     }
 
@@ -52,16 +59,22 @@ def write(file: Path, entries: list[dict[str, Any]]) -> None:
     result_file.write(file, {"what": what, "common": COMMON, "arms": arms, "results": entries})
 
 
+def add(file: Path, result: dict[str, Any]) -> None:
+    """Add a result to `file`, or replace the one of the same key. Processes that do so wait for each other."""
+    with FileLock(file.with_suffix(".lock")):
+        others = [entry for entry in read(file) if key_of(entry) != key_of(result)]
+        write(file, [*others, result])
+
+
 def key_of(entry: Mapping[str, Any]) -> Key:
-    """Return arm, seed and number of epochs of a result."""
-    return entry["arm"], entry["seed"], entry["epochs"]
+    """Return what a result is of."""
+    return Key(*(entry[name] for name in Key._fields))
 
 
 def recorded(file: Path) -> set[Key]:
-    """Return the keys of the complete results in `file` whose arm has the same options today.
+    """Return the keys of the results in `file` whose arm has the same options today.
 
     Options of `COMMON` that do not change the accuracies of the last epoch may differ.
-    A result is complete if it has the students alone where its arm trains them.
     """
     if not file.exists():
         return set()
@@ -69,12 +82,7 @@ def recorded(file: Path) -> set[Key]:
     same = {name for name, arm in report["arms"].items() if name in ARMS and arm == _described(name)}
     if _with_effect(report["common"]) != _with_effect(COMMON):
         return set()
-    complete = (
-        entry
-        for entry in report["results"]
-        if entry["arm"] in same and (not ARMS[entry["arm"]].alone or len(entry["alone"]) == len(entry["family"]))
-    )
-    return {key_of(entry) for entry in complete}
+    return {key_of(entry) for entry in report["results"] if entry["arm"] in same}
 
 
 def _with_effect(common: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,17 +28,26 @@ def outcomes(results: Path, file: str) -> str:
     report = load(results, file)
     if report is None:
         return ""
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    families: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    alone: dict[tuple[int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for entry in report["results"]:
-        groups[entry["epochs"], entry["arm"]].append(entry)
+        group = entry["epochs"], entry["arm"]
+        if entry["student"] is None:
+            families[group].append(entry)
+        else:
+            alone[group][entry["student"]] += entry["accuracy"]
     rows = []
-    for (epochs, name), entries in sorted(groups.items(), key=lambda item: (item[0][0], list(ARMS).index(item[0][1]))):
-        family = [[entry["family"][j] for entry in entries] for j in STUDENTS]
-        ensemble = str(spread([entry["ensemble"] for entry in entries]))
-        rows.append((f"`{name}`", epochs, len(entries), *_cells(family), ensemble))
-        if any(entry["alone"] for entry in entries):
-            alone = [[entry["alone"][j] for entry in entries if j < len(entry["alone"])] for j in STUDENTS]
-            rows.append((f"`{name}`, each alone", epochs, max(map(len, alone)), *_cells(alone), EMPTY))
+    groups = {*families, *alone}
+    for group in sorted(groups, key=lambda group: (group[0], list(ARMS).index(group[1]))):
+        (epochs, name), entries, of_student = group, families[group], alone[group]
+        if entries:
+            students = [[entry["accuracy"][j] for entry in entries] for j in STUDENTS]
+            ensemble = str(spread([entry["ensemble"] for entry in entries]))
+            rows.append((f"`{name}`", epochs, len(entries), *_cells(students), ensemble))
+        if of_student:
+            seeds = max(map(len, of_student.values()))
+            cells = _cells([of_student[j + 1] for j in STUDENTS])
+            rows.append((f"`{name}`, each alone", epochs, seeds, *cells, EMPTY))
     what = report["what"][0].upper() + report["what"][1:]
     caption = f"{what}. Mean ± sample standard deviation over seeds. {machines(report['results'])}."
     return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS), "ensemble"), rows, caption)

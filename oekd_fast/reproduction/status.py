@@ -56,17 +56,25 @@ def runs_of(
     return found
 
 
-def statuses(runs: Sequence[TrainConfig], folder: Path) -> list[RunStatus]:
+def statuses(
+    runs: Sequence[TrainConfig], folder: Path, phases: Sequence[Sequence[str]] | None = None
+) -> list[RunStatus]:
     """Return the state of each run below `folder`. Nothing is written.
 
     An epoch that is left takes the median time of the epochs of its phase, over all runs, and so does an evaluation.
+
+    Args:
+        runs: configs of the runs.
+        folder: their common folder.
+        phases: names of the phases that are trained in each run; None stands for all phases of its config.
 
     Raises:
         RunFolderError: a folder holds a run with another config; the message names the fields.
     """
     lines = [_lines(RunFolder(config).metrics_file) for config in runs]
     times = _median_times([line for of_run in lines for line in of_run])
-    return [_status(config, of_run, times, folder) for config, of_run in zip(runs, lines, strict=True)]
+    names = map(phase_names, runs) if phases is None else phases
+    return [_status(*run, times, folder) for run in zip(runs, names, lines, strict=True)]
 
 
 def columns(found: Sequence[RunStatus]) -> dict[str, list[str]]:
@@ -122,9 +130,11 @@ def _median_times(lines: Sequence[_Line]) -> _Times:
     return _Times(*({phase: median(found) for phase, found in times.items()} for times in (steps, evaluations)))
 
 
-def _status(config: TrainConfig, lines: Sequence[_Line], times: _Times, folder: Path) -> RunStatus:
+def _status(
+    config: TrainConfig, phases: Sequence[str], lines: Sequence[_Line], times: _Times, folder: Path
+) -> RunStatus:
     path = config.run_folder
-    asked = {name: config.pretrain_epochs if name == PRETRAINING else config.epochs for name in phase_names(config)}
+    asked = {name: config.pretrain_epochs if name == PRETRAINING else config.epochs for name in phases}
     finished_of = {name: sum(line.phase == name for line in lines) for name in asked}
     seconds = sum(line.steps + (line.evaluation or 0.0) for line in lines)
     name, epochs, done = path.relative_to(folder).as_posix(), sum(asked.values()), sum(finished_of.values())

@@ -15,6 +15,8 @@ from bench.evidence.subset import write_subset
 from bench.readme.evidence import outcomes, recipes
 from oekd_fast.data import DataError, Split
 from oekd_fast.reproduction import seeds
+from oekd_fast.runs.console import RunConsole
+from oekd_fast.runs.run_folder import RunFolder
 
 
 def tiny_split(count) -> Split:
@@ -44,67 +46,106 @@ def test_each_arm_is_a_training_of_its_own_and_says_what_it_should_show(tmp_path
     assert len({json.dumps(fields, sort_keys=True) for fields in configs.values()}) == len(ARMS)
 
 
+def run(tmp_path, *arguments) -> int:
+    common = ["--dataset", "digits", "--per-class", "20", "--epochs", "1", "--out", str(tmp_path)]
+    return main([*common, *arguments])
+
+
+def read(tmp_path):
+    return json.loads((tmp_path / "results.json").read_text())["results"]
+
+
 @pytest.mark.slow
 def test_a_run_is_trained_once_and_its_results_are_kept(tmp_path, monkeypatch, capsys):
-    arguments = ["--dataset", "digits", "--per-class", "20", "--epochs", "1", "--out", str(tmp_path), "--arms", "wider"]
-    assert main([*arguments, "--status"]) == 0
+    arguments = tmp_path, "--arms", "wider"
+    assert run(*arguments, "--status") == 0
     assert "0 of 1 run finished, 1 not started" in capsys.readouterr().out
-    assert main(arguments) == 0
-    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert (result["arm"], result["seed"], result["epochs"], result["alone"]) == ("wider", 0, 1, [])
-    assert len(result["family"]) == 5 and all(0 <= accuracy <= 100 for accuracy in result["family"])
+    assert run(*arguments) == 0
+    (result,) = read(tmp_path)
+    assert results.key_of(result) == ("wider", 0, 1, None)
+    assert len(result["accuracy"]) == 5 and all(0 <= accuracy <= 100 for accuracy in result["accuracy"])
+    assert 0 <= result["ensemble"] <= 100 and result["minutes"] > 0
     monkeypatch.setattr(seeds, "train", None)
-    assert main(arguments) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["results"] == [result]
+    assert run(*arguments) == 0
+    assert read(tmp_path) == [result]
     capsys.readouterr()
     shutil.rmtree(tmp_path / "wider-1")  # the result may come from another machine
-    assert main([*arguments, "--status"]) == 0
+    assert run(*arguments, "--status") == 0
     assert capsys.readouterr().out.startswith("1 of 1 runs are recorded in ")
-    assert main(arguments) == 0
+    assert run(*arguments) == 0
+
+
+@pytest.mark.slow
+def test_a_student_alone_is_the_baseline_of_a_run_without_its_other_phases(tmp_path, capsys):
+    arguments = tmp_path, "--arms", "independent", "--parts", "4"
+    assert run(*arguments, "--status") == 0
+    assert "0 of 1 run finished, 1 not started" in capsys.readouterr().out
+    assert run(*arguments) == 0
+    (result,) = read(tmp_path)
+    assert results.key_of(result) == ("independent", 0, 1, 4) and result["ensemble"] is None
+    (alone,) = (run for run in planned(["independent"], [0], 1, tmp_path) if run.key.student == 4)
+    whole = replace(alone.config, output_dir=tmp_path / "whole", num_students=5)
+    summary = seeds.run(whole, RunConsole())
+    lines = map(json.loads, RunFolder(whole).metrics_file.read_text().splitlines())
+    (of_student,) = (line for line in lines if line["phase"] == "baseline_4")
+    assert result["accuracy"] == of_student["validation"]["accuracy"]
+    assert result["train"] == of_student["train"]["accuracy"]
+    assert len(summary["students"]) == 5
+    capsys.readouterr()
+    (tmp_path / "results.json").unlink()
+    assert run(*arguments, "--status") == 0
+    assert "1 of 1 run finished" not in capsys.readouterr().out  # its result is not recorded
+    assert run(*arguments) == 0
+    (again,) = read(tmp_path)
+    assert again == result  # with the minutes of the run, which was not repeated
 
 
 def written(tmp_path, *entries):
-    """A file of results with these arms, seeds and accuracies of students alone."""
+    """A file of results with these arms, seeds and students, each with the given accuracies."""
     file = tmp_path / "evidence_cifar100.json"
     machine = {"processor": "P", "threads": 2, "cpu_capability": "AVX2", "torch": "2", "commit": "abc"}
-    results.write(
-        file,
-        [
-            {"arm": arm, "seed": seed, "epochs": 30, "family": [30.0 + seed] * 5, "ensemble": 31.0, "alone": alone,
-             "machine": machine}
-            for arm, seed, alone in entries
-        ],
-    )  # fmt: skip
+    for arm, seed, student, accuracy in entries:
+        ensemble = 31.0 if student is None else None
+        key = results.Key(arm, seed, 30, student)
+        results.add(file, {**key._asdict(), "accuracy": accuracy, "ensemble": ensemble, "machine": machine})
     return file
 
 
 def test_a_result_counts_only_if_its_recipe_is_the_same_today(tmp_path, monkeypatch):
-    file = written(tmp_path, ("paper", 0, []), ("wider", 1, []))
-    assert results.recorded(file) == {("paper", 0, 30), ("wider", 1, 30)}
-    with_alone = ("independent", 0, []), ("independent", 1, [35.0]), ("independent", 2, [35.0] * 5)
-    assert results.recorded(written(tmp_path / "alone", *with_alone)) == {("independent", 2, 30)}
+    file = written(tmp_path, ("paper", 0, None, [30.0] * 5), ("wider", 1, None, [31.0] * 5))
+    assert results.recorded(file) == {("paper", 0, 30, None), ("wider", 1, 30, None)}
     monkeypatch.setitem(ARMS, "paper", replace(ARMS["paper"], ramped=True))
-    assert results.recorded(file) == {("wider", 1, 30)}
+    assert results.recorded(file) == {("wider", 1, 30, None)}
     monkeypatch.setitem(COMMON, "evaluate_every", 1)  # the last epoch is evaluated in any case
-    assert results.recorded(file) == {("wider", 1, 30)}
+    assert results.recorded(file) == {("wider", 1, 30, None)}
     monkeypatch.setitem(COMMON, "learning_rate", 0.2)
     assert results.recorded(file) == results.recorded(tmp_path / "none.json") == set()
 
 
+def test_a_result_takes_the_place_of_an_earlier_one_of_the_same_run(tmp_path):
+    file = written(tmp_path, ("paper", 0, None, [30.0] * 5), ("paper", 0, 2, [31.0]), ("paper", 0, None, [32.0] * 5))
+    assert [(entry["student"], entry["accuracy"][0]) for entry in results.read(file)] == [(2, 31.0), (None, 32.0)]
+
+
 def test_the_table_has_a_row_for_each_recipe_and_for_its_students_alone(tmp_path):
-    written(tmp_path, ("wider", 0, []), ("independent", 0, [35.0, 34.0]), ("independent", 1, [37.0]))
+    written(
+        tmp_path, ("wider", 0, None, [30.0] * 5), ("independent", 0, None, [30.0] * 5), ("independent", 0, 1, [35.0]),
+        ("independent", 0, 2, [34.0]), ("independent", 1, None, [31.0] * 5), ("independent", 1, 1, [37.0]),
+        ("paper", 0, 3, [33.0]),
+    )  # fmt: skip
     head, _, *rows, _, caption = outcomes(tmp_path, "evidence_cifar100.json").splitlines()
     assert head == "| recipe | epochs | seeds | student 1 | student 2 | student 3 | student 4 | student 5 | ensemble |"
     assert rows == [
         f"| `independent` | 30 | 2 {'| 30.50 ± 0.71 ' * 5}| 31.00 ± 0.00 |",
         "| `independent`, each alone | 30 | 2 | 36.00 ± 1.41 | 34.00 | - | - | - | - |",
+        "| `paper`, each alone | 30 | 1 | - | - | 33.00 | - | - | - |",
         f"| `wider` | 30 | 1 {'| 30.00 ' * 5}| 31.00 |",
     ]
     assert "validation images" in caption and "P, 2 threads, AVX2, torch 2, commit abc" in caption
 
 
 def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
-    written(tmp_path, ("paper", 0, []))
+    written(tmp_path, ("paper", 0, None, [30.0] * 5))
     rows = recipes(tmp_path, "evidence_cifar100.json").splitlines()
     assert len(rows) == len(ARMS) + 4
     (wider,) = (row for row in rows if row.startswith("| `wider` |"))
@@ -114,7 +155,12 @@ def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
     )
 
 
-def test_all_arms_of_a_seed_come_before_the_next_seed(tmp_path):
-    runs = planned(["paper", "wider"], [0, 1], 30, tmp_path)
-    assert [(run.arm, run.seed) for run in runs] == [("paper", 0), ("wider", 0), ("paper", 1), ("wider", 1)]
-    assert len({run.config.run_folder for run in runs}) == 4
+def test_all_runs_of_a_seed_come_before_the_next_seed(tmp_path):
+    runs = planned(["paper", "independent"], [0, 1], 30, tmp_path)
+    of_seed = [("paper", None), ("independent", None), *(("independent", student) for student in range(1, 6))]
+    assert [run.key for run in runs] == [(arm, seed, 30, student) for seed in (0, 1) for arm, student in of_seed]
+    assert len({run.config.run_folder for run in runs}) == len(runs)
+    assert [run.phases for run in runs[:4]] == [("ensemble",), ("ensemble",), ("baseline_1",), ("baseline_2",)]
+    assert [run.config.baseline for run in runs[:4]] == [False, False, True, True]
+    some = planned(["paper", "independent"], [1], 30, tmp_path, ["5"])
+    assert [run.key for run in some] == [("independent", 1, 30, 5)]
