@@ -51,6 +51,7 @@ ISAS["avx512bf16"] = (16, [*ISAS["avx512"][1], "-mavx512bf16"])
 ISAS_OF = {
     "direct_conv": ("baseline", "avx2", "avx512"),
     "ensemble_kd": ("baseline", "avx2", "avx512"),
+    "feature_kd": ("baseline", "avx2", "avx512"),
     "norm_relu": ("baseline", "avx2", "avx512", "avx512bf16"),
     "winograd": ("baseline", "avx2", "avx512"),
 }

@@ -7,6 +7,7 @@
 
 #include "cpu/direct_conv/direct_conv_cpu.h"
 #include "cpu/ensemble_kd/ensemble_kd_ops.h"
+#include "cpu/feature_kd/feature_kd_cpu.h"
 #include "cpu/isa.h"
 #include "cpu/norm_relu/norm_relu_cpu.h"
 #include "cpu/winograd/winograd_cpu.h"
@@ -17,6 +18,7 @@ STABLE_TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
   m.impl("ensemble_kd_value_and_grad_out", oekd::ensemble_kd_value_and_grad_out);
   m.impl("direct_conv", oekd::direct_conv);
   m.impl("direct_conv_backward", oekd::direct_conv_backward);
+  m.impl("feature_kd_student", oekd::feature_kd_student);
   m.impl("norm_relu", oekd::norm_relu);
   m.impl("norm_relu_backward", oekd::norm_relu_backward);
   m.impl("winograd_conv", oekd::winograd_conv);

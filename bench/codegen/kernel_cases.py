@@ -341,7 +341,7 @@ def _both_passes(problem, grads, upstream) -> tuple[Launch, ...]:
 
 def _feature_kd(channels: tuple[int, ...], side: int, dtype: torch.dtype) -> tuple[Launch, ...]:
     from oekd_fast.kernels.feature_kd.launch import feature_kd_launch
-    from oekd_fast.losses.feature_kd import gradient_buffers
+    from oekd_fast.losses.feature_block import gradient_buffers
 
     def maps(n):
         return torch.empty(128, n, side, side, dtype=dtype).to(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oekd_fast.layers import direct_conv
 from oekd_fast.losses import comparison
-from oekd_fast.losses.feature_kd import gradient_buffers
+from oekd_fast.losses.feature_block import gradient_buffers
 from oekd_fast.training import backward, prepare
 from oekd_fast.training.weight_casts import cast_weights_together
 

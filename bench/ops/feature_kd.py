@@ -1,10 +1,12 @@
-"""The intermediate loss of one block with its gradients, against naive PyTorch and torch.compile, on a GPU.
+"""The intermediate loss of one block with its gradients, against naive PyTorch and torch.compile, on a GPU or a CPU.
 
     python -m bench.ops.feature_kd [--json FILE] [--blocks 64x51x38x25x12@8 ...] [--dtype bfloat16 ...] [--batch 128]
+        [--device cpu] [--threads 1] [--seconds 2]
 
-Bandwidths count the pseudo teacher's map and the maps of the other students, read once, and the gradients of the
-students' maps, written once. Adapters are about a hundredth of that and are not counted. A sample is one call between
-two CUDA events; the second-level cache is flushed before it, outside the timing.
+On a GPU, bandwidths count the pseudo teacher's map and the maps of the other students, read once, and the gradients of
+the students' maps, written once. Adapters are about a hundredth of that and are not counted. A sample is one call
+between two CUDA events; the second-level cache is flushed before it, outside the timing. On a CPU, variants are called
+in turn, and "rows" is the reference backend.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from torch import Tensor
 
 from oekd_fast import feature_kd_loss, feature_kd_value_and_grad
 from oekd_fast.common.machine import machine
+from oekd_fast.runs.host_memory import keep_freed_memory
 
 from .. import gpu_timing, result_file
-from ..measure import Timing
+from ..measure import Timing, interleave
 from .variants import DTYPES, compiled, name_of, with_backward
 
 # CIFAR-ResNet (three blocks), DenseNet-BC-12, ResNet-18 (two blocks).
@@ -34,6 +37,7 @@ BATCH = 128
 VARIANTS = ("eager", "compiled", "value_and_grad", "differentiable")
 FLUSH_BYTES = 256 * 2**20  # larger than the second-level cache of any GPU
 CALLS_BEFORE = 5
+CPU_BLOCKS = BLOCKS[:3]
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,18 @@ def variants(
     Each computes the loss and the gradients of all students' maps and adapters; adapters are in fp32. `compiled`
     compiles a function.
     """
+    return problem(block, batch, dtype, channels_last, device, compiled)[0]
+
+
+def problem(
+    block: Block,
+    batch: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    device: str,
+    compiled: Callable[[Callable], Callable] = compiled,
+) -> tuple[dict[str, Callable[[], object]], tuple]:
+    """Return the calls as `variants` does, and the arguments of the loss."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -112,7 +128,7 @@ def variants(
         lambda: feature_kd_value_and_grad(maps, teacher, weights, biases),
         with_backward(lambda: feature_kd_loss(maps, teacher, weights, biases), leaves),
     )
-    return dict(zip(VARIANTS, calls, strict=True))
+    return dict(zip(VARIANTS, calls, strict=True)), (maps, teacher, weights, biases)
 
 
 def time_on_gpu(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
@@ -139,6 +155,22 @@ def measure(text: str, batch: int, dtype: torch.dtype, channels_last: bool, roun
     calls = variants(Block.parse(text), batch, dtype, channels_last)
     graphs = {name: gpu_timing.captured(call, 1) for name, call in calls.items()}
     return result(text, batch, dtype, channels_last, time_on_gpu(calls, rounds), time_on_gpu(graphs, rounds))
+
+
+def measure_on_cpu(text: str, batch: int, dtype: torch.dtype, channels_last: bool, seconds: float) -> dict:
+    """Time all variants of a block in turn for about `seconds`, and the reference backend as "rows"."""
+    calls, arguments = problem(Block.parse(text), batch, dtype, channels_last, "cpu")
+    calls["rows"] = lambda: feature_kd_value_and_grad(*arguments, backend="reference")
+    timings = interleave(calls, seconds)
+    ours = timings["value_and_grad"].median
+    return {
+        "block": text,
+        "batch": batch,
+        "dtype": name_of(dtype),
+        "channels_last": channels_last,
+        "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
+        "speedup": {name: round(timings[name].median / ours, 2) for name in ("eager", "compiled", "rows")},
+    }
 
 
 def result(
@@ -171,32 +203,56 @@ def line(result: dict) -> str:
         return f"{name} {eager:.4f} / {captured:.4f} ms {result['gigabytes_per_second_in_graph'][name]:.0f} GB/s"
 
     figures = "  ".join(map(figure, result["milliseconds"]))
+    return f"{_kind(result)}, eager / in a graph: {figures}"
+
+
+def cpu_line(result: dict) -> str:
+    """Return the result of one block on a CPU as a line of text."""
+    figures = "  ".join(f"{name} {time['median']:.2f}" for name, time in result["milliseconds"].items())
+    return f"{_kind(result)}: {figures} ms"
+
+
+def _kind(result: dict) -> str:
     layout = "channels_last" if result["channels_last"] else "NCHW"
-    return f"{result['block']} B={result['batch']} {result['dtype']} {layout}, eager / in a graph: {figures}"
+    return f"{result['block']} B={result['batch']} {result['dtype']} {layout}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument(
-        "--blocks", nargs="+", default=list(BLOCKS), metavar="C0xC1x...@SIDE",
-        help="channels of the pseudo teacher and of each student, and height = width of the maps",
+        "--blocks", nargs="+", metavar="C0xC1x...@SIDE",
+        help="channels of the pseudo teacher and of each student, and height = width of the maps "
+        f"(default: {' '.join(BLOCKS)}, on a CPU the first {len(CPU_BLOCKS)})",
     )  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"], choices=DTYPES)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default: bfloat16 float32, on a CPU float32")
     parser.add_argument("--batch", type=int, default=BATCH, help="images in a batch")
-    parser.add_argument("--rounds", type=int, default=50, help="samples of each variant")
+    parser.add_argument("--rounds", type=int, default=50, help="samples of each variant on a GPU")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--threads", type=int, default=1, help="threads on a CPU")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of the samples of a block on a CPU")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(2, "bench.ops.feature_kd: expected a CUDA device, torch finds none\n")
+    on_cpu = arguments.device == "cpu"
+    if on_cpu:
+        torch.set_num_threads(arguments.threads)
+        keep_freed_memory()  # as the trainer does
+    elif not torch.cuda.is_available():
+        parser.exit(
+            2, "bench.ops.feature_kd: expected a CUDA device, torch finds none; --device cpu measures on the CPU\n"
+        )
 
     where = machine()
     print(result_file.describe(where), flush=True)
     results = []
-    for dtype in arguments.dtype:
-        for block in arguments.blocks:
+    for dtype in arguments.dtype or (["float32"] if on_cpu else ["bfloat16", "float32"]):
+        for block in arguments.blocks or (CPU_BLOCKS if on_cpu else BLOCKS):
             for channels_last in (True, False):
-                results.append(measure(block, arguments.batch, getattr(torch, dtype), channels_last, arguments.rounds))
-                print(line(results[-1]), flush=True)
+                case = block, arguments.batch, getattr(torch, dtype), channels_last
+                if on_cpu:
+                    results.append(measure_on_cpu(*case, arguments.seconds))
+                else:
+                    results.append(measure(*case, arguments.rounds))
+                print((cpu_line if on_cpu else line)(results[-1]), flush=True)
     if arguments.json:
         what = "feature_kd loss and gradients of one block"
         result_file.write(arguments.json, result_file.report(what, where, results))

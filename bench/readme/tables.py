@@ -50,6 +50,7 @@ TABLES = (
     Table("loss", README, loss.one_processor, ("ensemble_kd_avx512_cpu.json",)),
     Table("loss_all", BENCHMARKS, loss.all_processors, ("ensemble_kd*_cpu.json",)),
     Table("loss_shapes", BENCHMARKS, loss.of_shapes, ("shapes_ensemble_kd_cpu.json",)),
+    Table("loss_features", BENCHMARKS, loss.of_feature_maps, ("feature_kd_cpu.json",)),
     Table("loss_classifiers", BENCHMARKS, loss.of_classifiers, ("linear_ensemble_kd_cpu.json",)),
     Table("gpu_loss", BENCHMARKS, loss.on_a_gpu, (GPU,)),
     Table("step", BENCHMARKS, steps.training_steps, ("step_*_cpu.json", GPU)),

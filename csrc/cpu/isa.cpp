@@ -18,18 +18,21 @@ const std::vector<Isa>& available_isas() {
                        avx512::ensemble_kd_lanes_kernel, avx512::ensemble_kd_labels,
                        avx512::norm_relu_fp32, converts ? avx512bf16::norm_relu_bf16 : avx512::norm_relu_bf16,
                        avx512::norm_planes_fp32, converts ? avx512bf16::norm_planes_bf16 : avx512::norm_planes_bf16,
-                       avx512::direct_conv_kernel, avx512::winograd_kernel});
+                       avx512::direct_conv_kernel, avx512::winograd_kernel,
+                       avx512::feature_kd_fp32, avx512::feature_kd_bf16});
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
       found.push_back({"avx2", avx2::ensemble_kd_kernel,
                        avx2::ensemble_kd_lanes_kernel, avx2::ensemble_kd_labels,
                        avx2::norm_relu_fp32, avx2::norm_relu_bf16, avx2::norm_planes_fp32,
-                       avx2::norm_planes_bf16, avx2::direct_conv_kernel, avx2::winograd_kernel});
+                       avx2::norm_planes_bf16, avx2::direct_conv_kernel, avx2::winograd_kernel,
+                       avx2::feature_kd_fp32, avx2::feature_kd_bf16});
     }
 #endif
     found.push_back({"baseline", baseline::ensemble_kd_kernel, baseline::ensemble_kd_lanes_kernel,
                      baseline::ensemble_kd_labels, baseline::norm_relu_fp32, baseline::norm_relu_bf16,
-                     baseline::norm_planes_fp32, baseline::norm_planes_bf16, baseline::direct_conv_kernel, baseline::winograd_kernel});
+                     baseline::norm_planes_fp32, baseline::norm_planes_bf16, baseline::direct_conv_kernel,
+                     baseline::winograd_kernel, baseline::feature_kd_fp32, baseline::feature_kd_bf16});
     return found;
   }();
   return isas;

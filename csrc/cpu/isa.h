@@ -6,6 +6,7 @@
 
 #include "cpu/direct_conv/direct_conv.h"
 #include "cpu/ensemble_kd/ensemble_kd.h"
+#include "cpu/feature_kd/feature_kd.h"
 #include "cpu/norm_relu/norm_relu.h"
 #include "cpu/winograd/winograd.h"
 
@@ -19,6 +20,7 @@ struct Isa {
   const NormReLUKernel &norm_relu_fp32, &norm_relu_bf16, &norm_planes_fp32, &norm_planes_bf16;
   const ConvKernel& direct_conv;
   const WinogradKernel& winograd;
+  const FeatureKernel &feature_kd_fp32, &feature_kd_bf16;
 };
 
 // Instruction sets that were built and that this processor supports, widest first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from oekd_fast.losses.checks import check_block
@@ -76,3 +77,15 @@ def check_blocks(blocks: Sequence[FeatureBlock]) -> None:
     """Raise ValueError, naming block and student, unless the shapes of each block fit together."""
     for index, block in enumerate(blocks):
         check_block(index, block.maps, block.teacher, block.weights, block.biases)
+
+
+def gradient_buffers(
+    maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Allocate dense gradients; a map's is channels_last where channels are the map's innermost axis."""
+    formats = [torch.channels_last if x.stride(1) == 1 else torch.contiguous_format for x in maps]
+    return (
+        [torch.empty_like(x, memory_format=form) for x, form in zip(maps, formats, strict=True)],
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights],
+        [torch.empty_like(bias, memory_format=torch.contiguous_format) for bias in biases],
+    )

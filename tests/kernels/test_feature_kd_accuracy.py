@@ -10,10 +10,20 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from oekd_fast import feature_kd_value_and_grad
 from oekd_fast.kernels.feature_kd import launch as kernels
 from oekd_fast.kernels.feature_kd.plan import RESIDENT_CHANNELS, plan_feature_kd
-from oekd_fast.losses.feature_kd import MAX_CHANNELS
+from oekd_fast.losses.feature_triton import MAX_CHANNELS
 
 from ..support import oracle
-from ..support.feature_kd_cases import DEVICE, DTYPES, Block, as_numpy, at_once, check, differentiable
+from ..support.feature_kd_cases import (
+    DEVICE,
+    DTYPES,
+    SHAPES,
+    VIEWS,
+    Block,
+    as_numpy,
+    at_once,
+    check,
+    differentiable,
+)
 
 HALVES = DTYPES[1:]
 
@@ -22,23 +32,6 @@ HALVES = DTYPES[1:]
 @pytest.mark.parametrize("layouts", ["n", "c", "ncc", "cn"])
 def test_layouts_and_dtypes(layouts, dtype):
     check(Block(12, (9, 7, 5, 3), (6, 4), 3, dtype=dtype, layouts=layouts))
-
-
-SHAPES = {
-    "one student": dict(teacher=16, students=(16,)),
-    "odd channels": dict(teacher=51, students=(38, 25, 13), size=(5, 3)),
-    "odd pixels": dict(teacher=8, students=(6, 3), size=(7, 7), batch=3),
-    "odd pixels, channels_last": dict(teacher=8, students=(6, 3), size=(7, 7), batch=3, layouts="c"),
-    "one channel": dict(teacher=1, students=(1, 1), batch=3),
-    "one pixel": dict(teacher=8, students=(6, 3), size=(1, 1), batch=5),
-    "one row": dict(teacher=8, students=(6, 3), size=(1, 9), layouts="c"),
-    "one column": dict(teacher=8, students=(6, 3), size=(9, 1)),
-    "one image": dict(teacher=8, students=(6, 3), batch=1),
-    "a student wider than the pseudo teacher": dict(teacher=6, students=(20, 3)),
-    "many positions": dict(teacher=4, students=(3,), size=(16, 16), batch=5),
-    "nine students, two launches": dict(teacher=4, students=(3,) * 9, size=(2, 2), batch=1),
-    "the largest resident size": dict(teacher=128, students=(102,), size=(3, 3), dtype=torch.float16),
-}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -95,20 +88,6 @@ def test_small_gradients_do_not_underflow_in_half_precision():
     _, true_weight, true_bias = block.truth().grads
     assert oracle.error(as_numpy(weight_grad), true_weight) < 2e-3
     assert oracle.error(as_numpy(bias_grad), true_bias) < 2e-3
-
-
-VIEWS = {
-    "channels of a wider map": lambda x: torch.cat([x, x + 1], 1)[:, : x.shape[1]],
-    "channels of a wider channels_last map": (
-        lambda x: torch.cat([x, x + 1], 1).contiguous(memory_format=torch.channels_last)[:, : x.shape[1]]
-    ),
-    "every second image": lambda x: torch.stack([x, x + 1], 1).flatten(0, 1)[::2],
-    "every second column": lambda x: torch.stack([x, x + 1], 4).flatten(3)[..., ::2],
-    "part of each row": lambda x: torch.cat([x, x + 1], 3)[..., : x.shape[3]],
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "channels and images swapped": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "one image expanded": lambda x: x[:1].expand_as(x),
-}
 
 
 @pytest.mark.parametrize("name", VIEWS)

@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from oekd_fast import FeatureKDLoss, feature_kd_loss, feature_kd_value_and_grad
 from oekd_fast.losses import feature_kd as feature_ops
-from oekd_fast.losses.feature_kd import MAX_CHANNELS
+from oekd_fast.losses import feature_triton
+from oekd_fast.losses.feature_triton import MAX_CHANNELS
 
 from ..support.feature_kd_cases import DEVICE, Block
 from ..support.forkserver import run_code
@@ -170,7 +171,7 @@ def test_an_unsupported_call_names_the_reason(name):
 
 
 def test_auto_takes_the_reference_for_unsupported_calls():
-    block = Block(MAX_CHANNELS + 1, (4,), (1, 1))
+    block = Block(MAX_CHANNELS + 1, (4,), (1, 1), dtype=torch.float16)
     assert torch.equal(feature_kd_loss(*block.arguments), feature_kd_loss(*block.arguments, backend="reference"))
 
 
@@ -184,7 +185,7 @@ def test_one_unsupported_block_leaves_the_others_to_the_kernels(monkeypatch):
         feature_kd_value_and_grad(*block.arguments, grad_scale=scale, backend=backend)
         for block, backend in zip(blocks, backends, strict=True)
     ]
-    monkeypatch.setattr(feature_ops, "_divide", lambda backend, blocks: ([0, 2], [1]))
+    monkeypatch.setattr(feature_ops, "_divide", lambda backend, blocks: (feature_triton, [0, 2], [1]))
     loss, *grads = feature_kd_value_and_grad(*given, grad_scale=scale)
     assert loss.item() == pytest.approx(sum(value.item() for value, *_ in alone), rel=1e-6)
     for part, of_part in enumerate(grads):
@@ -202,8 +203,10 @@ def test_one_unsupported_block_leaves_the_others_to_the_kernels(monkeypatch):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match=r"backend: expected one of \('auto', 'reference', 'triton'\), got 'native'"):
-        feature_kd_loss(*Block(6, (4,)).arguments, backend="native")
+    with pytest.raises(
+        ValueError, match=r"backend: expected one of \('auto', 'reference', 'native', 'triton'\), got 'cuda'"
+    ):
+        feature_kd_loss(*Block(6, (4,)).arguments, backend="cuda")
 
 
 def test_grad_scale_of_two_elements_is_refused():
@@ -234,5 +237,5 @@ except ValueError as error:
     assert done.stdout.splitlines() == [
         "0.0",
         "backend 'triton': expected maps on CUDA, got cpu; TRITON_INTERPRET=1, set before the kernels are first "
-        "imported, runs them on the CPU",
+        "imported, runs them on the CPU; backend='reference' supports this",
     ]

@@ -29,6 +29,9 @@ CALLS = {
         "dy": random(2, 16, 6, 6), "x": random(2, 17, 6, 6), "weight": random(16, 17, 3, 3), "input_grad": True,
         "weight_grad": True,
     },
+    "feature_kd_student": {
+        "map": X, "teacher": random(2, 7, 6, 6), "weight": random(7, 5), "bias": random(7), "grad_scale": random(1),
+    },
 }  # fmt: skip
 TENSORS = [
     (op, name) for op, given in CALLS.items() for name, value in given.items() if isinstance(value, torch.Tensor)
@@ -66,13 +69,24 @@ def test_tensors_that_are_all_on_the_meta_device_give_shapes(op):
         assert result.device.type == "meta" and (result.shape, result.stride()) == (t.shape, t.stride())
 
 
-@pytest.mark.parametrize("op, name", TENSORS)
+# The dtypes beside float32 that an argument may have; the others are float32.
+OTHER_DTYPES = {
+    ("norm_relu", "x"): (torch.bfloat16,),
+    ("norm_relu_backward", "x"): (torch.bfloat16,),
+    ("feature_kd_student", "map"): (torch.bfloat16,),
+    ("feature_kd_student", "teacher"): (torch.bfloat16,),
+    ("feature_kd_student", "weight"): (torch.bfloat16, torch.float16),
+    ("feature_kd_student", "bias"): (torch.bfloat16, torch.float16),
+}
+
+
+@pytest.mark.parametrize("op, name", [pair for pair in TENSORS if pair[1] != "grad_scale"])
 def test_other_dtypes_dimensions_and_layouts_raise(op, name):
-    tensor = CALLS[op][name]
-    either = (op, name) in (("norm_relu", "x"), ("norm_relu_backward", "x"))
-    types = (torch.float64, torch.float16, torch.int64, torch.complex64, *(() if either else (torch.bfloat16,)))
-    for wrong in map(tensor.to, types):
-        with pytest.raises(ValueError, match=f"^{name}: expected float32{' or bfloat16' * either}, got "):
+    tensor, others = CALLS[op][name], OTHER_DTYPES.get((op, name), ())
+    expected = ("float32", "float32 or bfloat16", "float32, bfloat16 or float16")[len(others)]
+    types = (torch.float64, torch.float16, torch.int64, torch.complex64, torch.bfloat16)
+    for wrong in (tensor.to(dtype) for dtype in types if dtype not in others):
+        with pytest.raises(ValueError, match=f"^{name}: expected {expected}, got "):
             call(op, **{name: wrong})
     for wrong in (tensor[None], tensor[0]):
         with pytest.raises(ValueError, match=f"^{name}: expected "):

@@ -18,6 +18,33 @@ from . import oracle
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = {
+    "one student": dict(teacher=16, students=(16,)),
+    "odd channels": dict(teacher=51, students=(38, 25, 13), size=(5, 3)),
+    "odd pixels": dict(teacher=8, students=(6, 3), size=(7, 7), batch=3),
+    "odd pixels, channels_last": dict(teacher=8, students=(6, 3), size=(7, 7), batch=3, layouts="c"),
+    "one channel": dict(teacher=1, students=(1, 1), batch=3),
+    "one pixel": dict(teacher=8, students=(6, 3), size=(1, 1), batch=5),
+    "one row": dict(teacher=8, students=(6, 3), size=(1, 9), layouts="c"),
+    "one column": dict(teacher=8, students=(6, 3), size=(9, 1)),
+    "one image": dict(teacher=8, students=(6, 3), batch=1),
+    "a student wider than the pseudo teacher": dict(teacher=6, students=(20, 3)),
+    "many positions": dict(teacher=4, students=(3,), size=(16, 16), batch=5),
+    "nine students, two launches": dict(teacher=4, students=(3,) * 9, size=(2, 2), batch=1),
+    "the largest resident size": dict(teacher=128, students=(102,), size=(3, 3), dtype=torch.float16),
+}
+VIEWS = {
+    "channels of a wider map": lambda x: torch.cat([x, x + 1], 1)[:, : x.shape[1]],
+    "channels of a wider channels_last map": (
+        lambda x: torch.cat([x, x + 1], 1).contiguous(memory_format=torch.channels_last)[:, : x.shape[1]]
+    ),
+    "every second image": lambda x: torch.stack([x, x + 1], 1).flatten(0, 1)[::2],
+    "every second column": lambda x: torch.stack([x, x + 1], 4).flatten(3)[..., ::2],
+    "part of each row": lambda x: torch.cat([x, x + 1], 3)[..., : x.shape[3]],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels and images swapped": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "one image expanded": lambda x: x[:1].expand_as(x),
+}
 
 
 class Truth(NamedTuple):
@@ -92,7 +119,14 @@ class Block:
         grads = torch.autograd.grad(total, [leaf for part in leaves for leaf in part])
         return as_numpys(grads), differences
 
-    def check(self, loss: Tensor, grads: list[Tensor], upstream: float = 1.0) -> None:
+    def check(self, loss: Tensor, grads: list[Tensor], upstream: float = 1.0, *, truncates: bool = False) -> None:
+        """Check results against fp64.
+
+        Args:
+            loss, grads: the results, gradients of maps, weights and biases.
+            upstream: what multiplies the gradients.
+            truncates: whether results in bfloat16 are truncated instead of rounded, as in Triton's interpreter.
+        """
         truth = self.truth()
         plain_grads, plain_differences = self.naive()
         # The error of plain PyTorch is summed over elements, since its errors in a single scalar may cancel by chance.
@@ -108,7 +142,7 @@ class Block:
         ):
             assert came.dtype == leaf.dtype and came.shape == leaf.shape
             true, terms = (upstream * values.reshape(leaf.shape) for values in (true, terms))
-            error = beyond_rounding(as_numpy(came), true, leaf.dtype)
+            error = beyond_rounding(as_numpy(came), true, leaf.dtype, truncates)
             allowed = np.linalg.norm(upstream * plain - true) + oracle.EPSILON * np.linalg.norm(terms)
             assert error <= allowed, f"{list(leaf.shape)}: error {error:.3g}, allowed {allowed:.3g}"
 
@@ -121,33 +155,34 @@ def as_numpys(tensors) -> list[np.ndarray]:
     return [as_numpy(tensor) for tensor in tensors]
 
 
-def beyond_rounding(came: np.ndarray, truth: np.ndarray, dtype: torch.dtype) -> float:
+def beyond_rounding(came: np.ndarray, truth: np.ndarray, dtype: torch.dtype, truncates: bool) -> float:
     """Norm of the part of the error that is not explained by rounding the result to `dtype`."""
     rounding = 0.0 if dtype == torch.float32 else oracle.half_ulp(truth, dtype)
-    if dtype == torch.bfloat16 and DEVICE.type == "cpu":
-        rounding = 2 * rounding  # Triton's interpreter truncates to bf16 instead of rounding
+    if dtype == torch.bfloat16 and truncates:
+        rounding = 2 * rounding
     return float(np.linalg.norm(np.maximum(np.abs(came - truth) - rounding, 0.0)))
 
 
-def differentiable(block: Block, upstream: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+def differentiable(block: Block, upstream: float = 1.0, backend: str = "triton") -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients of maps, weights and biases, by autograd."""
     leaves = [[t.detach().requires_grad_() for t in part] for part in (block.maps, block.weights, block.biases)]
-    loss = feature_kd_loss(leaves[0], block.teacher, *leaves[1:], backend="triton")
+    loss = feature_kd_loss(leaves[0], block.teacher, *leaves[1:], backend=backend)
     grads = torch.autograd.grad(loss, sum(leaves, []), torch.tensor(upstream, device=DEVICE))
     return loss.detach(), list(grads)
 
 
-def at_once(block: Block, upstream: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+def at_once(block: Block, upstream: float = 1.0, backend: str = "triton") -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients of maps, weights and biases, by `feature_kd_value_and_grad`."""
     scale = torch.tensor(upstream, device=DEVICE)
-    loss, *grads = feature_kd_value_and_grad(*block.arguments, grad_scale=scale, backend="triton")
+    loss, *grads = feature_kd_value_and_grad(*block.arguments, grad_scale=scale, backend=backend)
     return loss, [grad for part in grads for grad in part]
 
 
-def check(block: Block, upstream: float = 1.0) -> None:
+def check(block: Block, upstream: float = 1.0, backend: str = "triton") -> None:
     """Check both forms of the loss, which must agree bit for bit in the gradients."""
-    loss, grads = differentiable(block, upstream)
-    block.check(loss, grads, upstream)
-    value, again = at_once(block, upstream)
-    block.check(value, again, upstream)
+    truncates = backend == "triton" and DEVICE.type == "cpu"
+    loss, grads = differentiable(block, upstream, backend)
+    block.check(loss, grads, upstream, truncates=truncates)
+    value, again = at_once(block, upstream, backend)
+    block.check(value, again, upstream, truncates=truncates)
     assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))

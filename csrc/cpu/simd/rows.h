@@ -1,4 +1,4 @@
-// Copies of rows of floats: as they are, and divided into even and odd columns. Compiled like vec.h.
+// Copies of rows of floats: as they are, divided into even and odd columns, and transposed. Compiled like vec.h.
 #pragma once
 
 #include <utility>
@@ -21,9 +21,27 @@ inline vf zip(vf a, vf b, std::index_sequence<I...>) {
   return __builtin_shufflevector(a, b, (FIRST + static_cast<int>(I) / 2 + static_cast<int>(I) % 2 * LANES)...);
 }
 
+// Exchanges lanes with bit STEP in a for lanes without it in b.
+template <int STEP, size_t... I>
+inline void exchange(vf& a, vf& b, std::index_sequence<I...>) {
+  const vf low = a, high = b;
+  a = __builtin_shufflevector(low, high, (I & STEP ? LANES + static_cast<int>(I) - STEP : static_cast<int>(I))...);
+  b = __builtin_shufflevector(low, high, (I & STEP ? LANES + static_cast<int>(I) : static_cast<int>(I) + STEP)...);
+}
+
 }  // namespace detail
 
 using EachLane = std::make_index_sequence<LANES>;
+
+// Transposes LANES rows of LANES columns.
+template <int STEP = 1>
+inline void transpose(vf (&rows)[LANES]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; ++i) {
+    if (!(i & STEP)) detail::exchange<STEP>(rows[i], rows[i + STEP], EachLane{});
+  }
+  if constexpr (2 * STEP < LANES) transpose<2 * STEP>(rows);
+}
 
 inline void copy_row(const float* from, int64_t n, float* to) {
   int64_t i = 0;

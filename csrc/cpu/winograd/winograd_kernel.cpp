@@ -2,7 +2,7 @@
 //
 // Tiles are processed in blocks, so that their transforms stay in the second-level cache. Each block is transformed,
 // multiplied for each frequency with the transformed filter, and transformed back.
-#include "cpu/winograd/products.h"
+#include "cpu/simd/products.h"
 #include "cpu/winograd/transforms.h"
 
 namespace oekd::OEKD_ISA {

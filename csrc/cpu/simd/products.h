@@ -1,4 +1,4 @@
-// Matrix products of Winograd's convolution, one for each frequency, with a block of sums in registers.
+// Products of small matrices with a block of sums in registers. Compiled like vec.h.
 #pragma once
 
 #include "cpu/simd/blocks.h"
