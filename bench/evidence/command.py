@@ -16,6 +16,7 @@ from oekd_fast.data import DataError, load_dataset
 from oekd_fast.reproduction import seeds
 from oekd_fast.reproduction.status import columns, statuses, summary_line
 from oekd_fast.runs.console import RunConsole
+from oekd_fast.runs.host_memory import keep_freed_memory
 from oekd_fast.runs.interrupt import Interrupted
 from oekd_fast.runs.plan import FAMILY
 from oekd_fast.runs.run_folder import RunFolder
@@ -121,6 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    keep_freed_memory()  # as oekd_fast.train does
     given, console = parse(arguments), RunConsole()
     runs = planned(given.arms, given.seeds, given.epochs, given.out, given.parts)
     try:

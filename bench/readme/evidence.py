@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from oekd_fast.common.spread import spread
+from oekd_fast.reporting.gains import p_text
+from oekd_fast.reporting.significance import Difference
 
 from ..evidence.arms import ARMS, Arm
+from ..evidence.gains import best_alone, gain
 from .markdown import EMPTY, load, machines, table
 
 STUDENTS = range(5)
@@ -51,6 +54,34 @@ def outcomes(results: Path, file: str) -> str:
     what = report["what"][0].upper() + report["what"][1:]
     caption = f"{what}. Mean ± sample standard deviation over seeds. {machines(report['results'])}."
     return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS), "ensemble"), rows, caption)
+
+
+def gains(results: Path, file: str) -> str:
+    """Gains of each recipe over the students alone, for the students that were trained alone with a common seed."""
+    report = load(results, file)
+    if report is None:
+        return ""
+    entries, rows = report["results"], []
+    for epochs in sorted({entry["epochs"] for entry in entries}):
+        for name in ARMS:
+            found = [gain(entries, name, epochs, j + 1) for j in STUDENTS]
+            if any(found):
+                seeds = max(count for _, count in filter(None, found))
+                cells = [EMPTY if of_student is None else _gain(of_student[0]) for of_student in found]
+                rows.append((f"`{name}`", epochs, seeds, *cells))
+        best = [best_alone(entries, epochs, j + 1) for j in STUDENTS]
+        if any(best):
+            names = [EMPTY if alone is None else f"`{alone[0]}`" for alone in best]
+            rows.append(("the best recipe alone", epochs, EMPTY, *names))
+    caption = (
+        "Points of accuracy on validation images in the family minus alone, with the same seeds and the best recipe of "
+        "each student alone: mean ± standard error over seeds, and the p-value of a paired t test."
+    )
+    return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS)), rows, caption)
+
+
+def _gain(difference: Difference) -> str:
+    return str(difference) if difference.p is None else f"{difference}, {p_text(difference.p)}"
 
 
 def _cells(values: Sequence[Sequence[float]]) -> list[str]:

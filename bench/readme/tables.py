@@ -58,6 +58,7 @@ TABLES = (
     Table("ranks", DISTRIBUTED, steps.on_ranks, ("ranks_*_cpu.json",)),
     Table("students", BENCHMARKS, students.latencies, ("widths_*_cpu.json",)),
     Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),
+    Table("evidence_gains", EVIDENCE, evidence.gains, ("evidence_cifar100.json",)),
     Table("evidence_recipes", EVIDENCE, evidence.recipes, ("evidence_cifar100.json",)),
     Table("evidence", EVIDENCE, evidence.outcomes, ("evidence_cifar100.json",)),
     Table("cifar100", BENCHMARKS, accuracy.single_run, ("cifar100_resnet20_cpu.json",)),

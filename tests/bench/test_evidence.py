@@ -11,8 +11,9 @@ import torch
 from bench.evidence import results
 from bench.evidence.arms import ARMS, COMMON, config_of
 from bench.evidence.command import main, planned
+from bench.evidence.gains import best_alone, gain
 from bench.evidence.subset import write_subset
-from bench.readme.evidence import outcomes, recipes
+from bench.readme.evidence import gains, outcomes, recipes
 from oekd_fast.data import DataError, Split
 from oekd_fast.reproduction import seeds
 from oekd_fast.runs.console import RunConsole
@@ -142,6 +143,26 @@ def test_the_table_has_a_row_for_each_recipe_and_for_its_students_alone(tmp_path
         f"| `wider` | 30 | 1 {'| 30.00 ' * 5}| 31.00 |",
     ]
     assert "validation images" in caption and "P, 2 threads, AVX2, torch 2, commit abc" in caption
+
+
+def test_gains_compare_the_seeds_that_both_have_with_the_best_recipe_alone(tmp_path):
+    """Differences of 1, 2 and 3 points have the standard error 1 / sqrt(3) and t = 2 sqrt(3): p = 0.0742."""
+    alone = [("independent", seed, 1, [30.0]) for seed in range(3)]
+    worse = [("independent_wd1e-4", seed, 1, [29.0]) for seed in range(3)]
+    better = [("independent_wd1e-4", 0, 2, [29.0]), ("independent", 0, 2, [28.0])]
+    families = [("wider", seed, None, [31.0 + seed, 31.0, 25.0, 25.0, 25.0]) for seed in range(4)]
+    file = written(tmp_path, *alone, *worse, *better, *families)
+    difference, seeds = gain(results.read(file), "wider", 30, 1)
+    assert seeds == 3 and difference.points == 2.0
+    assert difference.error == pytest.approx(3**-0.5) and difference.p == pytest.approx(0.0742, abs=1e-4)
+    assert best_alone(results.read(file), 30, 2) == ("independent_wd1e-4", {0: 29.0})
+    assert gain(results.read(file), "wider", 30, 3) is gain(results.read(file), "paper", 30, 1) is None
+    assert gain(results.read(file), "wider", 60, 1) is None
+    _, _, *rows, _, _ = gains(tmp_path, "evidence_cifar100.json").splitlines()
+    assert rows == [
+        "| `wider` | 30 | 3 | +2.00 ± 0.58, p = 0.074 | +2.00 | - | - | - |",
+        "| the best recipe alone | 30 | - | `independent` | `independent_wd1e-4` | - | - | - |",
+    ]
 
 
 def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
