@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 
 from oekd_fast.config.train_config import TrainConfig
@@ -13,6 +11,7 @@ from oekd_fast.runs.plan import baseline_names, phase_works
 from oekd_fast.runs.progress import RunProgress
 from oekd_fast.runs.set_up import RunInputs, open_run
 from oekd_fast.runs.stop_vote import StopVote
+from oekd_fast.runs.tasks import PhaseResult
 from oekd_fast.runs.time_left import TimeLeft
 
 
@@ -21,13 +20,10 @@ def phase_of(config: TrainConfig, student: int) -> str:
     return baseline_names(config)[student - 1]
 
 
-def train_alone(config: TrainConfig, student: int, console: Console) -> list[dict[str, Any]]:
+def train_alone(config: TrainConfig, student: int, console: Console) -> PhaseResult:
     """Train `student`, counted from 1, alone in the run folder of `config`, unless its epochs are finished there.
 
     It starts from the weights that it has in the family, and sees the same batches.
-
-    Returns:
-        Its lines of metrics.jsonl, one an epoch.
 
     Raises:
         Interrupted: a signal arrived, even if all epochs were finished; the same call continues.
@@ -41,7 +37,7 @@ def train_alone(config: TrainConfig, student: int, console: Console) -> list[dic
         run.folder.write_metrics(phase.history)
         works = phase_works(run.config, inputs.data, inputs.architecture, inputs.dataset.image_size)
         with RunProgress(console, TimeLeft([work for work in works if work.name == name], 0.0)) as progress:
-            phase.run(StopVote(stop, ALONE), progress)
+            result = phase.run(StopVote(stop, ALONE), progress)
         if stop.signal_number is not None:
             raise Interrupted(f"{config.run_folder}: finished, stopped before the next run", stop.signal_number)
-        return phase.history
+        return result

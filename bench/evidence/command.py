@@ -80,23 +80,32 @@ def _run(name: str, seed: int, epochs: int, out: Path, student: int | None) -> P
     return Planned(results.Key(name, seed, epochs, student), config)
 
 
-def train(runs: Sequence[Planned], out: Path, console: RunConsole) -> None:
+def train(runs: Sequence[Planned], out: Path, console: RunConsole, with_test: bool = False) -> None:
     """Train what is not finished, and add each result to ``results.json`` in `out`.
 
     A result that ``results.json`` holds already, of the same recipe, is kept: its run may be on another machine. Other
     processes may add results to the file meanwhile.
+
+    Args:
+        runs: the runs, in the order in which they are trained.
+        out: folder of ``results.json``.
+        console: for progress.
+        with_test: whether results have accuracies on the test images, for recipes that were chosen before.
 
     Raises:
         Interrupted: a signal arrived; the same call continues.
     """
     for run in left(runs, out):
         if run.key.student is None:
-            seeds.run(run.config, console)
+            summary = seeds.run(run.config, console)
             text = RunFolder(run.config).metrics_file.read_text()
             lines = [line for line in map(json.loads, text.splitlines()) if line["phase"] == FAMILY]
+            accuracies = [student["last_epoch_accuracy"] for student in summary["students"]]
+            test = {"accuracy": accuracies, "ensemble": summary["last_epoch_ensemble_accuracy"]}
         else:
-            lines = train_alone(run.config, run.key.student, console)
-        results.add(out / RESULTS, results.entry(run.key, lines))
+            result = train_alone(run.config, run.key.student, console)
+            lines, test = result.history, {"accuracy": result.last_test.accuracy, "ensemble": None}
+        results.add(out / RESULTS, results.entry(run.key, lines, test if with_test else None))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -116,6 +125,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument(
+        "--with-test", action="store_true", help="record accuracies on the test images, for a recipe chosen before"
+    )
     parser.add_argument("--status", action="store_true", help="show what is finished and left, and exit")
     return parser.parse_args(arguments)
 
@@ -141,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_written(given.out / "subset"):
             source = load_dataset(given.dataset, data_dir=given.data_dir)
             write_subset(source.train, source.test, given.per_class, given.out / "subset")
-        train(runs, given.out, console)
+        train(runs, given.out, console, given.with_test)
     except Interrupted as stopped:
         print_line(console, "Stopped; finished work is saved, and the same command continues.")
         return 128 + (stopped.signal_number or 0)

@@ -27,17 +27,18 @@ class Key(NamedTuple):
     student: int | None
 
 
-def entry(key: Key, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def entry(key: Key, lines: Sequence[Mapping[str, Any]], test: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return what is kept of a finished run.
 
     Args:
         key: what was trained.
         lines: its lines of metrics.jsonl.
+        test: ``accuracy`` and ``ensemble`` on the test images after the last epoch; None leaves them out.
 
     Returns:
         The fields of `key`; ``accuracy`` of each student and, for a family, of the ``ensemble``, in percent on the
         validation images after the last epoch; ``train``, the accuracies on the augmented training images of that
-        epoch; ``minutes`` of training and evaluation; and ``machine``.
+        epoch; ``test``, if it is given; ``minutes`` of training and evaluation; and ``machine``.
     """
     last = lines[-1]
     seconds = sum(line["seconds"] + line.get("evaluation_seconds", 0.0) for line in lines)
@@ -46,6 +47,7 @@ def entry(key: Key, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": last["validation"]["accuracy"],
         "ensemble": last["validation"]["ensemble_accuracy"] if key.student is None else None,
         "train": last["train"]["accuracy"],
+        **({} if test is None else {"test": {**test, "accuracy": [round(value, 4) for value in test["accuracy"]]}}),
         "minutes": round(seconds / 60, 2),
         "machine": machine(),
     }

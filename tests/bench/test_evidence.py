@@ -63,7 +63,7 @@ def test_a_run_is_trained_once_and_its_results_are_kept(tmp_path, monkeypatch, c
     assert "0 of 1 run finished, 1 not started" in capsys.readouterr().out
     assert run(*arguments) == 0
     (result,) = read(tmp_path)
-    assert results.key_of(result) == ("wider", 0, 1, None)
+    assert results.key_of(result) == ("wider", 0, 1, None) and "test" not in result
     assert len(result["accuracy"]) == 5 and all(0 <= accuracy <= 100 for accuracy in result["accuracy"])
     assert 0 <= result["ensemble"] <= 100 and result["minutes"] > 0
     monkeypatch.setattr(seeds, "train", None)
@@ -78,7 +78,7 @@ def test_a_run_is_trained_once_and_its_results_are_kept(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_a_student_alone_is_the_baseline_of_a_run_without_its_other_phases(tmp_path, capsys):
-    arguments = tmp_path, "--arms", "independent", "--parts", "4"
+    arguments = tmp_path, "--arms", "independent", "--parts", "4", "--with-test"
     assert run(*arguments, "--status") == 0
     assert "0 of 1 run finished, 1 not started" in capsys.readouterr().out
     assert run(*arguments) == 0
@@ -91,7 +91,9 @@ def test_a_student_alone_is_the_baseline_of_a_run_without_its_other_phases(tmp_p
     (of_student,) = (line for line in lines if line["phase"] == "baseline_4")
     assert result["accuracy"] == of_student["validation"]["accuracy"]
     assert result["train"] == of_student["train"]["accuracy"]
-    assert len(summary["students"]) == 5
+    assert result["test"] == {
+        "accuracy": [summary["students"][3]["last_epoch_baseline_accuracy"]], "ensemble": None
+    }  # fmt: skip
     capsys.readouterr()
     (tmp_path / "results.json").unlink()
     assert run(*arguments, "--status") == 0
