@@ -1,7 +1,7 @@
 """The family in plain PyTorch, which the baselines train and whose operations bench.model.step_cost counts.
 
-CIFAR ResNets of plain modules. They do not use oekd_fast.models, so that optimisations there do not speed up the
-baselines. Parameters and buffers have the names and the order of StudentEnsemble's.
+CIFAR ResNets and DenseNets of plain modules. They do not use oekd_fast.models, so that optimisations there do not speed
+up the baselines. Parameters and buffers have the names and the order of StudentEnsemble's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from oekd_fast.family.ensemble import EnsembleOutput, StudentEnsemble
 
+from .dense_network import DenseBranch
+
 
 class PlainFamily(nn.Module):
     """A family of plain modules with the weights of `family`, on its device."""
@@ -21,9 +23,9 @@ class PlainFamily(nn.Module):
     def __init__(self, family: StudentEnsemble) -> None:
         super().__init__()
         widths = [family.architecture.map_channels(j, family.num_students) for j in family.members]
-        depth = len(family.branches[0].stages[0])
-        self.base = nn.Sequential(conv3x3(family.in_channels, 16), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-        self.branches = nn.ModuleList(Branch(w, depth, family.num_classes) for w in widths)
+        dense = isinstance(family.base, nn.Conv2d)
+        self.base, branches = dense_parts(family) if dense else residual_parts(family, widths)
+        self.branches = nn.ModuleList(branches)
         blocks = list(zip(*widths, strict=True)) if len(widths) > 1 else []
         self.adapters = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(width, teacher, 1) for width in narrow) for teacher, *narrow in blocks
@@ -40,6 +42,24 @@ class PlainFamily(nn.Module):
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         return self.adapters.parameters()
+
+
+def residual_parts(family: StudentEnsemble, widths: list[tuple[int, ...]]) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the base and the branches of a CIFAR ResNet."""
+    depth = len(family.branches[0].stages[0])
+    base = nn.Sequential(conv3x3(family.in_channels, 16), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+    return base, [Branch(width, depth, family.num_classes) for width in widths]
+
+
+def dense_parts(family: StudentEnsemble) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the base, a single convolution, and the branches of a CIFAR DenseNet-BC."""
+    channels = family.base.weight.shape[0]
+    branches: list[nn.Module] = []
+    for branch in family.branches:
+        *first, last = branch.stages
+        layers = (*(len(stage.block) for stage in first), len(last))
+        branches.append(DenseBranch(channels, last[0].conv2.weight.shape[0], layers, family.num_classes))
+    return conv3x3(family.in_channels, channels), branches
 
 
 def feature_loss(family: PlainFamily, features: tuple[tuple[Tensor, ...], ...]) -> Tensor | float:

@@ -84,8 +84,10 @@ def test_curves_are_compared_by_means_of_windows():
     assert step_agreement.curve_error(flat[:20] + [2.2] * 20, flat) == pytest.approx(0.1)
 
 
-def test_the_plain_family_is_the_same_family():
-    ours, plain = TINY.family().eval(), TINY.plain_family().eval()
+@pytest.mark.parametrize("model", ["resnet20", "densenet_bc_12"])
+def test_the_plain_family_is_the_same_family(model):
+    problem = replace(TINY, model=model)
+    ours, plain = problem.family().eval(), problem.plain_family().eval()
     for parameters in ("parameters", "network_parameters", "adapter_parameters"):
         pairs = zip(getattr(ours, parameters)(), getattr(plain, parameters)(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
