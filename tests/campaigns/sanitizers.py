@@ -78,8 +78,9 @@ PLANTED = {
     ),
     "signed overflow": Fault(
         "csrc/cpu/norm_relu/norm_relu_kernel.cpp",
-        "  if (!b.y) return gradient_of_rows",
-        "  volatile int64_t most = INT64_MAX;\n  most = most + b.tile;\n  if (!b.y) return gradient_of_rows",
+        "void gradient(const NormBackward& b, int64_t begin, int64_t end) {",
+        "void gradient(const NormBackward& b, int64_t begin, int64_t end) {\n  volatile int64_t most = INT64_MAX;\n"
+        "  most = most + b.tile;",
         NORM + "torch.ops.oekd_fast.norm_relu_backward(x, x, None, w, w, w, w, False)",
         "runtime error: signed integer overflow",
     ),
