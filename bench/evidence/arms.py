@@ -21,12 +21,14 @@ class Arm:
         fields: options that differ from `COMMON`.
         ramped: whether the weight of the distillation term rises in the first fifth of the epochs.
         alone: whether each student is trained alone as well, with the same options.
+        taught: whether the first student of `independent`, trained alone before, is the teacher.
     """
 
     hypothesis: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     ramped: bool = True
     alone: bool = False
+    taught: bool = False
 
 
 COMMON = {
@@ -116,6 +118,14 @@ ARMS: dict[str, Arm] = {
     "dml": Arm(
         "Mutual learning costs or gains half a point for student 1 and gains up to 2 for student 5.",
         {"objective": "dml", "temperature": 2.0},
+    ),
+    "codistillation": Arm(
+        "The mean prediction of the others as target is within half a point of mean_logits.",
+        {"objective": "codistillation", "kd_weight": 1.0, "temperature": 3.0},
+    ),
+    "kd": Arm(
+        "The first student alone as a fixed teacher gains 1 to 2 points for students 2 to 5 and up to 1 for student 1.",
+        {"objective": "kd", "ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}, False, taught=True,
     ),
     "fsp": Arm(
         "Flow matrices between blocks change no student by more than half a point.",

@@ -22,7 +22,7 @@ from oekd_fast.runs.plan import FAMILY
 from oekd_fast.runs.run_folder import RunFolder
 
 from . import results
-from .alone import phase_of, train_alone
+from .alone import phase_of, saved_alone, train_alone
 from .arms import ARMS, COMMON, config_of
 from .subset import is_written, write_subset
 
@@ -73,11 +73,17 @@ def planned(
 
 def _run(name: str, seed: int, epochs: int, out: Path, student: int | None) -> Planned:
     folder = out / f"{name}-{epochs}" / (f"seed-{seed}" if student is None else f"seed-{seed}-alone-{student}")
+    teacher = saved_alone(_teacher(seed, epochs, out).config, 1) if ARMS[name].taught else None
     config = config_of(
         ARMS[name], out / "subset", epochs,
-        seed=seed, output_dir=folder, resume=True, baseline=student is not None,
+        seed=seed, output_dir=folder, resume=True, baseline=student is not None, teacher=teacher,
     )  # fmt: skip
     return Planned(results.Key(name, seed, epochs, student), config)
+
+
+def _teacher(seed: int, epochs: int, out: Path) -> Planned:
+    """Return the run of the teacher of the arms that are taught."""
+    return _run("independent", seed, epochs, out, 1)
 
 
 def train(runs: Sequence[Planned], out: Path, console: RunConsole, with_test: bool = False) -> None:
@@ -96,16 +102,24 @@ def train(runs: Sequence[Planned], out: Path, console: RunConsole, with_test: bo
         Interrupted: a signal arrived; the same call continues.
     """
     for run in left(runs, out):
+        if ARMS[run.key.arm].taught:
+            _train_alone(_teacher(run.key.seed, run.key.epochs, out), out, console, with_test)
         if run.key.student is None:
             summary = seeds.run(run.config, console)
             text = RunFolder(run.config).metrics_file.read_text()
             lines = [line for line in map(json.loads, text.splitlines()) if line["phase"] == FAMILY]
             accuracies = [student["last_epoch_accuracy"] for student in summary["students"]]
             test = {"accuracy": accuracies, "ensemble": summary["last_epoch_ensemble_accuracy"]}
+            results.add(out / RESULTS, results.entry(run.key, lines, test if with_test else None))
         else:
-            result = train_alone(run.config, run.key.student, console)
-            lines, test = result.history, {"accuracy": result.last_test.accuracy, "ensemble": None}
-        results.add(out / RESULTS, results.entry(run.key, lines, test if with_test else None))
+            _train_alone(run, out, console, with_test)
+
+
+def _train_alone(run: Planned, out: Path, console: RunConsole, with_test: bool) -> None:
+    """Train a student alone, or find it trained, and add its result."""
+    result = train_alone(run.config, run.key.student, console)
+    test = {"accuracy": result.last_test.accuracy, "ensemble": None} if with_test else None
+    results.add(out / RESULTS, results.entry(run.key, result.history, test))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -94,7 +94,9 @@ def _with_effect(common: Mapping[str, Any]) -> dict[str, Any]:
 def _described(name: str) -> dict[str, Any]:
     """Return an arm as JSON holds it."""
     arm = ARMS[name]
-    return json.loads(json.dumps({"hypothesis": arm.hypothesis, "fields": dict(arm.fields), "ramped": arm.ramped}))
+    taught = {"taught": True} if arm.taught else {}
+    described = {"hypothesis": arm.hypothesis, "fields": dict(arm.fields), "ramped": arm.ramped, **taught}
+    return json.loads(json.dumps(described))
 
 
 def read(file: Path) -> list[dict[str, Any]]:

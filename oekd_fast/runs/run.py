@@ -145,9 +145,9 @@ def _write_results(
     """Write the summary and the students, and return the summary with the sizes of their files."""
     with _saying_how_to_go_on():
         folder.write_summary(summary)  # first, because a disk that is full for the students may have room for it
-        _save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
+        save_students(folder.make_folder(folder.students), dataset, data, results[FAMILY])
         for name in baseline_names(config) if config.baseline else ():
-            _save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
+            save_students(folder.make_folder(folder.baselines), dataset, data, results[name])
         summary = with_file_sizes(summary, folder.students)
         folder.write_summary(summary)
     return summary
@@ -195,7 +195,8 @@ def _saying_how_to_go_on() -> Iterator[None]:
         raise OSError(error.errno, reason, error.filename) from error
 
 
-def _save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
+def save_students(folder: Path, dataset: ImageDataset, data: DeviceData, result: PhaseResult) -> None:
+    """Save the students of a phase, with the weights of its selected epoch, and its gate if it has one."""
     for j, accuracy in zip(result.ensemble.members, result.test.accuracy, strict=True):
         metadata = StudentMetadata.of(
             result.ensemble,

@@ -39,12 +39,16 @@ def test_the_subset_has_the_first_images_of_each_class_and_the_next_ones_to_choo
 
 
 def test_each_arm_is_a_training_of_its_own_and_says_what_it_should_show(tmp_path):
-    configs = {name: config_of(arm, tmp_path, 30).training_fields() for name, arm in ARMS.items()}
+    teacher = tmp_path / "student_1"
+    configs = {
+        name: config_of(arm, tmp_path, 30, teacher=teacher if arm.taught else None).training_fields()
+        for name, arm in ARMS.items()
+    }
     for name, arm in ARMS.items():
         changed = {**COMMON, **arm.fields}
         assert all(configs[name][key] == value for key, value in changed.items() if not isinstance(value, tuple | str))
         assert arm.hypothesis.endswith(".") and (configs[name]["ramp_epochs"] == 6) == arm.ramped
-    assert len({json.dumps(fields, sort_keys=True) for fields in configs.values()}) == len(ARMS)
+    assert len({json.dumps(fields, sort_keys=True, default=str) for fields in configs.values()}) == len(ARMS)
 
 
 def run(tmp_path, *arguments) -> int:
@@ -101,6 +105,18 @@ def test_a_student_alone_is_the_baseline_of_a_run_without_its_other_phases(tmp_p
     assert run(*arguments) == 0
     (again,) = read(tmp_path)
     assert again == result  # with the minutes of the run, which was not repeated
+
+
+@pytest.mark.slow
+def test_a_taught_recipe_trains_its_teacher_first_and_takes_it_when_it_is_there(tmp_path, capsys):
+    assert run(tmp_path, "--arms", "kd") == 0
+    taught, alone = sorted(read(tmp_path), key=lambda entry: entry["student"] is not None)
+    assert results.key_of(taught) == ("kd", 0, 1, None) and results.key_of(alone) == ("independent", 0, 1, 1)
+    (planned_run,) = planned(["kd"], [0], 1, tmp_path)
+    teacher = planned_run.config.teacher
+    assert teacher.with_suffix(".json").is_file() and teacher.parent.parent.name == "seed-0-alone-1"
+    assert run(tmp_path, "--arms", "kd", "independent", "--parts", "ensemble", "1", "--status") == 0
+    assert "2 of 3 runs are recorded" in capsys.readouterr().out
 
 
 def written(tmp_path, *entries):
