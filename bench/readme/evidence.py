@@ -90,7 +90,8 @@ def _cells(values: Sequence[Sequence[float]]) -> list[str]:
 
 def _options(arm: Arm) -> str:
     fields: Mapping[str, Any] = {**arm.fields, **({"kd_schedule": "sigmoid"} if arm.ramped else {})}
-    return ", ".join(f"`{name}` {_value(value)}" for name, value in fields.items())
+    options = [f"`{name}` {_value(value)}" for name, value in fields.items()]
+    return ", ".join([*options, *(["student 1 alone is the teacher"] if arm.taught else [])])
 
 
 def _value(value: Any) -> str:
