@@ -10,6 +10,8 @@ from torch import Tensor
 
 from oekd_fast.losses.checks import check_block
 
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of adapters, for the compiled kernels
+
 
 @dataclass(frozen=True)
 class FeatureBlock:
@@ -77,6 +79,26 @@ def check_blocks(blocks: Sequence[FeatureBlock]) -> None:
     """Raise ValueError, naming block and student, unless the shapes of each block fit together."""
     for index, block in enumerate(blocks):
         check_block(index, block.maps, block.teacher, block.weights, block.biases)
+
+
+def other_kind(index: int, block: FeatureBlock, device: torch.device) -> str | None:
+    """Return which tensor of block `index` the compiled kernels do not take beside the teacher's map, or None.
+
+    `device` is that of the first block. Maps have one dtype, and adapters one of `COMPILED_DTYPES`.
+    """
+    teacher = block.teacher
+    for name, part in (("student map", block.maps), ("weight", block.weights), ("bias", block.biases)):
+        for j, tensor in enumerate(part):
+            where = f"block {index}, {name} {j}"
+            if tensor.device != device:
+                return f"{where}: expected device {device} as the teacher's map, got {tensor.device}"
+            if name == "student map" and tensor.dtype != teacher.dtype:
+                return f"{where}: expected dtype {teacher.dtype} as the teacher's map, got {tensor.dtype}"
+            if tensor.dtype not in COMPILED_DTYPES:
+                return f"{where}: expected float32, bfloat16 or float16, got {tensor.dtype}"
+    if teacher.device != device:
+        return f"block {index}: expected device {device} as block 0, got {teacher.device}"
+    return None
 
 
 def gradient_buffers(

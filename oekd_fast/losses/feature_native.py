@@ -11,10 +11,9 @@ from oekd_fast import native
 from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.common.op_errors import raising_value_error
 from oekd_fast.losses import transforms
-from oekd_fast.losses.feature_block import FeatureBlock, FeatureGradients, gradient_buffers
+from oekd_fast.losses.feature_block import FeatureBlock, FeatureGradients, gradient_buffers, other_kind
 
 MAP_DTYPES = (torch.float32, torch.bfloat16)
-ADAPTER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # map [B, C, H, W] and teacher [B, C_0, H, W] have one dtype, float32 or bfloat16; weight is [C_0, C] or [C_0, C, 1, 1]
 # and bias [C_0]. The loss is float32. Each gradient has the shape and dtype of its tensor, that of the map is
@@ -55,18 +54,9 @@ def unsupported(index: int, block: FeatureBlock, device: torch.device) -> str | 
         return f"block {index}: expected float32 or bfloat16 maps, got {teacher.dtype}"
     if teacher.dim() != 4 or not all(x.shape[1] for x in (teacher, *block.maps)):
         return f"block {index}: expected maps [B, C, H, W] with C >= 1, got {list(teacher.shape)}"
-    for name, part in (("student map", block.maps), ("weight", block.weights), ("bias", block.biases)):
-        for j, tensor in enumerate((teacher, *part)):
-            where = f"block {index}, {name} {j - 1}"
-            if tensor.device != device:
-                return f"{where}: expected device {device} as the teacher's map, got {tensor.device}"
-            if transforms.is_distributed(tensor):
-                return f"{where}: expected a tensor of one process, got a DTensor"
-            if name == "student map" and tensor.dtype != teacher.dtype:
-                return f"{where}: expected dtype {teacher.dtype} as the teacher's map, got {tensor.dtype}"
-            if tensor.dtype not in ADAPTER_DTYPES:
-                return f"{where}: expected float32, bfloat16 or float16, got {tensor.dtype}"
-    return None
+    if any(map(transforms.is_distributed, (teacher, *tensors))):
+        return f"block {index}: expected tensors of one process, got a DTensor"
+    return other_kind(index, block, device)
 
 
 def value(blocks: Sequence[FeatureBlock]) -> Tensor:

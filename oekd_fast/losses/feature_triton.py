@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from oekd_fast.common.fake_ops import on_one_device
-from oekd_fast.losses.feature_block import FeatureBlock, FeatureGradients, gradient_buffers
+from oekd_fast.losses.feature_block import (
+    COMPILED_DTYPES,
+    FeatureBlock,
+    FeatureGradients,
+    gradient_buffers,
+    other_kind,
+)
 
-COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # With more channels, the multiplications that the kernels repeat cost more than the memory traffic that they save.
 MAX_CHANNELS = 512
 _HAS_TRITON = find_spec("triton") is not None  # imported at its first launch, because that takes a second
@@ -113,15 +118,4 @@ def unsupported(index: int, block: FeatureBlock, device: torch.device) -> str | 
     if batch * pixels >= 2**30 or pixels >= 2**30 // MAX_CHANNELS:
         limits = f"{2**30} positions and {2**30 // MAX_CHANNELS} an image"
         return f"block {index}: expected fewer than {limits}, got {batch} x {pixels}"
-    for name, part in (("student map", block.maps), ("weight", block.weights), ("bias", block.biases)):
-        for j, tensor in enumerate(part):
-            where = f"block {index}, {name} {j}"
-            if tensor.device != device:
-                return f"{where}: expected device {device} as the teacher's map, got {tensor.device}"
-            if name == "student map" and tensor.dtype != teacher.dtype:
-                return f"{where}: expected dtype {teacher.dtype} as the teacher's map, got {tensor.dtype}"
-            if tensor.dtype not in COMPILED_DTYPES:
-                return f"{where}: expected float32, bfloat16 or float16, got {tensor.dtype}"
-    if teacher.device != device:
-        return f"block {index}: expected device {device} as block 0, got {teacher.device}"
-    return None
+    return other_kind(index, block, device)

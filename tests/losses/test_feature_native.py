@@ -9,7 +9,7 @@ import torch
 
 from oekd_fast import feature_kd_loss, feature_kd_value_and_grad
 from oekd_fast.losses import feature_native
-from oekd_fast.losses.feature_kd import feature_blocks
+from oekd_fast.losses.feature_block import COMPILED_DTYPES, feature_blocks
 
 from ..conftest import ISAS, needs_native
 from ..support.feature_kd_cases import SHAPES, VIEWS, Block, as_numpy, check
@@ -74,7 +74,7 @@ def test_maps_that_are_not_contiguous(name, dtype):
     check(block, backend="native")
 
 
-@pytest.mark.parametrize("adapters", feature_native.ADAPTER_DTYPES, ids=str)
+@pytest.mark.parametrize("adapters", COMPILED_DTYPES, ids=str)
 def test_adapters_of_another_dtype(adapters):
     check(cpu_block(20, (17, 5), adapters=adapters), backend="native")
 
