@@ -50,6 +50,10 @@ ARMS: dict[str, Arm] = {
     "independent": Arm(
         "Sharing the base changes no student by more than 0.3 points.", {"objective": "independent"}, False, True
     ),
+    "independent_mean_base": Arm(
+        "With the mean of the students' gradients in the base, student 1 keeps half of what it gains with their sum.",
+        {"objective": "independent", "base_gradients": "mean"}, False,
+    ),
     "independent_wd1e-4": Arm(
         "A weight decay of 1e-4 is worse than 5e-4 for students 1 to 3, and better for student 5.",
         {"objective": "independent", "weight_decay": 1e-4}, False, True,

@@ -77,9 +77,9 @@ class DistillationConfig(Section):
     ones."""
     kd_strengths: tuple[float, ...] | None = setting(None, _STRENGTHS, unset="1 for all")
     """Factors of kd_weight, one a student; a student with 0 learns from the labels alone."""
-    base_gradients: Literal["all", "pseudo_teacher", "without_features"] = "all"
-    """Losses that train the shared base: all of all students, the pseudo teacher's only, or all except those on feature
-    maps."""
+    base_gradients: Literal["all", "mean", "pseudo_teacher", "without_features"] = "all"
+    """Losses that train the shared base: the sum of all of all students, their mean, the pseudo teacher's only, or all
+    except those on feature maps."""
     codistillation_delay: int = setting(0, at_least(0))
     """Steps between the copies of the students that codistillation learns from; 0 uses current predictions."""
     generations: int = setting(3, at_least(1))

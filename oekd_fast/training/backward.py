@@ -46,6 +46,7 @@ class StepTerms:
     signals: teacher signals for the batch.
     base_learns_from_all: False trains the base on student 0 alone, and on the gate if there is one.
     base_learns_from_features: False keeps the gradients of the intermediate loss out of the base.
+    base_learns_from_mean: True divides the sum of all students' gradients at the base's output by their number.
     comparison: the intermediate loss.
     teacher_inputs: whether that loss compares maps of blocks that are fed with the teacher's maps.
     """
@@ -56,6 +57,7 @@ class StepTerms:
     signals: TeacherSignals = TeacherSignals()
     base_learns_from_all: bool = True
     base_learns_from_features: bool = True
+    base_learns_from_mean: bool = False
     comparison: Comparison = MapComparison()
     teacher_inputs: bool = False
 
@@ -94,6 +96,7 @@ def backward_side_by_side(
     gate = gate_input = None
     with forward:
         shared = run_base(ensemble.base, images)
+        scale_base_gradient(shared, len(ensemble.branches), terms)
         inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
         logits, features = run_branches(ensemble.members, ensemble.branches, inputs, executor)
         if ensemble.gate is not None:
@@ -141,6 +144,7 @@ def backward_as_one(
     """
     with forward:
         shared = whole = run_base(ensemble.base, images)
+        scale_base_gradient(shared, len(ensemble.branches), terms)
         apart = shared.requires_grad and terms.feature_weight is not None and not terms.base_learns_from_features
         if apart:
             whole = shared.detach().requires_grad_()
@@ -179,6 +183,12 @@ def run_base(base: nn.Module, images: Tensor) -> Tensor:
     """Return ``base(images)``, in the layout in which the students together read it fastest."""
     shared = base(images)
     return shared_layout(shared) if isinstance(base, FastModule) and base.direct else shared
+
+
+def scale_base_gradient(shared: Tensor, students: int, terms: StepTerms) -> None:
+    """Have the gradient at the base's output `shared` divided by the number of students, if the terms ask for it."""
+    if terms.base_learns_from_mean and shared.requires_grad:
+        shared.register_hook(lambda grad: grad / students)
 
 
 def run_branches(

@@ -287,6 +287,7 @@ class Engine:
             signals=signals,
             base_learns_from_all=self._base_gradients != "pseudo_teacher",
             base_learns_from_features=self._base_gradients != "without_features",
+            base_learns_from_mean=self._base_gradients == "mean",
             comparison=self._comparison,
             teacher_inputs=self._teacher_inputs,
         )

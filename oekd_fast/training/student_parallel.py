@@ -27,6 +27,7 @@ from oekd_fast.training.backward import (
     fed_features,
     run_base,
     run_branches,
+    scale_base_gradient,
     sum_in_order,
 )
 from oekd_fast.training.distillation import family_value_and_grad
@@ -66,6 +67,7 @@ class OwnStudents:
         gate = gate_input = None
         with forward:
             shared = run_base(ensemble.base, images)
+            scale_base_gradient(shared, len(ensemble.branches), terms)
             inputs = branch_inputs(shared, len(ensemble.branches), terms.base_learns_from_all)
             if needs_maps:
                 self._start_maps(images)

@@ -57,6 +57,7 @@ OBJECTIVES = {
     "independent": {"objective": "independent"},
     "attached": {"detach_ensemble": False},
     "pseudo teacher's gradients": {"base_gradients": "pseudo_teacher"},
+    "mean of the students in the base": {"base_gradients": "mean"},
     "base without features": {"base_gradients": "without_features"},
     "moving average": {"ema_decay": 0.9},
     "clipped": {"clip_norm": 0.5},

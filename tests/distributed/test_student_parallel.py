@@ -57,6 +57,7 @@ DETERMINISTIC = {
     "meal": {"objective": "meal"},
     "lit": {"objective": "lit"},
     "pseudo teacher's gradients": {"base_gradients": "pseudo_teacher"},
+    "mean of the students in the base": {"base_gradients": "mean"},
     "base without features": {"base_gradients": "without_features"},
     "frozen base": {"freeze_base": True},
     "bf16": {"precision": "bf16"},

@@ -13,7 +13,8 @@ from ..support.smooth_network import SMOOTH
 def gradients(teacher=None, **fields):
     """Return the gradients of one step by name; those of adapters that are not trained are None."""
     objective = "oekd" if teacher is None else "fitnets"
-    config = TrainConfig(num_students=3, warmup_epochs=0, objective=objective, teacher=teacher and "given", **fields)
+    given = {"num_students": 3, "warmup_epochs": 0, "objective": objective, "teacher": teacher and "given", **fields}
+    config = TrainConfig(**given)
     engine = make_engine(config, architecture=SMOOTH, teacher=teacher)
     engine.train_step(*make_batch(16))
     return {name: p.grad for name, p in engine.ensemble.named_parameters()}, engine.metrics.read().as_dict()
@@ -53,6 +54,37 @@ def check_bits(teacher, fields):
         assert torch.equal(grad, expected[name]), name
     assert not torch.equal(whole["base.0.weight"], logits["base.0.weight"])
     assert not torch.equal(whole["branches.1.stages.0.0.weight"], logits["branches.1.stages.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"executor": "sequential"},
+        {"executor": "parallel", "micro_batches": 2},
+        {"detach_ensemble": False, "executor": "sequential"},
+        {"detach_ensemble": False, "executor": "sequential", "micro_batches": 2},
+        {"objective": "one"},
+    ],
+    ids=str,
+)
+def test_the_mean_of_four_students_gives_the_base_a_quarter_of_the_gradients(fields):
+    """Bit for bit, since a quarter is a power of two; branches, adapters and the gate have those of the sum.
+
+    With an attached ensemble, autograd adds the students' gradients in the order of the forward pass, which only the
+    sequential executor keeps.
+    """
+    (whole, metrics), (found, found_metrics) = (
+        gradients(num_students=4, base_gradients=form, **fields) for form in ("all", "mean")
+    )
+    assert found_metrics == metrics
+    for name, grad in ((name, grad) for name, grad in found.items() if grad is not None):
+        expected = whole[name] / 4 if name.startswith("base.") else whole[name]
+        assert torch.equal(grad, expected), name
+
+
+def test_the_mean_of_one_student_is_its_own_gradient():
+    alone, mean = (gradients(num_students=1, base_gradients=form)[0] for form in ("all", "mean"))
+    assert all(torch.equal(grad, alone[name]) for name, grad in mean.items())
 
 
 @pytest.mark.parametrize("detach", [True, False])
