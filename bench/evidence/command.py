@@ -135,7 +135,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
         help=f"what is trained of an arm: {FAMILY} is its family, and a number a student alone, if the arm has those "
-        f"(default: all)",
+        "(default: all)",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
