@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from oekd_fast.config.section import Bound, Section, at_least, nonnegative, positive, setting
+from oekd_fast.config.section import Bound, Section, at_least, nonnegative, positive, setting, within
 
 Ramp = Literal["constant", "linear", "cosine", "sigmoid"]
 
@@ -27,10 +27,12 @@ class ScheduleConfig(Section):
     patience: int | None = setting(None, at_least(1), unset="no early stopping")
     """End a training after this many epochs without a higher mean validation accuracy of its students, at an
     evaluation."""
-    schedule: Literal["multistep", "cosine", "cyclic", "exponential"] = "multistep"
+    schedule: Literal["multistep", "cosine", "one_cycle", "cyclic", "exponential"] = "multistep"
     """Course of the learning rate; cyclic is for objective snapshot only."""
     warmup_epochs: float = setting(1.0, nonnegative())
-    """Epochs in which the learning rate rises linearly from 0."""
+    """Epochs in which the learning rate rises linearly from 0; one_cycle rises in its own way."""
+    rise: float = setting(0.3, within("(0, 1)"))
+    """Share of the training in which the learning rate of one_cycle rises to its peak."""
     milestones: tuple[float, ...] = setting((0.5, 0.75), _SHARES)
     """Shares of the training after which multistep multiplies the rate by --decay."""
     decay: float = setting(0.1, nonnegative())

@@ -102,6 +102,8 @@ class Schedule:
 
 def rate_factors(config: ScheduleConfig, steps_per_epoch: int) -> Tensor:
     """Return the learning rate of every step as a fraction of the peak, float64 [epochs * steps_per_epoch]."""
+    if config.schedule == "one_cycle":
+        return one_cycle(config.epochs * steps_per_epoch, config.rise)
     steps = torch.arange(config.epochs * steps_per_epoch, dtype=torch.float64)
     warmup = config.warmup_epochs * steps_per_epoch
     factors = ((steps + 1) / warmup).clamp(max=1.0) if warmup > 0 else torch.ones_like(steps)
@@ -118,6 +120,21 @@ def rate_factors(config: ScheduleConfig, steps_per_epoch: int) -> Tensor:
     for milestone in config.milestones:
         factors = factors * torch.where(done >= milestone, config.decay, 1.0)
     return factors
+
+
+def one_cycle(steps: int, rise: float) -> Tensor:
+    """Return the learning rate of every step of a single cycle as a fraction of the peak, float64 [steps].
+
+    The rate rises from 1/25 of the peak in the share `rise` of the steps, and falls to 1/250,000, each in half a cosine
+    (Smith and Topin 2019, arXiv 1708.07120, with the constants of `torch.optim.lr_scheduler.OneCycleLR`). The momentum
+    does not change.
+    """
+    step = torch.arange(steps, dtype=torch.float64)
+    peak, last = rise * steps - 1, steps - 1
+    risen = (step / peak).clamp(max=1.0) if peak > 0 else torch.ones_like(step)
+    fallen = ((step - peak) / (last - peak)).clamp(min=0.0)  # peak is below last, since rise is below 1
+    half = 0.5 * (1.0 - torch.cos(torch.pi * torch.stack((risen, fallen))))
+    return torch.where(step <= peak, _between(1 / 25, 1.0, half[0]), _between(1.0, 1 / 250_000, half[1]))
 
 
 def ema_shares(decay: float | None, steps: int) -> Tensor:

@@ -31,6 +31,22 @@ def test_a_cosine_rate_falls_to_near_zero():
     assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
 
 
+@pytest.mark.parametrize(("epochs", "rise"), [(1, 0.1), (3, 0.3), (5, 0.5), (2, 0.99)])
+def test_a_one_cycle_rate_is_that_of_pytorch(epochs, rise):
+    config = TrainConfig(epochs=epochs, schedule="one_cycle", rise=rise, warmup_epochs=2)
+    factors = rate_factors(config, 7)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=7 * epochs, pct_start=rise, cycle_momentum=False
+    )
+    expected = cycle.get_last_lr()
+    for _ in range(7 * epochs - 1):
+        optimizer.step()
+        cycle.step()
+        expected.append(cycle.get_last_lr()[0])
+    assert factors.tolist() == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_linear_ramp_raises_the_weight_of_the_labels():
     schedule = make(TrainConfig(epochs=3, ce_schedule="linear", ramp_epochs=1.0, ce_weight=0.6, kd_weight=0.3), 4)
     read = []
