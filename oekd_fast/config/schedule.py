@@ -1,4 +1,4 @@
-"""Section of the config: the length of the training, and how learning rate and loss weights change during it."""
+"""Section of the config: the length of the training, and how rates, loss weights and images change during it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from oekd_fast.config.section import Bound, Section, at_least, nonnegative, posi
 Ramp = Literal["constant", "linear", "cosine", "sigmoid"]
 
 _SHARES = Bound("shares of the training in (0, 1)", lambda shares: all(0 < share < 1 for share in shares), tuple)
+_SPAN = Bound(
+    "two ascending shares of the training in [0, 1]", lambda span: len(span) == 2 and 0 <= span[0] < span[1] <= 1, tuple
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section):
-    """Epochs, and the course of learning rate, temperature and loss weights.
+    """Epochs, and the course of learning rate, temperature, loss weights and of what the steps train on.
 
     The ramps of ce_weight are skipped where labels are all there is to learn from: in baselines, in pre-training and in
     the first generation of born_again.
@@ -55,3 +58,11 @@ class ScheduleConfig(Section):
     """Course of the feature loss's weight from 0 to --feature-weight."""
     ramp_epochs: float = setting(80.0, nonnegative())
     """Epochs that the four schedules above take to reach their final value."""
+    start_size: float | None = setting(None, within("(0, 1)"), unset="full size in all epochs")
+    """Side of the training images in the first epochs, as a share of their full side."""
+    growth: tuple[float, float] = setting((0.5, 0.8), _SPAN)
+    """Shares of the training between which the side of the training images grows from --start-size to the full side."""
+    keep_hardest: float | None = setting(None, within("(0, 1)"), unset="whole batches")
+    """Share of each batch that is trained on: the images with the largest cross-entropy of the last student."""
+    hardest_between: tuple[float, float] = setting((0.5, 0.9), _SPAN)
+    """Shares of the training between which --keep-hardest applies."""

@@ -72,6 +72,16 @@ class TrainConfig(RunConfig, ScheduleConfig, OptimizerConfig, DistillationConfig
                     f"{option}: expected none with divergence='decoupled', whose labels are single classes, got "
                     f"{getattr(self, option):g}"
                 )
+        if self.start_size is not None and self.teacher is not None and objective.hints:
+            raise ValueError(
+                f"start_size: expected none with the teacher of objective={name!r}, whose maps have the size of whole "
+                f"images, got {self.start_size:g}"
+            )
+        if self.keep_hardest is not None and self.student_ranks > 1:
+            raise ValueError(
+                f"keep_hardest: expected none with student_ranks={self.student_ranks}, since the last student selects "
+                f"the images, got {self.keep_hardest:g}"
+            )
         if self.learn_from_average and self.ema_decay is None:
             raise ValueError("ema_decay: expected a number with learn_from_average, got None")
         if objective.alone and (self.pretrain_epochs or self.freeze_base):

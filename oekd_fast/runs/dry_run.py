@@ -20,7 +20,7 @@ from oekd_fast.latency.networks import Network
 from oekd_fast.latency.onnx import export_in_time
 from oekd_fast.runs.build import family_notes
 from oekd_fast.runs.host_memory import peak_memory
-from oekd_fast.runs.plan import FAMILY, phase_names
+from oekd_fast.runs.plan import FAMILY, phase_works
 from oekd_fast.runs.random_state import capture_random_state, restore_random_state
 from oekd_fast.runs.ranks import device_type, resumed_config
 from oekd_fast.runs.rehearsal import rehearse
@@ -63,14 +63,14 @@ def _dry_run(config: TrainConfig, seconds: float, world: World) -> RunPlan:
         load_seconds, notes = time.perf_counter() - start, list(inputs.notes)
         results: dict[str, PhaseResult] = {}
         plans = []
-        names = phase_names(run.config)
-        for name in names:
-            start = time.perf_counter()
+        works = phase_works(run.config, inputs.data, inputs.architecture, inputs.dataset.image_size)
+        for work in works:
+            name, start = work.name, time.perf_counter()
             phase = inputs.phase(name, results)
             set_up = time.perf_counter() - start
             steps_left = 0 if phase.finished else phase.epochs * phase.steps_per_epoch - phase.steps_done
-            done = rehearse(phase, inputs, seconds / len(names))
-            plans.append(PhasePlan.of(phase, steps_left, set_up, done, run.config))
+            done = rehearse(phase, work, inputs, seconds / len(works))
+            plans.append(PhasePlan.of(phase, work, steps_left, set_up, done, run.config))
             if name == FAMILY:
                 engine, batch_size = phase.engine, phase.batch_size
                 network, size = without_padding(engine.ensemble), inputs.dataset.image_size

@@ -99,7 +99,7 @@ class Phase:
             ensemble = _build_ensemble(task, config, data, device)
         grid = student_grid(ensemble, config, data.train.image_shape, device, world)
         with failing_together(world):
-            _check_batch_size(self.batch_size, world if grid is None else grid.data, config.micro_batches)
+            _check_batch_size(self.batch_size, world if grid is None else grid.data, config)
             self.engine = _build_engine(
                 task, ensemble, config, data, device, self.epochs, self.steps_per_epoch, world, grid
             )
@@ -189,7 +189,7 @@ class Phase:
             "train": metrics.as_dict(),
             **(self._evaluate() if state.epoch in self._evaluated else {}),
             "seconds": round(state.epoch_seconds, 3),
-            "images_per_second": round(metrics.images / state.epoch_seconds, 1),
+            "images_per_second": round(self.steps_per_epoch * self.batch_size / state.epoch_seconds, 1),
         }
         state.history.append(line)
         if self._takes_snapshots and self._cycle(state.epoch) != self._cycle(state.epoch - 1):
@@ -338,14 +338,16 @@ class Phase:
         )
 
 
-def _check_batch_size(batch_size: int, world: World, micro_batches: int) -> None:
-    least = 2 * world.size * micro_batches  # BatchNorm needs two images
-    if batch_size < least:
+def _check_batch_size(batch_size: int, world: World, config: TrainConfig) -> None:
+    least = 2 * config.micro_batches  # of a rank; BatchNorm needs two images
+    kept = round(batch_size // world.size * (config.keep_hardest or 1.0))
+    if kept < least:
         ranks = "" if world.size == 1 else f" on {world.size} ranks"
-        parts = "" if micro_batches == 1 else f" in {micro_batches} micro-batches"
-        raise DataError(
-            f"batch_size: training needs batches of at least {least} images{ranks}{parts}, got {batch_size}"
-        )
+        parts = "" if config.micro_batches == 1 else f" in {config.micro_batches} micro-batches"
+        needed, got = f"{least * world.size} images{ranks}{parts}", f"{batch_size}"
+        if config.keep_hardest is not None:
+            got += f", of which keep_hardest={config.keep_hardest:g} keeps {kept * world.size}"
+        raise DataError(f"batch_size: training needs batches of at least {needed}, got {got}")
 
 
 def _build_ensemble(task: PhaseTask, config: TrainConfig, data: DeviceData, device: torch.device) -> StudentEnsemble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from oekd_fast.config.epoch_work import epoch_costs
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.family.ensemble import build_ensemble
 from oekd_fast.family.flops import family_flops
@@ -89,22 +90,26 @@ def phase_works(config: TrainConfig, data: DeviceData, architecture: Architectur
     """
     names = phase_names(config)
     members = {name: _members_of(name, config) for name in names}
-    flops = dict.fromkeys(names, 1)
-    if len(names) > 1:
+    flops, selection = dict.fromkeys(names, 1), dict.fromkeys(names, 0.0)
+    if len(names) > 1 or config.keep_hardest is not None:
         family = build_ensemble(architecture, config.num_students, data.num_classes, data.in_channels)
         base, branches = family_flops(family, image_size)
         flops = {name: base + sum(branches[j] for j in members[name]) for name in names}
+        # A forward pass of the last student; a step takes about three of all students.
+        selection = {name: (base + branches[members[name][-1]]) / (3 * flops[name]) for name in names}
     # The test images are evaluated with the last and the selected weights, and for `test_flips` twice more.
     closing = (4 if config.test_flips else 2) * _evaluation(len(data.test), data)
+    epochs = {name: config.pretrain_epochs if name == PRETRAINING else config.epochs for name in names}
     return [
         PhaseWork(
             name,
-            epochs=config.pretrain_epochs if name == PRETRAINING else config.epochs,
+            epochs=epochs[name],
             students=len(members[name]),
             flops=flops[name],
             evaluation=_evaluation(len(data.validation), data),
             closing=closing,
             evaluate_every=config.evaluate_every,
+            costs=epoch_costs(config, epochs[name], selection[name]),
         )
         for name in names
     ]

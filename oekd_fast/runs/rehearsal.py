@@ -15,6 +15,7 @@ from oekd_fast.data import Batches, place
 from oekd_fast.distributed.world import World
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.set_up import RunInputs
+from oekd_fast.runs.time_left import PhaseWork
 from oekd_fast.training.evaluation import BATCH_SIZE
 from oekd_fast.training.metrics import EpochMetrics
 
@@ -53,7 +54,7 @@ class Rehearsal:
     """What the parts of a phase took, in seconds.
 
     warm_up: the first steps, beyond what as many later ones take.
-    step: a later step.
+    step: a later step, on a whole batch of images of full size.
     validation, test: evaluation of the validation and of the test images.
     checkpoint: serialisation of a checkpoint.
     checkpoint_bytes, model_bytes: size of a checkpoint, and of the weights in it.
@@ -70,15 +71,19 @@ class Rehearsal:
     metrics: EpochMetrics
 
 
-def rehearse(phase: Phase, inputs: RunInputs, seconds: float) -> Rehearsal:
+def rehearse(phase: Phase, work: PhaseWork, inputs: RunInputs, seconds: float) -> Rehearsal:
     """Train `phase` for some steps, evaluate it and serialise its state, without writing. Collective.
+
+    The steps are those of the epoch with the highest cost, which has the highest peak of memory.
 
     Args:
         phase: a phase that is not used afterwards, since it has trained further than its files say.
+        work: length of the phase and costs of its epochs.
         seconds: time that the steps take at most, if three steps fit into it.
     """
     world = inputs.run.world
-    warm_up, samples = _time_steps(_Steps(phase, inputs.data.train), seconds, world)
+    epoch = max(range(work.epochs), key=work.cost)
+    warm_up, samples = _time_steps(_Steps(phase, inputs.data.train, epoch), seconds, world)
     step = Range.of(samples)
     evaluation, metrics = _time_evaluation(phase, inputs)
     start = time.perf_counter()
@@ -88,7 +93,7 @@ def rehearse(phase: Phase, inputs: RunInputs, seconds: float) -> Rehearsal:
     torch.save({"engine": phase.engine.state_dict(), "model": model}, buffer)
     return Rehearsal(
         warm_up=max(0.0, sum(warm_up) - len(warm_up) * step.expected),
-        step=step,
+        step=step * (1.0 / work.cost(epoch)),
         validation=evaluation * len(inputs.data.validation),
         test=evaluation * len(inputs.data.test),
         checkpoint=time.perf_counter() - start,
@@ -99,10 +104,10 @@ def rehearse(phase: Phase, inputs: RunInputs, seconds: float) -> Rehearsal:
 
 
 class _Steps:
-    """Steps of a phase that begin a new epoch where one ends."""
+    """Steps of a phase that begin the epoch `epoch` again where it ends."""
 
-    def __init__(self, phase: Phase, train: Batches) -> None:
-        self._phase, self._train, self._left = phase, train, 0
+    def __init__(self, phase: Phase, train: Batches, epoch: int) -> None:
+        self._phase, self._train, self._left, self._epoch = phase, train, 0, epoch
         self._generator = torch.Generator().manual_seed(0)
 
     def seconds(self, count: int) -> float:
@@ -111,7 +116,8 @@ class _Steps:
         start = time.perf_counter()
         for _ in range(count):
             if self._left == 0:
-                engine.begin_epoch(self._train, self._train.order(self._generator), phase.batch_size)
+                order = self._train.order(self._generator)
+                engine.begin_epoch(self._train, order, phase.batch_size, epoch=self._epoch)
                 self._left = phase.steps_per_epoch
             engine.step()
             self._left -= 1

@@ -18,6 +18,7 @@ from oekd_fast.latency.networks import size_of
 from oekd_fast.runs.phase import Phase
 from oekd_fast.runs.plan import FAMILY, baseline_names
 from oekd_fast.runs.rehearsal import Range, Rehearsal
+from oekd_fast.runs.time_left import PhaseWork
 from oekd_fast.training.channel_padding import without_padding
 
 _CHECKPOINTS_KEPT = 2
@@ -105,7 +106,7 @@ class PhasePlan:
     name: name of the phase.
     epochs, steps_per_epoch: its length.
     steps_left: training steps that are left, which is 0 if the phase has finished.
-    step: seconds of a training step.
+    step: seconds of a training step, the mean over all epochs.
     epoch: seconds of an epoch with its share of the evaluations.
     total: seconds of what is left, the evaluation of the test images included.
     disk_bytes: size of its checkpoints and its students at the end.
@@ -121,11 +122,14 @@ class PhasePlan:
     disk_bytes: int
 
     @classmethod
-    def of(cls, phase: Phase, steps_left: int, set_up: float, done: Rehearsal, config: TrainConfig) -> PhasePlan:
+    def of(
+        cls, phase: Phase, work: PhaseWork, steps_left: int, set_up: float, done: Rehearsal, config: TrainConfig
+    ) -> PhasePlan:
         """Extrapolate from a rehearsal.
 
         Args:
             phase: the phase that was rehearsed.
+            work: costs of its epochs.
             steps_left: training steps that were left before the rehearsal.
             set_up: seconds that the construction of the phase took.
             done: what the parts of the phase took.
@@ -138,14 +142,19 @@ class PhasePlan:
         # these are evaluated again, on twice as many images.
         flips = 2 * done.test * config.test_flips
         at_the_end = Range(done.test, 2 * done.test, 2 * done.test) + flips
-        total = done.step * steps_left + evaluation * evaluations_left + done.checkpoint * epochs_left / every
+        epochs_done = phase.epochs - epochs_left
+        whole = math.ceil(epochs_done)
+        cost_left = work.cost_after(whole) + (whole - epochs_done) * work.cost(int(epochs_done))
+        step = done.step * (work.cost_after(0) / phase.epochs)
+        after_steps = evaluation * evaluations_left + done.checkpoint * epochs_left / every
+        total = done.step * (phase.steps_per_epoch * cost_left) + after_steps
         return cls(
             name=phase.name,
             epochs=phase.epochs,
             steps_per_epoch=phase.steps_per_epoch,
             steps_left=steps_left,
-            step=done.step,
-            epoch=done.step * phase.steps_per_epoch + evaluation * evaluated.after(0) / phase.epochs,
+            step=step,
+            epoch=step * phase.steps_per_epoch + evaluation * evaluated.after(0) / phase.epochs,
             total=total + (done.warm_up if steps_left else 0.0) + set_up + at_the_end,
             disk_bytes=_disk_bytes(phase, done, config),
         )

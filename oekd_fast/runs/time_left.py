@@ -29,6 +29,8 @@ class PhaseWork:
         evaluation: duration of an evaluation in relation to the training of an epoch, until an epoch was measured.
         closing: the same for all evaluations after the last epoch.
         evaluate_every: epochs from one evaluation to the next.
+        costs: operations of the steps of each epoch, in relation to steps on whole batches of images of full size; 1
+            for all epochs if it is empty.
     """
 
     name: str
@@ -38,6 +40,15 @@ class PhaseWork:
     evaluation: float = 0.0
     closing: float = 0.0
     evaluate_every: int = 1
+    costs: tuple[float, ...] = ()
+
+    def cost(self, epoch: int) -> float:
+        """Return the cost of epoch number `epoch`, counted from 0."""
+        return self.costs[epoch] if epoch < len(self.costs) else 1.0
+
+    def cost_after(self, done: int) -> float:
+        """Return the cost of all epochs after the first `done` ones."""
+        return sum(self.cost(epoch) for epoch in range(done, self.epochs))
 
     @property
     def evaluated(self) -> EvaluatedEpochs:
@@ -46,7 +57,7 @@ class PhaseWork:
 
 
 class _Epoch(NamedTuple):
-    """Seconds of an epoch: of its steps, and of what follows them with an evaluation and without one."""
+    """Seconds of an epoch of cost 1: of its steps, and of what follows them with an evaluation and without one."""
 
     steps: float
     evaluated: float
@@ -55,7 +66,7 @@ class _Epoch(NamedTuple):
     def of_phase(self, work: PhaseWork, done: int = 0) -> float:
         """Return the seconds of all epochs of a phase after the first `done` ones."""
         left, evaluations = work.epochs - done, work.evaluated.after(done)
-        return left * self.steps + evaluations * self.evaluated + (left - evaluations) * self.plain
+        return work.cost_after(done) * self.steps + evaluations * self.evaluated + (left - evaluations) * self.plain
 
     def mean(self, work: PhaseWork) -> float:
         """Return the seconds of an epoch of a phase with its share of the evaluations."""
@@ -68,7 +79,7 @@ def _recent() -> deque[float]:
 
 @dataclass
 class _Measured:
-    """Seconds of the last epochs of a phase: of their steps, and of what followed the steps."""
+    """Seconds of the last epochs of a phase: of their steps by their cost, and of what followed the steps."""
 
     steps: deque[float] = field(default_factory=_recent)
     evaluated: deque[float] = field(default_factory=_recent)
@@ -128,7 +139,7 @@ class TimeLeft:
         if self._epoch_start is not None:
             work = self._phases[self._current]
             kept = self._measured.setdefault(work.name, _Measured())
-            kept.steps.append(self._last[0] - self._epoch_start)
+            kept.steps.append((self._last[0] - self._epoch_start) / work.cost(self._epoch))
             rests = kept.evaluated if self._epoch + 1 in work.evaluated else kept.plain
             rests.append(now - self._last[0])
         self._epoch, self._share, self._epoch_start, self._first = self._epoch + 1, 0.0, now, None
@@ -151,7 +162,8 @@ class TimeLeft:
                 seconds = a_student * work.students + an_operation * work.flops
                 total += (work.epochs + work.closing - done - share) * seconds
             else:
-                total += epoch.of_phase(work, done) - share * epoch.steps + work.closing * epoch.mean(work)
+                begun = share * work.cost(done) * epoch.steps
+                total += epoch.of_phase(work, done) - begun + work.closing * epoch.mean(work)
         return max(total, 0.0)
 
     def _epoch_of(self, work: PhaseWork) -> _Epoch | None:
@@ -161,7 +173,10 @@ class TimeLeft:
         if self._first is None or work.name != self._names[self._current]:
             return None
         seconds, share = (last - first for last, first in zip(self._last, self._first, strict=True))
-        return None if seconds < _LEAST_SECONDS else _Epoch(seconds / share, seconds / share * work.evaluation, 0.0)
+        if seconds < _LEAST_SECONDS:
+            return None
+        steps = seconds / share / work.cost(self._epoch)
+        return _Epoch(steps, steps * work.evaluation, 0.0)
 
 
 def _costs(measured: Sequence[tuple[PhaseWork, float]]) -> tuple[float, float]:

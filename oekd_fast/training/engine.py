@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from oekd_fast.common import devices
 from oekd_fast.common.part import Part
+from oekd_fast.config.epoch_work import EpochWork, epoch_work
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.data import AnyAugmentation, Batches
 from oekd_fast.distributed.grid import StudentGrid
@@ -40,6 +41,7 @@ from oekd_fast.training.data_parallel import (
 from oekd_fast.training.distillation import TeacherSignals
 from oekd_fast.training.evaluation import Evaluator
 from oekd_fast.training.graph_capture import CapturedCalls, Recorder
+from oekd_fast.training.hardest import hardest_rows, kept_part
 from oekd_fast.training.metrics import RunningMetrics
 from oekd_fast.training.micro_batches import mean_losses
 from oekd_fast.training.numerics import LossScaler, Numerics, TrainingForward
@@ -144,6 +146,7 @@ class Engine:
             self._of_step = make_executor(kind, len(own), device, deterministic=deterministic, members=own)
         self._base_gradients = config.base_gradients
         self._freeze_base = config.freeze_base
+        self._config, self._work = config, EpochWork()
         self._compares_features = _compares_features(ensemble, config.loss_weights.feature_weight)
         self._comparison = comparison_of(config, ensemble)
         self._teacher_inputs = config.family_objective.features == "fed"
@@ -188,8 +191,10 @@ class Engine:
         """Have the next steps train on the batches of `order`, from batch number `first` on; see `Batches.begin`.
 
         All ranks pass the same arguments; `batch_size` counts the images of a step over all ranks, and `epoch`, from 0
-        on, decides which images are flipped if flips alternate.
+        on, decides which images are flipped if flips alternate, and the size and the share of the images that are
+        trained on if the config changes them.
         """
+        self._work = epoch_work(self._config, epoch, self._config.epochs)
         self._source.begin_epoch(batches, order, batch_size, first, epoch)
 
     def step(self) -> None:
@@ -199,7 +204,7 @@ class Engine:
             RuntimeError: `begin_epoch` was not called, or the epoch has no batch left.
         """
         self._source.ready()
-        self._calls.run("train", self._source.signature, self._train_on_next_batch, self.tensors)
+        self._calls.run("train", (self._source.signature, self._work), self._train_on_next_batch, self.tensors)
         self.schedule.count()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -237,6 +242,8 @@ class Engine:
     def _train_on(self, pixels: Tensor, target: Tensor, part: Part) -> None:
         with self._numerics.algorithms():
             schedule = self.schedule
+            if self._work.kept < 1:
+                pixels, target, part = self._hardest(pixels, target, part)
             self.ensemble.train()
             if self._freeze_base:
                 self.ensemble.base.eval()  # BatchNorm's statistics are frozen too
@@ -269,7 +276,7 @@ class Engine:
         of_pieces = zip(pieces, *(rows.split([p.count for p in pieces]) for rows in (pixels, target)), strict=True)
         losses = []
         for piece, own_pixels, own_target in of_pieces:
-            images = self._preprocessing.normalised(own_pixels)
+            images = self._images(own_pixels)
             terms = self._terms(_scaled(scale, piece, images.device), self._teacher_signals(own_pixels, images))
             buckets = self.buckets if piece is pieces[-1] else self._no_buckets
             losses.append(
@@ -278,6 +285,17 @@ class Engine:
                 )
             )
         return mean_losses(losses, [piece.count for piece in pieces])
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        """Return the input of the networks in a step of this epoch, for augmented pixels in uint8."""
+        return self._preprocessing.resized(self._preprocessing.normalised(pixels), self._work.side)
+
+    def _hardest(self, pixels: Tensor, target: Tensor, part: Part) -> tuple[Tensor, Tensor, Part]:
+        """Return the images of `part` that are trained on, their target, and their part of those of all ranks."""
+        kept = kept_part(part.of, self._work.kept, self._data_world)
+        with self._numerics.autocast():
+            rows = hardest_rows(self.ensemble, self._images(pixels), target, kept.count)
+        return pixels[rows], target[rows], kept
 
     def _terms(self, grad_scale: Tensor | None, signals: TeacherSignals) -> StepTerms:
         return StepTerms(

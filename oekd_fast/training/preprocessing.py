@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from oekd_fast.common.part import Part
 from oekd_fast.data import AnyAugmentation, augment, centre, normalising, scale_and_shift
 from oekd_fast.family.teacher import Statistics
+
+_SIZE_STEP = 4  # pixels
 
 
 class Preprocessing:
@@ -45,3 +48,16 @@ class Preprocessing:
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return the input of the networks; uint8 [B, C, h, w] to float32 in `memory_format`."""
         return scale_and_shift(pixels, self._scale, self._shift, memory_format=self.memory_format)
+
+    def resized(self, images: Tensor, side: float) -> Tensor:
+        """Return normalised images with about the share `side`, in (0, 1], of their height and width.
+
+        Both become multiples of 4 pixels, as in Composer's progressive resizing, by bilinear interpolation of what the
+        pixels of the result cover.
+        """
+        if side == 1:
+            return images
+        steps = [max(1, round(side * length / _SIZE_STEP)) for length in images.shape[2:]]
+        size = [min(length, n * _SIZE_STEP) for length, n in zip(images.shape[2:], steps, strict=True)]
+        smaller = interpolate(images, size, mode="bilinear", antialias=True)
+        return smaller.contiguous(memory_format=self.memory_format)

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from oekd_fast import register_architecture
+from oekd_fast.config.epoch_work import epoch_work
 from oekd_fast.config.train_config import TrainConfig
 from oekd_fast.distributed.world import ALONE
 from oekd_fast.runs import dry_run as dry_runs
@@ -23,7 +24,9 @@ from oekd_fast.runs.run import train
 from oekd_fast.runs.run_folder import RunFolderError
 from oekd_fast.runs.run_plan import PhasePlan
 from oekd_fast.runs.show_plan import print_plan
+from oekd_fast.runs.time_left import PhaseWork
 from oekd_fast.train import main
+from oekd_fast.training.engine import Engine
 
 from ..support.small_runs import QUIET, at_step, command_line
 from ..support.smooth_network import SMOOTH
@@ -126,6 +129,7 @@ DONE = Rehearsal(
     warm_up=5.0, step=Range(1.0, 2.0, 4.0), validation=3.0, test=7.0, checkpoint=0.5,
     checkpoint_bytes=1000, model_bytes=100, metrics=None,
 )  # fmt: skip
+WORK = PhaseWork("ensemble", 10, 0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +151,36 @@ DONE = Rehearsal(
     ],
 )
 def test_what_a_phase_takes(options, steps_left, epoch, total, disk):
-    plan = PhasePlan.of(phase_of(), steps_left, 1.0, DONE, TrainConfig(epochs=10, **options))
+    plan = PhasePlan.of(phase_of(), WORK, steps_left, 1.0, DONE, TrainConfig(epochs=10, **options))
     assert (plan.epoch, plan.total, plan.disk_bytes) == (Range(*epoch), Range(*total), disk)
+
+
+def test_epochs_that_cost_less_take_less():
+    half = replace(WORK, costs=(0.5,) * 5 + (1.0,) * 5)
+    plan = PhasePlan.of(phase_of(), half, 40, 1.0, DONE, TrainConfig(epochs=10))
+    # 20 steps of half the cost and 20 whole ones; the other seconds are those of test_what_a_phase_takes.
+    assert plan.step == Range(0.75, 1.5, 3.0)
+    assert (plan.epoch, plan.total) == (Range(6.0, 9.0, 15.0), Range(78.0, 115.0, 175.0))
+    left = PhasePlan.of(phase_of(), half, 22, 1.0, DONE, TrainConfig(epochs=10)).total
+    whole = PhasePlan.of(phase_of(), WORK, 22, 1.0, DONE, TrainConfig(epochs=10)).total
+    assert left == whole + Range(-1.0, -2.0, -4.0)  # two steps of half the cost are left
+
+
+def test_the_steps_that_are_timed_are_those_of_the_epoch_with_the_highest_cost(smallest, monkeypatch):
+    epochs = []
+
+    def begin_epoch(self, *arguments, epoch=0):
+        epochs.append(epoch)
+        begun(self, *arguments, epoch=epoch)
+
+    begun = Engine.begin_epoch
+    monkeypatch.setattr(Engine, "begin_epoch", begin_epoch)
+    config = replace(smallest, epochs=10, batch_size=20, start_size=0.5, keep_hardest=0.5, hardest_between=(0.9, 1.0))
+    plan = dry_run(config, seconds=0.0)
+    assert set(epochs) == {8}
+    works = [epoch_work(config, epoch, 10) for epoch in range(10)]
+    assert [work.side for work in works] == pytest.approx([0.5] * 6 + [2 / 3, 5 / 6] + [1.0] * 2)
+    assert plan.phases[0].step.expected > 0
 
 
 def test_steps_are_timed_without_the_first_ones(monkeypatch):
@@ -158,11 +190,11 @@ def test_steps_are_timed_without_the_first_ones(monkeypatch):
     def step():
         clock[0] += next(durations)
 
-    engine = SimpleNamespace(begin_epoch=lambda *_: None, step=step, metrics=SimpleNamespace(read=lambda: None))
+    engine = SimpleNamespace(begin_epoch=lambda *_, **__: None, step=step, metrics=SimpleNamespace(read=lambda: None))
     train_batches = SimpleNamespace(order=lambda generator: None)
     monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: clock[0])
     phase = SimpleNamespace(engine=engine, batch_size=1, steps_per_epoch=3)
-    warm_up, samples = rehearsal._time_steps(rehearsal._Steps(phase, train_batches), 100.0, ALONE)
+    warm_up, samples = rehearsal._time_steps(rehearsal._Steps(phase, train_batches, 0), 100.0, ALONE)
     assert warm_up == [9.0, 3.0, 1.0] and samples[:3] == [2.0, 1.0, 2.0]
     assert len(samples) == rehearsal.MOST_SAMPLES
 
@@ -214,7 +246,7 @@ def test_modules_that_training_alone_uses_are_named(smallest, plan_of, objective
 
 
 def test_the_command_prints_the_plan_and_writes_nothing(smallest, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dry_runs, "rehearse", lambda phase, inputs, seconds: rehearse(phase, inputs, 0.0))
+    monkeypatch.setattr(dry_runs, "rehearse", lambda phase, work, inputs, seconds: rehearse(phase, work, inputs, 0.0))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     assert main([*command_line(replace(smallest, output_dir="run")), "--dry-run"]) == 0

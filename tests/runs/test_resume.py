@@ -52,9 +52,13 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 @pytest.mark.slow
 def test_a_run_with_all_kinds_of_draws_resumes_to_the_same_bits(config, tmp_path, monkeypatch, one_thread):
-    """Stopped within the second epoch, whose flips are the opposite of those of the first."""
+    """Stopped within the second epoch, whose flips are the opposite of those of the first.
+
+    The images are larger there, and the hardest of each batch are trained on.
+    """
     options = {"mixup": 0.4, "cutmix": 1.0, "flip": True, "alternate_flips": True, "micro_batches": 3}
     options |= {"class_weights": "balanced", "patience": 9}
+    options |= {"start_size": 0.5, "growth": (0.0, 0.5), "keep_hardest": 0.5, "hardest_between": (0.5, 1.0)}
     config = replace(config, **options, clip_norm=1.0, ema_decay=0.9, epochs=2, executor="sequential")
     straight, stopped = (replace(config, output_dir=tmp_path / name) for name in ("straight", "stopped"))
     train(straight, QUIET)

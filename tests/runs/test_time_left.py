@@ -194,3 +194,23 @@ def test_a_resumed_run_counts_its_evaluations_from_the_first_epoch(clock):
     # An epoch without an evaluation gives the time of its steps only.
     mean = (5 * 10.0 + 3 * 3.0) / 5
     assert left.seconds() == pytest.approx(10.0 + 3.0 + 5 * mean / 2)
+
+
+def test_epochs_that_cost_less_are_expected_to_take_less(clock):
+    work = PhaseWork("ensemble", 4, 2, 300.0, evaluation=0.2, costs=(0.25, 0.25, 0.5, 1.0))
+    left = TimeLeft([work], clock=clock)
+    left.begin("ensemble", 0)
+    for share in (0.1, 0.2, 0.3):
+        clock.wait(1.0)
+        left.step(share)
+    # A step takes 1 s, an epoch with the cost 1 would take 40 s and an evaluation 8 s.
+    assert left.seconds() == pytest.approx(7 + 10 + 20 + 40 + 4 * 8)
+    left.begin("ensemble", 0)
+    train(left, clock)
+    assert left.seconds() == pytest.approx(10 + 20 + 40 + 3 * 2)
+    train(left, clock)
+    train(left, clock, step=2.0)
+    for share in (0.1, 0.2):
+        clock.wait(4.0)
+        left.step(share)
+    assert left.seconds() == pytest.approx(0.8 * 40 + 2)

@@ -84,7 +84,7 @@ def train(engine, batches, epochs=2):
     torch.manual_seed(3)  # the students draw from the global generator
     for epoch in range(epochs):
         order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(epoch))
-        engine.begin_epoch(batches, order, BATCH)
+        engine.begin_epoch(batches, order, BATCH, epoch=epoch)
         for _ in range(batches.num_batches(BATCH, drop_last=True)):
             engine.step()
 
@@ -97,6 +97,19 @@ def test_replayed_steps_train_as_eager_ones_bit_for_bit(fields, one_thread):
         train(engine, DeviceBatches(split(), "cpu"))
     assert recorded.eager_because is None
     assert recorder.events == ["warm-up", "record"] + ["replay"] * 8
+    assert_equal(everything(eager), everything(recorded))
+    assert eager.metrics.read() == recorded.metrics.read()
+
+
+@pytest.mark.slow
+def test_a_step_is_captured_again_for_images_of_another_size_and_for_parts_of_batches(one_thread):
+    spans = {"growth": (0.0, 0.25), "keep_hardest": 0.5, "hardest_between": (0.25, 0.75)}
+    eager, recorded, recorder = engines(epochs=4, start_size=0.5, **spans)
+    for engine in (eager, recorded):
+        train(engine, DeviceBatches(split(14), "cpu"), epochs=4)
+    assert recorded.eager_because is None
+    small = kept = whole = ["warm-up", "record"]
+    assert recorder.events == small + ["replay"] * 2 + kept + ["replay"] * 4 + whole + ["replay"] * 2
     assert_equal(everything(eager), everything(recorded))
     assert eager.metrics.read() == recorded.metrics.read()
 
