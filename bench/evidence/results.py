@@ -38,7 +38,8 @@ def entry(key: Key, lines: Sequence[Mapping[str, Any]], test: Mapping[str, Any] 
     Returns:
         The fields of `key`; ``accuracy`` of each student and, for a family, of the ``ensemble``, in percent on the
         validation images after the last epoch; ``train``, the accuracies on the augmented training images of that
-        epoch; ``test``, if it is given; ``minutes`` of training and evaluation; and ``machine``.
+        epoch; ``curve``, the accuracies on the validation images by evaluated epoch; ``test``, if it is given;
+        ``minutes`` of training and evaluation; and ``machine``.
     """
     last = lines[-1]
     seconds = sum(line["seconds"] + line.get("evaluation_seconds", 0.0) for line in lines)
@@ -47,6 +48,7 @@ def entry(key: Key, lines: Sequence[Mapping[str, Any]], test: Mapping[str, Any] 
         "accuracy": last["validation"]["accuracy"],
         "ensemble": last["validation"]["ensemble_accuracy"] if key.student is None else None,
         "train": last["train"]["accuracy"],
+        "curve": {line["epoch"]: line["validation"]["accuracy"] for line in lines if "validation" in line},
         **({} if test is None else {"test": {**test, "accuracy": [round(value, 4) for value in test["accuracy"]]}}),
         "minutes": round(seconds / 60, 2),
         "machine": machine(),
