@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oekd_fast.common.tables import table_of_columns
 from oekd_fast.common.text import print_line
@@ -25,6 +26,7 @@ from . import results
 from .alone import phase_of, saved_alone, train_alone
 from .arms import ARMS, COMMON, config_of
 from .subset import is_written, write_subset
+from .test_images import correct_predictions
 
 PER_CLASS, EPOCHS = 100, 30
 PARTS = (FAMILY, *(str(student + 1) for student in range(COMMON["num_students"])))
@@ -110,7 +112,8 @@ def train(runs: Sequence[Planned], out: Path, console: RunConsole, with_test: bo
             lines = [line for line in map(json.loads, text.splitlines()) if line["phase"] == FAMILY]
             accuracies = [student["last_epoch_accuracy"] for student in summary["students"]]
             test = {"accuracy": accuracies, "ensemble": summary["last_epoch_ensemble_accuracy"]}
-            results.add(out / RESULTS, results.entry(run.key, lines, test if with_test else None))
+            test = _with_images(test, run.config, FAMILY) if with_test else None
+            results.add(out / RESULTS, results.entry(run.key, lines, test))
         else:
             _train_alone(run, out, console, with_test)
 
@@ -118,8 +121,14 @@ def train(runs: Sequence[Planned], out: Path, console: RunConsole, with_test: bo
 def _train_alone(run: Planned, out: Path, console: RunConsole, with_test: bool) -> None:
     """Train a student alone, or find it trained, and add its result."""
     result = train_alone(run.config, run.key.student, console)
-    test = {"accuracy": result.last_test.accuracy, "ensemble": None} if with_test else None
+    test = {"accuracy": result.last_test.accuracy, "ensemble": None}
+    test = _with_images(test, run.config, phase_of(run.config, run.key.student)) if with_test else None
     results.add(out / RESULTS, results.entry(run.key, result.history, test))
+
+
+def _with_images(test: dict[str, Any], config: TrainConfig, phase: str) -> dict[str, Any]:
+    """Return results on the test images with the images that each student classifies correctly."""
+    return {**test, **correct_predictions(config, phase)}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -140,7 +149,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument(
-        "--with-test", action="store_true", help="record accuracies on the test images, for a recipe chosen before"
+        "--with-test", action="store_true", help="record results on the test images, for a recipe chosen before"
     )
     parser.add_argument("--status", action="store_true", help="show what is finished and left, and exit")
     return parser.parse_args(arguments)

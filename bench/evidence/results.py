@@ -33,7 +33,8 @@ def entry(key: Key, lines: Sequence[Mapping[str, Any]], test: Mapping[str, Any] 
     Args:
         key: what was trained.
         lines: its lines of metrics.jsonl.
-        test: ``accuracy`` and ``ensemble`` on the test images after the last epoch; None leaves them out.
+        test: ``accuracy`` and ``ensemble`` on the test images after the last epoch, and the images that are classified
+            correctly; None leaves them out.
 
     Returns:
         The fields of `key`; ``accuracy`` of each student and, for a family, of the ``ensemble``, in percent on the

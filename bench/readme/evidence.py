@@ -11,8 +11,9 @@ from oekd_fast.common.spread import spread
 from oekd_fast.reporting.gains import p_text
 from oekd_fast.reporting.significance import Difference
 
+from ..evidence import shorter
 from ..evidence.arms import ARMS, Arm
-from ..evidence.gains import best_alone, gain
+from ..evidence.gains import GainOnTest, best_alone, gain, gain_on_test, students_alone
 from .markdown import EMPTY, load, machines, table
 
 STUDENTS = range(5)
@@ -78,6 +79,67 @@ def gains(results: Path, file: str) -> str:
         "each student alone: mean ± standard error over seeds, and the p-value of a paired t test."
     )
     return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS)), rows, caption)
+
+
+def on_test(results: Path, file: str) -> str:
+    """Accuracies on the test images of the recipes that have them, and gains over the students alone."""
+    report = load(results, file)
+    entries = [entry for entry in (report or {"results": []})["results"] if "test" in entry]
+    rows = []
+    for epochs in sorted({entry["epochs"] for entry in entries}):
+        for name in ARMS:
+            keys = name, epochs, None
+            families = [e["test"]["accuracy"] for e in entries if (e["arm"], e["epochs"], e["student"]) == keys]
+            if families:
+                cells = _cells([[accuracy[j] for accuracy in families] for j in STUDENTS])
+                rows.append((f"`{name}`", epochs, len(families), *cells))
+            found = [gain_on_test(report["results"], name, epochs, j + 1) for j in STUDENTS]
+            if any(found):
+                cells = [EMPTY if of_student is None else _gain_on_test(of_student) for of_student in found]
+                rows.append((f"`{name}`, gain", epochs, max(g.seeds for g in found if g is not None), *cells))
+    if not rows:
+        return ""
+    caption = (
+        "Accuracy on test images after the last epoch, percent, mean ± sample standard deviation over seeds. Gains "
+        "over the best recipe of each student alone, which validation images choose, in points: mean ± standard error "
+        "over seeds (over seeds and images), and the p-value of a paired t test."
+    )
+    return table(("recipe", "epochs", "seeds", *(f"student {j + 1}" for j in STUDENTS)), rows, caption)
+
+
+def shorter_schedules(results: Path, file: str) -> str:
+    """Recipes that shorten a schedule: operations, accuracies, and the epochs of the plain recipe with the same."""
+    report = load(results, file)
+    entries, rows = (report or {"results": []})["results"], []
+    for epochs in sorted({entry["epochs"] for entry in entries if entry["arm"] in shorter.names()}):
+        for name in (shorter.PLAIN, *shorter.names()):
+            families = [e["accuracy"] for e in entries if (e["arm"], e["epochs"], e["student"]) == (name, epochs, None)]
+            if families:
+                operations = f"{100 * shorter.operations(name, epochs):.0f} %"
+                equal = shorter.epochs_of_plain(entries, shorter.mean_accuracy(entries, name, epochs))
+                cells = _cells([[accuracy[j] for accuracy in families] for j in STUDENTS])
+                rows.append((f"`{name}`", epochs, operations, *cells, EMPTY if equal is None else f"{equal:.1f}"))
+            recipe = "independent" if name == shorter.PLAIN else name
+            alone = [students_alone(entries, epochs, j + 1).get(recipe, {}) for j in STUDENTS]
+            if any(alone):
+                cells = _cells([list(of_student.values()) for of_student in alone])
+                rows.append((f"`{name}`, each alone", epochs, EMPTY, *cells, EMPTY))
+    if not rows:
+        return ""
+    students = (f"student {j + 1}" for j in STUDENTS)
+    caption = (
+        "Accuracy on validation images after the last epoch, percent. Operations: those of the steps of the family, as "
+        f"a share of those of `{shorter.PLAIN}`. The last column has the epochs after which `{shorter.PLAIN}` has the "
+        "same mean accuracy of the students, interpolated between its schedules. Alone, the recipe is that of "
+        "`independent` with the same change."
+    )
+    return table(("recipe", "epochs", "operations", *students, f"epochs of `{shorter.PLAIN}`"), rows, caption)
+
+
+def _gain_on_test(gain: GainOnTest) -> str:
+    difference = gain.over_seeds
+    p = "" if difference.p is None else f", {p_text(difference.p)}"
+    return f"{difference} ({gain.error:.2f}){p}"
 
 
 def _gain(difference: Difference) -> str:

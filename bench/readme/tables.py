@@ -60,6 +60,8 @@ TABLES = (
     Table("scale_out", BENCHMARKS, scale_out.on_many_devices, ("scale_out_*.json",)),
     Table("evidence_gains", EVIDENCE, evidence.gains, ("evidence_cifar100.json",)),
     Table("evidence_recipes", EVIDENCE, evidence.recipes, ("evidence_cifar100.json",)),
+    Table("evidence_shorter", EVIDENCE, evidence.shorter_schedules, ("evidence_cifar100.json",)),
+    Table("evidence_test", EVIDENCE, evidence.on_test, ("evidence_cifar100.json",)),
     Table("evidence", EVIDENCE, evidence.outcomes, ("evidence_cifar100.json",)),
     Table("cifar100", BENCHMARKS, accuracy.single_run, ("cifar100_resnet20_cpu.json",)),
     Table("reproduced_digits", REPRODUCING, accuracy.over_seeds, ("reproduce_digits_resnet20.json",)),

@@ -11,9 +11,10 @@ import torch
 from bench.evidence import results
 from bench.evidence.arms import ARMS, COMMON, config_of
 from bench.evidence.command import main, planned
-from bench.evidence.gains import best_alone, gain
+from bench.evidence.gains import best_alone, gain, gain_on_test
 from bench.evidence.subset import write_subset
-from bench.readme.evidence import gains, outcomes, recipes
+from bench.evidence.test_images import error_over_seeds_and_images, packed, unpacked
+from bench.readme.evidence import gains, on_test, outcomes, recipes, shorter_schedules
 from oekd_fast.data import DataError, Split
 from oekd_fast.reproduction import seeds
 from oekd_fast.runs.console import RunConsole
@@ -95,9 +96,9 @@ def test_a_student_alone_is_the_baseline_of_a_run_without_its_other_phases(tmp_p
     (of_student,) = (line for line in lines if line["phase"] == "baseline_4")
     assert result["accuracy"] == of_student["validation"]["accuracy"]
     assert result["train"] == of_student["train"]["accuracy"]
-    assert result["test"] == {
-        "accuracy": [summary["students"][3]["last_epoch_baseline_accuracy"]], "ensemble": None
-    }  # fmt: skip
+    (accuracy,), (correct,), images = (result["test"][name] for name in ("accuracy", "correct", "images"))
+    assert accuracy == summary["students"][3]["last_epoch_baseline_accuracy"] and result["test"]["ensemble"] is None
+    assert 100 * unpacked(correct, images).mean() == pytest.approx(accuracy, abs=100.5 / images)  # ties are rounded
     capsys.readouterr()
     (tmp_path / "results.json").unlink()
     assert run(*arguments, "--status") == 0
@@ -181,6 +182,70 @@ def test_gains_compare_the_seeds_that_both_have_with_the_best_recipe_alone(tmp_p
         "| `wider` | 30 | 3 | +2.00 ± 0.58, p = 0.074 | +2.00 | - | - | - |",
         "| the best recipe alone | 30 | - | `independent` | `independent_wd1e-4` | - | - | - |",
     ]
+
+
+def test_packed_predictions_are_those_that_were_packed():
+    correct = np.random.default_rng(0).random(1003) < 0.4
+    assert (unpacked(packed(correct), 1003) == correct).all() and len(packed(correct)) == 168
+
+
+def test_the_error_of_a_gain_covers_seeds_and_images():
+    """Without a spread over seeds it is that of the images alone, sqrt(variance / N), and the other way round."""
+    draws = np.random.default_rng(0).random((2, 4000))
+    family, alone = draws[0] < 0.5, draws[1] < 0.4
+    of_images = 100 * (family.astype(float) - alone).std() / 4000**0.5
+    assert error_over_seeds_and_images([family] * 3, [alone] * 3) == pytest.approx(of_images, rel=0.1)
+    ones, zeros = np.ones(1000, bool), np.zeros(1000, bool)
+    # Gains of 100 and 0 points: their mean over two seeds that are drawn again has the deviation 50 / sqrt(2).
+    assert error_over_seeds_and_images([ones, zeros], [zeros, zeros]) == pytest.approx(50 / 2**0.5, rel=0.05)
+
+
+def test_a_gain_on_test_images_is_over_the_recipe_that_validation_images_choose(tmp_path):
+    correct = {share: np.arange(1000) < 1000 * share for share in (0.3, 0.35, 0.4, 0.5)}
+
+    def with_test(arm, seed, student, validation, shares):
+        accuracy, images = [100 * share for share in shares], [packed(correct[share]) for share in shares]
+        test = {"accuracy": accuracy, "ensemble": None, "images": 1000, "correct": images}
+        key = results.Key(arm, seed, 60, student)
+        return {**key._asdict(), "accuracy": validation, "ensemble": None, "test": test}
+
+    entries = [
+        with_test("independent", 0, 1, [40.0], [0.35]), with_test("independent", 1, 1, [41.0], [0.3]),
+        with_test("independent_wd1e-4", 0, 1, [39.0], [0.5]),
+        with_test("one", 0, None, [0.0] * 5, [0.4] + [0.3] * 4),
+        with_test("one", 1, None, [0.0] * 5, [0.5] + [0.3] * 4),
+    ]  # fmt: skip
+    found = gain_on_test(entries, "one", 60, 1)
+    assert (found.alone, found.seeds) == ("independent", 2)
+    assert found.over_seeds.points == pytest.approx((5 + 20) / 2) and found.over_seeds.error == pytest.approx(7.5)
+    assert found.error > 0.9 * 7.5 / 2**0.5
+    (tmp_path / "results.json").write_text(json.dumps({"results": entries}))
+    _, _, family, gained, _, caption = on_test(tmp_path, "results.json").splitlines()
+    assert family == "| `one` | 60 | 2 | 45.00 ± 7.07" + " | 30.00 ± 0.00" * 4 + " |"
+    assert gained == f"| `one`, gain | 60 | 2 | +12.50 ± 7.50 ({found.error:.2f}), p = 0.34 | - | - | - | - |"
+    assert on_test(tmp_path, "none.json") == ""
+    assert gain_on_test(entries, "one", 60, 2) is gain_on_test(entries, "paper", 60, 1) is None
+
+
+def test_shorter_schedules_are_compared_with_longer_ones_of_the_plain_recipe(tmp_path):
+    def result(arm, epochs, student, *accuracy):
+        return {**results.Key(arm, 0, epochs, student)._asdict(), "accuracy": accuracy, "ensemble": 0.0}
+
+    entries = [
+        result("one", 15, None, *[30.0] * 5), result("one", 30, None, *[36.0] * 5),
+        result("short_growing", 15, None, *[32.0] * 5), result("short_hardest", 15, None, *[29.0] * 5),
+        result("independent", 15, 2, 28.0), result("short_growing", 15, 3, 27.0),
+    ]  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"results": entries}))
+    _, _, *rows, _, caption = shorter_schedules(tmp_path, "results.json").splitlines()
+    assert rows == [
+        "| `one` | 15 | 100 %" + " | 30.00" * 5 + " | 15.0 |",
+        "| `one`, each alone | 15 | - | - | 28.00 | - | - | - | - |",
+        "| `short_growing` | 15 | 48 %" + " | 32.00" * 5 + " | 20.0 |",
+        "| `short_growing`, each alone | 15 | - | - | - | 27.00 | - | - | - |",
+        "| `short_hardest` | 15 | 80 %" + " | 29.00" * 5 + " | - |",
+    ]
+    assert "epochs of `one`" in shorter_schedules(tmp_path, "results.json") and "interpolated" in caption
 
 
 def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
