@@ -197,6 +197,17 @@ def test_batches_need_two_images_on_each_rank(ranks, config):
     assert ranks.run(2, rank_runs.train, replace(config, batch_size=5, epochs=1))[0]["ensemble_accuracy"] >= 0
 
 
+def test_each_rank_trains_on_its_hardest_images(ranks, config):
+    """In the first epochs of smaller images, too. All ranks have the same results."""
+    config = replace(config, start_size=0.5, growth=(0.0, 0.4), keep_hardest=0.5, hardest_between=(0.0, 0.9))
+    first, second = ranks.run(2, rank_runs.train, config)
+    assert first == second
+    outcomes = ranks.outcomes(2, rank_runs.train, replace(config, output_dir=None, batch_size=5, keep_hardest=0.3))
+    assert outcomes[0].message == (
+        "batch_size: training needs batches of at least 4 images on 2 ranks, got 5, of which keep_hardest=0.3 keeps 2"
+    )
+
+
 def test_data_that_are_missing_are_told_once(ranks, config):
     outcomes = ranks.outcomes(2, rank_runs.train, replace(config, dataset="missing"))
     assert [outcome.kind for outcome in outcomes] == ["DataError", "OtherRankError"]
