@@ -69,9 +69,9 @@ class DistillationConfig(Section):
     """Weights of the classes in the cross-entropy; balanced is n / (C n_c) for n_c of n training images."""
     detach_ensemble: bool = True
     """Stop gradients at the ensemble's prediction, which is the students' target."""
-    learn_from: Literal["objective", "others", "wider", "equal_or_wider"] = "objective"
+    learn_from: Literal["objective", "others", "wider", "equal_or_wider", "all"] = "objective"
     """Students whose mean prediction is the target of student j: as the objective says; all others; students 1 to
-    j - 1, or for student 1 all others; or students 1 to j, which needs learn_from_average."""
+    j - 1, or for student 1 all others; students 1 to j; or all. The last two need learn_from_average."""
     learn_from_average: bool = False
     """Learn from the moving average of the students' weights, with the decay ema_decay, in place of their current
     ones."""
@@ -150,9 +150,9 @@ class DistillationConfig(Section):
         name, learn_from = self.objective, self.learn_from
         if learn_from != "objective" and name != "oekd":
             raise ValueError(f"learn_from: expected 'objective' with objective={name!r}, got {learn_from!r}")
-        if learn_from == "equal_or_wider" and not self.learn_from_average:
+        if learn_from in ("equal_or_wider", "all") and not self.learn_from_average:
             raise ValueError(
-                "learn_from_average: expected True with learn_from='equal_or_wider', since a student learns nothing "
+                f"learn_from_average: expected True with learn_from={learn_from!r}, since a student learns nothing "
                 "from its own current prediction, got False"
             )
         for option in ("learn_from_average", "kd_strengths"):

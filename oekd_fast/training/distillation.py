@@ -70,6 +70,8 @@ def mixing_rows(config: TrainConfig) -> Tensor:
     students = config.num_students
     if config.learn_from == "equal_or_wider":
         taught_by = torch.ones(students, students).tril()
+    elif config.learn_from == "all":
+        taught_by = torch.ones(students, students)
     elif config.learn_from == "wider":
         taught_by = torch.ones(students, students).tril(-1)
         taught_by[0, 1:] = 1.0

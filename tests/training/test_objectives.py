@@ -172,12 +172,16 @@ LEARN_FROM = {
     "others": ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
     "wider": ((0, 1 / 2, 1 / 2), (1, 0, 0), (1 / 2, 1 / 2, 0)),
     "equal_or_wider": ((1, 0, 0), (1 / 2, 1 / 2, 0), (1 / 3, 1 / 3, 1 / 3)),
+    "all": ((1 / 3, 1 / 3, 1 / 3),) * 3,
 }
 
 
 @pytest.mark.parametrize(
     ("learn_from", "average", "strengths"),
-    [("others", False, None), ("wider", False, (0.0, 1.0, 0.5)), ("equal_or_wider", True, (0.3, 1.0, 2.0))],
+    [
+        ("others", False, None), ("wider", False, (0.0, 1.0, 0.5)), ("equal_or_wider", True, (0.3, 1.0, 2.0)),
+        ("all", True, None),
+    ],  # fmt: skip
 )
 def test_students_learn_from_the_chosen_students(learn_from, average, strengths):
     """Two steps, so that the averaged family differs from the current one."""
