@@ -122,8 +122,8 @@ ARMS: dict[str, Arm] = {
          "ema_decay": 0.99},
     ),
     "average_all": Arm(
-        "The mean of averaged copies of all students teaches: it is better than each of them during the whole training, "
-        "and gains 1 to 2 points for student 1 and 3 to 5 for the others.",
+        "The mean of averaged copies of all students teaches: it is better than each of them during the whole "
+        "training, and gains 1 to 2 points for student 1 and 3 to 5 for the others.",
         {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "all", "learn_from_average": True, "ema_decay": 0.99},
     ),
     "wider": Arm(

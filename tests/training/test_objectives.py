@@ -179,7 +179,9 @@ LEARN_FROM = {
 @pytest.mark.parametrize(
     ("learn_from", "average", "strengths"),
     [
-        ("others", False, None), ("wider", False, (0.0, 1.0, 0.5)), ("equal_or_wider", True, (0.3, 1.0, 2.0)),
+        ("others", False, None),
+        ("wider", False, (0.0, 1.0, 0.5)),
+        ("equal_or_wider", True, (0.3, 1.0, 2.0)),
         ("all", True, None),
     ],  # fmt: skip
 )
