@@ -39,7 +39,13 @@ COMMANDS = (
         "bench.gpu.pack",
     ),
     *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.precisions", "bench.step.ranks"),
-    *("bench.codegen", "bench.students.widths", "bench.readme.tables", "bench.readme.training"),
+    *(
+        "bench.codegen",
+        "bench.students.widths",
+        "bench.readme.pictures",
+        "bench.readme.tables",
+        "bench.readme.training",
+    ),
 )
 NEED_TRITON = ("bench.codegen",)  # it changes the environment at import
 

@@ -14,6 +14,7 @@ from bench.evidence.command import main, planned
 from bench.evidence.gains import best_alone, gain, gain_on_test
 from bench.evidence.subset import write_subset
 from bench.evidence.test_images import error_over_seeds_and_images, packed, unpacked
+from bench.readme import pictures
 from bench.readme.evidence import gains, on_test, outcomes, recipes, shorter_schedules
 from oekd_fast.data import DataError, Split
 from oekd_fast.reproduction import seeds
@@ -246,6 +247,18 @@ def test_shorter_schedules_are_compared_with_longer_ones_of_the_plain_recipe(tmp
         "| `short_hardest` | 15 | 80 %" + " | 29.00" * 5 + " | - |",
     ]
     assert "epochs of `one`" in shorter_schedules(tmp_path, "results.json") and "interpolated" in caption
+
+
+def test_the_picture_has_the_means_of_families_and_of_the_students_alone(tmp_path):
+    alone = [("independent", seed, j + 1, [20.0 + j + seed]) for seed in range(2) for j in range(5)]
+    families = [("one", seed, None, [30.0 + seed] * 5) for seed in range(2)]
+    written(tmp_path, *alone, *families, ("paper", 0, None, [25.0] * 5))
+    (axes,) = pictures.recipes(tmp_path).axes
+    drawn = [list(line.get_ydata()) for line in axes.lines]
+    assert [20.5 + j for j in range(5)] in drawn and [30.5] * 5 in drawn and [25.0] * 5 in drawn
+    assert "mean of 2 seeds" in axes.get_title() and [31.0, 31.0] in drawn  # the ensemble
+    bars = [abs(bar.get_segments()[0][0][1] - bar.get_segments()[0][1][1]) for bar in axes.collections]
+    assert bars == pytest.approx([2 * 0.5**0.5] * 10)  # a sample standard deviation up and down
 
 
 def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
