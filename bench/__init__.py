@@ -14,7 +14,7 @@ Packages, each of which imports only those above it:
     readme     the tables of README.md and docs/
 
 Commands: `python -m bench.ops.ensemble_kd` (and the other ops), `bench.stub_cuda bench.ops.ensemble_kd_host`,
-`bench.step`, `bench.step.direct_convs`, `bench.step.openmp_waiting`, `bench.step.ranks`, `bench.operations`,
-`bench.model.roofline`, `bench.gpu`, `bench.gpu.compare`, `bench.gpu.pack`, `bench.codegen`, `bench.evidence`,
-`bench.readme.pictures`, `bench.readme.tables`, `bench.readme.training`.
+`bench.step`, `bench.step.direct_convs`, `bench.step.evaluation`, `bench.step.openmp_waiting`, `bench.step.ranks`,
+`bench.operations`, `bench.model.roofline`, `bench.gpu`, `bench.gpu.compare`, `bench.gpu.pack`, `bench.codegen`,
+`bench.evidence`, `bench.readme.pictures`, `bench.readme.tables`, `bench.readme.training`.
 """

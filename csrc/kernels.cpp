@@ -20,6 +20,7 @@ STABLE_TORCH_LIBRARY_IMPL(oekd_fast, CPU, m) {
   m.impl("direct_conv_backward", oekd::direct_conv_backward);
   m.impl("feature_kd_student", oekd::feature_kd_student);
   m.impl("norm_relu", oekd::norm_relu);
+  m.impl("norm_relu_with", oekd::norm_relu_with);
   m.impl("norm_relu_backward", oekd::norm_relu_backward);
   m.impl("winograd_conv", oekd::winograd_conv);
   m.impl("winograd_conv_backward", oekd::winograd_conv_backward);

@@ -1,4 +1,4 @@
-"""Convolutions with few channels: one CPU op in each direction in training on AVX2 and AVX-512, else plain PyTorch.
+"""Convolutions with few channels: one CPU op in each direction on AVX2 and AVX-512, else plain PyTorch.
 
 Scaled students have 19, 9 or 3 channels, for instance, which libraries round up to whole vectors of channels. The CPU
 ops vectorise along pixels instead, so no channels are added. Their outputs are contiguous (NCHW), the layout that they
@@ -162,9 +162,9 @@ def _takes_stride(conv: nn.Module, x: Tensor) -> bool:
 def takes(conv: nn.Module, x: Tensor, every: int = 1) -> bool:
     """Return whether the ops support the call of `direct_conv` and were measured to be faster.
 
-    They need the compiled kernels, a processor with a rule in `RULES`, training mode, float32 maps that are
-    channels_last or contiguous, a 3x3 convolution as `conv3x3` builds it or a 1x1 convolution without padding, stride 1
-    or 2, and numbers of channels that the rule takes.
+    They need the compiled kernels, a processor with a rule in `RULES`, training mode or evaluation without gradients,
+    float32 maps that are channels_last or contiguous, a 3x3 convolution as `conv3x3` builds it or a 1x1 convolution
+    without padding, stride 1 or 2, and numbers of channels that the rule takes.
     """
     rule = _rule_here()
     if rule is None or not is_plain_conv(conv, x):

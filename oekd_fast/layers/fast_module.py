@@ -1,4 +1,4 @@
-"""Base classes of modules that run their layers by the ops of this package in training."""
+"""Base classes of modules that run their layers by the ops of this package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """BatchNorm, alone or with residual and ReLU: one op in each direction in training, else plain PyTorch.
 
-The CPU kernels (csrc/cpu/norm_relu) and the Triton kernels for CUDA (kernels/norm_relu) implement the ops.
+The CPU kernels (csrc/cpu/norm_relu) and the Triton kernels for CUDA (kernels/norm_relu) implement the ops. On the CPU,
+evaluation without gradients has an op too.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ from oekd_fast.common.fake_ops import on_one_device
 from oekd_fast.common.op_errors import raising_value_error
 from oekd_fast.layers.derivatives import raise_for_second_derivative
 from oekd_fast.layers.running_statistics import collected, update
-from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
+from oekd_fast.layers.unmodified import evaluates_on_cpu, is_unmodified, records_plain_layers
 
 # x, residual, y and their gradients are [B, C, H, W], all float32 or all bfloat16; y, dx and dresidual are contiguous
 # if x is on the CPU, contiguous and not channels_last, and else channels_last. All other tensors are float32 [C]. All
 # arithmetic is in float32 or float64, so that results in bfloat16 are those for the same maps in float32, rounded.
-# variance is unbiased, as for running statistics. In backward, y is None if there was no residual, and dresidual has
-# shape [0] if residual_grad is false. Without relu there is no residual. isa names an instruction set of
-# `native.isa_names()`; "auto" is the widest. The kernels for CUDA ignore it.
+# variance is unbiased, as for running statistics; norm_relu_with normalises by a given mean and variance. In backward,
+# y is None if there was no residual, and dresidual has shape [0] if residual_grad is false. Without relu there is no
+# residual. isa names an instruction set of `native.isa_names()`; "auto" is the widest. The kernels for CUDA ignore it.
 _library = torch.library.Library("oekd_fast", "FRAGMENT")
 _library.define(
     'norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu=True, *, str isa="auto")'
     " -> (Tensor y, Tensor mean, Tensor variance, Tensor rstd)"
+)
+_library.define(
+    "norm_relu_with(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor mean, Tensor variance, float eps, "
+    'bool relu=True, *, str isa="auto") -> Tensor'
 )
 _library.define(
     "norm_relu_backward(Tensor dy, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, "
@@ -51,6 +56,11 @@ def _fake(x, weight, bias, residual, eps, relu=True, *, isa="auto"):
 
 
 @on_one_device
+def _fake_with(x, weight, bias, residual, mean, variance, eps, relu=True, *, isa="auto"):
+    return torch.empty_like(x, memory_format=_layout(x))
+
+
+@on_one_device
 def _fake_backward(dy, x, y, weight, bias, mean, rstd, residual_grad, relu=True, *, isa="auto"):
     dx, dweight, dbias, _ = _fake(x, weight, bias, None, 0.0)
     dresidual = torch.empty_like(dx) if residual_grad else x.new_empty(0)
@@ -69,8 +79,10 @@ def _register_triton(op: str) -> None:
 _register_triton("norm_relu")
 _register_triton("norm_relu_backward")
 torch.library.register_fake("oekd_fast::norm_relu", _fake, lib=_library)
+torch.library.register_fake("oekd_fast::norm_relu_with", _fake_with, lib=_library)
 torch.library.register_fake("oekd_fast::norm_relu_backward", _fake_backward, lib=_library)
 _forward_op = raising_value_error(torch.ops.oekd_fast.norm_relu)
+_with_op = raising_value_error(torch.ops.oekd_fast.norm_relu_with)
 _backward_op = raising_value_error(torch.ops.oekd_fast.norm_relu_backward)
 _HAS_TRITON = find_spec("triton") is not None
 
@@ -84,11 +96,11 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None, *, fus
         x: input map [B, C, H, W].
         residual: map to add before the ReLU, of a shape that broadcasts to that of `x`.
         fused: whether to use one op for forward and one for backward where they support the call. They need training
-            mode, maps that are all float32 or, as under autocast, all bfloat16, affine parameters and running
-            statistics in float32, and a momentum. On the CPU, they need the compiled kernels, and maps are
-            channels_last or contiguous; on CUDA, they need Triton and compute capability 8.0, and maps are
-            channels_last. Other calls use plain PyTorch. The output has the layout of `x`. The fused form can be
-            differentiated once.
+            mode or, on the CPU, evaluation without gradients, maps that are all float32 or, as under autocast, all
+            bfloat16, affine parameters and running statistics in float32, and a momentum. On the CPU, they need the
+            compiled kernels, and maps are channels_last or contiguous; on CUDA, they need Triton and compute
+            capability 8.0, and maps are channels_last. Other calls use plain PyTorch. The output has the layout of
+            `x`. The fused form can be differentiated once.
 
     Raises:
         ValueError: `x` does not have four dimensions, or has one value for each channel in training mode.
@@ -108,6 +120,9 @@ def norm_alone(norm: nn.Module, x: Tensor, *, fused: bool = False) -> Tensor:
 
 
 def _run(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None, *, relu: bool) -> Tensor:
+    if not norm.training:
+        statistics = norm.running_mean, norm.running_var
+        return _with_op(x, norm.weight, norm.bias, residual, *statistics, norm.eps, relu)
     y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, residual, norm.eps, relu)
     update(norm, mean, variance)
     return y
@@ -131,14 +146,14 @@ def _plain(norm: nn.Module, x: Tensor) -> Tensor:
 def _supports(norm: nn.Module, x: Tensor, residual: Tensor | None) -> bool:
     return (
         is_unmodified(norm, nn.BatchNorm2d)
-        and norm.training
+        and (norm.training or evaluates_on_cpu(x))
         and not records_plain_layers()
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
         and norm.weight.dtype == norm.running_mean.dtype == torch.float32
         and _supports_map(x)
-        and x.numel() > x.shape[1]
+        and x.numel() > (x.shape[1] if norm.training else 0)
         and (residual is None or (_supports_map(residual) and _is_like(residual, x)))
     )
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from oekd_fast.layers.unmodified import is_unmodified, records_plain_layers
+from oekd_fast.layers.unmodified import evaluates_on_cpu, is_unmodified, records_plain_layers
 
 
 def is_plain_conv(conv: nn.Module, x: Tensor) -> bool:
-    """Return whether ``conv(x)`` is a convolution in training that an op for the CPU may compute.
+    """Return whether ``conv(x)`` is a convolution that an op for the CPU may compute.
 
-    It is one of an unmodified ``torch.nn.Conv2d`` in training mode, without bias, groups or dilation, padded with half
-    the side of its square filter, of a float32 map that is channels_last or contiguous, outside of autocast.
+    It is one of an unmodified ``torch.nn.Conv2d``, in training mode or evaluated without gradients. It has no bias,
+    groups or dilation, is padded with half the side of its square filter, and takes a float32 map that is channels_last
+    or contiguous, outside of autocast.
     """
-    if not (is_unmodified(conv, nn.Conv2d) and conv.training and isinstance(x, Tensor)):
+    if not (is_unmodified(conv, nn.Conv2d) and isinstance(x, Tensor) and (conv.training or evaluates_on_cpu(x))):
         return False
     weight = conv.weight
     return (

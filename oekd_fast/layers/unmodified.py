@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 
@@ -25,3 +25,8 @@ def is_unmodified(layer: nn.Module, kind: type[nn.Module]) -> bool:
 def records_plain_layers() -> bool:
     """Return whether the call is traced or exported for use without this package."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
+def evaluates_on_cpu(x: Tensor) -> bool:
+    """Return whether ops for the CPU may take the place of layers in evaluation mode: gradients are off."""
+    return not torch.is_grad_enabled() and x.device.type == "cpu"

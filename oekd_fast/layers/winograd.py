@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's minimal filtering: one CPU op in each direction in training, else plain PyTorch.
+"""3x3 convolutions by Winograd's minimal filtering: one CPU op in each direction, else plain PyTorch.
 
 F(2x2, 3x3) of Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), computes
 tiles of 2 x 2 outputs with 16 multiplications for each pair of channels instead of 36, and the gradients likewise. The
@@ -119,9 +119,9 @@ def winograd_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def takes(conv: nn.Module, x: Tensor) -> bool:
     """Return whether the ops support ``conv(x)`` and were measured to be faster.
 
-    They need the compiled kernels, a processor with a rule in `RULES`, training mode, a float32 map that is
-    channels_last or contiguous, a 3x3 convolution with stride 1 and padding 1, without bias, and numbers of channels,
-    pixels and tiles that the rule takes.
+    They need the compiled kernels, a processor with a rule in `RULES`, training mode or evaluation without gradients, a
+    float32 map that is channels_last or contiguous, a 3x3 convolution with stride 1 and padding 1, without bias, and
+    numbers of channels, pixels and tiles that the rule takes.
     """
     rule = _rule_here()
     if rule is None or not is_plain_conv(conv, x):

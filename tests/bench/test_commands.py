@@ -38,7 +38,8 @@ COMMANDS = (
         "bench.gpu.compare",
         "bench.gpu.pack",
     ),
-    *("bench.step.direct_convs", "bench.step.openmp_waiting", "bench.step.precisions", "bench.step.ranks"),
+    *("bench.step.direct_convs", "bench.step.evaluation", "bench.step.openmp_waiting"),
+    *("bench.step.precisions", "bench.step.ranks"),
     *(
         "bench.codegen",
         "bench.students.widths",

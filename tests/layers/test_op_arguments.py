@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import oekd_fast.losses.feature_native  # noqa: F401 - defines ops
 from oekd_fast.layers.fast_module import use_fused_norms
 
 from ..conftest import needs_native
@@ -16,6 +17,10 @@ pytestmark = needs_native
 X, DY, NUMBERS = random(2, 5, 6, 6), random(2, 7, 6, 6), random(5)
 CALLS = {
     "norm_relu": {"x": X, "weight": NUMBERS, "bias": NUMBERS, "residual": X, "eps": EPS},
+    "norm_relu_with": {
+        "x": X, "weight": NUMBERS, "bias": NUMBERS, "residual": X, "mean": NUMBERS, "variance": NUMBERS.abs(),
+        "eps": EPS,
+    },
     "norm_relu_backward": {
         "dy": X, "x": X, "y": X, "weight": NUMBERS, "bias": NUMBERS, "mean": NUMBERS, "rstd": NUMBERS,
         "residual_grad": True,
@@ -72,6 +77,7 @@ def test_tensors_that_are_all_on_the_meta_device_give_shapes(op):
 # The dtypes beside float32 that an argument may have; the others are float32.
 OTHER_DTYPES = {
     ("norm_relu", "x"): (torch.bfloat16,),
+    ("norm_relu_with", "x"): (torch.bfloat16,),
     ("norm_relu_backward", "x"): (torch.bfloat16,),
     ("feature_kd_student", "map"): (torch.bfloat16,),
     ("feature_kd_student", "teacher"): (torch.bfloat16,),

@@ -160,20 +160,56 @@ struct Statistics {
   std::vector<double> mean, squares;
 };
 
+// The checked arguments of a forward pass.
+struct Forward {
+  Forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& residual, double eps,
+          bool relu, std::string_view isa)
+      : map(dense_map("x", x, x)),
+        weight(channels_of("weight", weight, x.size(1))),
+        bias(channels_of("bias", bias, x.size(1))),
+        relu(relu),
+        kernel(kernel_for(map, isa)),
+        cut(kernel, map) {
+    OEKD_CHECK(eps > 0 && std::isfinite(eps), "eps: expected a finite number > 0, got ", eps);
+    OEKD_CHECK(relu || !residual, "residual: expected None where relu is false, got a tensor");
+    if (residual) added = dense_map("residual", *residual, x);
+  }
+
+  // Returns y for the mean and the reciprocal standard deviation of each channel.
+  Tensor normalised(const float* mean, const float* rstd) const {
+    const float *const w = weight.const_data_ptr<float>(), *const b = bias.const_data_ptr<float>();
+    const Floats mean_table = cut.table([&](int64_t c) { return mean[c]; });
+    const Floats scale_table = cut.table([&](int64_t c) { return w[c] * rstd[c]; });
+    const Floats bias_table = cut.table([&](int64_t c) { return b[c]; });
+    Tensor y = map_like(map);
+    NormForward problem{};
+    problem.channels = cut.channels;
+    problem.tile = cut.tile;
+    problem.x = map.const_data_ptr();
+    problem.residual = added ? added->const_data_ptr() : nullptr;
+    problem.y = y.mutable_data_ptr();
+    problem.relu = relu;
+    problem.mean = mean_table.data();
+    problem.scale = scale_table.data();
+    problem.bias = bias_table.data();
+    cut.run_back([&](int64_t begin, int64_t end) { kernel.forward(problem, begin, end); });
+    return y;
+  }
+
+  const Tensor map, weight, bias;
+  OptionalTensor added;
+  const bool relu;
+  const NormReLUKernel& kernel;
+  const Cut cut;
+};
+
 // Returns y, mean, variance and rstd.
 std::array<Tensor, 4> forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& residual,
                               double eps, bool relu, std::string_view isa) {
   const int64_t rows = count_rows(x, 2), channels = x.size(1);
-  OEKD_CHECK(eps > 0 && std::isfinite(eps), "eps: expected a finite number > 0, got ", eps);
-  OEKD_CHECK(relu || !residual, "residual: expected None where relu is false, got a tensor");
-  const Tensor map = dense_map("x", x, x), scales = channels_of("weight", weight, channels);
-  const Tensor biases = channels_of("bias", bias, channels);
-  const OptionalTensor added = residual ? OptionalTensor(dense_map("residual", *residual, x)) : std::nullopt;
-  const NormReLUKernel& kernel = kernel_for(map, isa);
-  const Cut cut(kernel, map);
-
-  const Statistics statistics(map.const_data_ptr(), kernel, cut);
-  Tensor y = map_like(map), mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
+  const Forward call(x, weight, bias, residual, eps, relu, isa);
+  const Statistics statistics(call.map.const_data_ptr(), call.kernel, call.cut);
+  Tensor mean = vector_of(channels), variance = vector_of(channels), rstd = vector_of(channels);
   float *const means = mean.mutable_data_ptr<float>(), *const rstds = rstd.mutable_data_ptr<float>();
   float* const variances = variance.mutable_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
@@ -181,23 +217,20 @@ std::array<Tensor, 4> forward(const Tensor& x, const Tensor& weight, const Tenso
     variances[c] = static_cast<float>(statistics.squares[c] / static_cast<double>(rows - 1));
     rstds[c] = static_cast<float>(1 / std::sqrt(statistics.squares[c] / static_cast<double>(rows) + eps));
   }
+  return {call.normalised(means, rstds), mean, variance, rstd};
+}
 
-  const float *const w = scales.const_data_ptr<float>(), *const b = biases.const_data_ptr<float>();
-  const Floats mean_table = cut.table([&](int64_t c) { return means[c]; });
-  const Floats scale_table = cut.table([&](int64_t c) { return w[c] * rstds[c]; });
-  const Floats bias_table = cut.table([&](int64_t c) { return b[c]; });
-  NormForward problem{};
-  problem.channels = channels;
-  problem.tile = cut.tile;
-  problem.x = map.const_data_ptr();
-  problem.residual = added ? added->const_data_ptr() : nullptr;
-  problem.y = y.mutable_data_ptr();
-  problem.relu = relu;
-  problem.mean = mean_table.data();
-  problem.scale = scale_table.data();
-  problem.bias = bias_table.data();
-  cut.run_back([&](int64_t begin, int64_t end) { kernel.forward(problem, begin, end); });
-  return {y, mean, variance, rstd};
+// Returns y for the given mean and variance of each channel.
+Tensor forward_with(const Tensor& x, const Tensor& weight, const Tensor& bias, const OptionalTensor& residual,
+                    const Tensor& mean, const Tensor& variance, double eps, bool relu, std::string_view isa) {
+  count_rows(x, 1);
+  const int64_t channels = x.size(1);
+  const Forward call(x, weight, bias, residual, eps, relu, isa);
+  const Tensor means = channels_of("mean", mean, channels), variances = channels_of("variance", variance, channels);
+  const float* const v = variances.const_data_ptr<float>();
+  std::vector<float> rstds(channels);
+  for (int64_t c = 0; c < channels; ++c) rstds[c] = static_cast<float>(1 / std::sqrt(double{v[c]} + eps));
+  return call.normalised(means.const_data_ptr<float>(), rstds.data());
 }
 
 // Returns dx, dweight, dbias and dresidual.
@@ -273,6 +306,17 @@ void norm_relu(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_r
   const std::string isa = arguments.text();
   const auto [y, mean, variance, rstd] = forward(x, weight, bias, residual, eps, relu, isa);
   reply(stack, y, mean, variance, rstd);
+}
+
+void norm_relu_with(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {
+  Arguments arguments(stack);
+  const Tensor x = arguments.tensor(), weight = arguments.tensor(), bias = arguments.tensor();
+  const OptionalTensor residual = arguments.optional_tensor();
+  const Tensor mean = arguments.tensor(), variance = arguments.tensor();
+  const double eps = arguments.number();
+  const bool relu = arguments.flag();
+  const std::string isa = arguments.text();
+  reply(stack, forward_with(x, weight, bias, residual, mean, variance, eps, relu, isa));
 }
 
 void norm_relu_backward(StableIValue* stack, uint64_t /*num_arguments*/, uint64_t /*num_results*/) {

@@ -9,6 +9,7 @@
 namespace oekd {
 
 void norm_relu(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
+void norm_relu_with(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
 void norm_relu_backward(StableIValue* stack, uint64_t num_arguments, uint64_t num_results);
 
 }  // namespace oekd
