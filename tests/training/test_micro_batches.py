@@ -82,6 +82,7 @@ def test_a_step_is_skipped_if_one_part_overflows(one_thread):
 
 
 def test_each_part_of_each_rank_needs_two_images():
-    _check_batch_size(24, World(0, 3), 4)
+    config = TrainConfig(micro_batches=4)
+    _check_batch_size(24, World(0, 3), config)
     with pytest.raises(DataError, match="^batch_size: .* at least 24 images on 3 ranks in 4 micro-batches, got 23$"):
-        _check_batch_size(23, World(0, 3), 4)
+        _check_batch_size(23, World(0, 3), config)
