@@ -71,7 +71,7 @@ class DistillationConfig(Section):
     """Stop gradients at the ensemble's prediction, which is the students' target."""
     learn_from: Literal["objective", "others", "wider", "equal_or_wider", "all"] = "objective"
     """Students whose mean prediction is the target of student j: as the objective says; all others; students 1 to
-    j - 1, or for student 1 all others; students 1 to j; or all. The last two need learn_from_average."""
+    j - 1, or for student 1 all others; or, with learn_from_average, students 1 to j or all."""
     learn_from_average: bool = False
     """Learn from the moving average of the students' weights, with the decay ema_decay, in place of their current
     ones."""

@@ -94,7 +94,6 @@ def test_a_resumed_run_has_the_steps_that_are_left(smallest, plan_of, monkeypatc
     before = files(config.run_folder)
     plan = plan_of(replace(config, resume=True))
     assert [phase.steps_left for phase in plan.phases] == [0, 1, 6]
-    assert plan.phases[0].total.high < plan.phases[2].total.high
     assert files(config.run_folder) == before
 
 
