@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oekd_fast.common.spread import Spread, spread
 from oekd_fast.family.ensemble import build_ensemble
-from oekd_fast.figures.palette import ENSEMBLE, NEUTRAL, OF_ENSEMBLE
+from oekd_fast.figures.palette import ENSEMBLE, NEUTRAL, OF_ENSEMBLE, student_color, student_marker
 from oekd_fast.figures.plotting import (
     logarithmic,
     new_figure,
+    new_panels,
     number_of_student,
     percent_axis,
     png,
@@ -25,8 +27,8 @@ from oekd_fast.figures.plotting import (
 from oekd_fast.figures.sizes import draw_students
 
 from ..evidence import results as evidence
-from ..evidence.arms import COMMON
-from ..evidence.gains import best_alone
+from ..evidence.arms import ARMS, COMMON
+from ..evidence.gains import best_alone, gain
 from .tables import RESULTS, ROOT
 
 if TYPE_CHECKING:
@@ -107,7 +109,39 @@ def family_against_alone(
     return figure
 
 
-PICTURES = {"accuracy_against_size": digits, "evidence": recipes}
+def lengths(results: Path) -> Figure:
+    """Gains of students against the epochs of the schedule, for the recipes that were trained with several."""
+    entries = evidence.read(results / "evidence_cifar100.json")
+    students, epochs = range(COMMON["num_students"]), sorted({entry["epochs"] for entry in entries})
+    found = {name: [[(e, gain(entries, name, e, j + 1)) for e in epochs] for j in students] for name in ARMS}
+    found = {name: [[(e, g) for e, g in row if g is not None] for row in rows] for name, rows in found.items()}
+    found = {name: rows for name, rows in found.items() if max(map(len, rows)) > 1}
+    figure, panels = new_panels(len(found), columns=3, size=(3.6, 3.4))
+    first = None
+    for panel, (name, rows) in zip(panels, found.items(), strict=True):
+        axes = panel.subplots()
+        if first is not None:
+            axes.sharey(first)
+        first = first or axes
+        axes.axhline(0, color=NEUTRAL, linewidth=1)
+        for j, row in enumerate(rows):
+            # Students are shifted apart by 1.5 % of the epochs, so that error bars do not cover each other.
+            x = [length * (1 + 0.015 * (j - len(rows) // 2)) for length, _ in row]
+            points = [difference.points for _, (difference, _) in row]
+            errors = [math.nan if difference.error is None else difference.error for _, (difference, _) in row]
+            axes.errorbar(
+                x, points, yerr=errors, color=student_color(j), marker=student_marker(j), capsize=3, linewidth=1,
+                label=f"student {j + 1}",
+            )  # fmt: skip
+        axes.set(xlabel="epochs", ylabel="gain over alone, points", title=name, xscale="log")
+        axes.set_xticks(epochs, [str(length) for length in epochs], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.grid()
+        shared_legend(panel, axes, columns=3)
+    return figure
+
+
+PICTURES = {"accuracy_against_size": digits, "evidence": recipes, "evidence_epochs": lengths}
 
 
 def main() -> None:

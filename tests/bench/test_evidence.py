@@ -121,13 +121,13 @@ def test_a_taught_recipe_trains_its_teacher_first_and_takes_it_when_it_is_there(
     assert "2 of 3 runs are recorded" in capsys.readouterr().out
 
 
-def written(tmp_path, *entries):
+def written(tmp_path, *entries, epochs=30):
     """A file of results with these arms, seeds and students, each with the given accuracies."""
     file = tmp_path / "evidence_cifar100.json"
     machine = {"processor": "P", "threads": 2, "cpu_capability": "AVX2", "torch": "2", "commit": "abc"}
     for arm, seed, student, accuracy in entries:
         ensemble = 31.0 if student is None else None
-        key = results.Key(arm, seed, 30, student)
+        key = results.Key(arm, seed, epochs, student)
         results.add(file, {**key._asdict(), "accuracy": accuracy, "ensemble": ensemble, "machine": machine})
     return file
 
@@ -259,6 +259,21 @@ def test_the_picture_has_the_means_of_families_and_of_the_students_alone(tmp_pat
     assert "mean of 2 seeds" in axes.get_title() and [31.0, 31.0] in drawn  # the ensemble
     bars = [abs(bar.get_segments()[0][0][1] - bar.get_segments()[0][1][1]) for bar in axes.collections]
     assert bars == pytest.approx([2 * 0.5**0.5] * 10)  # a sample standard deviation up and down
+
+
+def test_the_picture_of_lengths_has_the_gains_of_recipes_that_were_trained_with_several(tmp_path):
+    for epochs, gain_of_one in ((15, -2.0), (60, 1.0)):
+        alone = [("independent", seed, j + 1, [20.0 + j + seed]) for seed in range(2) for j in range(5)]
+        families = [
+            ("one", seed, None, [20.0 + j + seed + gain_of_one + 0.5 * seed for j in range(5)]) for seed in range(2)
+        ]
+        written(tmp_path, *alone, *families, *([("paper", 0, None, [25.0] * 5)] if epochs == 60 else []), epochs=epochs)
+    (axes,) = pictures.lengths(tmp_path).axes
+    assert axes.get_title() == "one" and [tick.get_text() for tick in axes.get_xticklabels()] == ["15", "60"]
+    drawn = [line for line in axes.lines if list(line.get_ydata()) == [-1.75, 1.25]]
+    assert len(drawn) == 5 and list(drawn[2].get_xdata()) == [15, 60]
+    bars = [abs(bar.get_segments()[0][0][1] - bar.get_segments()[0][1][1]) for bar in axes.collections]
+    assert bars == pytest.approx([2 * 0.25] * 5)  # a standard error of gains of 0 and 0.5 points, up and down
 
 
 def test_the_table_of_recipes_has_what_each_is_expected_to_do(tmp_path):
