@@ -30,15 +30,23 @@ def table(heading: Iterable[str], rows: Iterable[Iterable], caption: str) -> str
 
 
 def machines(results: Iterable[dict]) -> str:
-    """Name the machine and the commit of each result, without repetitions."""
-    return "; ".join(dict.fromkeys(machine(result["machine"]) for result in results))
+    """Name the machines of results, each with the commits that were measured on it, without repetitions."""
+    commits: dict[str, dict[str, None]] = {}
+    for where in (result["machine"] for result in results):
+        commits.setdefault(_machine(where), {})[where["commit"]] = None
+    return "; ".join(
+        f"{name}, {'commit' if len(of_machine) == 1 else 'commits'} {', '.join(of_machine)}"
+        for name, of_machine in commits.items()
+    )
 
 
 def machine(where: dict) -> str:
-    return (
-        f"{where['processor']}, {where['threads']} threads, {where['cpu_capability']}, torch {where['torch']}, "
-        f"commit {where['commit']}"
-    )
+    return machines([{"machine": where}])
+
+
+def _machine(where: dict) -> str:
+    threads = f"{where['threads']} thread" + ("" if where["threads"] == 1 else "s")
+    return f"{where['processor']}, {threads}, {where['cpu_capability']}, torch {where['torch']}"
 
 
 def milliseconds(value: float) -> str:
