@@ -16,6 +16,8 @@ from bench.evidence.subset import write_subset
 from bench.evidence.test_images import error_over_seeds_and_images, packed, unpacked
 from bench.readme import pictures
 from bench.readme.evidence import gains, on_test, outcomes, recipes, shorter_schedules
+from oekd_fast.config.objectives import OBJECTIVE_DEFAULTS
+from oekd_fast.config.recipes import recipe_config
 from oekd_fast.data import DataError, Split
 from oekd_fast.reproduction import seeds
 from oekd_fast.runs.console import RunConsole
@@ -51,6 +53,18 @@ def test_each_arm_is_a_training_of_its_own_and_says_what_it_should_show(tmp_path
         assert all(configs[name][key] == value for key, value in changed.items() if not isinstance(value, tuple | str))
         assert arm.hypothesis.endswith(".") and (configs[name]["ramp_epochs"] == 6) == arm.ramped
     assert len({json.dumps(fields, sort_keys=True, default=str) for fields in configs.values()}) == len(ARMS)
+
+
+@pytest.mark.parametrize("epochs", [30, 300])
+def test_the_modern_recipes_are_the_one_that_gained_most(tmp_path, epochs):
+    """But for the channels in multiples of 8."""
+    modern = recipe_config("modern/cifar100/resnet20", epochs=epochs)
+    compared = config_of(ARMS["one"], tmp_path, epochs)
+    assert modern.loss_weights == compared.loss_weights
+    recipe, arm = modern.training_fields(), compared.training_fields()
+    unused = {"decay_epochs", *OBJECTIVE_DEFAULTS}  # of other schedules; the weights are compared above
+    different = {name for name in arm if recipe[name] != arm[name]} - unused
+    assert different == {"dataset", "width_divisor", "evaluate_every"}
 
 
 def run(tmp_path, *arguments) -> int:
