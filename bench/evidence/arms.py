@@ -126,6 +126,11 @@ ARMS: dict[str, Arm] = {
         "training, and gains 1 to 2 points for student 1 and 3 to 5 for the others.",
         {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "all", "learn_from_average": True, "ema_decay": 0.99},
     ),
+    "neighbours": Arm(
+        "The next wider and the next narrower student teach, so that student 1 learns from one that is as good and "
+        "fits the training images less: 0.5 to 1.5 points for student 1, 1 to 3 for the others.",
+        {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "neighbours"},
+    ),
     "wider": Arm(
         "Wider students teach, and all others teach student 1 a little: 0.3 to 1 point for student 1, up to 2 for 5.",
         {"kd_weight": 1.0, "temperature": 3.0, "learn_from": "wider", "kd_strengths": _STRENGTHS},

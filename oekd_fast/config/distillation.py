@@ -69,9 +69,10 @@ class DistillationConfig(Section):
     """Weights of the classes in the cross-entropy; balanced is n / (C n_c) for n_c of n training images."""
     detach_ensemble: bool = True
     """Stop gradients at the ensemble's prediction, which is the students' target."""
-    learn_from: Literal["objective", "others", "wider", "equal_or_wider", "all"] = "objective"
-    """Students whose mean prediction is the target of student j: as the objective says; all others; students 1 to
-    j - 1, or for student 1 all others; or, with learn_from_average, students 1 to j or all."""
+    learn_from: Literal["objective", "others", "neighbours", "wider", "equal_or_wider", "all"] = "objective"
+    """Students whose mean prediction is the target of student j: as the objective says; all others; students
+    j - 1 and j + 1; students 1 to j - 1, or for student 1 all others; or, with learn_from_average, students 1 to j or
+    all."""
     learn_from_average: bool = False
     """Learn from the moving average of the students' weights, with the decay ema_decay, in place of their current
     ones."""

@@ -72,6 +72,8 @@ def mixing_rows(config: TrainConfig) -> Tensor:
         taught_by = torch.ones(students, students).tril()
     elif config.learn_from == "all":
         taught_by = torch.ones(students, students)
+    elif config.learn_from == "neighbours":
+        taught_by = torch.ones(students, students).tril(1).triu(-1) - torch.eye(students)
     elif config.learn_from == "wider":
         taught_by = torch.ones(students, students).tril(-1)
         taught_by[0, 1:] = 1.0

@@ -34,7 +34,7 @@ from oekd_fast.config.train_config import TrainConfig
         ({"divergence": "js", "divergence_beta": 2.0},
          "divergence_beta: expected a number in \\(0, 1\\) with divergence='js', got 2"),
         ({"divergence": "decoupled", "mixup": 0.2}, "mixup: expected none with divergence='decoupled', whose"),
-        ({"learn_from": "narrower"}, "learn_from: expected one of objective, others, wider, equal_or_wider, all, got"),
+        ({"learn_from": "narrower"}, "learn_from: expected one of objective, others, neighbours, wider, "),
         ({"learn_from": "equal_or_wider"}, "learn_from_average: expected True with learn_from='equal_or_wider'"),
         ({"learn_from": "all"}, "learn_from_average: expected True with learn_from='all', since a student learns"),
         ({"learn_from": "others", "num_students": 1}, "num_students: expected at least 2 with learn_from='others'"),

@@ -170,6 +170,7 @@ def test_students_learn_from_the_copies_instead_of_each_other():
 # What each of three students learns from: weights of the students' predictions.
 LEARN_FROM = {
     "others": ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
+    "neighbours": ((0, 1, 0), (1 / 2, 0, 1 / 2), (0, 1, 0)),
     "wider": ((0, 1 / 2, 1 / 2), (1, 0, 0), (1 / 2, 1 / 2, 0)),
     "equal_or_wider": ((1, 0, 0), (1 / 2, 1 / 2, 0), (1 / 3, 1 / 3, 1 / 3)),
     "all": ((1 / 3, 1 / 3, 1 / 3),) * 3,
@@ -180,6 +181,8 @@ LEARN_FROM = {
     ("learn_from", "average", "strengths"),
     [
         ("others", False, None),
+        ("neighbours", False, (1.0, 0.5, 2.0)),
+        ("neighbours", True, None),
         ("wider", False, (0.0, 1.0, 0.5)),
         ("equal_or_wider", True, (0.3, 1.0, 2.0)),
         ("all", True, None),
