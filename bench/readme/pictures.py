@@ -109,16 +109,13 @@ def family_against_alone(
     return figure
 
 
-def lengths(results: Path) -> Figure | None:
-    """Gains of students against the epochs of the schedule, for the recipes that were trained with several; None
-    without any."""
+def lengths(results: Path) -> Figure:
+    """Gains of students against the epochs of the schedule, for the recipes that were trained with several."""
     entries = evidence.read(results / "evidence_cifar100.json")
     students, epochs = range(COMMON["num_students"]), sorted({entry["epochs"] for entry in entries})
     found = {name: [[(e, gain(entries, name, e, j + 1)) for e in epochs] for j in students] for name in ARMS}
     found = {name: [[(e, g) for e, g in row if g is not None] for row in rows] for name, rows in found.items()}
     found = {name: rows for name, rows in found.items() if max(map(len, rows)) > 1}
-    if not found:
-        return None
     figure, panels = new_panels(len(found), columns=3, size=(3.6, 3.4))
     first = None
     for panel, (name, rows) in zip(panels, found.items(), strict=True):
@@ -150,8 +147,6 @@ PICTURES = {"accuracy_against_size": digits, "evidence": recipes, "evidence_epoc
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name, draw in PICTURES.items():
-        if draw(RESULTS) is None:
-            continue
         (ROOT / "docs" / "images" / f"{name}.png").write_bytes(png(lambda draw=draw: draw(RESULTS)))
 
 

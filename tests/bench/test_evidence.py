@@ -276,9 +276,6 @@ def test_the_picture_has_the_means_of_families_and_of_the_students_alone(tmp_pat
 
 
 def test_the_picture_of_lengths_has_the_gains_of_recipes_that_were_trained_with_several(tmp_path):
-    written(tmp_path, ("one", 0, None, [30.0] * 5), ("independent", 0, 1, [29.0]))
-    assert pictures.lengths(tmp_path) is None
-    (tmp_path / "evidence_cifar100.json").unlink()
     for epochs, gain_of_one in ((15, -2.0), (60, 1.0)):
         alone = [("independent", seed, j + 1, [20.0 + j + seed]) for seed in range(2) for j in range(5)]
         families = [
